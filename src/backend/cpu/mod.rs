@@ -1,0 +1,237 @@
+//! The CPU backend: f32 throughout, rayon and the `gemm` crate. The oracle for every other backend.
+
+mod buffer;
+
+pub use buffer::CpuBuffer;
+
+use crate::error::{Error, Result};
+use crate::ops::{
+    AttentionShape, Backend, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix, MatrixMut,
+    RopeTable, Segments, UpdateRule,
+};
+
+/// The CPU. Work is spread over rayon's current thread pool; results do not depend on the number of threads.
+#[derive(Clone, Debug, Default)]
+pub struct Cpu;
+
+impl Backend for Cpu {
+    type Buffer = CpuBuffer;
+
+    fn description(&self) -> String {
+        format!("cpu, {} threads, f32", rayon::current_num_threads())
+    }
+
+    fn compute_dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn zeros(&self, name: &str, len: usize, dtype: DType) -> Result<CpuBuffer> {
+        if matches!(dtype, DType::F32 | DType::U32) {
+            return Ok(CpuBuffer::zeros(len, dtype));
+        }
+        Err(Error::Device(format!("{name}: the CPU backend stores f32 and u32, not {dtype:?}")))
+    }
+
+    fn len(&self, buffer: &CpuBuffer) -> usize {
+        buffer.len()
+    }
+
+    fn upload_f32(&self, buffer: &mut CpuBuffer, offset: usize, values: &[f32]) -> Result<()> {
+        buffer.floats_mut()[offset..offset + values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn upload_u32(&self, buffer: &mut CpuBuffer, offset: usize, values: &[u32]) -> Result<()> {
+        buffer.integers_mut()[offset..offset + values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn download_f32(&self, buffer: &CpuBuffer, offset: usize, len: usize) -> Result<Vec<f32>> {
+        Ok(buffer.floats()[offset..offset + len].to_vec())
+    }
+
+    fn copy(
+        &self,
+        from: &CpuBuffer,
+        from_offset: usize,
+        to: &mut CpuBuffer,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<()> {
+        to.floats_mut()[to_offset..to_offset + len].copy_from_slice(&from.floats()[from_offset..from_offset + len]);
+        Ok(())
+    }
+
+    fn clear(&self, buffer: &mut CpuBuffer, offset: usize, len: usize) -> Result<()> {
+        buffer.floats_mut()[offset..offset + len].fill(0.0);
+        Ok(())
+    }
+
+    fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    fn linear_backward_input(
+        &self,
+        dy: Matrix<Self>,
+        w: Matrix<Self>,
+        dx: MatrixMut<Self>,
+        accumulate: bool,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn linear_backward_weight(&self, dy: Matrix<Self>, x: Matrix<Self>, dw: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    fn lora_forward(
+        &self,
+        x: Matrix<Self>,
+        slices: &[LoraSlice<Self>],
+        dropout: Option<Dropout>,
+        s: MatrixMut<Self>,
+        y: MatrixMut<Self>,
+    ) -> Result<()> {
+        todo!()
+    }
+    #[allow(clippy::too_many_arguments)]
+    fn lora_backward(
+        &self,
+        dy: Matrix<Self>,
+        x: Matrix<Self>,
+        s: Matrix<Self>,
+        slices: &[LoraSlice<Self>],
+        dropout: Option<Dropout>,
+        gradients: Option<LoraGradients<Self>>,
+        ds: MatrixMut<Self>,
+        dx: MatrixMut<Self>,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn embedding_forward(&self, ids: Matrix<Self>, table: Matrix<Self>, out: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    fn embedding_backward(&self, ids: Matrix<Self>, d_out: Matrix<Self>, d_table: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    fn gather_rows(&self, from: Matrix<Self>, indices: Matrix<Self>, out: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    #[allow(clippy::too_many_arguments)]
+    fn rms_norm_forward(
+        &self,
+        residual: Matrix<Self>,
+        delta: Option<Matrix<Self>>,
+        weight: Matrix<Self>,
+        epsilon: f32,
+        sum: Option<MatrixMut<Self>>,
+        normed: MatrixMut<Self>,
+        inverse_rms: MatrixMut<Self>,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn rms_norm_backward(
+        &self,
+        d_normed: Matrix<Self>,
+        x: Matrix<Self>,
+        weight: Matrix<Self>,
+        inverse_rms: Matrix<Self>,
+        d_residual: MatrixMut<Self>,
+        d_weight: Option<MatrixMut<Self>>,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn rope(
+        &self,
+        qkv: MatrixMut<Self>,
+        positions: Matrix<Self>,
+        table: &RopeTable<Self>,
+        shape: AttentionShape,
+        inverse: bool,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn attention_forward(
+        &self,
+        qkv: Matrix<Self>,
+        segments: &Segments<Self>,
+        shape: AttentionShape,
+        out: MatrixMut<Self>,
+        log_sum_exp: MatrixMut<Self>,
+    ) -> Result<()> {
+        todo!()
+    }
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self,
+        d_out: Matrix<Self>,
+        qkv: Matrix<Self>,
+        out: Matrix<Self>,
+        log_sum_exp: Matrix<Self>,
+        segments: &Segments<Self>,
+        shape: AttentionShape,
+        d_qkv: MatrixMut<Self>,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn swiglu_forward(&self, gate_up: Matrix<Self>, h: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    fn swiglu_backward(&self, d_h: Matrix<Self>, gate_up: Matrix<Self>, d_gate_up: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    #[allow(clippy::too_many_arguments)]
+    fn loss_head(
+        &self,
+        loss: HeadLoss,
+        hidden: Matrix<Self>,
+        head: Matrix<Self>,
+        targets: Matrix<Self>,
+        weights: Matrix<Self>,
+        values: MatrixMut<Self>,
+        gradients: Option<HeadGradients<Self>>,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn representation_distance(
+        &self,
+        hidden: Matrix<Self>,
+        reference: Matrix<Self>,
+        weights: Matrix<Self>,
+        values: MatrixMut<Self>,
+        d_hidden: Option<MatrixMut<Self>>,
+    ) -> Result<()> {
+        todo!()
+    }
+    #[allow(clippy::too_many_arguments)]
+    fn random_mapping(
+        &self,
+        hidden: Matrix<Self>,
+        table: Matrix<Self>,
+        ids: Matrix<Self>,
+        weights: Matrix<Self>,
+        values: MatrixMut<Self>,
+        d_hidden: Option<MatrixMut<Self>>,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn axpy(&self, alpha: f32, x: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    fn weighted_sum(&self, a: Matrix<Self>, b: Matrix<Self>, scale: f32, out: MatrixMut<Self>) -> Result<()> {
+        todo!()
+    }
+    fn squared_norm(&self, x: Matrix<Self>) -> Result<f64> {
+        todo!()
+    }
+    #[allow(clippy::too_many_arguments)]
+    fn optimizer_update(
+        &self,
+        rule: UpdateRule,
+        coefficients: Matrix<Self>,
+        weights: MatrixMut<Self>,
+        remainder: Option<MatrixMut<Self>>,
+        gradients: Matrix<Self>,
+        states: &mut [MatrixMut<Self>],
+    ) -> Result<()> {
+        todo!()
+    }
+}

@@ -1,0 +1,3 @@
+//! Devices. Each implements [`crate::ops::Backend`] and nothing above this folder knows which one it runs on.
+
+pub mod cpu;

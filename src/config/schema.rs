@@ -1,0 +1,307 @@
+//! The tables and keys of a run file, with their defaults. Spelling is public: other tools write these files.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::optimizer::OptimizerKind;
+
+/// A whole run file of `temper harden`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Seed of every random draw.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// The model to harden.
+    pub model: ModelSection,
+    /// The data streams, by the names that the other tables use.
+    pub data: BTreeMap<String, DataConfig>,
+    /// The method.
+    pub tar: TarConfig,
+    /// When to write checkpoints.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Behaviours of the authors' code that differ from what is right.
+    #[serde(default)]
+    pub compat: CompatConfig,
+}
+
+fn default_seed() -> u64 {
+    42
+}
+
+/// `[model]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Hugging Face directory of the model to harden, already with its plain safeguard.
+    pub path: PathBuf,
+    /// Directory of the frozen reference model of the retain loss; the model itself where absent.
+    pub reference: Option<PathBuf>,
+    /// Dtype of the files that are written ("f32", "bf16", "f16"); that of the input where absent.
+    pub dtype: Option<String>,
+}
+
+/// `[data.NAME]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A JSONL or Parquet file, or a directory of them.
+    pub path: PathBuf,
+    /// Whether each pass has its own random order; otherwise file order.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+    /// Sequences of one batch.
+    #[serde(default = "default_batch")]
+    pub batch: usize,
+    /// Longest sequence in tokens; longer ones are cut.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Whether sequences lie one after another (packed) or are padded to the longest of the batch.
+    #[serde(default = "yes")]
+    pub pack: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_batch() -> usize {
+    8
+}
+
+fn default_max_length() -> usize {
+    256
+}
+
+/// `[tar]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TarConfig {
+    /// N.
+    pub outer_steps: u64,
+    /// K.
+    pub inner_steps: u64,
+    /// A TR gradient is taken after every `tr_every`-th inner step.
+    pub tr_every: u64,
+    /// Factor on every TR gradient.
+    pub tr_scale: f64,
+    /// λ of the weight exp(λ(k − (K−1))) of inner step k; absent for equal weights.
+    pub schedule_lambda: Option<f64>,
+    /// Factor on the retain gradient.
+    pub retain_scale: f64,
+    /// Whether the retain loss includes the distance of the hidden states to the reference model's.
+    pub retain_representations: bool,
+    /// Trajectories per outer step; each meta-gradient is divided by their number.
+    pub tasks_per_step: u64,
+    /// The tamper-resistance loss.
+    pub tr_loss: TrLoss,
+    /// Stream of the held-out batches that the tamper-resistance loss sees.
+    pub tr_data: String,
+    /// Stream of the retain loss.
+    pub retain_data: String,
+    /// Stop adding TR gradients once their weighted loss sum is below this bound (the authors': −ln V); absent: unbounded.
+    pub lower_bound: Option<f64>,
+    /// The outer optimizer.
+    pub outer: OuterConfig,
+    /// The adversaries that trajectories are drawn from.
+    pub adversary: Vec<AdversaryConfig>,
+    /// Scripted draws: entry i decides trajectory i; after the last one, draws are random again.
+    pub script: Vec<ScriptEntry>,
+}
+
+impl Default for TarConfig {
+    fn default() -> Self {
+        Self {
+            outer_steps: 750,
+            inner_steps: 64,
+            tr_every: 4,
+            tr_scale: 4.0,
+            schedule_lambda: Some(0.0625),
+            retain_scale: 1.0,
+            retain_representations: true,
+            tasks_per_step: 1,
+            tr_loss: TrLoss::MaxEntropy,
+            tr_data: "meta".into(),
+            retain_data: "retain".into(),
+            lower_bound: None,
+            outer: OuterConfig::default(),
+            adversary: Vec::new(),
+            script: Vec::new(),
+        }
+    }
+}
+
+/// `tar.tr_loss`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrLoss {
+    /// Minus the entropy of the next-token distribution (knowledge).
+    MaxEntropy,
+    /// Direct preference optimization, β = 0.1 (refusal).
+    Dpo,
+}
+
+/// `[tar.outer]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OuterConfig {
+    /// `schedulefree_adamw` or `adamw`.
+    pub optimizer: OptimizerKind,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Warm-up steps.
+    pub warmup: u64,
+}
+
+impl Default for OuterConfig {
+    fn default() -> Self {
+        Self { optimizer: OptimizerKind::ScheduleFreeAdamW, lr: 2e-5, warmup: 32 }
+    }
+}
+
+/// `[[tar.adversary]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdversaryConfig {
+    /// Its name, for logs and scripts.
+    pub name: String,
+    /// What it trains on.
+    pub data: AdversaryData,
+    /// How often it is drawn, relative to the others.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// What it trains.
+    #[serde(default)]
+    pub params: ParameterChoice,
+    /// Learning rates, one drawn per trajectory.
+    pub lr: Vec<f64>,
+    /// Its optimizer, fresh for each trajectory.
+    #[serde(default = "adamw")]
+    pub optimizer: OptimizerKind,
+    /// Warm-up steps of its learning rate.
+    #[serde(default)]
+    pub warmup: u64,
+    /// LoRA rank, where `params = "lora"`.
+    #[serde(default = "default_rank")]
+    pub rank: usize,
+    /// LoRA alpha.
+    #[serde(default = "default_alpha")]
+    pub alpha: f64,
+    /// Where a two-stream adversary switches.
+    #[serde(default)]
+    pub switch: Option<SwitchDraw>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn adamw() -> OptimizerKind {
+    OptimizerKind::AdamW
+}
+
+fn default_rank() -> usize {
+    16
+}
+
+fn default_alpha() -> f64 {
+    32.0
+}
+
+/// One stream, two that are trained on one after the other, or a weighted mixture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AdversaryData {
+    /// `"forget"`.
+    One(String),
+    /// `["retain", "forget"]`: the first until the switch, then the second.
+    Switch([String; 2]),
+    /// `{forget = 0.5, retain = 0.5}`: each step draws a stream with these weights.
+    Mixture(BTreeMap<String, f64>),
+}
+
+/// `switch = {beta = [6, 3]}`: the switch is at inner step ⌊K · Beta(a, b)⌋.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchDraw {
+    /// Parameters of the Beta distribution.
+    pub beta: [f64; 2],
+}
+
+/// `params`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParameterChoice {
+    /// All weights.
+    #[default]
+    Full,
+    /// LoRA factors.
+    Lora,
+}
+
+/// `[[tar.script]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScriptEntry {
+    /// Name of the adversary.
+    pub adversary: String,
+    /// Its learning rate.
+    pub lr: f64,
+    /// Its switch step, for adversaries of two streams.
+    pub switch_at: Option<u64>,
+}
+
+/// `[checkpoint]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Outer steps between checkpoints; 0 for none but the one at a stop.
+    pub every: u64,
+    /// How many are kept.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 50, keep: 2 }
+    }
+}
+
+/// `[compat]`: each key's default is the right behaviour.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompatConfig {
+    /// Which positions the entropy loss averages over.
+    pub entropy_over: EntropyOver,
+    /// Which point of the schedule-free optimizer is saved.
+    pub schedulefree_point: SchedulefreePoint,
+    /// The authors' broken linear warm-up of attacks.
+    pub official_warmup: bool,
+    /// Consume one retain batch before the first outer step, as the authors' FSDP warm-up does.
+    pub skip_first_retain_batch: bool,
+}
+
+/// `compat.entropy_over`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntropyOver {
+    /// Real tokens.
+    #[default]
+    Valid,
+    /// Every position, padding included.
+    All,
+}
+
+/// `compat.schedulefree_point`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulefreePoint {
+    /// x, the averaged iterate.
+    #[default]
+    Average,
+    /// y, the point where gradients are taken.
+    Train,
+}

@@ -1,0 +1,116 @@
+//! The library's one error type, and the process exit code that each kind of error maps to.
+//!
+//! Every message is one line that says what is wrong, where, and what to do next.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong, with the context a user needs to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused an access to `path`.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted: "read", "create", …
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A file's content is not what it must be.
+    #[error("{}: {problem}; {remedy}", file.display())]
+    Input {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, with the place in the file (line, tensor, key).
+        problem: String,
+        /// What the user can do about it.
+        remedy: String,
+    },
+    /// A setting on the command line or in a run file is wrong.
+    #[error("{key}: {problem}; {remedy}")]
+    Config {
+        /// The setting, spelled as the user spells it (`tar.outer.lr`, `--lr`).
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What the user can do about it.
+        remedy: String,
+    },
+    /// An operation was called with operands whose shapes do not fit: a defect of the caller.
+    #[error("{operation}: {problem}")]
+    Shape {
+        /// The operation.
+        operation: &'static str,
+        /// Which operands disagree, with their shapes.
+        problem: String,
+    },
+    /// A loss or a gradient is not finite, and the run's policy is to stop.
+    #[error("{what} is not finite at step {step}; {remedy}")]
+    NonFinite {
+        /// Which quantity.
+        what: String,
+        /// The outer step (or attack step), counted from 0.
+        step: u64,
+        /// What the user can do about it.
+        remedy: String,
+    },
+    /// The run was asked to stop (SIGTERM, SIGINT) and did so at a safe point.
+    #[error("stopped by request {at}; {remedy}")]
+    Interrupted {
+        /// Where it stopped: "after outer step 12".
+        at: String,
+        /// How to go on.
+        remedy: String,
+    },
+    /// The run needs more memory than there is.
+    #[error("{what} needs {needed} bytes but {available} are available; {remedy}")]
+    Memory {
+        /// What is being allocated.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+        /// Which setting would make it fit.
+        remedy: String,
+    },
+    /// A device call failed.
+    #[error("device: {0}")]
+    Device(String),
+}
+
+/// The library's result type.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::Io`] for `path`; use with `map_err`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// An [`Error::Input`].
+    pub fn input(file: impl AsRef<Path>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Input { file: file.as_ref().to_path_buf(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// An [`Error::Config`].
+    pub fn config(key: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Config { key: key.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// The process exit code: 1 failure, 2 usage or configuration, 3 unusable input file, 4 non-finite numbers,
+    /// 5 not enough memory, 75 stopped by request (the `EX_TEMPFAIL` of sysexits: run again to go on).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config { .. } => 2,
+            Self::Input { .. } => 3,
+            Self::NonFinite { .. } => 4,
+            Self::Memory { .. } => 5,
+            Self::Interrupted { .. } => 75,
+            Self::Io { .. } | Self::Shape { .. } | Self::Device(_) => 1,
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The backward pass, in the reverse order of `forward.rs`.
+
+use super::adapter::Site;
+use super::forward::Linear;
+use super::{Adapter, Block, DeviceBatch, Gradients, Model, Parameters, Workspace};
+use crate::error::Result;
+use crate::ops::{self, Backend, Dropout, LoraGradients, Matrix, MatrixMut, Tensor};
+
+/// Which gradients are wanted; each is added to what is there.
+pub struct GradientTargets<'a, B: Backend> {
+    /// Of the model's weights. With an adapter in the forward pass this is the gradient at the merged weights W + s·BA.
+    pub weights: Option<&'a mut Gradients<B>>,
+    /// Of the adapter's factors.
+    pub adapter: Option<&'a mut Gradients<B>>,
+}
+
+impl<B: Backend> GradientTargets<'_, B> {
+    fn weight(&mut self, block: Block) -> Option<MatrixMut<'_, B>> {
+        self.weights.as_mut().map(|gradients| gradients.matrix_mut(block))
+    }
+}
+
+/// A loss on hidden states: called at every depth from L down to 0, it adds its gradient to that of the hidden state.
+pub trait HiddenGradient<B: Backend> {
+    /// Adds to `gradient` [T, d] the gradient with respect to `hidden` [T, d], the hidden state of depth `level`.
+    fn add(&mut self, level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()>;
+}
+
+impl<B: Backend> Model<B> {
+    /// Gradients of the loss whose gradient with respect to the final norm's output is in the workspace (a loss head put
+    /// it there). `weights`, `adapter`, `dropout` and `batch` are those of the forward pass.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        weights: &Parameters<B>,
+        adapter: Option<&Adapter<B>>,
+        dropout: Option<Dropout>,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+        mut targets: GradientTargets<B>,
+        mut hidden: Option<&mut dyn HiddenGradient<B>>,
+    ) -> Result<()> {
+        let (backend, tokens, layers) = (&self.backend, batch.len(), self.config.num_hidden_layers);
+        workspace.check_fits(tokens)?;
+        if let Some(hidden) = hidden.as_deref_mut() {
+            hidden.add(layers, workspace.normed.top(tokens), workspace.d_normed.top_mut(tokens))?;
+        }
+        let block = self.layout().final_norm();
+        let width = self.config.hidden_size;
+        backend.clear(workspace.d_residual.buffer_mut(), 0, tokens * width)?;
+        ops::rms_norm_backward(
+            backend,
+            workspace.d_normed.top(tokens),
+            workspace.last_residual.top(tokens),
+            weights.matrix(block),
+            workspace.inverse_rms.top(tokens),
+            workspace.d_residual.top_mut(tokens),
+            targets.weight(block),
+        )?;
+        for layer in (0..layers).rev() {
+            let pass = Pass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
+            pass.mlp(workspace, &mut targets)?;
+            pass.attention(batch, workspace, &mut targets)?;
+            if let Some(hidden) = hidden.as_deref_mut() {
+                let Workspace { layers, d_residual, .. } = workspace;
+                hidden.add(layer, layers[layer].input.top(tokens), d_residual.top_mut(tokens))?;
+            }
+        }
+        match targets.weight(self.layout().embed_tokens()) {
+            None => Ok(()),
+            Some(d_table) => {
+                ops::embedding_backward(backend, batch.tokens.view(), workspace.d_residual.top(tokens), d_table)
+            }
+        }
+    }
+}
+
+/// The backward pass of one layer. `d_residual` enters as the gradient of the layer's output and leaves as that of its
+/// input: the residual connections pass it on, and each norm adds the gradient of its branch.
+struct Pass<'a, B: Backend> {
+    linear: Linear<'a, B>,
+    tokens: usize,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    fn mlp(&self, workspace: &mut Workspace<B>, targets: &mut GradientTargets<B>) -> Result<()> {
+        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
+        let (backend, blocks) = (&model.backend, model.layout().layer(layer));
+        let Workspace { layers, d_residual, d_input, d_gate_up, d_mlp_hidden, d_low_rank, .. } = workspace;
+        let a = &layers[layer];
+        let operands = |site, block, x, s| Operands { site, block, x, s };
+        self.linear_backward(
+            operands(Site::Down, blocks.down_proj, a.mlp_hidden.top(tokens), &a.low_rank[Site::Down as usize]),
+            d_residual.top(tokens),
+            d_low_rank,
+            d_mlp_hidden.top_mut(tokens),
+            targets,
+        )?;
+        ops::swiglu_backward(backend, d_mlp_hidden.top(tokens), a.gate_up.top(tokens), d_gate_up.top_mut(tokens))?;
+        self.linear_backward(
+            operands(Site::GateUp, blocks.gate_up, a.mlp_input.top(tokens), &a.low_rank[Site::GateUp as usize]),
+            d_gate_up.top(tokens),
+            d_low_rank,
+            d_input.top_mut(tokens),
+            targets,
+        )?;
+        let norm = blocks.post_attention_layernorm;
+        ops::rms_norm_backward(
+            backend,
+            d_input.top(tokens),
+            a.middle.top(tokens),
+            self.linear.weights.matrix(norm),
+            a.mlp_inverse_rms.top(tokens),
+            d_residual.top_mut(tokens),
+            targets.weight(norm),
+        )
+    }
+
+    fn attention(
+        &self,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+        targets: &mut GradientTargets<B>,
+    ) -> Result<()> {
+        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
+        let (backend, blocks, shape) = (&model.backend, model.layout().layer(layer), model.config.attention());
+        let Workspace { layers, d_residual, d_input, d_qkv, d_attention, d_low_rank, .. } = workspace;
+        let a = &layers[layer];
+        let operands = |site, block, x, s| Operands { site, block, x, s };
+        self.linear_backward(
+            operands(Site::Output, blocks.o_proj, a.attention.top(tokens), &a.low_rank[Site::Output as usize]),
+            d_residual.top(tokens),
+            d_low_rank,
+            d_attention.top_mut(tokens),
+            targets,
+        )?;
+        ops::attention_backward(
+            backend,
+            d_attention.top(tokens),
+            a.qkv.top(tokens),
+            a.attention.top(tokens),
+            a.log_sum_exp.top(tokens),
+            &batch.segments,
+            shape,
+            d_qkv.top_mut(tokens),
+        )?;
+        ops::rope(backend, d_qkv.top_mut(tokens), batch.positions.view(), model.rope_table(), shape, true)?;
+        self.linear_backward(
+            operands(Site::Qkv, blocks.qkv, a.attention_input.top(tokens), &a.low_rank[Site::Qkv as usize]),
+            d_qkv.top(tokens),
+            d_low_rank,
+            d_input.top_mut(tokens),
+            targets,
+        )?;
+        let norm = blocks.input_layernorm;
+        ops::rms_norm_backward(
+            backend,
+            d_input.top(tokens),
+            a.input.top(tokens),
+            self.linear.weights.matrix(norm),
+            a.attention_inverse_rms.top(tokens),
+            d_residual.top_mut(tokens),
+            targets.weight(norm),
+        )
+    }
+
+    /// dx = dy w, dw += dyᵀ x, and the adapters' share of dx and their own gradients.
+    fn linear_backward(
+        &self,
+        operands: Operands<B>,
+        dy: Matrix<B>,
+        d_low_rank: &mut [Option<Tensor<B>>; 4],
+        mut dx: MatrixMut<B>,
+        targets: &mut GradientTargets<B>,
+    ) -> Result<()> {
+        let Operands { site, block, x, s } = operands;
+        let backend = &self.linear.model.backend;
+        ops::linear_backward_input(backend, dy, self.linear.weights.matrix(block), dx.reborrow(), false)?;
+        if let Some(dw) = targets.weight(block) {
+            ops::linear_backward_weight(backend, dy, x, dw)?;
+        }
+        let (Some(adapter), Some(s), Some(ds)) = (self.linear.adapter, s, &mut d_low_rank[site as usize]) else {
+            return Ok(());
+        };
+        let gradients = targets.adapter.as_mut().map(|g| LoraGradients { buffer: g.buffer_mut() });
+        ops::lora_backward(
+            backend,
+            dy,
+            x,
+            s.top(dy.rows),
+            &adapter.slices(self.linear.layer, site),
+            self.linear.dropout_at(site),
+            gradients,
+            ds.top_mut(dy.rows),
+            dx,
+        )
+    }
+}
+
+/// What the forward pass of a fused linear layer used and kept.
+struct Operands<'a, B: Backend> {
+    site: Site,
+    block: Block,
+    x: Matrix<'a, B>,
+    s: &'a Option<Tensor<B>>,
+}

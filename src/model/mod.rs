@@ -1,0 +1,31 @@
+//! The transformer: its configuration, weights in and out, forward and backward, and LoRA.
+//!
+//! There is no autograd. [`Model::forward`] keeps named activations in a [`Workspace`], and [`Model::backward`] walks
+//! them in reverse; both are written once, for every backend.
+
+mod activations;
+mod adapter;
+mod backward;
+mod batch;
+mod config;
+mod export;
+mod forward;
+mod hub;
+mod layout;
+mod parameters;
+mod peft;
+mod rope;
+mod safetensors;
+
+pub use activations::{LayerActivations, Workspace};
+pub use adapter::{Adapter, AdapterConfig, Projection};
+pub use backward::{GradientTargets, HiddenGradient};
+pub use batch::{Batch, DeviceBatch};
+pub use config::{DeclaredDType, ModelConfig, ModelFamily, RopeScaling};
+pub use export::{ExportDType, write_model};
+pub use forward::Model;
+pub use hub::ModelDirectory;
+pub use layout::{Block, ParameterEntry, ParameterLayout};
+pub use parameters::{Gradients, Parameters};
+pub use peft::{read_adapter, write_adapter};
+pub use safetensors::{TensorFile, TensorInfo};

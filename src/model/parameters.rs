@@ -1,0 +1,160 @@
+//! Flat buffers of one layout: weights, and gradients.
+
+use std::sync::Arc;
+
+use super::{Block, ParameterLayout};
+use crate::error::Result;
+use crate::ops::{self, Backend, DType, Matrix, MatrixMut, Tensor};
+
+/// The weights of a model or adapter in one buffer.
+///
+/// On a bf16 backend the buffer that the matmuls read is accompanied by the 16-bit remainder that makes each weight an
+/// exact f32, so that small updates are not lost; on an f32 backend there is no remainder.
+pub struct Parameters<B: Backend> {
+    layout: Arc<ParameterLayout>,
+    weights: Tensor<B>,
+    remainder: Option<Tensor<B>>,
+}
+
+impl<B: Backend> Parameters<B> {
+    /// All weights zero. `name` is the buffer's name in the memory plan.
+    pub fn zeros(backend: &B, name: &str, layout: ParameterLayout) -> Result<Self> {
+        Self::zeros_shared(backend, name, Arc::new(layout))
+    }
+
+    /// As [`Parameters::zeros`], sharing a layout.
+    pub fn zeros_shared(backend: &B, name: &str, layout: Arc<ParameterLayout>) -> Result<Self> {
+        let dtype = backend.compute_dtype();
+        let weights = Tensor::zeros(backend, name, 1, layout.len(), dtype)?;
+        let remainder = match dtype {
+            DType::Bf16 => {
+                Some(Tensor::zeros(backend, &format!("{name} remainder"), 1, layout.len(), DType::Remainder16)?)
+            }
+            _ => None,
+        };
+        Ok(Self { layout, weights, remainder })
+    }
+
+    /// Weights copied from the host, all of the layout in its order.
+    pub fn from_host(backend: &B, name: &str, layout: Arc<ParameterLayout>, values: &[f32]) -> Result<Self> {
+        let mut parameters = Self::zeros_shared(backend, name, layout)?;
+        parameters.upload(backend, values)?;
+        Ok(parameters)
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> &ParameterLayout {
+        &self.layout
+    }
+
+    /// The layout, shared.
+    pub fn layout_handle(&self) -> Arc<ParameterLayout> {
+        Arc::clone(&self.layout)
+    }
+
+    /// One matrix of the weights, as the matmuls read it.
+    pub fn matrix(&self, block: Block) -> Matrix<'_, B> {
+        Matrix { buffer: self.weights.buffer(), offset: block.offset, rows: block.rows, cols: block.cols }
+    }
+
+    /// Weights and remainder as flat matrices, for an optimizer.
+    pub fn flat_mut(&mut self) -> (MatrixMut<'_, B>, Option<MatrixMut<'_, B>>) {
+        (self.weights.view_mut(), self.remainder.as_mut().map(Tensor::view_mut))
+    }
+
+    /// Replaces all weights by host values.
+    pub fn upload(&mut self, backend: &B, values: &[f32]) -> Result<()> {
+        ops::expect("Parameters::upload", "number of values", values.len(), self.layout.len())?;
+        backend.upload_f32(self.weights.buffer_mut(), 0, values)?;
+        match &mut self.remainder {
+            None => Ok(()),
+            // The backend computes the remainder of each value from the same f32.
+            Some(remainder) => backend.upload_f32(remainder.buffer_mut(), 0, values),
+        }
+    }
+
+    /// All weights on the host, in full precision. Waits for the device.
+    pub fn download(&self, backend: &B) -> Result<Vec<f32>> {
+        let high = self.weights.to_vec(backend)?;
+        match &self.remainder {
+            None => Ok(high),
+            Some(remainder) => Ok(join(&high, &remainder.to_vec(backend)?)),
+        }
+    }
+
+    /// Copies every weight of `other`, bit for bit.
+    pub fn copy_from(&mut self, backend: &B, other: &Self) -> Result<()> {
+        let len = self.layout.len();
+        ops::expect("Parameters::copy_from", "number of weights", other.layout.len(), len)?;
+        backend.copy(other.weights.buffer(), 0, self.weights.buffer_mut(), 0, len)?;
+        if let (Some(to), Some(from)) = (&mut self.remainder, &other.remainder) {
+            backend.copy(from.buffer(), 0, to.buffer_mut(), 0, len)?;
+        }
+        Ok(())
+    }
+}
+
+/// bf16 weights and their remainders (read as integers held in f32) as the f32 numbers that they are together.
+fn join(high: &[f32], remainder: &[f32]) -> Vec<f32> {
+    high.iter().zip(remainder).map(|(h, r)| f32::from_bits(h.to_bits().wrapping_add_signed(*r as i32))).collect()
+}
+
+/// Gradients of a layout, f32 in one buffer.
+pub struct Gradients<B: Backend> {
+    layout: Arc<ParameterLayout>,
+    values: Tensor<B>,
+}
+
+impl<B: Backend> Gradients<B> {
+    /// All zero. `name` is the buffer's name in the memory plan.
+    pub fn zeros(backend: &B, name: &str, layout: Arc<ParameterLayout>) -> Result<Self> {
+        let values = Tensor::zeros(backend, name, 1, layout.len(), DType::F32)?;
+        Ok(Self { layout, values })
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> &ParameterLayout {
+        &self.layout
+    }
+
+    /// All values.
+    pub fn flat(&self) -> Matrix<'_, B> {
+        self.values.view()
+    }
+
+    /// All values, to write.
+    pub fn flat_mut(&mut self) -> MatrixMut<'_, B> {
+        self.values.view_mut()
+    }
+
+    /// The gradient of one matrix, to write.
+    pub fn matrix_mut(&mut self, block: Block) -> MatrixMut<'_, B> {
+        MatrixMut { buffer: self.values.buffer_mut(), offset: block.offset, rows: block.rows, cols: block.cols }
+    }
+
+    /// The buffer, for operations that address it by the layout's offsets.
+    pub fn buffer_mut(&mut self) -> &mut B::Buffer {
+        self.values.buffer_mut()
+    }
+
+    /// Sets all to zero.
+    pub fn clear(&mut self, backend: &B) -> Result<()> {
+        let len = self.layout.len();
+        backend.clear(self.values.buffer_mut(), 0, len)
+    }
+
+    /// self += alpha · other.
+    pub fn add(&mut self, backend: &B, alpha: f32, other: &Self) -> Result<()> {
+        ops::axpy(backend, alpha, other.values.view(), self.values.view_mut())
+    }
+
+    /// Σ g², in f64. Waits for the device.
+    pub fn squared_norm(&self, backend: &B) -> Result<f64> {
+        ops::squared_norm(backend, self.values.view())
+    }
+
+    /// All values on the host. Waits for the device.
+    pub fn download(&self, backend: &B) -> Result<Vec<f32>> {
+        self.values.to_vec(backend)
+    }
+}

@@ -1,0 +1,9 @@
+//! Optimizers and learning-rate schedules: what they are, their coefficients at a step, and their states.
+
+mod kind;
+mod schedule;
+mod stepper;
+
+pub use kind::{OptimizerConfig, OptimizerKind};
+pub use schedule::{Decay, Schedule};
+pub use stepper::{Optimizer, OptimizerProgress};
