@@ -1,6 +1,7 @@
 //! The CPU backend: f32 throughout, rayon and the `gemm` crate. The oracle for every other backend.
 
 mod buffer;
+mod preference;
 
 pub use buffer::CpuBuffer;
 
@@ -213,6 +214,20 @@ impl Backend for Cpu {
     ) -> Result<()> {
         todo!()
     }
+    fn preference(
+        &self,
+        values: Matrix<Self>,
+        segments: &Segments<Self>,
+        reference_margins: Matrix<Self>,
+        beta: f32,
+        scale: f32,
+        weights: MatrixMut<Self>,
+        losses: MatrixMut<Self>,
+    ) -> Result<()> {
+        preference::preference(values, segments, reference_margins, beta, scale, weights, losses);
+        Ok(())
+    }
+
     fn axpy(&self, alpha: f32, x: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {
         todo!()
     }
