@@ -29,5 +29,6 @@ pub mod report;
 pub mod run;
 pub mod safeguard;
 pub mod tar;
+pub mod training;
 
 pub use error::{Error, Result};

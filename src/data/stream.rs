@@ -65,6 +65,11 @@ impl DataStream {
         self.len() == 0
     }
 
+    /// Tokens of the largest batch that it can give.
+    pub fn max_batch_tokens(&self) -> usize {
+        todo!()
+    }
+
     /// Whether samples are preference pairs.
     pub fn is_preference(&self) -> bool {
         todo!()

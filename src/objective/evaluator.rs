@@ -74,9 +74,9 @@ pub struct Evaluator<B: Backend> {
 }
 
 impl<B: Backend> Evaluator<B> {
-    /// Memory for batches of up to `capacity` tokens; with `adapter`, also for adapters of its shape.
-    pub fn new(model: Arc<Model<B>>, capacity: usize, adapter: Option<&Adapter<B>>) -> Result<Self> {
-        let workspace = Workspace::new(&model.backend, &model.config, capacity, adapter)?;
+    /// Memory for batches of up to `capacity` tokens, without an adapter or with any of `adapters`.
+    pub fn new(model: Arc<Model<B>>, capacity: usize, adapters: &[&Adapter<B>]) -> Result<Self> {
+        let workspace = Workspace::new(&model.backend, &model.config, capacity, adapters)?;
         Ok(Self { model, workspace, reference: None })
     }
 
@@ -153,7 +153,7 @@ impl<B: Backend> Evaluator<B> {
         let model = Arc::clone(&self.model);
         let mut activations = match self.reference.take() {
             Some(activations) => activations,
-            None => Workspace::new(&model.backend, &model.config, self.capacity(), None)?,
+            None => Workspace::new(&model.backend, &model.config, self.capacity(), &[])?,
         };
         model.forward(reference, None, None, &batch.device, &mut activations)?;
         self.forward(subject, batch)?;
