@@ -45,12 +45,17 @@ impl<B: Backend> LossTape<B> {
     /// Every loss, without its scale. Waits for the device.
     pub fn read(&self, backend: &B) -> Result<Vec<f64>> {
         let sums = self.slots.to_vec(backend)?;
-        Ok(sums.iter().zip(&self.scales).map(|(sum, scale)| f64::from(*sum) / scale).collect())
+        Ok(sums.iter().zip(&self.scales).map(|(sum, scale)| unscaled(*sum, *scale)).collect())
     }
 
     /// One loss, without its scale. Waits for the device.
     pub fn read_one(&self, backend: &B, slot: usize) -> Result<f64> {
         let sum = backend.download_f32(self.slots.buffer(), slot, 1)?;
-        Ok(f64::from(sum[0]) / self.scales[slot])
+        Ok(unscaled(sum[0], self.scales[slot]))
     }
+}
+
+/// A loss of scale 0 was not weighed at all and reads as 0.
+fn unscaled(sum: f32, scale: f64) -> f64 {
+    if scale == 0.0 { 0.0 } else { f64::from(sum) / scale }
 }
