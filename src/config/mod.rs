@@ -1,6 +1,14 @@
 //! Run files: the settings of a run, their defaults, presets and checks.
 
+mod forms;
+mod load;
+mod optimizers;
+mod reader;
 mod schema;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod validate;
 
 pub use schema::{
     AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, EntropyOver, ModelSection, OuterConfig,
