@@ -1,6 +1,7 @@
 //! The CPU backend: f32 throughout, rayon and the `gemm` crate. The oracle for every other backend.
 
 mod buffer;
+mod optimizer;
 
 pub use buffer::CpuBuffer;
 
@@ -232,6 +233,6 @@ impl Backend for Cpu {
         gradients: Matrix<Self>,
         states: &mut [MatrixMut<Self>],
     ) -> Result<()> {
-        todo!()
+        optimizer::update(rule, coefficients, weights, remainder, gradients, states)
     }
 }
