@@ -39,7 +39,8 @@ pub(super) fn coefficients(config: &OptimizerConfig, before: OptimizerProgress) 
     if values.iter().all(|value| value.is_finite()) {
         return Ok(Coefficients { values, progress });
     }
-    let problem = format!("{} with learning rate {} does not fit f32 at step {}", config.kind, config.lr, before.step);
+    let problem =
+        format!("{} with learning rate {:?} does not fit f32 at step {}", config.kind, config.lr, before.step);
     Err(Error::config("optimizer", problem, "lower the learning rate or weight decay"))
 }
 
