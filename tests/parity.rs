@@ -5,7 +5,7 @@ mod common;
 
 use common::{FOLDERS, Reference, padded_batch, relative, relative_to_update, within};
 use temper::backend::cpu::Cpu;
-use temper::model::{Adapter, GradientTargets, Gradients, Parameters, ParameterLayout, read_adapter};
+use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, read_adapter};
 use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
 use temper::ops::Tensor;
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};

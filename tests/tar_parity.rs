@@ -48,8 +48,7 @@ fn adversary(name: &str, source: AdversarySource) -> Adversary {
 }
 
 fn settings() -> Settings {
-    let switch =
-        AdversarySource::Switch { streams: ["adv_retain".into(), "forget_train".into()], beta: [6.0, 3.0] };
+    let switch = AdversarySource::Switch { streams: ["adv_retain".into(), "forget_train".into()], beta: [6.0, 3.0] };
     let draw = |adversary, lr, switch_at| Draw { adversary, lr, switch_at };
     Settings {
         seed: 1,

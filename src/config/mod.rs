@@ -11,6 +11,6 @@ mod tree;
 mod validate;
 
 pub use schema::{
-    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, EntropyOver, ModelSection, OuterConfig,
+    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, ModelSection, OuterConfig,
     ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry, SwitchDraw, TarConfig, TrLoss,
 };
