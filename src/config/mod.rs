@@ -12,6 +12,6 @@ mod validate;
 
 pub(crate) use reader::suggestion;
 pub use schema::{
-    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, EntropyOver, ModelSection, OuterConfig,
+    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, ModelSection, OuterConfig,
     ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry, SwitchDraw, TarConfig, TrLoss,
 };

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::forms;
 use crate::model::Projection;
+use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
 
 /// A whole run file of `temper harden`.
@@ -315,25 +316,17 @@ impl Default for CheckpointConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompatConfig {
-    /// Which positions the entropy loss averages over.
+    /// Which positions the entropy loss averages over: real tokens (`valid`), every position with padding (`all`), or
+    /// only those that predict a learned token (`learned`).
     pub entropy_over: EntropyOver,
+    /// Which positions the distance to the reference model's hidden states averages over.
+    pub representations_over: EntropyOver,
     /// Which point of the schedule-free optimizer is saved.
     pub schedulefree_point: SchedulefreePoint,
     /// The authors' broken linear warm-up of attacks.
     pub official_warmup: bool,
     /// Consume one retain batch before the first outer step, as the authors' FSDP warm-up does.
     pub skip_first_retain_batch: bool,
-}
-
-/// `compat.entropy_over`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EntropyOver {
-    /// Real tokens.
-    #[default]
-    Valid,
-    /// Every position, padding included.
-    All,
 }
 
 /// `compat.schedulefree_point`.

@@ -6,34 +6,36 @@ use super::{Backend, Matrix, MatrixMut, expect, shape_error};
 use crate::error::Result;
 
 /// Number of coefficients that every rule reads (unused ones are 0).
-pub const COEFFICIENTS: usize = 8;
+pub const COEFFICIENTS: usize = 9;
 
 /// An element-wise update of weight w with gradient g, states s0, s1 and coefficients c.
 ///
-/// Formulas are those of PyTorch 2.8's single-tensor implementations and of schedulefree 1.4.
+/// Formulas are those of PyTorch 2.8's single-tensor implementations and of schedulefree 1.4. 1−β comes as a coefficient
+/// of its own: computed from a β in f32, 1−0.999 would be wrong in the fifth digit. States start at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateRule {
-    /// c = [β1, β2, ε, lr·wd (decoupled), wd (coupled: g += wd·w), lr/(1−β1ᵗ), √(1−β2ᵗ), 0].
-    /// w −= c3·w; g += c4·w; s0 = β1·s0 + (1−β1)·g; s1 = β2·s1 + (1−β2)·g²; w −= c5·s0 / (√s1/c6 + ε).
+    /// c = [1−β1, β2, 1−β2, ε, lr·wd (decoupled), wd (coupled), lr/(1−β1ᵗ), √(1−β2ᵗ), 0].
+    /// w −= c4·w; g += c5·w; s0 += c0·(g − s0); s1 = c1·s1 + c2·g²; w −= c6·s0 / (√s1/c7 + c3).
     /// Adam and AdamW.
     Adam,
-    /// c = [lr, momentum, wd (coupled), nesterov (0 or 1), first (1 on the first step), 0, 0, 0].
-    /// g += wd·w; s0 = first ? g : momentum·s0 + g; w −= lr·(nesterov ? g + momentum·s0 : s0).
+    /// c = [lr, momentum, wd (coupled), nesterov (0 or 1), first (1 on the first step), 0…].
+    /// g += c2·w; s0 = first ? g : c1·s0 + g; w −= c0·(nesterov ? g + c1·s0 : s0).
     Sgd,
-    /// c = [lr, ε, wd (coupled), 0…]. g += wd·w; s0 += g²; w −= lr·g/(√s0 + ε).
+    /// c = [lr, ε, wd (coupled), 0…]. g += c2·w; s0 += g²; w −= c0·g/(√s0 + c1).
     Adagrad,
-    /// c = [lr, ρ, ε, wd (coupled), 0…]. g += wd·w; s0 = ρ·s0 + (1−ρ)·g²; u = √(s1+ε)/√(s0+ε)·g;
-    /// s1 = ρ·s1 + (1−ρ)·u²; w −= lr·u.
+    /// c = [lr, ρ, 1−ρ, ε, wd (coupled), 0…]. g += c4·w; s0 = c1·s0 + c2·g²; u = √(s1 + c3)/√(s0 + c3)·g;
+    /// s1 = c1·s1 + c2·u²; w −= c0·u.
     Adadelta,
-    /// c = [β1, β2, ε, wd (coupled), 1−β2ᵗ, lr·(1−μₜ)/(1−Πμ), lr·μₜ₊₁/(1−Πμ·μₜ₊₁), 0].
-    /// g += wd·w; s0, s1 as in Adam; v = √(s1/c4) + ε; w −= c5·g/v + c6·s0/v.
+    /// c = [1−β1, β2, 1−β2, ε, wd (coupled), 1−β2ᵗ, lr·(1−μₜ)/(1−Πμ), lr·μₜ₊₁/(1−Πμ·μₜ₊₁), 0].
+    /// g += c4·w; s0, s1 as in Adam; v = √(s1/c5) + c3; w −= c6·g/v; w −= c7·s0/v.
     NAdam,
-    /// c = [β1, β2, ε, wd (coupled), lr·rₜ·√(1−β2ᵗ)/(1−β1ᵗ) or 0, lr/(1−β1ᵗ) or 0, 0, 0].
-    /// g += wd·w; s0, s1 as in Adam; w −= c4·s0/(√s1 + ε) + c5·s0: the rectified step while c5 is 0, else the plain one.
+    /// c = [1−β1, β2, 1−β2, ε, wd (coupled), lr·rₜ·√(1−β2ᵗ)/(1−β1ᵗ) or 0, lr/(1−β1ᵗ) or 0, 0, 0].
+    /// g += c4·w; s0, s1 as in Adam; w −= c6 = 0 ? c5·s0/(√s1 + c3) : c6·s0: the rectified step, or the plain one while
+    /// the variance of the adaptive rate cannot be known.
     RAdam,
-    /// c = [β2, ε, wd, ckp1, lr, lr·(β1·(1−ckp1)−1), 1−β2ᵗ, 0]. s0 = z, s1 = v.
-    /// s1 = β2·s1 + (1−β2)·g²; n = g/(√(s1/c6) + ε) + wd·w; w = lerp(w, z, ckp1) + c5·n; z −= lr·n.
-    /// w is the training point y.
+    /// c = [β2, 1−β2, ε, wd, ckp1, lr, lr·(β1·(1−ckp1)−1), 1−β2ᵗ, first (1 on the first step)]. s0 = z, s1 = v.
+    /// z = first ? w : z; s1 = c0·s1 + c1·g²; n = g/(√(s1/c7) + c2) + c3·w; w += c4·(z − w), or z − (1−c4)·(z − w) where
+    /// c4 ≥ ½; w += c6·n; z −= c5·n. w is the training point y.
     ScheduleFreeAdamW,
 }
 

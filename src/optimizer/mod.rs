@@ -1,5 +1,6 @@
 //! Optimizers and learning-rate schedules: what they are, their coefficients at a step, and their states.
 
+mod coefficients;
 mod kind;
 mod schedule;
 mod stepper;

@@ -1,6 +1,7 @@
 //! The CPU backend: f32 throughout, rayon and the `gemm` crate. The oracle for every other backend.
 
 mod buffer;
+mod optimizer;
 mod preference;
 
 pub use buffer::CpuBuffer;
@@ -247,6 +248,6 @@ impl Backend for Cpu {
         gradients: Matrix<Self>,
         states: &mut [MatrixMut<Self>],
     ) -> Result<()> {
-        todo!()
+        optimizer::update(rule, coefficients, weights, remainder, gradients, states)
     }
 }

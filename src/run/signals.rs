@@ -1,0 +1,45 @@
+//! The request to stop: set by SIGTERM, SIGINT, SIGUSR1 or the caller, polled by every loop of a run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
+
+use crate::error::{Error, Result};
+
+/// Whether the run was asked to stop. Cheap to clone and to poll; all clones share one state.
+#[derive(Clone, Debug)]
+pub struct StopFlag {
+    requested: Arc<AtomicBool>,
+    signalled: Arc<AtomicBool>,
+}
+
+impl StopFlag {
+    /// A flag that SIGTERM, SIGINT and SIGUSR1 set. A second signal ends the process at once with status 128 + its number.
+    pub fn install() -> Result<Self> {
+        let stop = Self::never();
+        for signal in [SIGTERM, SIGINT, SIGUSR1] {
+            // The order matters: at the first signal the shutdown finds the flag clear, at the second one it finds it set.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop.signalled))
+                .and_then(|_| flag::register(signal, Arc::clone(&stop.signalled)))
+                .map_err(|source| Error::Device(format!("cannot handle signal {signal}: {source}")))?;
+        }
+        Ok(stop)
+    }
+
+    /// A flag that no signal sets, for library users and tests; [`StopFlag::request`] still does.
+    pub fn never() -> Self {
+        Self { requested: Arc::default(), signalled: Arc::default() }
+    }
+
+    /// Asks the run to stop, as a first signal does. A signal after it does not yet end the process.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether to stop.
+    pub fn requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed) || self.signalled.load(Ordering::Relaxed)
+    }
+}
