@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::Error;
+use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
 
 const MINIMAL: &str = r#"
