@@ -285,7 +285,11 @@ fn check_header(header: &[u8], manifest: &Manifest) -> Result<(), String> {
     let metadata: Metadata =
         serde_json::from_slice(json).map_err(|error| format!("not a safetensors header: {error}"))?;
     if metadata.offset_keys().len() != manifest.tensors.len() {
-        return Err(format!("{} tensors, {} were written", metadata.offset_keys().len(), manifest.tensors.len()));
+        return Err(format!(
+            "the header has {} tensors, {} were written",
+            metadata.offset_keys().len(),
+            manifest.tensors.len()
+        ));
     }
     let mut start = 0usize;
     for tensor in &manifest.tensors {
