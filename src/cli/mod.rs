@@ -10,6 +10,7 @@ mod harden;
 mod merge;
 mod parse;
 mod plan;
+mod print;
 
 use clap::{Parser, Subcommand};
 

@@ -10,6 +10,7 @@ mod tests;
 mod tree;
 mod validate;
 
+pub(crate) use reader::suggestion;
 pub use schema::{
     AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, ModelSection, OuterConfig,
     ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry, SwitchDraw, TarConfig, TrLoss,

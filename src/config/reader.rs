@@ -79,7 +79,7 @@ impl serde::de::Error for ReadError {
 }
 
 /// "did you mean …?" with the nearest of `known`, or the list of them where none is near.
-pub(super) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+pub(crate) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     let distance = |candidate: &str| strsim::damerau_levenshtein(&name.to_lowercase(), &candidate.to_lowercase());
     let nearest = known.clone().map(|candidate| (distance(candidate), candidate)).min();
     match nearest {
