@@ -5,6 +5,8 @@
 //! run's scalars), `tensors.safetensors`, and `manifest.json`, which is written last and holds the sizes and CRC-32C
 //! checksums of the others, of each tensor, and of itself. One process writes to a root at a time.
 
+#[cfg(test)]
+mod crash;
 mod manifest;
 mod read;
 mod write;

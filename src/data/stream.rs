@@ -76,6 +76,11 @@ impl DataStream {
         todo!()
     }
 
+    /// Tokens of the longest sequence that it gives.
+    pub fn longest(&self) -> usize {
+        todo!()
+    }
+
     /// Whether samples are preference pairs.
     pub fn is_preference(&self) -> bool {
         todo!()

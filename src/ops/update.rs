@@ -11,11 +11,12 @@ pub const COEFFICIENTS: usize = 9;
 /// An element-wise update of weight w with gradient g, states s0, s1 and coefficients c.
 ///
 /// Formulas are those of PyTorch 2.8's single-tensor implementations and of schedulefree 1.4. 1−β comes as a coefficient
-/// of its own: computed from a β in f32, 1−0.999 would be wrong in the fifth digit. States start at 0.
+/// of its own: computed from a β in f32, 1−0.999 would be wrong in the fifth digit. Bias corrections come inverted: a
+/// division is what these loops wait for. States start at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateRule {
-    /// c = [1−β1, β2, 1−β2, ε, lr·wd (decoupled), wd (coupled), lr/(1−β1ᵗ), √(1−β2ᵗ), 0].
-    /// w −= c4·w; g += c5·w; s0 += c0·(g − s0); s1 = c1·s1 + c2·g²; w −= c6·s0 / (√s1/c7 + c3).
+    /// c = [1−β1, β2, 1−β2, ε, lr·wd (decoupled), wd (coupled), lr/(1−β1ᵗ), 1/√(1−β2ᵗ), 0].
+    /// w −= c4·w; g += c5·w; s0 += c0·(g − s0); s1 = c1·s1 + c2·g²; w −= c6·s0 / (√s1·c7 + c3).
     /// Adam and AdamW.
     Adam,
     /// c = [lr, momentum, wd (coupled), nesterov (0 or 1), first (1 on the first step), 0…].
@@ -26,15 +27,15 @@ pub enum UpdateRule {
     /// c = [lr, ρ, 1−ρ, ε, wd (coupled), 0…]. g += c4·w; s0 = c1·s0 + c2·g²; u = √(s1 + c3)/√(s0 + c3)·g;
     /// s1 = c1·s1 + c2·u²; w −= c0·u.
     Adadelta,
-    /// c = [1−β1, β2, 1−β2, ε, wd (coupled), 1−β2ᵗ, lr·(1−μₜ)/(1−Πμ), lr·μₜ₊₁/(1−Πμ·μₜ₊₁), 0].
-    /// g += c4·w; s0, s1 as in Adam; v = √(s1/c5) + c3; w −= c6·g/v; w −= c7·s0/v.
+    /// c = [1−β1, β2, 1−β2, ε, wd (coupled), 1/(1−β2ᵗ), lr·(1−μₜ)/(1−Πμ), lr·μₜ₊₁/(1−Πμ·μₜ₊₁), 0].
+    /// g += c4·w; s0, s1 as in Adam; w −= (c6·g + c7·s0) / (√(s1·c5) + c3).
     NAdam,
     /// c = [1−β1, β2, 1−β2, ε, wd (coupled), lr·rₜ·√(1−β2ᵗ)/(1−β1ᵗ) or 0, lr/(1−β1ᵗ) or 0, 0, 0].
     /// g += c4·w; s0, s1 as in Adam; w −= c6 = 0 ? c5·s0/(√s1 + c3) : c6·s0: the rectified step, or the plain one while
     /// the variance of the adaptive rate cannot be known.
     RAdam,
-    /// c = [β2, 1−β2, ε, wd, ckp1, lr, lr·(β1·(1−ckp1)−1), 1−β2ᵗ, first (1 on the first step)]. s0 = z, s1 = v.
-    /// z = first ? w : z; s1 = c0·s1 + c1·g²; n = g/(√(s1/c7) + c2) + c3·w; w += c4·(z − w), or z − (1−c4)·(z − w) where
+    /// c = [β2, 1−β2, ε, wd, ckp1, lr, lr·(β1·(1−ckp1)−1), 1/(1−β2ᵗ), first (1 on the first step)]. s0 = z, s1 = v.
+    /// z = first ? w : z; s1 = c0·s1 + c1·g²; n = g/(√(s1·c7) + c2) + c3·w; w += c4·(z − w), or z − (1−c4)·(z − w) where
     /// c4 ≥ ½; w += c6·n; z −= c5·n. w is the training point y.
     ScheduleFreeAdamW,
 }

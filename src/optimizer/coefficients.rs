@@ -56,8 +56,8 @@ fn adam(config: &OptimizerConfig, t: u64) -> [f64; COEFFICIENTS] {
         OptimizerKind::AdamW => (lr * decay, 0.0),
         _ => (0.0, decay),
     };
-    let (step_size, root) = (lr / (1.0 - power(beta1, t)), (1.0 - power(beta2, t)).sqrt());
-    [1.0 - beta1, beta2, 1.0 - beta2, config.epsilon(), decoupled, coupled, step_size, root, 0.0]
+    let (step_size, correction) = (lr / (1.0 - power(beta1, t)), 1.0 / (1.0 - power(beta2, t)).sqrt());
+    [1.0 - beta1, beta2, 1.0 - beta2, config.epsilon(), decoupled, coupled, step_size, correction, 0.0]
 }
 
 /// SGD with momentum, without dampening: `torch/optim/sgd.py`.
@@ -75,7 +75,7 @@ fn nadam(config: &OptimizerConfig, progress: &mut OptimizerProgress) -> [f64; CO
     progress.accumulated = now * if t == 1 { 1.0 } else { progress.accumulated };
     let product = progress.accumulated;
     let (gradient, moment) = (lr * (1.0 - now) / (1.0 - product), lr * next / (1.0 - product * next));
-    let correction = 1.0 - power(beta2, t);
+    let correction = 1.0 / (1.0 - power(beta2, t));
     [1.0 - beta1, beta2, 1.0 - beta2, config.epsilon(), config.weight_decay(), correction, gradient, moment, 0.0]
 }
 
@@ -106,6 +106,6 @@ fn schedule_free(config: &OptimizerConfig, progress: &mut OptimizerProgress) -> 
     // No weight at all while the learning rate has been 0: the average stays where it is.
     let average = if progress.accumulated > 0.0 { weight / progress.accumulated } else { 0.0 };
     let point = lr * (beta1 * (1.0 - average) - 1.0);
-    let (correction, first) = (1.0 - power(beta2, t), if t == 1 { 1.0 } else { 0.0 });
+    let (correction, first) = (1.0 / (1.0 - power(beta2, t)), if t == 1 { 1.0 } else { 0.0 });
     [beta2, 1.0 - beta2, config.epsilon(), config.weight_decay(), average, lr, point, correction, first]
 }

@@ -234,8 +234,8 @@ mod tests {
     #[test]
     fn official_warm_up_is_the_authors_defect() {
         let schedule = Schedule { warmup: 4, official_warmup: true, ..Schedule::constant() };
-        let factors: Vec<f64> = (0..6).map(|step| schedule.factor(2e-5, step)).collect();
-        assert_eq!(factors, [0.0, 5e-6, 1e-5, 1.5e-5, 1.0, 1.0]);
+        let factors: Vec<f64> = (0..6).map(|step| schedule.factor(0.5, step)).collect();
+        assert_eq!(factors, [0.0, 0.125, 0.25, 0.375, 1.0, 1.0]);
     }
 
     /// What is displayed parses to the same value, in serde too; everything else is refused.

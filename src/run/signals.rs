@@ -43,3 +43,54 @@ impl StopFlag {
         self.requested.load(Ordering::Relaxed) || self.signalled.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use signal_hook::low_level::raise;
+
+    use super::*;
+
+    /// Set in the child process of [`a_second_signal_ends_the_process`]: the signal that it raises twice.
+    const CHILD: &str = "TEMPER_TEST_SIGNAL";
+
+    #[test]
+    fn clones_share_a_request() {
+        let stop = StopFlag::never();
+        let clone = stop.clone();
+        assert!(!clone.requested());
+        stop.request();
+        assert!(clone.requested());
+        assert!(!StopFlag::never().requested());
+    }
+
+    /// The child's part; without the variable it has none.
+    #[test]
+    fn raise_twice_in_the_child() {
+        let Ok(signal) = std::env::var(CHILD) else { return };
+        let signal = signal.parse().unwrap();
+        let stop = StopFlag::install().unwrap();
+        stop.request();
+        assert!(stop.requested() && !stop.signalled.load(Ordering::Relaxed));
+        raise(signal).unwrap();
+        assert!(stop.signalled.load(Ordering::Relaxed), "the first signal must set the flag");
+        raise(signal).unwrap();
+        unreachable!("the second signal must end the process");
+    }
+
+    /// The first signal only sets the flag, even after a request; the second exits with 128 + n, for each signal.
+    #[test]
+    fn a_second_signal_ends_the_process() {
+        for signal in [SIGTERM, SIGINT, SIGUSR1] {
+            let child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "run::signals::tests::raise_twice_in_the_child", "--nocapture"])
+                .env(CHILD, signal.to_string())
+                .output()
+                .unwrap();
+            assert_eq!(child.status.code(), Some(128 + signal), "{child:?}");
+            assert_eq!(child.status.signal(), None);
+        }
+    }
+}

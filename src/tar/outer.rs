@@ -25,6 +25,11 @@ impl Streams {
         LossBatch::new(model, stream.next_batch()?)
     }
 
+    /// Passes over one batch of a stream.
+    pub fn skip_batch(&mut self, name: &str) -> Result<()> {
+        self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?.next_batch().map(|_| ())
+    }
+
     /// The largest batch of any stream, in tokens.
     pub fn max_batch_tokens(&self) -> usize {
         self.0.values().map(DataStream::max_batch_tokens).max().unwrap_or(0)
@@ -151,6 +156,11 @@ impl<B: Backend> Hardener<B> {
             step: 0,
             skipped_in_a_row: 0,
         })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model<B>> {
+        self.evaluator.model()
     }
 
     /// The weights: between outer steps, the unattacked ones.

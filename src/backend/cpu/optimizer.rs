@@ -1,4 +1,5 @@
-//! The element-wise update rules of the optimizers, in f32 and in PyTorch's order of operations.
+//! The element-wise update rules of the optimizers, in f32 and as close to PyTorch's order of operations as one division
+//! an element allows.
 //!
 //! Every element is computed from its own operands alone, so results depend on no chunk and no thread.
 
@@ -98,11 +99,11 @@ fn moments([rest1, beta2, rest2]: [f32; 3], g: f32, s0: &mut f32, s1: &mut f32) 
 }
 
 fn adam(c: [f32; COEFFICIENTS]) -> impl Fn(&mut f32, f32, &mut f32, &mut f32) + Sync {
-    let [rest1, beta2, rest2, epsilon, decay, coupled, lr, root, _] = c;
+    let [rest1, beta2, rest2, epsilon, decay, coupled, lr, correction, _] = c;
     move |w, g, s0, s1| {
         *w -= decay * *w;
         moments([rest1, beta2, rest2], g + coupled * *w, s0, s1);
-        *w -= lr * *s0 / (s1.sqrt() / root + epsilon);
+        *w -= lr * *s0 / (s1.sqrt() * correction + epsilon);
     }
 }
 
@@ -140,9 +141,7 @@ fn nadam(c: [f32; COEFFICIENTS]) -> impl Fn(&mut f32, f32, &mut f32, &mut f32) +
     move |w, g, s0, s1| {
         let g = g + coupled * *w;
         moments([rest1, beta2, rest2], g, s0, s1);
-        let v = (*s1 / correction).sqrt() + epsilon;
-        *w -= lr_gradient * g / v;
-        *w -= lr_moment * *s0 / v;
+        *w -= (lr_gradient * g + lr_moment * *s0) / ((*s1 * correction).sqrt() + epsilon);
     }
 }
 
@@ -159,7 +158,7 @@ fn schedule_free(c: [f32; COEFFICIENTS]) -> impl Fn(&mut f32, f32, &mut f32, &mu
     move |w, g, z, v| {
         let start = if first != 0.0 { *w } else { *z };
         *v = *v * beta2 + rest2 * g * g;
-        let n = g / ((*v / correction).sqrt() + epsilon) + decay * *w;
+        let n = g / ((*v * correction).sqrt() + epsilon) + decay * *w;
         let way = start - *w;
         // Two forms, as PyTorch's lerp: each is exact at its end.
         let between = if average < 0.5 { *w + average * way } else { start - (1.0 - average) * way };

@@ -1,6 +1,7 @@
 //! The preference loss of pairs of sequences; formulas in [`crate::ops::preference`].
 
-use super::{Cpu, CpuBuffer};
+use super::Cpu;
+use super::view::{floats, floats_mut};
 use crate::ops::{Matrix, MatrixMut, Segment, Segments};
 
 fn sum(values: &[f32], segment: &Segment) -> f64 {
@@ -21,15 +22,8 @@ pub(super) fn preference(
     weights: MatrixMut<Cpu>,
     losses: MatrixMut<Cpu>,
 ) {
-    let floats = |m: Matrix<'_, Cpu>| -> (usize, usize) { (m.offset, m.offset + m.len()) };
-    let range = floats(values);
-    let values = &CpuBuffer::floats(values.buffer)[range.0..range.1];
-    let range = floats(reference_margins);
-    let margins = &CpuBuffer::floats(reference_margins.buffer)[range.0..range.1];
-    let (start, end) = (weights.offset, weights.offset + weights.len());
-    let weights = &mut weights.buffer.floats_mut()[start..end];
-    let (start, end) = (losses.offset, losses.offset + losses.len());
-    let losses = &mut losses.buffer.floats_mut()[start..end];
+    let (values, margins) = (floats(values), floats(reference_margins));
+    let (weights, losses) = (floats_mut(weights), floats_mut(losses));
     let pairs = losses.len();
     for (i, pair) in segments.host.chunks_exact(2).enumerate() {
         let [chosen, rejected] = pair else { continue };
