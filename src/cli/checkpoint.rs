@@ -18,7 +18,7 @@ pub enum Command {
 
 #[derive(Args, Debug)]
 pub struct DirectoryArguments {
-    /// The output directory of a run, its `checkpoints` directory, or (to verify) one checkpoint
+    /// The output directory of a run or its directory of checkpoints; to verify, also a single checkpoint
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
     /// Print JSON
@@ -85,8 +85,8 @@ fn describe(verification: &Verification) -> String {
 /// The directory that holds the checkpoints of the output directory `directory`.
 fn root(directory: &Path) -> temper::Result<PathBuf> {
     std::fs::read_dir(directory).map_err(Error::io("read", directory))?;
-    let inner = directory.join("checkpoints");
-    Ok(if inner.is_dir() { inner } else { directory.to_path_buf() })
+    let inner = ["temper/checkpoints", "checkpoints"].map(|inside| directory.join(inside));
+    Ok(inner.into_iter().find(|path| path.is_dir()).unwrap_or_else(|| directory.to_path_buf()))
 }
 
 /// Every checkpoint directory under `root`, also those whose manifest cannot be read: verifying must not pass them by.
