@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use temper::config::RunConfig;
-use temper::model::ModelDirectory;
+use temper::model::ModelConfig;
 use temper::plan::{Gpu, Place, Plan, Target, available_memory};
 
 use super::print;
@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => Target::Cpu { available: available_memory() },
     };
     let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
-    let model = ModelDirectory::open(&config.model.path)?.config;
+    let model = ModelConfig::from_directory(&config.model.path)?;
     let plan = Plan::new(&config, &model, target)?;
     if arguments.json {
         print::json(&plan)?;
