@@ -46,8 +46,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "Plan for {}: {} parameters\n", plan.device, plan.parameters)?;
+    let on_cpu = plan.published_peak_flops.is_none();
     let buffers = plan.buffers.iter().map(|buffer| {
         let place = match buffer.place {
+            Place::Device if on_cpu => "main",
             Place::Device => "device",
             Place::Host => "host",
         };
@@ -55,9 +57,14 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
     });
     text += &print::table(["buffer", "where", "size", "how"], &buffers.collect::<Vec<_>>());
     let available = plan.available_bytes.map_or("an unknown amount".to_string(), print::bytes);
-    writeln!(text, "\ndevice memory: {} of {available} available", print::bytes(plan.device_bytes))?;
+    writeln!(
+        text,
+        "\n{} memory: {} of {available} available",
+        if on_cpu { "main" } else { "device" },
+        print::bytes(plan.device_bytes)
+    )?;
     if plan.host_bytes > 0 {
-        writeln!(text, "pinned main memory: {}", print::bytes(plan.host_bytes))?;
+        writeln!(text, "pinned host memory: {}", print::bytes(plan.host_bytes))?;
     }
     let tokens = (plan.largest_batch_tokens, plan.micro_batch_tokens);
     writeln!(text, "largest batch: {} tokens, {} at a time\n", tokens.0, tokens.1)?;
