@@ -1,8 +1,17 @@
 //! Run files: the settings of a run, their defaults, presets and checks.
 
+mod forms;
+mod load;
+mod optimizers;
+mod reader;
 mod schema;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod validate;
 
+pub(crate) use reader::suggestion;
 pub use schema::{
-    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, EntropyOver, ModelSection, OuterConfig,
+    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, ModelSection, OuterConfig,
     ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry, SwitchDraw, TarConfig, TrLoss,
 };

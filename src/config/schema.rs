@@ -5,12 +5,19 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::forms;
+use crate::model::Projection;
+use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
 
 /// A whole run file of `temper harden`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
+    /// The preset that the file starts from (`bio`, `cyber`, `chem`, `refusal`); its own keys win. A resolved file holds
+    /// the values instead of the name.
+    #[serde(default, skip_serializing)]
+    pub preset: Option<String>,
     /// Seed of every random draw.
     #[serde(default = "default_seed")]
     pub seed: u64,
@@ -88,7 +95,8 @@ pub struct TarConfig {
     pub tr_every: u64,
     /// Factor on every TR gradient.
     pub tr_scale: f64,
-    /// λ of the weight exp(λ(k − (K−1))) of inner step k; absent for equal weights.
+    /// λ of the weight exp(λ(k − (K−1))) of inner step k; `"equal"` in a run file, `None` here, for equal weights.
+    #[serde(with = "forms::number_or_equal")]
     pub schedule_lambda: Option<f64>,
     /// Factor on the retain gradient.
     pub retain_scale: f64,
@@ -98,6 +106,8 @@ pub struct TarConfig {
     pub tasks_per_step: u64,
     /// The tamper-resistance loss.
     pub tr_loss: TrLoss,
+    /// β of direct preference optimization.
+    pub dpo_beta: f64,
     /// Stream of the held-out batches that the tamper-resistance loss sees.
     pub tr_data: String,
     /// Stream of the retain loss.
@@ -124,6 +134,7 @@ impl Default for TarConfig {
             retain_representations: true,
             tasks_per_step: 1,
             tr_loss: TrLoss::MaxEntropy,
+            dpo_beta: 0.1,
             tr_data: "meta".into(),
             retain_data: "retain".into(),
             lower_bound: None,
@@ -140,7 +151,7 @@ impl Default for TarConfig {
 pub enum TrLoss {
     /// Minus the entropy of the next-token distribution (knowledge).
     MaxEntropy,
-    /// Direct preference optimization, β = 0.1 (refusal).
+    /// Direct preference optimization, with `dpo_beta` (refusal).
     Dpo,
 }
 
@@ -154,11 +165,21 @@ pub struct OuterConfig {
     pub lr: f64,
     /// Warm-up steps.
     pub warmup: u64,
+    /// Weight decay; that of the optimizer where absent.
+    pub weight_decay: Option<f64>,
+    /// β1 and β2 of the Adam family.
+    pub betas: [f64; 2],
 }
 
 impl Default for OuterConfig {
     fn default() -> Self {
-        Self { optimizer: OptimizerKind::ScheduleFreeAdamW, lr: 2e-5, warmup: 32 }
+        Self {
+            optimizer: OptimizerKind::ScheduleFreeAdamW,
+            lr: 2e-5,
+            warmup: 32,
+            weight_decay: None,
+            betas: [0.9, 0.999],
+        }
     }
 }
 
@@ -176,7 +197,8 @@ pub struct AdversaryConfig {
     /// What it trains.
     #[serde(default)]
     pub params: ParameterChoice,
-    /// Learning rates, one drawn per trajectory.
+    /// Learning rates, one drawn per trajectory. A run file may write a single number.
+    #[serde(deserialize_with = "forms::number_or_list")]
     pub lr: Vec<f64>,
     /// Its optimizer, fresh for each trajectory.
     #[serde(default = "adamw")]
@@ -184,12 +206,24 @@ pub struct AdversaryConfig {
     /// Warm-up steps of its learning rate.
     #[serde(default)]
     pub warmup: u64,
+    /// Weight decay; that of the optimizer where absent.
+    #[serde(default)]
+    pub weight_decay: Option<f64>,
+    /// β1 and β2 of the Adam family.
+    #[serde(default = "default_betas")]
+    pub betas: [f64; 2],
     /// LoRA rank, where `params = "lora"`.
     #[serde(default = "default_rank")]
     pub rank: usize,
     /// LoRA alpha.
     #[serde(default = "default_alpha")]
     pub alpha: f64,
+    /// LoRA dropout.
+    #[serde(default)]
+    pub dropout: f64,
+    /// The projections that LoRA adapts.
+    #[serde(default = "all_projections")]
+    pub targets: Vec<Projection>,
     /// Where a two-stream adversary switches.
     #[serde(default)]
     pub switch: Option<SwitchDraw>,
@@ -203,6 +237,14 @@ fn adamw() -> OptimizerKind {
     OptimizerKind::AdamW
 }
 
+fn default_betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
+fn all_projections() -> Vec<Projection> {
+    Projection::ALL.to_vec()
+}
+
 fn default_rank() -> usize {
     16
 }
@@ -212,7 +254,7 @@ fn default_alpha() -> f64 {
 }
 
 /// One stream, two that are trained on one after the other, or a weighted mixture.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum AdversaryData {
     /// `"forget"`.
@@ -224,7 +266,7 @@ pub enum AdversaryData {
 }
 
 /// `switch = {beta = [6, 3]}`: the switch is at inner step ⌊K · Beta(a, b)⌋.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchDraw {
     /// Parameters of the Beta distribution.
@@ -274,25 +316,17 @@ impl Default for CheckpointConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompatConfig {
-    /// Which positions the entropy loss averages over.
+    /// Which positions the entropy loss averages over: real tokens (`valid`), every position with padding (`all`), or
+    /// only those that predict a learned token (`learned`).
     pub entropy_over: EntropyOver,
+    /// Which positions the distance to the reference model's hidden states averages over.
+    pub representations_over: EntropyOver,
     /// Which point of the schedule-free optimizer is saved.
     pub schedulefree_point: SchedulefreePoint,
     /// The authors' broken linear warm-up of attacks.
     pub official_warmup: bool,
     /// Consume one retain batch before the first outer step, as the authors' FSDP warm-up does.
     pub skip_first_retain_batch: bool,
-}
-
-/// `compat.entropy_over`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EntropyOver {
-    /// Real tokens.
-    #[default]
-    Valid,
-    /// Every position, padding included.
-    All,
 }
 
 /// `compat.schedulefree_point`.

@@ -45,6 +45,12 @@ impl DataStream {
         todo!()
     }
 
+    /// A stream of (tokens, labels) samples that are in memory already; the path of errors is `name`.
+    pub fn from_samples(name: &str, samples: Vec<(Vec<u32>, Vec<u32>)>, options: StreamOptions) -> Result<Self> {
+        let _ = (name, samples, options);
+        todo!()
+    }
+
     /// The next batch. Preference data gives two segments a pair: chosen, then rejected.
     pub fn next_batch(&mut self) -> Result<Batch> {
         todo!()
@@ -63,6 +69,16 @@ impl DataStream {
     /// Whether it has no sample; [`DataStream::open`] refuses such a file.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Tokens of the largest batch that it can give.
+    pub fn max_batch_tokens(&self) -> usize {
+        todo!()
+    }
+
+    /// Tokens of the longest sequence that it gives.
+    pub fn longest(&self) -> usize {
+        todo!()
     }
 
     /// Whether samples are preference pairs.

@@ -59,13 +59,11 @@ pub struct Workspace<B: Backend> {
     pub(crate) values: Tensor<B>,
     /// Per-token weights of a loss, [T, 1] f32.
     pub(crate) weights: Tensor<B>,
-    /// Targets of a loss, [T, 1] u32.
-    pub(crate) targets: Tensor<B>,
 }
 
 impl<B: Backend> Workspace<B> {
-    /// Room for batches of up to `capacity` tokens, with an adapter of `adapter`'s shape where one is given.
-    pub fn new(backend: &B, config: &ModelConfig, capacity: usize, adapter: Option<&Adapter<B>>) -> Result<Self> {
+    /// Room for batches of up to `capacity` tokens, without an adapter or with any of `adapters`.
+    pub fn new(backend: &B, config: &ModelConfig, capacity: usize, adapters: &[&Adapter<B>]) -> Result<Self> {
         let compute = backend.compute_dtype();
         let matrix = |name: &str, cols: usize| Tensor::zeros(backend, name, capacity, cols, compute);
         let column = |name: &str| Tensor::zeros(backend, name, capacity, 1, DType::F32);
@@ -73,7 +71,7 @@ impl<B: Backend> Workspace<B> {
         let low_rank = |layer: usize| {
             let mut all = [None, None, None, None];
             for site in Site::ALL {
-                let rank = adapter.map_or(0, |a| a.site_rank(layer, site));
+                let rank = adapters.iter().map(|a| a.site_rank(layer, site)).max().unwrap_or(0);
                 if rank > 0 {
                     all[site as usize] = Some(matrix("low rank", rank)?);
                 }
@@ -114,7 +112,6 @@ impl<B: Backend> Workspace<B> {
             d_low_rank: low_rank(0)?,
             values: column("loss values")?,
             weights: column("loss weights")?,
-            targets: Tensor::zeros(backend, "loss targets", capacity, 1, DType::U32)?,
         })
     }
 

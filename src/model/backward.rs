@@ -182,16 +182,20 @@ impl<B: Backend> Pass<'_, B> {
         let (Some(adapter), Some(s), Some(ds)) = (self.linear.adapter, s, &mut d_low_rank[site as usize]) else {
             return Ok(());
         };
+        let rank = adapter.site_rank(self.linear.layer, site);
+        if rank == 0 {
+            return Ok(());
+        }
         let gradients = targets.adapter.as_mut().map(|g| LoraGradients { buffer: g.buffer_mut() });
         ops::lora_backward(
             backend,
             dy,
             x,
-            s.top(dy.rows),
+            s.shaped(dy.rows, rank),
             &adapter.slices(self.linear.layer, site),
             self.linear.dropout_at(site),
             gradients,
-            ds.top_mut(dy.rows),
+            ds.shaped_mut(dy.rows, rank),
             dx,
         )
     }

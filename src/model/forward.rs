@@ -193,13 +193,14 @@ impl<B: Backend> Linear<'_, B> {
         let backend = &self.model.backend;
         ops::linear_forward(backend, x, self.weights.matrix(block), y.reborrow())?;
         let Some(adapter) = self.adapter else { return Ok(()) };
-        let slices = adapter.slices(self.layer, site);
-        match low_rank {
-            Some(s) if !slices.is_empty() => {
-                ops::lora_forward(backend, x, &slices, self.dropout_at(site), s.top_mut(x.rows), y)
-            }
-            _ if slices.is_empty() => Ok(()),
-            _ => Err(ops::shape_error("Model::forward", "the workspace was made without this adapter".into())),
+        let rank = adapter.site_rank(self.layer, site);
+        if rank == 0 {
+            return Ok(());
         }
+        let Some(s) = low_rank else {
+            return Err(ops::shape_error("Model::forward", "the workspace was made without this adapter".into()));
+        };
+        let (slices, dropout) = (adapter.slices(self.layer, site), self.dropout_at(site));
+        ops::lora_forward(backend, x, &slices, dropout, s.shaped_mut(x.rows, rank), y)
     }
 }

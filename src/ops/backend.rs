@@ -199,6 +199,19 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         d_hidden: Option<MatrixMut<Self>>,
     ) -> Result<()>;
 
+    /// DPO losses and token weights. See [`super::preference`].
+    #[allow(clippy::too_many_arguments)]
+    fn preference(
+        &self,
+        values: Matrix<Self>,
+        segments: &Segments<Self>,
+        reference_margins: Matrix<Self>,
+        beta: f32,
+        scale: f32,
+        weights: MatrixMut<Self>,
+        losses: MatrixMut<Self>,
+    ) -> Result<()>;
+
     /// y += alpha · x. See [`super::axpy`].
     fn axpy(&self, alpha: f32, x: Matrix<Self>, y: MatrixMut<Self>) -> Result<()>;
     /// out += scale · Σ a · b. See [`super::weighted_sum`].

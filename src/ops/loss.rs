@@ -1,7 +1,7 @@
 //! Losses at the language-model head and on hidden states. Each writes one value per token and, where asked, the
 //! gradient of Σ_t weight_t · value_t.
 
-use super::{Backend, Matrix, MatrixMut, expect};
+use super::{Backend, Matrix, MatrixMut, Segments, expect, shape_error};
 use crate::error::Result;
 
 /// The target of a token that has none.
@@ -101,4 +101,34 @@ pub fn random_mapping<B: Backend>(
         expect(NAME, "elements of d_hidden", d_hidden.len(), hidden.len())?;
     }
     backend.random_mapping(hidden, table, ids, weights, values, d_hidden)
+}
+
+/// Preference loss of pairs of sequences (DPO, arXiv 2305.18290, equation 7) and the token weights of its gradient.
+///
+/// Segments come in pairs, chosen then rejected. With c_t the cross-entropy of token t (`values`, 0 where it is not
+/// learned), m = Σ_rejected c − Σ_chosen c and δ = β(m − reference_margin): losses[pair] = −log σ(δ), and `weights`, which
+/// enters as 1 for learned tokens and 0 for others, is multiplied by ±scale · β · σ(−δ) / pairs (plus for chosen), so that
+/// Σ weights · c has the gradient of scale · mean(losses).
+///
+/// values, weights [T, 1]; reference_margins, losses [pairs, 1]; all f32.
+#[allow(clippy::too_many_arguments)]
+pub fn preference<B: Backend>(
+    backend: &B,
+    values: Matrix<B>,
+    segments: &Segments<B>,
+    reference_margins: Matrix<B>,
+    beta: f32,
+    scale: f32,
+    weights: MatrixMut<B>,
+    losses: MatrixMut<B>,
+) -> Result<()> {
+    const NAME: &str = "preference";
+    if !segments.host.len().is_multiple_of(2) {
+        return Err(shape_error(NAME, "preference data must come in pairs of sequences".into()));
+    }
+    expect(NAME, "number of reference margins", reference_margins.len(), segments.host.len() / 2)?;
+    expect(NAME, "number of losses", losses.len(), segments.host.len() / 2)?;
+    expect(NAME, "number of values", values.len(), segments.tokens())?;
+    expect(NAME, "number of weights", weights.len(), segments.tokens())?;
+    backend.preference(values, segments, reference_margins, beta, scale, weights, losses)
 }

@@ -27,7 +27,7 @@ pub use linear::{
     Dropout, LoraGradients, LoraSlice, linear_backward_input, linear_backward_weight, linear_forward, lora_backward,
     lora_forward,
 };
-pub use loss::{HeadGradients, HeadLoss, IGNORE_INDEX, loss_head, random_mapping, representation_distance};
+pub use loss::{HeadGradients, HeadLoss, IGNORE_INDEX, loss_head, preference, random_mapping, representation_distance};
 pub use norm::{rms_norm_backward, rms_norm_forward};
 pub use tensor::{Matrix, MatrixMut, Tensor};
 pub use update::{COEFFICIENTS, UpdateRule, optimizer_update};

@@ -142,6 +142,21 @@ impl<B: Backend> Tensor<B> {
         MatrixMut { buffer: &mut self.buffer, offset: 0, rows, cols: self.cols }
     }
 
+    /// The front of the buffer as a matrix of another shape: scratch that several shapes share.
+    ///
+    /// # Panics
+    /// When the buffer is smaller than `rows` × `cols`.
+    pub fn shaped(&self, rows: usize, cols: usize) -> Matrix<'_, B> {
+        assert!(rows * cols <= self.rows * self.cols, "a matrix larger than its buffer");
+        Matrix { buffer: &self.buffer, offset: 0, rows, cols }
+    }
+
+    /// As [`Tensor::shaped`], to write.
+    pub fn shaped_mut(&mut self, rows: usize, cols: usize) -> MatrixMut<'_, B> {
+        assert!(rows * cols <= self.rows * self.cols, "a matrix larger than its buffer");
+        MatrixMut { buffer: &mut self.buffer, offset: 0, rows, cols }
+    }
+
     /// All values as f32, on the host. Waits for the device.
     pub fn to_vec(&self, backend: &B) -> Result<Vec<f32>> {
         backend.download_f32(&self.buffer, 0, self.rows * self.cols)

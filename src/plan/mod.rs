@@ -1,1 +1,151 @@
-//! plan
+//! What a run will need, computed before it starts: memory, buffer by buffer, and arithmetic.
+//!
+//! `arithmetic` counts floating-point operations, `memory` the buffers of the CPU backend as the nested loop allocates
+//! them, `gpu` the buffers of a run on a named GPU, `remedy` looks for the setting that makes a run fit, `machine` asks how much memory
+//! this one has. Nothing is
+//! measured here: peaks of devices are their published specifications.
+
+mod arithmetic;
+mod gpu;
+mod machine;
+mod memory;
+mod remedy;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+
+pub use arithmetic::Work;
+pub use gpu::Gpu;
+pub use machine::available_memory;
+
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+
+/// What the plan is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// The CPU backend.
+    Cpu {
+        /// Bytes that a run may use.
+        available: u64,
+    },
+    /// A GPU.
+    Gpu(&'static Gpu),
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The memory that the arithmetic works on: that of the GPU, or main memory for the CPU backend.
+    Device,
+    /// Pinned main memory beside a GPU.
+    Host,
+}
+
+/// A buffer, or a group of buffers of one purpose.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Buffer {
+    /// What it holds.
+    pub name: String,
+    /// Where.
+    pub place: Place,
+    /// How large.
+    pub bytes: u64,
+    /// How it is kept, and what was chosen there.
+    pub choice: String,
+}
+
+/// The plan of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The device, in words.
+    pub device: String,
+    /// Number of parameters of the model.
+    pub parameters: u64,
+    /// Tokens of the largest batch, every sequence at its longest.
+    pub largest_batch_tokens: u64,
+    /// Tokens that go through the model at once.
+    pub micro_batch_tokens: u64,
+    /// The buffers.
+    pub buffers: Vec<Buffer>,
+    /// Bytes in the device's memory.
+    pub device_bytes: u64,
+    /// Bytes in pinned main memory beside a GPU.
+    pub host_bytes: u64,
+    /// Bytes that the device has.
+    pub available_bytes: u64,
+    /// The arithmetic of one outer step.
+    pub work: Vec<Work>,
+    /// Floating-point operations of one outer step, expected over the draws of adversaries.
+    pub flop_per_outer_step: f64,
+    /// Floating-point operations of the run.
+    pub flop: f64,
+    /// Published dense bf16 peak of a GPU, in operations per second.
+    pub published_peak_flops: Option<f64>,
+    /// What makes the run fit, where it does not.
+    pub remedy: Option<String>,
+}
+
+impl Plan {
+    /// The plan of `run` with a model of this architecture.
+    pub fn new(run: &RunConfig, model: &ModelConfig, target: Target) -> Result<Self> {
+        let mut plan = Self::without_remedy(run, model, target)?;
+        if !plan.fits() {
+            plan.remedy = Some(remedy::find(run, model, target));
+        }
+        Ok(plan)
+    }
+
+    fn without_remedy(run: &RunConfig, model: &ModelConfig, target: Target) -> Result<Self> {
+        let layout = memory::Needs::new(run, model)?;
+        let (device, available, peak, micro_batch, buffers) = match target {
+            Target::Cpu { available } => {
+                let name = format!("CPU, {} threads, f32", rayon::current_num_threads());
+                (name, available, None, layout.largest_batch, memory::on_cpu(&layout))
+            }
+            Target::Gpu(gpu) => {
+                let (micro_batch, buffers) = gpu::fit(&layout, gpu.memory);
+                (gpu.description(), gpu.memory, Some(gpu.peak_flops), micro_batch, buffers)
+            }
+        };
+        let total = |place| buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();
+        let work = arithmetic::outer_step(run, model);
+        let flop_per_outer_step = work.iter().map(|w| w.flop).sum();
+        Ok(Self {
+            device,
+            parameters: layout.parameters,
+            largest_batch_tokens: layout.largest_batch,
+            micro_batch_tokens: micro_batch,
+            device_bytes: total(Place::Device),
+            host_bytes: total(Place::Host),
+            available_bytes: available,
+            buffers,
+            flop_per_outer_step,
+            flop: flop_per_outer_step * run.tar.outer_steps as f64,
+            work,
+            published_peak_flops: peak,
+            remedy: None,
+        })
+    }
+
+    /// Whether the device has enough memory.
+    pub fn fits(&self) -> bool {
+        self.device_bytes <= self.available_bytes
+    }
+
+    /// [`Error::Memory`] for a run that does not fit, with the setting that would make it fit.
+    pub fn ensure_fits(&self) -> Result<()> {
+        if self.fits() {
+            return Ok(());
+        }
+        Err(Error::Memory {
+            what: format!("the run on {}", self.device),
+            needed: self.device_bytes,
+            available: self.available_bytes,
+            remedy: self.remedy.clone().unwrap_or_default(),
+        })
+    }
+}

@@ -1,1 +1,152 @@
-//! safeguard
+//! The plain safeguards: the first step of hardening, which removes a capability or teaches refusal. Fine-tuning brings
+//! it back within a few steps; making that hard is TAR's part.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::model::{Model, Parameters};
+use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::ops::{Backend, Tensor};
+use crate::optimizer::OptimizerConfig;
+use crate::random::{Random, Stream};
+use crate::training::Trainer;
+
+/// How the capability is removed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Method {
+    /// Every hidden state of restricted text is pulled to a random direction of its token (TAR, appendix).
+    RandomMapping {
+        /// Seed of the directions.
+        seed: u64,
+        /// Positions that the loss averages over.
+        over: EntropyOver,
+    },
+    /// The next-token distribution on restricted text is made uniform.
+    MaxEntropy {
+        /// Positions that the loss averages over.
+        over: EntropyOver,
+    },
+    /// Refusals are preferred to compliance (DPO on pairs).
+    Refusal {
+        /// β.
+        beta: f32,
+    },
+}
+
+/// The losses of a step, before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Losses {
+    /// The loss on restricted data.
+    pub removal: f64,
+    /// The loss on retain data: cross-entropy and distance to the reference model's hidden states.
+    pub retain: f64,
+}
+
+/// A method with what it needs on the device.
+enum Removal<B: Backend> {
+    /// `table`: one direction for each token, [V, d].
+    RandomMapping {
+        table: Tensor<B>,
+        over: EntropyOver,
+    },
+    MaxEntropy {
+        over: EntropyOver,
+    },
+    Refusal {
+        beta: f32,
+    },
+}
+
+/// A safeguard being trained.
+pub struct Safeguard<B: Backend> {
+    removal: Removal<B>,
+    representations_over: EntropyOver,
+    trainer: Trainer<B>,
+    tape: LossTape<B>,
+}
+
+impl<B: Backend> Safeguard<B> {
+    /// A fresh run of `method` with an optimizer of its own.
+    pub fn new(
+        model: &Arc<Model<B>>,
+        method: Method,
+        optimizer: OptimizerConfig,
+        representations_over: EntropyOver,
+    ) -> Result<Self> {
+        let backend = &model.backend;
+        let removal = match method {
+            Method::RandomMapping { seed, over } => {
+                Removal::RandomMapping { table: random_directions(model, seed)?, over }
+            }
+            Method::MaxEntropy { over } => Removal::MaxEntropy { over },
+            Method::Refusal { beta } => Removal::Refusal { beta },
+        };
+        Ok(Self {
+            removal,
+            representations_over,
+            trainer: Trainer::full(backend, model.layout(), optimizer)?,
+            tape: LossTape::new(backend, 3)?,
+        })
+    }
+
+    /// The optimizer and its state.
+    pub fn trainer(&self) -> &Trainer<B> {
+        &self.trainer
+    }
+
+    /// One step on the sum of the removal loss and the retain loss.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`], with the weights as they were, when a loss or gradient is not finite.
+    pub fn step(
+        &mut self,
+        evaluator: &mut Evaluator<B>,
+        weights: &mut Parameters<B>,
+        reference: &Parameters<B>,
+        restricted: &LossBatch<B>,
+        retain: &LossBatch<B>,
+    ) -> Result<Losses> {
+        let backend = evaluator.model().backend.clone();
+        self.tape.clear(&backend)?;
+        let (removal, tape, over) = (&self.removal, &mut self.tape, self.representations_over);
+        let margins = match removal {
+            Removal::Refusal { .. } => evaluator.preference_margins(Subject::plain(reference), restricted)?,
+            _ => Vec::new(),
+        };
+        self.trainer.accumulate(evaluator, weights, |evaluator, subject, targets| match removal {
+            Removal::RandomMapping { table, over } => {
+                evaluator.random_mapping(subject, table, restricted, *over, 1.0, targets, tape, 0)
+            }
+            Removal::MaxEntropy { over } => {
+                evaluator.negative_entropy(subject, restricted, *over, 1.0, Some(targets), tape, 0)
+            }
+            Removal::Refusal { beta } => {
+                evaluator.preference(subject, restricted, &margins, *beta, 1.0, Some(targets), tape, 0)
+            }
+        })?;
+        self.trainer.accumulate_more(evaluator, weights, |evaluator, subject, targets| match removal {
+            // The authors' random mapping keeps the language-model loss alone.
+            Removal::RandomMapping { .. } => evaluator.cross_entropy(subject, retain, 1.0, Some(targets), tape, 1),
+            _ => evaluator.retain(subject, reference, retain, over, 1.0, targets, tape, 1),
+        })?;
+        let losses = self.tape.read(&backend)?;
+        let losses = Losses { removal: losses[0], retain: losses[1] + losses[2] };
+        if !(losses.removal + losses.retain).is_finite() || !self.trainer.gradients_are_finite(&backend)? {
+            return Err(Error::NonFinite {
+                what: "a loss or gradient of the safeguard".into(),
+                step: self.trainer.optimizer().progress().step,
+                remedy: "lower its learning rate".into(),
+            });
+        }
+        self.trainer.apply(evaluator, weights)?;
+        Ok(losses)
+    }
+}
+
+/// One standard normal direction for each token.
+fn random_directions<B: Backend>(model: &Model<B>, seed: u64) -> Result<Tensor<B>> {
+    let (rows, cols) = (model.config.vocab_size, model.config.hidden_size);
+    let mut random = Random::new(seed, Stream::RandomMapping, 0, 0);
+    let values: Vec<f32> = (0..rows * cols).map(|_| random.normal() as f32).collect();
+    Tensor::from_f32(&model.backend, "random directions", rows, cols, &values)
+}

@@ -1,1 +1,12 @@
-//! tar
+//! TAR, the nested loop (arXiv 2408.00761, algorithm 1): simulated attacks inside, a first-order meta-gradient outside.
+//!
+//! `adversary` draws attacks, `trajectory` runs one of them and collects tamper-resistance gradients, `outer` turns them
+//! and the retain gradient into a step on the unattacked weights. Files, checkpoints and progress are `crate::run`'s.
+
+mod adversary;
+mod outer;
+mod trajectory;
+
+pub use adversary::{Adversary, AdversarySource, Draw};
+pub use outer::{Hardener, HardenerState, OuterReport, Settings, Streams};
+pub use trajectory::{TrResistance, TrajectoryReport};

@@ -1,7 +1,15 @@
 //! The CPU backend: f32 throughout, rayon and the `gemm` crate. The oracle for every other backend.
 
+mod attention;
 mod buffer;
+mod element;
+mod linear;
+mod loss;
+mod norm;
 mod optimizer;
+mod preference;
+mod vector;
+mod view;
 
 pub use buffer::CpuBuffer;
 
@@ -69,7 +77,8 @@ impl Backend for Cpu {
     }
 
     fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        linear::forward(x, w, y);
+        Ok(())
     }
     fn linear_backward_input(
         &self,
@@ -78,10 +87,12 @@ impl Backend for Cpu {
         dx: MatrixMut<Self>,
         accumulate: bool,
     ) -> Result<()> {
-        todo!()
+        linear::backward_input(dy, w, dx, accumulate);
+        Ok(())
     }
     fn linear_backward_weight(&self, dy: Matrix<Self>, x: Matrix<Self>, dw: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        linear::backward_weight(dy, x, dw);
+        Ok(())
     }
     fn lora_forward(
         &self,
@@ -91,7 +102,8 @@ impl Backend for Cpu {
         s: MatrixMut<Self>,
         y: MatrixMut<Self>,
     ) -> Result<()> {
-        todo!()
+        linear::lora_forward(x, slices, dropout, s, y);
+        Ok(())
     }
     #[allow(clippy::too_many_arguments)]
     fn lora_backward(
@@ -105,16 +117,20 @@ impl Backend for Cpu {
         ds: MatrixMut<Self>,
         dx: MatrixMut<Self>,
     ) -> Result<()> {
-        todo!()
+        linear::lora_backward(dy, x, s, slices, dropout, gradients, ds, dx);
+        Ok(())
     }
     fn embedding_forward(&self, ids: Matrix<Self>, table: Matrix<Self>, out: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        element::gather_rows(table, ids, out);
+        Ok(())
     }
     fn embedding_backward(&self, ids: Matrix<Self>, d_out: Matrix<Self>, d_table: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        element::embedding_backward(ids, d_out, d_table);
+        Ok(())
     }
     fn gather_rows(&self, from: Matrix<Self>, indices: Matrix<Self>, out: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        element::gather_rows(from, indices, out);
+        Ok(())
     }
     #[allow(clippy::too_many_arguments)]
     fn rms_norm_forward(
@@ -127,7 +143,8 @@ impl Backend for Cpu {
         normed: MatrixMut<Self>,
         inverse_rms: MatrixMut<Self>,
     ) -> Result<()> {
-        todo!()
+        norm::forward(residual, delta, weight, epsilon, sum, normed, inverse_rms);
+        Ok(())
     }
     fn rms_norm_backward(
         &self,
@@ -138,7 +155,8 @@ impl Backend for Cpu {
         d_residual: MatrixMut<Self>,
         d_weight: Option<MatrixMut<Self>>,
     ) -> Result<()> {
-        todo!()
+        norm::backward(d_normed, x, weight, inverse_rms, d_residual, d_weight);
+        Ok(())
     }
     fn rope(
         &self,
@@ -148,7 +166,8 @@ impl Backend for Cpu {
         shape: AttentionShape,
         inverse: bool,
     ) -> Result<()> {
-        todo!()
+        attention::rope(qkv, positions, table, shape, inverse);
+        Ok(())
     }
     fn attention_forward(
         &self,
@@ -158,7 +177,8 @@ impl Backend for Cpu {
         out: MatrixMut<Self>,
         log_sum_exp: MatrixMut<Self>,
     ) -> Result<()> {
-        todo!()
+        attention::forward(qkv, segments, shape, out, log_sum_exp);
+        Ok(())
     }
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
@@ -171,13 +191,16 @@ impl Backend for Cpu {
         shape: AttentionShape,
         d_qkv: MatrixMut<Self>,
     ) -> Result<()> {
-        todo!()
+        attention::backward(d_out, qkv, out, log_sum_exp, segments, shape, d_qkv);
+        Ok(())
     }
     fn swiglu_forward(&self, gate_up: Matrix<Self>, h: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        element::swiglu_forward(gate_up, h);
+        Ok(())
     }
     fn swiglu_backward(&self, d_h: Matrix<Self>, gate_up: Matrix<Self>, d_gate_up: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        element::swiglu_backward(d_h, gate_up, d_gate_up);
+        Ok(())
     }
     #[allow(clippy::too_many_arguments)]
     fn loss_head(
@@ -190,7 +213,8 @@ impl Backend for Cpu {
         values: MatrixMut<Self>,
         gradients: Option<HeadGradients<Self>>,
     ) -> Result<()> {
-        todo!()
+        loss::head(loss, hidden, head, targets, weights, values, gradients);
+        Ok(())
     }
     fn representation_distance(
         &self,
@@ -200,7 +224,8 @@ impl Backend for Cpu {
         values: MatrixMut<Self>,
         d_hidden: Option<MatrixMut<Self>>,
     ) -> Result<()> {
-        todo!()
+        loss::representation_distance(hidden, reference, weights, values, d_hidden);
+        Ok(())
     }
     #[allow(clippy::too_many_arguments)]
     fn random_mapping(
@@ -212,16 +237,33 @@ impl Backend for Cpu {
         values: MatrixMut<Self>,
         d_hidden: Option<MatrixMut<Self>>,
     ) -> Result<()> {
-        todo!()
+        loss::random_mapping(hidden, table, ids, weights, values, d_hidden);
+        Ok(())
     }
+    fn preference(
+        &self,
+        values: Matrix<Self>,
+        segments: &Segments<Self>,
+        reference_margins: Matrix<Self>,
+        beta: f32,
+        scale: f32,
+        weights: MatrixMut<Self>,
+        losses: MatrixMut<Self>,
+    ) -> Result<()> {
+        preference::preference(values, segments, reference_margins, beta, scale, weights, losses);
+        Ok(())
+    }
+
     fn axpy(&self, alpha: f32, x: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        element::axpy(alpha, x, y);
+        Ok(())
     }
     fn weighted_sum(&self, a: Matrix<Self>, b: Matrix<Self>, scale: f32, out: MatrixMut<Self>) -> Result<()> {
-        todo!()
+        element::weighted_sum(a, b, scale, out);
+        Ok(())
     }
     fn squared_norm(&self, x: Matrix<Self>) -> Result<f64> {
-        todo!()
+        Ok(element::squared_norm(x))
     }
     #[allow(clippy::too_many_arguments)]
     fn optimizer_update(

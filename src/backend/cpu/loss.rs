@@ -1,0 +1,197 @@
+//! Losses at the head and on hidden states.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::linear::{Operand, parallel_product};
+use super::vector::{dot, exp_in_place, maximum, sum_of, vectorised};
+use super::view::{floats, floats_mut, integers, rows_per_task};
+use crate::ops::{HeadGradients, HeadLoss, Matrix, MatrixMut};
+
+/// Tokens whose logits exist at one time.
+const CHUNK: usize = 256;
+
+/// Buffers of [`head`] for one chunk of tokens.
+struct Scratch {
+    hidden: Vec<f32>,
+    logits: Vec<f32>,
+    d_hidden: Vec<f32>,
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn head(
+    loss: HeadLoss,
+    hidden: Matrix<Cpu>,
+    head: Matrix<Cpu>,
+    targets: Matrix<Cpu>,
+    weights: Matrix<Cpu>,
+    values: MatrixMut<Cpu>,
+    gradients: Option<HeadGradients<Cpu>>,
+) {
+    let (d, vocab) = (hidden.cols, head.rows);
+    let (hidden, head, targets, weights) = (floats(hidden), floats(head), integers(targets), floats(weights));
+    let values = floats_mut(values);
+    values.fill(0.0);
+    let (mut d_hidden, mut d_head) = match gradients {
+        None => (None, None),
+        Some(HeadGradients { d_hidden, d_head }) => (Some(floats_mut(d_hidden)), d_head.map(floats_mut)),
+    };
+    if let Some(d_hidden) = &mut d_hidden {
+        d_hidden.fill(0.0);
+    }
+    let live: Vec<usize> = (0..weights.len()).filter(|&t| weights[t] != 0.0).collect();
+    let mut scratch = Scratch { hidden: Vec::new(), logits: Vec::new(), d_hidden: Vec::new() };
+    for tokens in live.chunks(CHUNK) {
+        let n = tokens.len();
+        scratch.hidden.clear();
+        tokens.iter().for_each(|&t| scratch.hidden.extend_from_slice(&hidden[t * d..][..d]));
+        scratch.logits.resize(n * vocab, 0.0);
+        let (x, w) = (Operand::rows(&scratch.hidden, d), Operand::rows(head, d));
+        parallel_product((n, vocab, d), x, w.transposed(), &mut scratch.logits, false);
+        let rows = rows_per_task(vocab);
+        let results: Vec<f32> = scratch
+            .logits
+            .par_chunks_mut(rows * vocab)
+            .zip(tokens.par_chunks(rows))
+            .flat_map_iter(|(logits, tokens)| {
+                let row = |(z, &t): (&mut [f32], &usize)| token(loss, z, targets[t], weights[t]);
+                logits.chunks_mut(vocab).zip(tokens).map(row).collect::<Vec<_>>()
+            })
+            .collect();
+        tokens.iter().zip(results).for_each(|(&t, value)| values[t] = value);
+        let dz = Operand::rows(&scratch.logits, vocab);
+        if let Some(d_hidden) = &mut d_hidden {
+            scratch.d_hidden.resize(n * d, 0.0);
+            parallel_product((n, d, vocab), dz, w, &mut scratch.d_hidden, false);
+            let rows = tokens.iter().zip(scratch.d_hidden.chunks(d));
+            rows.for_each(|(&t, row)| d_hidden[t * d..][..d].copy_from_slice(row));
+        }
+        if let Some(d_head) = &mut d_head {
+            parallel_product((vocab, d, n), dz.transposed(), x, d_head, true);
+        }
+    }
+}
+
+/// The loss of one token; its logits become weight · their gradient.
+fn token(loss: HeadLoss, z: &mut [f32], target: u32, weight: f32) -> f32 {
+    let largest = maximum(z);
+    if !largest.is_finite() || z.iter().any(|x| x.is_nan()) {
+        z.fill(f32::NAN);
+        return f32::NAN;
+    }
+    match loss {
+        HeadLoss::CrossEntropy => {
+            let Some(&logit) = z.get(target as usize) else {
+                z.fill(0.0);
+                return 0.0;
+            };
+            let sum = exp_in_place(z, 1.0, largest);
+            scale_row(z, weight / sum);
+            z[target as usize] -= weight;
+            (sum.ln() + largest) - logit
+        }
+        HeadLoss::NegativeEntropy => negative_entropy(z, largest, weight),
+    }
+}
+
+vectorised! {
+    fn scale_row(row: &mut [f32], factor: f32) {
+        row.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+/// Σ p log p; z becomes weight · p (log p − Σ p log p).
+fn negative_entropy(z: &mut [f32], largest: f32, weight: f32) -> f32 {
+    let mut p = z.to_vec();
+    let sum = exp_in_place(&mut p, 1.0, largest);
+    let log_sum = sum.ln() + largest;
+    let value = sum_of(&p, z, |e, z| e * (z - log_sum)) / sum;
+    entropy_gradient(z, &p, log_sum, value, weight / sum);
+    value
+}
+
+vectorised! {
+    fn entropy_gradient(z: &mut [f32], p: &[f32], log_sum: f32, value: f32, factor: f32) {
+        for (z, e) in z.iter_mut().zip(p) {
+            *z = factor * e * ((*z - log_sum) - value);
+        }
+    }
+}
+
+/// Rows of (hidden, gradient) with a per-row loss: calls `row(t, hidden, gradient)` and stores its value.
+fn hidden_rows(
+    hidden: Matrix<Cpu>,
+    values: MatrixMut<Cpu>,
+    d_hidden: Option<MatrixMut<Cpu>>,
+    row: impl Fn(usize, &[f32], Option<&mut [f32]>) -> f32 + Sync,
+) {
+    let (cols, rows) = (hidden.cols, rows_per_task(hidden.cols));
+    let inputs = floats(hidden).par_chunks(rows * cols).zip(floats_mut(values).par_chunks_mut(rows)).enumerate();
+    match d_hidden {
+        None => inputs.for_each(|(task, (hidden, values))| {
+            for (i, (h, value)) in hidden.chunks(cols).zip(values).enumerate() {
+                *value = row(task * rows + i, h, None);
+            }
+        }),
+        Some(d_hidden) => {
+            let gradients = floats_mut(d_hidden).par_chunks_mut(rows * cols);
+            inputs.zip(gradients).for_each(|((task, (hidden, values)), gradient)| {
+                let all = hidden.chunks(cols).zip(values).zip(gradient.chunks_mut(cols)).enumerate();
+                for (i, ((h, value), g)) in all {
+                    *value = row(task * rows + i, h, Some(g));
+                }
+            });
+        }
+    }
+}
+
+pub(super) fn representation_distance(
+    hidden: Matrix<Cpu>,
+    reference: Matrix<Cpu>,
+    weights: Matrix<Cpu>,
+    values: MatrixMut<Cpu>,
+    d_hidden: Option<MatrixMut<Cpu>>,
+) {
+    let cols = hidden.cols;
+    let (reference, weights) = (floats(reference), floats(weights));
+    hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
+        let reference = &reference[t * cols..][..cols];
+        let distance = sum_of(h, reference, |a, b| (a - b) * (a - b)).sqrt();
+        if let Some(gradient) = gradient
+            && distance != 0.0
+        {
+            let factor = weights[t] / distance;
+            gradient.iter_mut().zip(h.iter().zip(reference)).for_each(|(g, (a, b))| *g += factor * (a - b));
+        }
+        distance
+    });
+}
+
+/// The least norm in a cosine, as in PyTorch.
+const LEAST_NORM: f32 = 1e-8;
+
+pub(super) fn random_mapping(
+    hidden: Matrix<Cpu>,
+    table: Matrix<Cpu>,
+    ids: Matrix<Cpu>,
+    weights: Matrix<Cpu>,
+    values: MatrixMut<Cpu>,
+    d_hidden: Option<MatrixMut<Cpu>>,
+) {
+    let cols = hidden.cols;
+    let (table, ids, weights) = (floats(table), integers(ids), floats(weights));
+    hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
+        let direction = &table[ids[t] as usize * cols..][..cols];
+        let (norm, length) = (dot(h, h).sqrt().max(LEAST_NORM), dot(direction, direction).sqrt().max(LEAST_NORM));
+        let cosine = dot(h, direction) / (norm * length);
+        if let Some(gradient) = gradient {
+            // d(−|cos|)/dh = −sign(cos) (direction/(‖h‖‖direction‖) − cos · h/‖h‖²).
+            let factor = -weights[t] * if cosine == 0.0 { 0.0 } else { cosine.signum() };
+            let (along, back) = (factor / (norm * length), factor * cosine / (norm * norm));
+            for ((g, r), h) in gradient.iter_mut().zip(direction).zip(h) {
+                *g += along * r - back * h;
+            }
+        }
+        1.0 - cosine.abs()
+    });
+}

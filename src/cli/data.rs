@@ -1,0 +1,37 @@
+//! `temper data inspect`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show a sample as the model sees it: rendered, tokenized, with the tokens that are trained on marked
+    Inspect(InspectArguments),
+}
+
+#[derive(Args, Debug)]
+pub struct InspectArguments {
+    /// The model whose tokenizer and chat template are used: a Hugging Face directory
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The data file
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Which sample, counted from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub index: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs a command on data.
+pub fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Inspect(arguments) => {
+            let _ = arguments;
+            todo!()
+        }
+    }
+}

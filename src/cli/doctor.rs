@@ -1,0 +1,181 @@
+//! `temper doctor`: what this machine offers, and how to mend what is missing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use serde::Serialize;
+use temper::plan::available_memory;
+
+use super::print;
+
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A finding.
+#[derive(Serialize)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    found: String,
+    /// What to do about it, unless it is well.
+    remedy: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Ok,
+    /// Works, but not as well as it could.
+    Limited,
+    /// Must be mended before a run.
+    Failed,
+}
+
+/// Checks this machine. Fails if something must be mended.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let checks = [version(), cpu(), threads(), memory(), temporary_directory(), disk(), gpu()];
+    if arguments.json {
+        print::json(&checks)?;
+    } else {
+        print::text(&describe(&checks))?;
+    }
+    let failed: Vec<&str> = checks.iter().filter(|c| c.status == Status::Failed).map(|c| c.name).collect();
+    anyhow::ensure!(failed.is_empty(), "not ready: {}; follow the remedies above", failed.join(", "));
+    Ok(())
+}
+
+fn describe(checks: &[Check]) -> String {
+    let mut text = String::new();
+    for check in checks {
+        let status = match check.status {
+            Status::Ok => "ok",
+            Status::Limited => "limited",
+            Status::Failed => "FAILED",
+        };
+        text += &format!("{status:<8} {:<20} {}\n", check.name, check.found);
+        if let Some(remedy) = check.remedy {
+            text += &format!("{:<29} → {remedy}\n", "");
+        }
+    }
+    text
+}
+
+fn well(name: &'static str, found: String) -> Check {
+    Check { name, status: Status::Ok, found, remedy: None }
+}
+
+fn limited(name: &'static str, found: String, remedy: &'static str) -> Check {
+    Check { name, status: Status::Limited, found, remedy: Some(remedy) }
+}
+
+fn version() -> Check {
+    let (os, architecture) = (std::env::consts::OS, std::env::consts::ARCH);
+    well("temper", format!("{} on {os} {architecture}", env!("CARGO_PKG_VERSION")))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu() -> Check {
+    let features = [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    let present: Vec<&str> = features.iter().filter(|(_, present)| *present).map(|(name, _)| *name).collect();
+    if present.contains(&"avx2") && present.contains(&"fma") {
+        return well("CPU features", present.join(", "));
+    }
+    let remedy = "matrix products are slow without avx2 and fma: use a newer CPU, or pass them through to this machine";
+    limited("CPU features", format!("only {present:?} of avx2, fma, avx512f"), remedy)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu() -> Check {
+    well("CPU features", format!("those of every {}", std::env::consts::ARCH))
+}
+
+fn threads() -> Check {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let used = rayon_threads(cores);
+    let found = format!("{used} of {cores}");
+    if used < cores {
+        return limited("threads", found, "RAYON_NUM_THREADS limits them: unset it to use all cores");
+    }
+    well("threads", found)
+}
+
+/// As rayon counts them: `RAYON_NUM_THREADS` if it is a number above 0, else the cores.
+fn rayon_threads(cores: usize) -> usize {
+    let wanted = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+    wanted.filter(|&threads| threads > 0).unwrap_or(cores)
+}
+
+fn memory() -> Check {
+    match available_memory() {
+        Some(bytes) if bytes >= 1 << 30 => well("memory", format!("{} available", print::bytes(bytes))),
+        Some(bytes) => {
+            let remedy = "close other programs, or raise the container's limit; `temper plan` says what a run needs";
+            limited("memory", format!("only {} available", print::bytes(bytes)), remedy)
+        }
+        None => limited("memory", "unknown".into(), "compare `temper plan` with the memory of this machine yourself"),
+    }
+}
+
+fn temporary_directory() -> Check {
+    let directory = std::env::temp_dir();
+    match tempfile::tempfile_in(&directory) {
+        Ok(_) => well("temporary directory", format!("{} can be written", directory.display())),
+        Err(error) => Check {
+            name: "temporary directory",
+            status: Status::Failed,
+            found: format!("{}: {error}", directory.display()),
+            remedy: Some("set TMPDIR to a directory that can be written"),
+        },
+    }
+}
+
+fn disk() -> Check {
+    let remedy = "a checkpoint takes 12 bytes a parameter: write to another disk with --out";
+    match free_disk(Path::new(".")) {
+        Some(bytes) if bytes >= 10 << 30 => well("free disk here", print::bytes(bytes)),
+        Some(bytes) => limited("free disk here", print::bytes(bytes), remedy),
+        None => limited("free disk here", "unknown".into(), remedy),
+    }
+}
+
+/// What POSIX `df` says; the standard library has no question for it.
+fn free_disk(directory: &Path) -> Option<u64> {
+    let output = Command::new("df").arg("-Pk").arg(directory).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let blocks: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
+    blocks.checked_mul(1024)
+}
+
+fn gpu() -> Check {
+    let remedy = "the CUDA backend is not part of this build: runs use the CPU";
+    match driver_library() {
+        Some(path) => limited("GPU", format!("driver library {}", path.display()), remedy),
+        None => limited("GPU", "no driver library (libcuda.so.1)".into(), remedy),
+    }
+}
+
+/// The CUDA driver library, looked for where the loader looks: nothing is loaded.
+fn driver_library() -> Option<PathBuf> {
+    let from_environment = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let usual = [
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+        "/lib64",
+        "/usr/local/nvidia/lib64",
+        "/usr/local/cuda/compat",
+        "/usr/lib/wsl/lib",
+    ];
+    let folders = std::env::split_paths(&from_environment).filter(|folder| !folder.as_os_str().is_empty());
+    folders.chain(usual.map(PathBuf::from)).map(|folder| folder.join("libcuda.so.1")).find(|path| path.exists())
+}

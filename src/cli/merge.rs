@@ -1,0 +1,30 @@
+//! `temper merge`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use temper::model::ExportDType;
+
+use super::parse;
+
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// The model: a Hugging Face directory
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The LoRA adapter: a PEFT directory
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Where the merged model is written
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Dtype of the written weights: f32, bf16 or f16; that of the model where not given
+    #[arg(long, value_name = "NAME", value_parser = parse::dtype)]
+    pub dtype: Option<ExportDType>,
+}
+
+/// Merges an adapter.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let _ = arguments;
+    todo!()
+}

@@ -1,0 +1,79 @@
+//! The command line: one file a subcommand, each with its arguments and the function that runs it.
+
+mod attack;
+mod checkpoint;
+mod data;
+mod demo;
+mod doctor;
+mod eval;
+mod harden;
+mod merge;
+mod parse;
+mod plan;
+mod print;
+
+use clap::{Parser, Subcommand};
+
+/// Hardens open-weight language models against the fine-tuning that strips their safeguards, and measures how hard they
+/// are to break.
+#[derive(Debug, Parser)]
+#[command(name = "temper", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Arguments {
+    /// More log lines on stderr: -v info, -vv debug, -vvv trace. RUST_LOG wins over it
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  success
+   1  failure of the system: a file cannot be read or written, a device fails
+   2  wrong usage or configuration
+   3  an input file is not what it must be
+   4  a loss or gradient is not finite
+   5  not enough memory
+  75  stopped by request; run again with --resume to go on
+
+Data goes to stdout, everything else to stderr. temper uses no network.";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Harden a tiny model and attack it before and after, to see the whole method work
+    Demo(demo::Arguments),
+    /// Harden a model as a run file says (TAR)
+    Harden(harden::Arguments),
+    /// Attack a model by fine-tuning it
+    Attack(attack::Arguments),
+    /// Measure a model on a data set
+    Eval(eval::Arguments),
+    /// Say what a run will cost in memory and arithmetic, before it starts
+    Plan(plan::Arguments),
+    /// Check this machine and say how to mend what is missing
+    Doctor(doctor::Arguments),
+    /// Look at training data
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Merge a LoRA adapter into its model
+    Merge(merge::Arguments),
+    /// Look at checkpoints
+    #[command(subcommand)]
+    Ckpt(checkpoint::Command),
+}
+
+/// Runs a subcommand.
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Harden(arguments) => harden::run(&arguments),
+        Command::Attack(arguments) => attack::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Data(command) => data::run(&command),
+        Command::Merge(arguments) => merge::run(&arguments),
+        Command::Ckpt(command) => checkpoint::run(&command),
+    }
+}

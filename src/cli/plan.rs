@@ -1,0 +1,86 @@
+//! `temper plan`.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use temper::config::RunConfig;
+use temper::model::ModelConfig;
+use temper::plan::{Gpu, Place, Plan, Target, available_memory};
+
+use super::print;
+
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// The run file
+    #[arg(value_name = "RUN.toml")]
+    pub run_file: PathBuf,
+    /// Plan for a GPU instead of this machine's CPU: h200, h100 or a100
+    #[arg(long, value_name = "NAME")]
+    pub gpu: Option<String>,
+    /// Override a key of the run file
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prints what a run will cost. The plan of a run that does not fit is printed too, and then the error.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let target = match &arguments.gpu {
+        Some(name) => Target::Gpu(Gpu::find(name)?),
+        // Where the system does not say how much memory there is, nothing is refused.
+        None => Target::Cpu { available: available_memory().unwrap_or(u64::MAX) },
+    };
+    let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
+    let model = ModelConfig::from_directory(&config.model.path)?;
+    let plan = Plan::new(&config, &model, target)?;
+    if arguments.json {
+        print::json(&plan)?;
+    } else {
+        print::text(&describe(&plan, config.tar.outer_steps)?)?;
+    }
+    Ok(plan.ensure_fits()?)
+}
+
+fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    writeln!(text, "Plan for {}: {} parameters\n", plan.device, plan.parameters)?;
+    let buffers = plan.buffers.iter().map(|buffer| {
+        let place = match buffer.place {
+            Place::Device => "device",
+            Place::Host => "host",
+        };
+        [buffer.name.clone(), place.into(), print::bytes(buffer.bytes), buffer.choice.clone()]
+    });
+    text += &print::table(["buffer", "where", "size", "how"], &buffers.collect::<Vec<_>>());
+    let available = match plan.available_bytes {
+        u64::MAX => "an unknown amount".to_string(),
+        bytes => print::bytes(bytes),
+    };
+    writeln!(text, "\ndevice memory: {} of {available} available", print::bytes(plan.device_bytes))?;
+    if plan.host_bytes > 0 {
+        writeln!(text, "pinned main memory: {}", print::bytes(plan.host_bytes))?;
+    }
+    let tokens = (plan.largest_batch_tokens, plan.micro_batch_tokens);
+    writeln!(text, "largest batch: {} tokens, {} at a time\n", tokens.0, tokens.1)?;
+    let work = plan.work.iter().map(|work| {
+        [work.name.clone(), format!("{:.1}", work.passes), format!("{:.0}", work.tokens), print::flop(work.flop)]
+    });
+    text += &print::table(["work of an outer step", "passes", "tokens", "arithmetic"], &work.collect::<Vec<_>>());
+    let total = (print::flop(plan.flop_per_outer_step), print::flop(plan.flop));
+    writeln!(text, "\nan outer step: {}, expected over the draws of adversaries", total.0)?;
+    writeln!(text, "the run of {outer_steps} outer steps: {}", total.1)?;
+    if let Some(peak) = plan.published_peak_flops {
+        let seconds = plan.flop_per_outer_step / peak;
+        let peak = peak / 1e12;
+        writeln!(
+            text,
+            "floor: {seconds:.1} s an outer step at the published peak of {peak:.0} TFLOP/s, which no run reaches"
+        )?;
+        writeln!(text, "memory and peak are the published specification; nothing here was measured")?;
+        writeln!(text, "the CUDA backend is not part of this build: this is the layout that it is designed for")?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,127 @@
+//! Settings that a run file may write in more than one form.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::AdversaryData;
+
+/// `2e-5` or `[2e-5, 4e-5]`.
+pub(super) fn number_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    struct NumberOrList;
+
+    impl<'de> Visitor<'de> for NumberOrList {
+        type Value = Vec<f64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a number or a list of numbers")
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<Vec<f64>, E> {
+            Ok(vec![value])
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<Vec<f64>, E> {
+            Ok(vec![value as f64])
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<Vec<f64>, E> {
+            Ok(vec![value as f64])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<f64>, A::Error> {
+            let mut numbers = Vec::new();
+            while let Some(number) = list.next_element()? {
+                numbers.push(number);
+            }
+            Ok(numbers)
+        }
+    }
+
+    deserializer.deserialize_any(NumberOrList)
+}
+
+/// A number, or the text `"equal"` for `None`: TOML has no way to write the absence of a key that has a default.
+pub(super) mod number_or_equal {
+    use std::fmt;
+
+    use serde::de::{Error, Unexpected, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(number) => serializer.serialize_f64(*number),
+            None => serializer.serialize_str("equal"),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+        struct NumberOrEqual;
+
+        impl Visitor<'_> for NumberOrEqual {
+            type Value = Option<f64>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a number or \"equal\"")
+            }
+
+            fn visit_f64<E: Error>(self, value: f64) -> Result<Option<f64>, E> {
+                Ok(Some(value))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Option<f64>, E> {
+                Ok(Some(value as f64))
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Option<f64>, E> {
+                Ok(Some(value as f64))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Option<f64>, E> {
+                if text == "equal" { Ok(None) } else { Err(E::invalid_value(Unexpected::Str(text), &self)) }
+            }
+        }
+
+        deserializer.deserialize_any(NumberOrEqual)
+    }
+}
+
+impl<'de> Deserialize<'de> for AdversaryData {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneTwoOrMixture;
+
+        impl<'de> Visitor<'de> for OneTwoOrMixture {
+            type Value = AdversaryData;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("the name of a stream, a list of two names, or a table of names and weights")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<AdversaryData, E> {
+                Ok(AdversaryData::One(name.to_string()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<AdversaryData, A::Error> {
+                let mut names: Vec<String> = Vec::new();
+                while let Some(name) = list.next_element()? {
+                    names.push(name);
+                }
+                let count = names.len();
+                let pair: [String; 2] = names.try_into().map_err(|_| A::Error::invalid_length(count, &self))?;
+                Ok(AdversaryData::Switch(pair))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<AdversaryData, A::Error> {
+                let mut weights = BTreeMap::new();
+                while let Some((name, weight)) = table.next_entry()? {
+                    weights.insert(name, weight);
+                }
+                Ok(AdversaryData::Mixture(weights))
+            }
+        }
+
+        deserializer.deserialize_any(OneTwoOrMixture)
+    }
+}

@@ -1,0 +1,8 @@
+//! The built-in demonstration: a small Llama learns made-up facts, a plain safeguard removes the restricted ones, TAR
+//! hardens the result, and both are attacked. Everything is trained and attacked in front of the user.
+
+mod experiment;
+mod facts;
+
+pub use experiment::{AttackCurve, Event, Experiment, Outcome, Phase, Plan};
+pub use facts::{Domain, Facts, Pool};

@@ -1,0 +1,58 @@
+//! Losses on hidden states, as visitors of the backward pass.
+
+use super::LossTape;
+use crate::error::Result;
+use crate::model::{HiddenGradient, Workspace};
+use crate::ops::{self, Backend, Matrix, MatrixMut, Tensor};
+
+/// Adds up per-token losses of every depth into one slot of a tape.
+pub(super) struct Recorder<'a, B: Backend> {
+    pub backend: &'a B,
+    pub tape: &'a mut LossTape<B>,
+    pub slot: usize,
+    pub scale: f32,
+    /// [T, 1], scratch.
+    pub values: Tensor<B>,
+    /// [T, 1]: the normalisation over tokens and depths, times `scale`.
+    pub weights: Tensor<B>,
+}
+
+impl<B: Backend> Recorder<'_, B> {
+    fn record(&mut self) -> Result<()> {
+        self.tape.add(self.backend, self.slot, self.values.view(), self.weights.view(), self.scale)
+    }
+}
+
+/// Mean L2 distance to the hidden states of a reference model.
+pub(super) struct RepresentationDistance<'a, B: Backend> {
+    pub recorder: Recorder<'a, B>,
+    pub reference: &'a Workspace<B>,
+}
+
+impl<B: Backend> HiddenGradient<B> for RepresentationDistance<'_, B> {
+    fn add(&mut self, level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
+        let Self { recorder, reference } = self;
+        let reference = reference.hidden_state(level, hidden.rows);
+        let (weights, values) = (recorder.weights.view(), recorder.values.view_mut());
+        ops::representation_distance(recorder.backend, hidden, reference, weights, values, Some(gradient))?;
+        recorder.record()
+    }
+}
+
+/// Random mapping: every hidden state towards its token's random direction.
+pub(super) struct RandomMapping<'a, B: Backend> {
+    pub recorder: Recorder<'a, B>,
+    /// [V, d].
+    pub table: &'a Tensor<B>,
+    /// [T, 1].
+    pub ids: &'a Tensor<B>,
+}
+
+impl<B: Backend> HiddenGradient<B> for RandomMapping<'_, B> {
+    fn add(&mut self, _level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
+        let Self { recorder, table, ids } = self;
+        let (weights, values) = (recorder.weights.view(), recorder.values.view_mut());
+        ops::random_mapping(recorder.backend, hidden, table.view(), ids.view(), weights, values, Some(gradient))?;
+        recorder.record()
+    }
+}

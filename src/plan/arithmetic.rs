@@ -1,0 +1,149 @@
+//! Floating-point operations of an outer step. A multiply and an add are two operations.
+//!
+//! Counted are the matrix products of the linear layers and of the head (2 per weight and token forward, 4 backward, 2
+//! of these without weight gradients) and of causal attention (its backward is 2.5 times its forward). Every sequence
+//! counts at its longest, so the numbers are those of the published runs, which pad, and an upper bound with packing.
+
+use serde::Serialize;
+
+use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, TrLoss};
+use crate::model::{ModelConfig, ParameterLayout};
+
+/// One kind of work in an outer step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Work {
+    /// What is done.
+    pub name: String,
+    /// Passes over a batch, expected over the draws.
+    pub passes: f64,
+    /// Tokens, expected over the draws.
+    pub tokens: f64,
+    /// Floating-point operations, expected over the draws.
+    pub flop: f64,
+}
+
+/// The work of one outer step of `run`: adversaries by their weights, the switch of a two-stream adversary at its mean.
+pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig) -> Vec<Work> {
+    let tar = &run.tar;
+    let costs = Costs::new(model);
+    let tasks = tar.tasks_per_step as f64;
+    let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
+    let mut work = Vec::new();
+    for adversary in &tar.adversary {
+        let trajectories = tasks * adversary.weight / total_weight;
+        let attack = attack(run, &costs, model, adversary);
+        work.push(attack.times(trajectories));
+    }
+    let pairs = if tar.tr_loss == TrLoss::Dpo { 2.0 } else { 1.0 };
+    let tr = costs.pass("tamper-resistance gradients", run, &tar.tr_data, Backward::Weights).times(pairs);
+    let mut tr = tr.times(tasks * (tar.inner_steps / tar.tr_every) as f64);
+    tr.passes /= pairs;
+    work.push(tr);
+    if tar.tr_loss == TrLoss::Dpo {
+        let margins = costs.pass("reference log-probabilities", run, &tar.tr_data, Backward::None).times(pairs * tasks);
+        work.push(Work { passes: tasks, ..margins });
+    }
+    if tar.retain_scale > 0.0 {
+        work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
+        if tar.retain_representations {
+            work.push(costs.pass("reference hidden states", run, &tar.retain_data, Backward::None));
+        }
+    }
+    work
+}
+
+/// One trajectory's attack.
+fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &AdversaryConfig) -> Work {
+    let steps = run.tar.inner_steps as f64;
+    let backward = match adversary.params {
+        ParameterChoice::Full => Backward::Weights,
+        ParameterChoice::Lora => Backward::Inputs,
+    };
+    let shares: Vec<(&str, f64)> = match &adversary.data {
+        AdversaryData::One(name) => vec![(name, steps)],
+        AdversaryData::Switch([first, second]) => {
+            let before = adversary.switch.map_or(0.0, |draw| mean_switch(draw.beta, steps));
+            vec![(first, before), (second, steps - before)]
+        }
+        AdversaryData::Mixture(weights) => {
+            let total: f64 = weights.values().sum();
+            weights.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
+        }
+    };
+    let name = format!("attack `{}`", adversary.name);
+    let mut sum = Work { name: name.clone(), passes: 0.0, tokens: 0.0, flop: 0.0 };
+    for (stream, passes) in shares {
+        let part = costs.pass(&name, run, stream, backward).times(passes);
+        sum = Work {
+            passes: sum.passes + part.passes,
+            tokens: sum.tokens + part.tokens,
+            flop: sum.flop + part.flop,
+            ..sum
+        };
+    }
+    if let Some(adapter) = adversary.adapter_config() {
+        let factors = ParameterLayout::for_adapter(model, &adapter).len() as f64;
+        sum.flop += 6.0 * factors * sum.tokens;
+    }
+    sum
+}
+
+/// E⌊K·Beta(a, b)⌋: the mean of K·Beta less a half, which the rounding down costs a density that is smooth on the scale
+/// of a step.
+fn mean_switch([a, b]: [f64; 2], steps: f64) -> f64 {
+    (steps * a / (a + b) - 0.5).clamp(0.0, steps)
+}
+
+/// How far a backward pass goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Backward {
+    None,
+    /// Gradients of inputs alone: the weights are frozen.
+    Inputs,
+    Weights,
+}
+
+/// Costs of a model per token.
+struct Costs<'a> {
+    model: &'a ModelConfig,
+    /// Weights of the linear layers and of the head.
+    matmul_weights: f64,
+}
+
+impl<'a> Costs<'a> {
+    fn new(model: &'a ModelConfig) -> Self {
+        let attention = model.attention();
+        let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
+        let layer = d * attention.qkv_cols() as f64 + d * attention.query_cols() as f64 + 3.0 * d * f;
+        let matmul_weights = layer * model.num_hidden_layers as f64 + d * model.vocab_size as f64;
+        Self { model, matmul_weights }
+    }
+
+    /// One pass over one batch of a stream.
+    fn pass(&self, name: &str, run: &RunConfig, stream: &str, backward: Backward) -> Work {
+        // Validation has shown that the stream exists.
+        let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (data.batch, data.max_length));
+        let tokens = batch as f64 * length as f64;
+        let (linear, attention) = match backward {
+            Backward::None => (2.0, 1.0),
+            Backward::Inputs => (4.0, 3.5),
+            Backward::Weights => (6.0, 3.5),
+        };
+        let per_token = linear * self.matmul_weights + attention * self.attention_forward(length);
+        Work { name: name.to_string(), passes: 1.0, tokens, flop: tokens * per_token }
+    }
+
+    /// Operations of causal attention per token of a sequence of `length`: scores and their product with the values.
+    fn attention_forward(&self, length: usize) -> f64 {
+        let window = self.model.sliding_window.unwrap_or(length).min(length) as f64;
+        let length = length.max(1) as f64;
+        let visible = (window * (window + 1.0) / 2.0 + (length - window) * window) / length;
+        4.0 * self.model.attention().query_cols() as f64 * visible * self.model.num_hidden_layers as f64
+    }
+}
+
+impl Work {
+    fn times(self, factor: f64) -> Self {
+        Self { name: self.name, passes: self.passes * factor, tokens: self.tokens * factor, flop: self.flop * factor }
+    }
+}

@@ -1,0 +1,139 @@
+//! The sizes that decide the memory of a run, and the buffers of the CPU backend, all f32, as `crate::tar` and
+//! `crate::objective` allocate them.
+
+use super::{Buffer, Place};
+use crate::config::{AdversaryConfig, ParameterChoice, RunConfig, TrLoss};
+use crate::error::{Error, Result};
+use crate::model::{AdapterConfig, ModelConfig, ParameterLayout};
+use crate::optimizer::OptimizerKind;
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+
+/// What a run allocates, in elements.
+pub(super) struct Needs<'a> {
+    pub(super) model: &'a ModelConfig,
+    /// Elements of all weights.
+    pub(super) parameters: u64,
+    /// Elements of the largest matrix or layer, the unit of a backward pass that keeps no whole gradient.
+    pub(super) largest_part: u64,
+    /// Tokens of the largest batch of any stream.
+    pub(super) largest_batch: u64,
+    /// Longest sequence in tokens.
+    pub(super) longest_sequence: u64,
+    /// The optimizers of full-parameter adversaries, each kind once.
+    pub(super) full_optimizers: Vec<OptimizerKind>,
+    /// LoRA adversaries: elements of the factors, states of the optimizer.
+    pub(super) adapters: Vec<(u64, u64)>,
+    /// Columns that LoRA adds to what a layer keeps.
+    pub(super) adapter_columns: u64,
+    /// States of the outer optimizer.
+    pub(super) outer_states: u64,
+    /// Whether the retain loss needs the reference model's hidden states.
+    pub(super) representations: bool,
+}
+
+impl<'a> Needs<'a> {
+    pub(super) fn new(run: &RunConfig, model: &'a ModelConfig) -> Result<Self> {
+        let layout = ParameterLayout::for_model(model);
+        let tar = &run.tar;
+        let lora: Vec<AdapterConfig> = tar.adversary.iter().filter_map(AdversaryConfig::adapter_config).collect();
+        let batch = |(name, data): (&String, &crate::config::DataConfig)| {
+            let pairs = if tar.tr_loss == TrLoss::Dpo && *name == tar.tr_data { 2 } else { 1 };
+            (data.batch as u64).saturating_mul(data.max_length as u64).saturating_mul(pairs)
+        };
+        let mut full_optimizers: Vec<OptimizerKind> = Vec::new();
+        for adversary in tar.adversary.iter().filter(|a| a.params == ParameterChoice::Full) {
+            if !full_optimizers.contains(&adversary.optimizer) {
+                full_optimizers.push(adversary.optimizer);
+            }
+        }
+        let states_of = |adversary: &AdversaryConfig| adversary.optimizer.rule().states() as u64;
+        let lora_states = tar.adversary.iter().filter(|a| a.params == ParameterChoice::Lora).map(states_of);
+        let elements = lora.iter().map(|adapter| ParameterLayout::for_adapter(model, adapter).len() as u64);
+        let layer_elements: usize = layout.entries().iter().skip(1).take(9).map(|entry| entry.block.len()).sum();
+        let largest_matrix = layout.entries().iter().map(|entry| entry.block.len()).max().unwrap_or(0);
+        let longest = run.data.values().map(|data| data.max_length).max().unwrap_or(0);
+        if longest > model.max_position_embeddings {
+            return Err(too_long(run, model.max_position_embeddings));
+        }
+        Ok(Self {
+            model,
+            parameters: layout.len() as u64,
+            largest_part: layer_elements.max(largest_matrix) as u64,
+            largest_batch: run.data.iter().map(batch).max().unwrap_or(0),
+            longest_sequence: longest as u64,
+            full_optimizers,
+            adapter_columns: adapter_columns(&lora),
+            adapters: elements.zip(lora_states).collect(),
+            outer_states: tar.outer.optimizer.rule().states() as u64,
+            representations: tar.retain_representations && tar.retain_scale > 0.0,
+        })
+    }
+
+    /// Elements that the layers of the model keep for each token, and elements outside the layers.
+    fn workspace_columns(&self, adapter_columns: u64) -> (u64, u64) {
+        let attention = self.model.attention();
+        let (d, f) = (self.model.hidden_size as u64, self.model.intermediate_size as u64);
+        let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
+        let heads = attention.num_attention_heads as u64;
+        let layer = 4 * d + 2 + qkv + query + heads + 3 * f + adapter_columns;
+        let outside = 6 * d + 1 + qkv + query + 3 * f + adapter_columns + 3;
+        (layer, outside)
+    }
+
+    /// Bytes of a CPU workspace.
+    pub(super) fn workspace_bytes(&self, adapter_columns: u64) -> u64 {
+        let (layer, outside) = self.workspace_columns(adapter_columns);
+        let per_token = layer.saturating_mul(self.model.num_hidden_layers as u64).saturating_add(outside);
+        self.largest_batch.saturating_mul(per_token).saturating_mul(F32)
+    }
+}
+
+fn too_long(run: &RunConfig, positions: usize) -> Error {
+    let name = run.data.iter().find(|(_, data)| data.max_length > positions).map_or("", |(name, _)| name);
+    let problem = format!("is more than the model's max_position_embeddings = {positions}");
+    Error::config(format!("data.{name}.max_length"), problem, format!("use at most {positions}"))
+}
+
+/// A workspace has room for any of the adapters: at each of its four sites for the widest.
+fn adapter_columns(adapters: &[AdapterConfig]) -> u64 {
+    use crate::model::Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+    let sites = [&[QProj, KProj, VProj][..], &[OProj], &[GateProj, UpProj], &[DownProj]];
+    let columns = |adapter: &AdapterConfig, site: &[crate::model::Projection]| {
+        (site.iter().filter(|p| adapter.targets.contains(p)).count() * adapter.rank) as u64
+    };
+    sites.iter().map(|site| adapters.iter().map(|a| columns(a, site)).max().unwrap_or(0)).sum()
+}
+
+/// The buffers of a run on the CPU backend.
+pub(super) fn on_cpu(needs: &Needs) -> Vec<Buffer> {
+    let mut buffers = Vec::new();
+    let mut add = |name: &str, elements: u64, choice: &str| {
+        let bytes = elements.saturating_mul(F32);
+        if bytes > 0 {
+            buffers.push(Buffer { name: name.into(), place: Place::Device, bytes, choice: choice.into() });
+        }
+    };
+    let parameters = needs.parameters;
+    add("attacked weights", parameters, "f32");
+    add("unattacked weights", parameters, "f32, restored bit for bit after each trajectory");
+    add("reference weights", parameters, "f32, frozen");
+    add("meta-gradient", parameters, "f32");
+    add("outer optimizer", parameters * needs.outer_states, "f32 states");
+    for kind in &needs.full_optimizers {
+        add("attack gradient", parameters, "f32, of all weights");
+        add("attack optimizer", parameters * kind.rule().states() as u64, "f32 states, fresh for each trajectory");
+    }
+    for (factors, states) in &needs.adapters {
+        add("attack LoRA", factors * (2 + states), "f32 factors, gradient and states");
+    }
+    add("checkpoint", parameters * (1 + needs.outer_states), "copy of weights and outer states while it is written");
+    let tokens = needs.largest_batch;
+    let activations = needs.workspace_bytes(needs.adapter_columns) / F32;
+    add("activations", activations, &format!("f32, every one kept, {tokens} tokens"));
+    if needs.representations {
+        add("reference activations", needs.workspace_bytes(0) / F32, "f32, for the hidden states of the retain loss");
+    }
+    buffers
+}

@@ -1,0 +1,79 @@
+//! Looks for the setting that makes a run fit.
+
+use super::{Gpu, Plan, Target};
+use crate::config::{ParameterChoice, RunConfig};
+use crate::model::ModelConfig;
+
+/// What to change, in the words of the run file: the first of a few changes, alone or together, with which it fits.
+pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> String {
+    let fits = |run: &RunConfig| Plan::without_remedy(run, model, target).is_ok_and(|plan| plan.fits());
+    let lora = with_lora(run);
+    let plain = with_lora(&without_representations(run));
+    for (start, words) in [
+        (run.clone(), ""),
+        (lora, "set params = \"lora\" for every [[tar.adversary]]"),
+        (plain, "set params = \"lora\" for every [[tar.adversary]] and tar.retain_representations = false"),
+    ] {
+        if fits(&start) {
+            return words.to_string();
+        }
+        if let Some(smaller) = with_smaller_batches(&start, target, &fits) {
+            return if words.is_empty() { smaller } else { format!("{words}, and {smaller}") };
+        }
+    }
+    match target {
+        Target::Gpu(gpu) => larger_gpu(run, model, gpu),
+        Target::Cpu { .. } => "no setting of the run file makes it fit: use a smaller model or more memory".into(),
+    }
+}
+
+fn larger_gpu(run: &RunConfig, model: &ModelConfig, gpu: &Gpu) -> String {
+    let fits = |gpu| Plan::without_remedy(run, model, Target::Gpu(gpu)).is_ok_and(|plan| plan.fits());
+    match Gpu::all().iter().find(|other| other.memory > gpu.memory && fits(other)) {
+        Some(other) => format!("no setting of the run file makes it fit: plan for --gpu {}", other.name),
+        None => "no setting of the run file makes it fit one GPU: use a smaller model".into(),
+    }
+}
+
+fn with_lora(run: &RunConfig) -> RunConfig {
+    let mut changed = run.clone();
+    for adversary in &mut changed.tar.adversary {
+        adversary.params = ParameterChoice::Lora;
+    }
+    changed
+}
+
+fn without_representations(run: &RunConfig) -> RunConfig {
+    let mut changed = run.clone();
+    changed.tar.retain_representations = false;
+    changed
+}
+
+/// Halves the largest batches until the run fits. On a GPU a batch goes through in pieces down to one sequence, so that
+/// there only shorter sequences help.
+fn with_smaller_batches(run: &RunConfig, target: Target, fits: &impl Fn(&RunConfig) -> bool) -> Option<String> {
+    let on_cpu = matches!(target, Target::Cpu { .. });
+    let size = |data: &crate::config::DataConfig| if on_cpu { data.batch * data.max_length } else { data.max_length };
+    let mut limit = run.data.values().map(size).max()? / 2;
+    while limit > 0 {
+        let (mut changed, mut words) = (run.clone(), Vec::new());
+        for (name, data) in &mut changed.data {
+            if on_cpu && size(data) > limit {
+                data.batch = limit / data.max_length;
+                words.push(format!("data.{name}.batch = {}", data.batch));
+            } else if size(data) > limit {
+                data.max_length = limit;
+                words.push(format!("data.{name}.max_length = {limit}"));
+            }
+        }
+        let usable = changed.data.values().all(|data| data.batch >= 1 && data.max_length >= 2);
+        if !usable {
+            return None;
+        }
+        if fits(&changed) {
+            return Some(format!("set {}", words.join(", ")));
+        }
+        limit /= 2;
+    }
+    None
+}

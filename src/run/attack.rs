@@ -1,0 +1,299 @@
+//! `temper attack`: fine-tuning as an attacker does it, from files to files.
+
+use std::path::{Path, PathBuf};
+
+use super::signals::StopFlag;
+use super::{Event, LoadedModel, Observer, RunDirectory, open_stream};
+use crate::checkpoint::TensorData;
+use crate::data::{Cursor, DataStream};
+use crate::error::{Error, Result};
+use crate::model::{Adapter, AdapterConfig, ExportDType, ModelDirectory, read_adapter, write_adapter, write_model};
+use crate::objective::{Evaluator, LossBatch, LossTape};
+use crate::ops::Backend;
+use crate::optimizer::{OptimizerConfig, OptimizerProgress};
+use crate::report::MetricsWriter;
+use crate::training::Trainer;
+
+/// An attack as a user asks for it.
+#[derive(Clone, Debug)]
+pub struct AttackConfig {
+    /// The model.
+    pub model: PathBuf,
+    /// The data.
+    pub data: PathBuf,
+    /// Output directory: a model directory, or a PEFT adapter directory for LoRA.
+    pub out: PathBuf,
+    /// LoRA, or all weights where absent.
+    pub adapter: Option<AdapterConfig>,
+    /// LoRA adapter to start from; its own configuration counts.
+    pub start_adapter: Option<PathBuf>,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
+    /// Steps.
+    pub steps: u64,
+    /// Sequences of one step.
+    pub batch: usize,
+    /// Longest sequence.
+    pub max_length: usize,
+    /// Whether each pass over the data has its own random order.
+    pub shuffle: bool,
+    /// Whether sequences are packed.
+    pub pack: bool,
+    /// Dtype of the written model; that of the input where absent.
+    pub dtype: Option<ExportDType>,
+    /// Whether the training point of a schedule-free optimizer is written, instead of the average.
+    pub train_point: bool,
+    /// Seed of the data's order, of the adapter's initialisation and of its dropout.
+    pub seed: u64,
+    /// Steps between checkpoints; 0 for none but the one at a stop.
+    pub checkpoint_every: u64,
+}
+
+impl AttackConfig {
+    /// The settings as text: kept beside the result, and hashed to tell runs apart.
+    fn resolved(&self) -> String {
+        let mut lines = format!("# temper attack\n{self:#?}\n");
+        lines.retain(|c| c != '\r');
+        lines
+    }
+}
+
+/// What a finished attack reports.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AttackSummary {
+    /// Steps taken.
+    pub steps: u64,
+    /// Steps skipped because a number was not finite.
+    pub skipped: u64,
+    /// Loss of the first step of this process, before its update.
+    pub first_loss: f64,
+    /// Loss of the last step, before its update.
+    pub last_loss: f64,
+}
+
+/// Checkpoints kept.
+const KEEP: usize = 2;
+/// Steps that may be skipped one after another before the attack gives up.
+const MOST_SKIPS: u64 = 3;
+
+#[derive(Clone, Copy, serde::Serialize, serde::Deserialize)]
+struct State {
+    step: u64,
+    skipped_in_a_row: u64,
+    cursor: Cursor,
+    optimizer: OptimizerProgress,
+}
+
+struct Run<'a, B: Backend> {
+    config: &'a AttackConfig,
+    directory: RunDirectory,
+    source: ModelDirectory,
+    evaluator: Evaluator<B>,
+    weights: crate::model::Parameters<B>,
+    trainer: Trainer<B>,
+    stream: DataStream,
+    tape: LossTape<B>,
+    metrics: Option<MetricsWriter>,
+    step: u64,
+    skipped_in_a_row: u64,
+}
+
+/// Attacks a model and writes the result to `config.out`.
+///
+/// # Errors
+/// [`Error::Interrupted`] after `stop` was requested, with a checkpoint saved; [`Error::NonFinite`] after three skipped
+/// steps in a row.
+pub fn attack<B: Backend>(
+    backend: B,
+    config: &AttackConfig,
+    resume: bool,
+    stop: &StopFlag,
+    observe: &mut Observer,
+) -> Result<AttackSummary> {
+    let mut run = Run::set_up(backend, config, resume, observe)?;
+    observe(Event::Begin { from: run.step, steps: config.steps })?;
+    let mut summary = AttackSummary { steps: run.step, skipped: 0, first_loss: f64::NAN, last_loss: f64::NAN };
+    while run.step < config.steps {
+        if stop.requested() {
+            run.save()?;
+            let remedy = "run the same command with --resume to go on".into();
+            return Err(Error::Interrupted { at: format!("after step {}", run.step), remedy });
+        }
+        let (loss, skipped) = run.take_step(observe)?;
+        let first_loss = if summary.first_loss.is_nan() { loss } else { summary.first_loss };
+        summary = AttackSummary {
+            steps: run.step,
+            skipped: summary.skipped + u64::from(skipped),
+            first_loss,
+            last_loss: loss,
+        };
+        let every = config.checkpoint_every;
+        if every > 0 && run.step.is_multiple_of(every) && run.step < config.steps {
+            run.save()?;
+        }
+    }
+    run.publish()?;
+    Ok(summary)
+}
+
+impl<'a, B: Backend> Run<'a, B> {
+    fn set_up(backend: B, config: &'a AttackConfig, resume: bool, observe: &mut Observer) -> Result<Self> {
+        let source = ModelDirectory::open(&config.model)?;
+        let order = (config.shuffle, config.pack);
+        let stream = open_stream("data", &config.data, &source, config.batch, config.max_length, order, config.seed)?;
+        let loaded = LoadedModel::open(backend, &config.model, stream.longest())?;
+        let trainer = trainer(config, &loaded)?;
+        let adapters: Vec<&Adapter<B>> = trainer.adapter().into_iter().collect();
+        let evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
+        let directory = RunDirectory::open(&config.out, &config.resolved(), resume)?;
+        let tape = LossTape::new(&loaded.model.backend, 1)?;
+        let mut run = Self {
+            config,
+            directory,
+            source,
+            evaluator,
+            weights: loaded.weights,
+            trainer,
+            stream,
+            tape,
+            metrics: None,
+            step: 0,
+            skipped_in_a_row: 0,
+        };
+        let folder = run.directory.folder();
+        run.metrics = Some(match resume.then(|| run.directory.latest()).transpose()?.flatten() {
+            None => MetricsWriter::create(&folder)?,
+            Some((path, snapshot)) => {
+                run.restore(&path, snapshot)?;
+                observe(Event::Note(&format!("resumed from {}", path.display())))?;
+                MetricsWriter::append(&folder, run.step)?
+            }
+        });
+        Ok(run)
+    }
+
+    /// One step; returns its loss and whether it was skipped.
+    fn take_step(&mut self, observe: &mut Observer) -> Result<(f64, bool)> {
+        let backend = self.evaluator.model().backend.clone();
+        let batch = LossBatch::new(self.evaluator.model(), self.stream.next_batch()?)?;
+        self.tape.clear(&backend)?;
+        let (tape, lr) = (&mut self.tape, self.trainer.optimizer().next_lr());
+        self.trainer.accumulate(&mut self.evaluator, &self.weights, |evaluator, subject, targets| {
+            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), tape, 0)
+        })?;
+        let norm = self.trainer.gradients().squared_norm(&backend)?.sqrt();
+        let loss = self.tape.read_one(&backend, 0)?;
+        let skipped = !(norm.is_finite() && loss.is_finite());
+        self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
+        if self.skipped_in_a_row >= MOST_SKIPS {
+            return Err(Error::NonFinite {
+                what: format!("the loss or gradient, {MOST_SKIPS} steps in a row,"),
+                step: self.step,
+                remedy: "lower --lr; the last finite weights are in the newest checkpoint".into(),
+            });
+        }
+        if !skipped {
+            self.trainer.apply(&self.evaluator, &mut self.weights)?;
+        }
+        self.step += 1;
+        let values = [("loss", loss), ("gradient_norm", norm), ("lr", lr), ("skipped", f64::from(u8::from(skipped)))];
+        if let Some(metrics) = &mut self.metrics {
+            metrics.record("attack", self.step, &values)?;
+        }
+        observe(Event::Step { step: self.step, values: &values })?;
+        Ok((loss, skipped))
+    }
+
+    /// The parameters that the attack trains, on the host.
+    fn trained(&self) -> Result<Vec<f32>> {
+        let backend = &self.evaluator.model().backend;
+        match self.trainer.adapter() {
+            Some(adapter) => adapter.parameters.download(backend),
+            None => self.weights.download(backend),
+        }
+    }
+
+    fn save(&self) -> Result<()> {
+        let backend = &self.evaluator.model().backend;
+        let mut tensors = vec![("trained".to_string(), TensorData::F32(self.trained()?))];
+        for (i, tensor) in self.trainer.optimizer().states().iter().enumerate() {
+            tensors.push((format!("optimizer state {i}"), TensorData::F32(tensor.to_vec(backend)?)));
+        }
+        let state = State {
+            step: self.step,
+            skipped_in_a_row: self.skipped_in_a_row,
+            cursor: self.stream.cursor(),
+            optimizer: self.trainer.optimizer().progress(),
+        };
+        let json = serde_json::to_value(state).map_err(|error| Error::Device(format!("checkpoint state: {error}")))?;
+        self.directory.save(self.step, json, tensors, KEEP)
+    }
+
+    fn restore(&mut self, path: &Path, mut snapshot: crate::checkpoint::Snapshot) -> Result<()> {
+        let backend = self.evaluator.model().backend.clone();
+        let state: State = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
+            Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
+        })?;
+        let len = self.trainer.gradients().layout().len();
+        let trained = snapshot.take_f32(path, "trained", len)?;
+        let states = (0..self.trainer.optimizer().states().len())
+            .map(|i| snapshot.take_f32(path, &format!("optimizer state {i}"), len))
+            .collect::<Result<Vec<_>>>()?;
+        match self.trainer.adapter_mut() {
+            Some(adapter) => adapter.parameters.upload(&backend, &trained)?,
+            None => self.weights.upload(&backend, &trained)?,
+        }
+        self.trainer.optimizer_mut().restore(&backend, state.optimizer, &states)?;
+        self.stream.seek(state.cursor);
+        (self.step, self.skipped_in_a_row) = (state.step, state.skipped_in_a_row);
+        Ok(())
+    }
+
+    fn publish(&self) -> Result<()> {
+        let backend = &self.evaluator.model().backend;
+        let trained = match self.trainer.adapter() {
+            Some(adapter) => &adapter.parameters,
+            None => &self.weights,
+        };
+        let values = match self.config.train_point {
+            true => trained.download(backend)?,
+            false => self.trainer.optimizer().average_point(backend, trained)?,
+        };
+        let (source, model) = (&self.source, &self.source.config);
+        match self.trainer.adapter() {
+            Some(adapter) => self.directory.publish("adapter_config.json", |path| {
+                write_adapter(path, model, &adapter.config, &values, &self.config.model)
+            }),
+            None => self.directory.publish("config.json", |path| {
+                let dtype = self.config.dtype.unwrap_or_else(|| source.weights_dtype());
+                write_model(path, model, Some(&source.path), &values, dtype)
+            }),
+        }
+    }
+}
+
+fn trainer<B: Backend>(config: &AttackConfig, loaded: &LoadedModel<B>) -> Result<Trainer<B>> {
+    let (backend, model) = (&loaded.model.backend, &loaded.model.config);
+    let optimizer = config.optimizer.clone();
+    let Some(fresh) = &config.adapter else {
+        if config.start_adapter.is_some() {
+            let remedy = "use --params lora, or merge it first with `temper merge`";
+            return Err(Error::config("--adapter", "a full-parameter attack trains no adapter", remedy));
+        }
+        return Trainer::full(backend, loaded.model.layout(), optimizer);
+    };
+    let adapter = match &config.start_adapter {
+        None => {
+            let mut adapter = Adapter::zeros(backend, model, fresh.clone())?;
+            adapter.initialise(backend, config.seed, 0)?;
+            adapter
+        }
+        Some(path) => {
+            let (shape, factors) = read_adapter(path, model)?;
+            let mut adapter = Adapter::zeros(backend, model, shape)?;
+            adapter.parameters.upload(backend, &factors)?;
+            adapter
+        }
+    };
+    Trainer::lora(backend, adapter, optimizer, config.seed)
+}

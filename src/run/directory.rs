@@ -1,0 +1,101 @@
+//! The output directory of a run.
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, Snapshot};
+use crate::error::{Error, Result};
+
+/// The output directory: the finished model at its top, the run's own files in its folder `temper`.
+#[derive(Clone, Debug)]
+pub struct RunDirectory {
+    top: PathBuf,
+    config_hash: u64,
+}
+
+impl RunDirectory {
+    /// Prepares `top` for a run with this resolved configuration, which is written to `temper/run.toml`.
+    ///
+    /// # Errors
+    /// When it already holds a run (unless `resume`) or another run's files, or something that is not a run.
+    pub fn open(top: &Path, resolved: &str, resume: bool) -> Result<Self> {
+        let directory = Self { top: top.to_path_buf(), config_hash: checkpoint::hash_config(resolved) };
+        let settings = directory.file("run.toml");
+        match std::fs::read_to_string(&settings) {
+            Ok(_) if !resume => {
+                let remedy = "go on with it by --resume, or choose another --out";
+                return Err(Error::config("--out", format!("{} already holds a run", top.display()), remedy));
+            }
+            Ok(text) if text != resolved => {
+                let remedy = "resume with the settings that it started with, or choose another --out";
+                return Err(Error::input(&settings, "the run in this directory has other settings", remedy));
+            }
+            Ok(_) => return Ok(directory),
+            Err(_) => {}
+        }
+        let occupied = std::fs::read_dir(top).is_ok_and(|mut entries| entries.next().is_some());
+        if occupied {
+            let problem = format!("{} is not empty and holds no run", top.display());
+            return Err(Error::config("--out", problem, "choose a new or empty directory"));
+        }
+        std::fs::create_dir_all(directory.folder()).map_err(Error::io("create", directory.folder()))?;
+        std::fs::write(&settings, resolved).map_err(Error::io("write", &settings))?;
+        Ok(directory)
+    }
+
+    /// The folder of the run's own files.
+    pub fn folder(&self) -> PathBuf {
+        self.top.join("temper")
+    }
+
+    /// One of the run's own files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    /// Where its checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.folder().join("checkpoints")
+    }
+
+    /// Saves a checkpoint of this run.
+    pub fn save(
+        &self,
+        step: u64,
+        state: serde_json::Value,
+        tensors: Vec<(String, checkpoint::TensorData)>,
+        keep: usize,
+    ) -> Result<()> {
+        let snapshot = Snapshot { step, config_hash: self.config_hash, state, tensors };
+        checkpoint::save(&self.checkpoints(), &snapshot, keep).map(|_| ())
+    }
+
+    /// The newest intact checkpoint of this run and where it lies.
+    pub fn latest(&self) -> Result<Option<(PathBuf, Snapshot)>> {
+        let Some(path) = checkpoint::latest(&self.checkpoints())? else { return Ok(None) };
+        let snapshot = checkpoint::load(&path)?;
+        snapshot.expect_config(&path, self.config_hash)?;
+        Ok(Some((path, snapshot)))
+    }
+
+    /// Writes the finished model: `write` fills a directory beside the final place, whose files then move to the top,
+    /// `marker` last, so that a directory with a marker is complete.
+    pub fn publish(&self, marker: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let staging = self.file("export");
+        if staging.exists() {
+            std::fs::remove_dir_all(&staging).map_err(Error::io("remove", &staging))?;
+        }
+        write(&staging)?;
+        let entries = std::fs::read_dir(&staging).map_err(Error::io("read", &staging))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry.map_err(Error::io("read", &staging))?.file_name());
+        }
+        names.sort_by_key(|name| name.as_os_str() == marker);
+        for name in names {
+            let target = self.top.join(&name);
+            std::fs::rename(staging.join(&name), &target).map_err(Error::io("write", &target))?;
+        }
+        std::fs::remove_dir(&staging).map_err(Error::io("remove", &staging))?;
+        std::fs::File::open(&self.top).and_then(|top| top.sync_all()).map_err(Error::io("sync", &self.top))
+    }
+}

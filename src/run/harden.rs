@@ -1,0 +1,190 @@
+//! `temper harden`: the nested loop from a run file to a model directory.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::settings::settings;
+use super::signals::StopFlag;
+use super::{Event, LoadedModel, Observer, RunDirectory, export_dtype, open_stream};
+use crate::checkpoint::TensorData;
+use crate::config::{RunConfig, SchedulefreePoint};
+use crate::error::{Error, Result};
+use crate::model::{ExportDType, ModelDirectory, write_model};
+use crate::ops::Backend;
+use crate::report::MetricsWriter;
+use crate::tar::{Hardener, HardenerState, OuterReport, Streams};
+
+/// What a finished run reports.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct HardenSummary {
+    /// Outer steps done.
+    pub steps: u64,
+    /// Outer steps skipped because a number was not finite.
+    pub skipped: u64,
+    /// The last outer step's retain loss.
+    pub retain_loss: f64,
+}
+
+/// A run that has been set up.
+struct Run<'a, B: Backend> {
+    config: &'a RunConfig,
+    directory: RunDirectory,
+    source: ModelDirectory,
+    dtype: ExportDType,
+    hardener: Hardener<B>,
+    metrics: MetricsWriter,
+}
+
+/// Hardens `config.model` and writes the result to `out`.
+///
+/// # Errors
+/// [`Error::Interrupted`] after `stop` was requested: the outer step under way is discarded and a checkpoint saved.
+pub fn harden<B: Backend>(
+    backend: B,
+    config: &RunConfig,
+    out: &Path,
+    resume: bool,
+    stop: &StopFlag,
+    observe: &mut Observer,
+) -> Result<HardenSummary> {
+    let mut run = set_up(backend, config, out, resume, observe)?;
+    let steps = config.tar.outer_steps;
+    observe(Event::Begin { from: run.hardener.steps_done(), steps })?;
+    let mut summary = HardenSummary { steps: run.hardener.steps_done(), skipped: 0, retain_loss: f64::NAN };
+    while run.hardener.steps_done() < steps {
+        let report = run.outer_step(stop, observe)?;
+        summary = HardenSummary {
+            steps: run.hardener.steps_done(),
+            skipped: summary.skipped + u64::from(report.skipped),
+            retain_loss: report.retain_loss,
+        };
+        let every = config.checkpoint.every;
+        if every > 0 && summary.steps.is_multiple_of(every) && summary.steps < steps {
+            run.save(&run.hardener.state())?;
+        }
+    }
+    run.publish()?;
+    Ok(summary)
+}
+
+fn set_up<'a, B: Backend>(
+    backend: B,
+    config: &'a RunConfig,
+    out: &Path,
+    resume: bool,
+    observe: &mut Observer,
+) -> Result<Run<'a, B>> {
+    let source = ModelDirectory::open(&config.model.path)?;
+    let dtype = export_dtype(config.model.dtype.as_deref(), &source)?;
+    let streams = streams(config, &source)?;
+    let positions = streams.0.values().map(|s| s.longest()).max().unwrap_or(1);
+    let loaded = LoadedModel::open(backend, &config.model.path, positions)?;
+    let reference = config.model.reference.as_ref().unwrap_or(&config.model.path);
+    let reference = loaded.other_weights(reference, "reference weights")?;
+    let directory = RunDirectory::open(out, &config.resolved(), resume)?;
+    let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
+    let metrics = match resume.then(|| directory.latest()).transpose()?.flatten() {
+        None => {
+            if config.compat.skip_first_retain_batch {
+                hardener.streams_mut().skip_batch(&config.tar.retain_data)?;
+            }
+            MetricsWriter::create(&directory.folder())?
+        }
+        Some((path, mut snapshot)) => {
+            let state: HardenerState =
+                serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
+                    Error::input(&path, format!("its state does not fit this program: {error}"), "start a new run")
+                })?;
+            let len = loaded.directory.config.parameter_count() as usize;
+            let weights = snapshot.take_f32(&path, "weights", len)?;
+            let states = (0..hardener.outer_optimizer().states().len())
+                .map(|i| snapshot.take_f32(&path, &format!("outer optimizer state {i}"), len))
+                .collect::<Result<Vec<_>>>()?;
+            hardener.restore(&state, &weights, &states)?;
+            observe(Event::Note(&format!("resumed from {}", path.display())))?;
+            MetricsWriter::append(&directory.folder(), state.step)?
+        }
+    };
+    Ok(Run { config, directory, source, dtype, hardener, metrics })
+}
+
+/// The streams that the method uses, of those that the run file names.
+fn streams(config: &RunConfig, model: &ModelDirectory) -> Result<Streams> {
+    let mut names = BTreeSet::from([config.tar.tr_data.as_str(), config.tar.retain_data.as_str()]);
+    names.extend(config.tar.adversary.iter().flat_map(|adversary| adversary.data.streams()));
+    let mut streams = Streams::default();
+    for name in names {
+        let Some(table) = config.data.get(name) else {
+            let problem = "there is no such data stream";
+            return Err(Error::config(format!("data.{name}"), problem, "add the table or mend the name"));
+        };
+        let order = (table.shuffle, table.pack);
+        let stream = open_stream(name, &table.path, model, table.batch, table.max_length, order, config.seed)?;
+        streams.0.insert(name.to_string(), stream);
+    }
+    Ok(streams)
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// One outer step with everything around it.
+    fn outer_step(&mut self, stop: &StopFlag, observe: &mut Observer) -> Result<OuterReport> {
+        let before = self.hardener.state();
+        let inner_steps = self.config.tar.inner_steps;
+        let outcome = self.hardener.outer_step(&mut |_, k| {
+            if stop.requested() {
+                let remedy = "run the same command with --resume to go on".into();
+                return Err(Error::Interrupted { at: format!("in outer step {}", before.step), remedy });
+            }
+            observe(Event::Inner { step: k, of: inner_steps })
+        });
+        let report = match outcome {
+            Err(error @ Error::Interrupted { .. }) => {
+                // The weights are the unattacked ones again; the streams are put back by the state from before.
+                self.save(&before)?;
+                return Err(error);
+            }
+            other => other?,
+        };
+        let values = measured(&report);
+        self.metrics.record("harden", report.step + 1, &values)?;
+        observe(Event::Step { step: report.step + 1, values: &values })?;
+        Ok(report)
+    }
+
+    fn save(&self, state: &HardenerState) -> Result<()> {
+        let backend = &self.hardener.model().backend;
+        let mut tensors = vec![("weights".to_string(), TensorData::F32(self.hardener.weights().download(backend)?))];
+        for (i, tensor) in self.hardener.outer_optimizer().states().iter().enumerate() {
+            tensors.push((format!("outer optimizer state {i}"), TensorData::F32(tensor.to_vec(backend)?)));
+        }
+        let json = serde_json::to_value(state).map_err(|error| Error::Device(format!("checkpoint state: {error}")))?;
+        self.directory.save(state.step, json, tensors, self.config.checkpoint.keep)
+    }
+
+    fn publish(&self) -> Result<()> {
+        let train_point = self.config.compat.schedulefree_point == SchedulefreePoint::Train;
+        let weights = self.hardener.final_weights(train_point)?;
+        let Self { source, dtype, .. } = self;
+        self.directory
+            .publish("config.json", |path| write_model(path, &source.config, Some(&source.path), &weights, *dtype))
+    }
+}
+
+/// What the metrics stream and the progress line get of an outer step.
+fn measured(report: &OuterReport) -> Vec<(&'static str, f64)> {
+    let last = |losses: fn(&crate::tar::TrajectoryReport) -> &[f64]| {
+        let all = report.trajectories.iter().filter_map(|t| losses(t).last().copied());
+        let (sum, count) = all.fold((0.0, 0), |(sum, count), loss| (sum + loss, count + 1));
+        if count == 0 { f64::NAN } else { sum / f64::from(count) }
+    };
+    vec![
+        ("attack_loss", last(|t| &t.attack_losses)),
+        ("tr_loss", last(|t| &t.tr_losses)),
+        ("retain_loss", report.retain_loss),
+        ("retain_distance", report.retain_distance),
+        ("gradient_norm", report.gradient_norm),
+        ("lr", report.lr),
+        ("skipped", f64::from(u8::from(report.skipped))),
+        ("bounded", f64::from(u8::from(report.bounded))),
+    ]
+}

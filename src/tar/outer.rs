@@ -1,0 +1,370 @@
+//! The outer loop: trajectories, meta-gradient, retain gradient, one optimizer step on the unattacked weights.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::adversary::draw;
+use super::trajectory::{HeldOut, Plan, Trajectory, unknown_stream};
+use super::{Adversary, Draw, TrResistance, TrajectoryReport};
+use crate::data::{Cursor, DataStream};
+use crate::error::{Error, Result};
+use crate::model::{Adapter, GradientTargets, Gradients, Model, Parameters};
+use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::ops::Backend;
+use crate::optimizer::{Optimizer, OptimizerConfig, OptimizerProgress};
+use crate::training::Trainer;
+
+/// The named data streams of a run.
+#[derive(Default)]
+pub struct Streams(pub BTreeMap<String, DataStream>);
+
+impl Streams {
+    /// The next batch of a stream, on the device.
+    pub fn next_batch<B: Backend>(&mut self, model: &Model<B>, name: &str) -> Result<LossBatch<B>> {
+        let stream = self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?;
+        LossBatch::new(model, stream.next_batch()?)
+    }
+
+    /// Passes over one batch of a stream.
+    pub fn skip_batch(&mut self, name: &str) -> Result<()> {
+        self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?.next_batch().map(|_| ())
+    }
+
+    /// The largest batch of any stream, in tokens.
+    pub fn max_batch_tokens(&self) -> usize {
+        self.0.values().map(DataStream::max_batch_tokens).max().unwrap_or(0)
+    }
+}
+
+/// The settings of the method. See `docs/method.md` for the published values.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Seed of every draw.
+    pub seed: u64,
+    /// K.
+    pub inner_steps: u64,
+    /// A TR gradient after every n-th inner step.
+    pub tr_every: u64,
+    /// Factor on TR gradients.
+    pub tr_scale: f64,
+    /// λ of the weighting schedule; equal weights 1/K where absent.
+    pub schedule_lambda: Option<f64>,
+    /// Trajectories per outer step.
+    pub tasks_per_step: u64,
+    /// The tamper-resistance loss.
+    pub tr_loss: TrResistance,
+    /// Its stream.
+    pub tr_data: String,
+    /// Stream of the retain loss.
+    pub retain_data: String,
+    /// Factor on the retain gradient.
+    pub retain_scale: f64,
+    /// Whether the retain loss has the distance to the reference model's hidden states.
+    pub retain_representations: bool,
+    /// Positions that the distance averages over.
+    pub representations_over: EntropyOver,
+    /// TR gradients of a step whose Σ weight · loss is below this bound are dropped; absent: never.
+    pub lower_bound: Option<f64>,
+    /// The outer optimizer.
+    pub outer: OptimizerConfig,
+    /// The adversaries.
+    pub adversaries: Vec<Adversary>,
+    /// Scripted draws of the first trajectories.
+    pub script: Vec<Draw>,
+}
+
+/// What an outer step reports.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct OuterReport {
+    /// Outer step, from 0.
+    pub step: u64,
+    /// Its trajectories.
+    pub trajectories: Vec<TrajectoryReport>,
+    /// Cross-entropy on the retain batch.
+    pub retain_loss: f64,
+    /// Mean distance to the reference model's hidden states; 0 where it is not part of the loss.
+    pub retain_distance: f64,
+    /// Norm of the outer gradient.
+    pub gradient_norm: f64,
+    /// Learning rate of the outer step.
+    pub lr: f64,
+    /// Whether the TR gradients were dropped at the lower bound.
+    pub bounded: bool,
+    /// Whether the step was skipped because a number was not finite.
+    pub skipped: bool,
+}
+
+/// What a checkpoint keeps besides weights and optimizer states.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct HardenerState {
+    /// Outer steps done.
+    pub step: u64,
+    /// Outer steps skipped in a row.
+    pub skipped_in_a_row: u64,
+    /// Where each stream stands.
+    pub cursors: BTreeMap<String, Cursor>,
+    /// The outer optimizer's scalars.
+    pub optimizer: OptimizerProgress,
+}
+
+/// Outer steps that may be skipped one after another before the run gives up.
+const MOST_SKIPS: u64 = 3;
+
+/// The nested loop with its memory.
+pub struct Hardener<B: Backend> {
+    settings: Settings,
+    evaluator: Evaluator<B>,
+    weights: Parameters<B>,
+    unattacked: Parameters<B>,
+    reference: Parameters<B>,
+    meta_gradient: Gradients<B>,
+    outer: Optimizer<B>,
+    /// One per adversary; full-parameter adversaries of one optimizer share theirs.
+    trainers: Vec<Trainer<B>>,
+    trainer_of: Vec<usize>,
+    streams: Streams,
+    step: u64,
+    skipped_in_a_row: u64,
+}
+
+impl<B: Backend> Hardener<B> {
+    /// A run from `weights`, with `reference` as the frozen model of the retain loss.
+    pub fn new(
+        model: Arc<Model<B>>,
+        weights: Parameters<B>,
+        reference: Parameters<B>,
+        streams: Streams,
+        settings: Settings,
+    ) -> Result<Self> {
+        let backend = model.backend.clone();
+        let (trainers, trainer_of) = make_trainers(&model, &settings.adversaries)?;
+        let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(Trainer::adapter).collect();
+        let evaluator = Evaluator::new(Arc::clone(&model), streams.max_batch_tokens(), &adapters)?;
+        let mut unattacked = Parameters::zeros_shared(&backend, "unattacked weights", model.layout())?;
+        unattacked.copy_from(&backend, &weights)?;
+        Ok(Self {
+            evaluator,
+            unattacked,
+            reference,
+            meta_gradient: Gradients::zeros(&backend, "meta-gradient", model.layout())?,
+            outer: Optimizer::new(&backend, "outer optimizer", settings.outer.clone(), model.layout().len())?,
+            weights,
+            trainers,
+            trainer_of,
+            streams,
+            settings,
+            step: 0,
+            skipped_in_a_row: 0,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model<B>> {
+        self.evaluator.model()
+    }
+
+    /// The weights: between outer steps, the unattacked ones.
+    pub fn weights(&self) -> &Parameters<B> {
+        &self.weights
+    }
+
+    /// The gradient of the last outer step.
+    pub fn outer_gradient(&self) -> &Gradients<B> {
+        &self.meta_gradient
+    }
+
+    /// The outer optimizer.
+    pub fn outer_optimizer(&self) -> &Optimizer<B> {
+        &self.outer
+    }
+
+    /// The evaluator, for measurements between outer steps.
+    pub fn evaluator_mut(&mut self) -> (&mut Evaluator<B>, &Parameters<B>) {
+        (&mut self.evaluator, &self.weights)
+    }
+
+    /// The data streams.
+    pub fn streams_mut(&mut self) -> &mut Streams {
+        &mut self.streams
+    }
+
+    /// Outer steps done.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// One outer step. `tick(task, k)` is called before each inner step; an error of it ends the step with the weights
+    /// as they were before it.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] after three skipped steps in a row; whatever `tick` returned.
+    pub fn outer_step(&mut self, tick: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<OuterReport> {
+        let backend = self.evaluator.model().backend.clone();
+        self.unattacked.copy_from(&backend, &self.weights)?;
+        self.meta_gradient.clear(&backend)?;
+        let mut trajectories = Vec::new();
+        for task in 0..self.settings.tasks_per_step {
+            let outcome = self.trajectory(task, &mut |k| tick(task, k));
+            // Whatever happened inside, the weights come back bit for bit.
+            self.weights.copy_from(&backend, &self.unattacked)?;
+            trajectories.push(outcome?);
+        }
+        let bounded = self.drop_below_bound(&backend, &trajectories)?;
+        let (retain_loss, retain_distance) = self.retain(&backend)?;
+        self.finish(&backend, trajectories, bounded, retain_loss, retain_distance)
+    }
+
+    fn trajectory(&mut self, task: u64, tick: &mut dyn FnMut(u64) -> Result<()>) -> Result<TrajectoryReport> {
+        let settings = &self.settings;
+        let index = self.step * settings.tasks_per_step + task;
+        let draw = match settings.script.get(index as usize) {
+            Some(scripted) => scripted.clone(),
+            None => draw(&settings.adversaries, settings.seed, self.step, task, settings.inner_steps)?,
+        };
+        let held_out = self.held_out()?;
+        let settings = &self.settings;
+        let plan = Plan {
+            inner_steps: settings.inner_steps,
+            tr_every: settings.tr_every,
+            tr_scale: settings.tr_scale,
+            schedule_lambda: settings.schedule_lambda,
+            tasks_per_step: settings.tasks_per_step,
+            loss: settings.tr_loss,
+            seed: settings.seed,
+        };
+        let trajectory = Trajectory {
+            plan,
+            evaluator: &mut self.evaluator,
+            weights: &mut self.weights,
+            trainer: &mut self.trainers[self.trainer_of[draw.adversary]],
+            streams: &mut self.streams,
+            meta_gradient: &mut self.meta_gradient,
+            held_out: &held_out,
+        };
+        trajectory.run(&settings.adversaries[draw.adversary], &draw, index, tick)
+    }
+
+    /// The next held-out batch: drawn once for a trajectory and used for all its TR gradients.
+    fn held_out(&mut self) -> Result<HeldOut<B>> {
+        let batch = self.streams.next_batch(self.evaluator.model(), &self.settings.tr_data)?;
+        let reference_margins = match self.settings.tr_loss {
+            TrResistance::MaxEntropy(_) => Vec::new(),
+            TrResistance::Preference { .. } => {
+                self.evaluator.preference_margins(Subject::plain(&self.reference), &batch)?
+            }
+        };
+        Ok(HeldOut { batch, reference_margins })
+    }
+
+    /// Drops the TR gradients where their loss has reached the bound; says whether it did.
+    fn drop_below_bound(&mut self, backend: &B, trajectories: &[TrajectoryReport]) -> Result<bool> {
+        let loss: f64 = trajectories.iter().map(|t| t.weighted_tr_loss).sum();
+        let bounded = self.settings.lower_bound.is_some_and(|bound| loss < bound);
+        if bounded {
+            self.meta_gradient.clear(backend)?;
+        }
+        Ok(bounded)
+    }
+
+    /// Adds the retain gradient at the unattacked weights; returns cross-entropy and distance.
+    fn retain(&mut self, backend: &B) -> Result<(f64, f64)> {
+        let batch = self.streams.next_batch(self.evaluator.model(), &self.settings.retain_data)?;
+        let scale = self.settings.retain_scale as f32;
+        if scale == 0.0 {
+            return Ok((0.0, 0.0));
+        }
+        let mut tape = LossTape::new(backend, 2)?;
+        let subject = Subject::plain(&self.weights);
+        let targets = GradientTargets { weights: Some(&mut self.meta_gradient), adapter: None };
+        let over = self.settings.representations_over;
+        if self.settings.retain_representations {
+            self.evaluator.retain(subject, &self.reference, &batch, over, scale, targets, &mut tape, 0)?;
+        } else {
+            self.evaluator.cross_entropy(subject, &batch, scale, Some(targets), &mut tape, 0)?;
+        }
+        let losses = tape.read(backend)?;
+        Ok((losses[0], losses[1]))
+    }
+
+    /// The optimizer step, unless a number is not finite.
+    fn finish(
+        &mut self,
+        backend: &B,
+        trajectories: Vec<TrajectoryReport>,
+        bounded: bool,
+        retain_loss: f64,
+        retain_distance: f64,
+    ) -> Result<OuterReport> {
+        let gradient_norm = self.meta_gradient.squared_norm(backend)?.sqrt();
+        let skipped = !(gradient_norm.is_finite() && retain_loss.is_finite() && retain_distance.is_finite());
+        let (step, lr) = (self.step, self.outer.next_lr());
+        self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
+        if self.skipped_in_a_row >= MOST_SKIPS {
+            return Err(Error::NonFinite {
+                what: format!("the outer gradient, {MOST_SKIPS} outer steps in a row,"),
+                step,
+                remedy: "lower the learning rates (tar.outer.lr, tar.adversary.lr) and look at the metrics stream"
+                    .into(),
+            });
+        }
+        if !skipped {
+            self.outer.step(backend, &mut self.weights, &self.meta_gradient)?;
+        }
+        self.step += 1;
+        Ok(OuterReport { step, trajectories, retain_loss, retain_distance, gradient_norm, lr, bounded, skipped })
+    }
+
+    /// The weights that a run ends with: for schedule-free optimizers the averaged point unless `train_point`.
+    pub fn final_weights(&self, train_point: bool) -> Result<Vec<f32>> {
+        let backend = &self.evaluator.model().backend;
+        if train_point { self.weights.download(backend) } else { self.outer.average_point(backend, &self.weights) }
+    }
+
+    /// What a checkpoint keeps besides the tensors.
+    pub fn state(&self) -> HardenerState {
+        HardenerState {
+            step: self.step,
+            skipped_in_a_row: self.skipped_in_a_row,
+            cursors: self.streams.0.iter().map(|(name, stream)| (name.clone(), stream.cursor())).collect(),
+            optimizer: self.outer.progress(),
+        }
+    }
+
+    /// Goes on from a checkpoint: its state, the weights, and the outer optimizer's state tensors.
+    pub fn restore(&mut self, state: &HardenerState, weights: &[f32], optimizer: &[Vec<f32>]) -> Result<()> {
+        let backend = self.evaluator.model().backend.clone();
+        for (name, stream) in &mut self.streams.0 {
+            stream.seek(*state.cursors.get(name).ok_or_else(|| unknown_stream(name))?);
+        }
+        self.weights.upload(&backend, weights)?;
+        self.outer.restore(&backend, state.optimizer, optimizer)?;
+        self.step = state.step;
+        self.skipped_in_a_row = state.skipped_in_a_row;
+        Ok(())
+    }
+}
+
+/// One trainer for each optimizer kind of full-parameter adversaries and for each LoRA adversary.
+fn make_trainers<B: Backend>(model: &Model<B>, adversaries: &[Adversary]) -> Result<(Vec<Trainer<B>>, Vec<usize>)> {
+    let backend = &model.backend;
+    let (mut trainers, mut trainer_of): (Vec<Trainer<B>>, Vec<usize>) = (Vec::new(), Vec::new());
+    for adversary in adversaries {
+        let optimizer = adversary.optimizer.clone();
+        let shared = |t: &Trainer<B>| {
+            adversary.adapter.is_none() && t.adapter().is_none() && t.optimizer().config().kind == optimizer.kind
+        };
+        if let Some(index) = trainers.iter().position(shared) {
+            trainer_of.push(index);
+            continue;
+        }
+        let trainer = match &adversary.adapter {
+            None => Trainer::full(backend, model.layout(), optimizer)?,
+            Some(config) => {
+                Trainer::lora(backend, Adapter::zeros(backend, &model.config, config.clone())?, optimizer, 0)?
+            }
+        };
+        trainer_of.push(trainers.len());
+        trainers.push(trainer);
+    }
+    Ok((trainers, trainer_of))
+}

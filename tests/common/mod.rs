@@ -1,0 +1,122 @@
+//! What the parity tests share: the reference folders and the metric.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use temper::backend::cpu::Cpu;
+use temper::model::{Batch, Model, ModelDirectory, Parameters, TensorFile};
+use temper::objective::Evaluator;
+use temper::ops::IGNORE_INDEX;
+
+/// A folder of `tests/fixtures`: a tiny model, and what PyTorch, Transformers and PEFT compute with it.
+pub struct Reference {
+    pub path: PathBuf,
+    pub tensors: TensorFile,
+    pub scalars: serde_json::Value,
+    pub model: Arc<Model<Cpu>>,
+    pub weights: Parameters<Cpu>,
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The folders that every check runs on.
+pub const FOLDERS: [&str; 4] = ["llama3", "llama31", "llama32-tied", "mistral"];
+
+impl Reference {
+    pub fn open(name: &str) -> Self {
+        let path = fixture(name);
+        let directory = ModelDirectory::open(&path).unwrap();
+        let model = Arc::new(Model::new(Cpu, directory.config.clone(), 256).unwrap());
+        let weights = load(&model, &path);
+        let scalars = std::fs::read_to_string(path.join("reference.json")).unwrap();
+        Self {
+            tensors: TensorFile::open(&path.join("reference.safetensors")).unwrap(),
+            scalars: serde_json::from_str(&scalars).unwrap(),
+            model,
+            weights,
+            path,
+        }
+    }
+
+    /// The model of the `base` folder: the frozen reference of the retain loss.
+    pub fn base(&self) -> Parameters<Cpu> {
+        load(&self.model, &self.path.join("base"))
+    }
+
+    pub fn evaluator(&self) -> Evaluator<Cpu> {
+        Evaluator::new(Arc::clone(&self.model), 256, &[]).unwrap()
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        self.tensors.read_f32(name).unwrap()
+    }
+
+    pub fn scalar(&self, name: &str) -> f64 {
+        self.scalars[name].as_f64().unwrap_or_else(|| panic!("no number {name} in reference.json"))
+    }
+
+    pub fn losses(&self, name: &str) -> Vec<f64> {
+        self.scalars[name].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    }
+
+    /// A tensor of ids [rows, length] as a batch of whole rows, all of it to be learned.
+    pub fn batch(&self, name: &str) -> Batch {
+        rows(&self.tensors, name)
+    }
+}
+
+/// See [`Reference::batch`].
+pub fn rows(tensors: &TensorFile, name: &str) -> Batch {
+    let ids: Vec<u32> = tensors.read_i64(name).unwrap().iter().map(|&id| id as u32).collect();
+    let length = tensors.info(name).unwrap().shape[1];
+    let mut batch = Batch::default();
+    for row in ids.chunks(length) {
+        batch.push(row, row, length);
+    }
+    batch
+}
+
+pub fn load(model: &Model<Cpu>, path: &Path) -> Parameters<Cpu> {
+    let values = ModelDirectory::open(path).unwrap().read_weights().unwrap();
+    Parameters::from_host(&Cpu, "weights", model.layout(), &values).unwrap()
+}
+
+/// The right-padded batch `input_ids` with its `attention_mask` and `labels`.
+pub fn padded_batch(reference: &Reference) -> Batch {
+    let read = |name: &str| reference.tensors.read_i64(name).unwrap();
+    let (ids, mask, labels) = (read("input_ids"), read("attention_mask"), read("labels"));
+    let length = reference.tensors.info("input_ids").unwrap().shape[1];
+    let mut batch = Batch::default();
+    for row in 0..ids.len() / length {
+        let at = row * length..(row + 1) * length;
+        let tokens: Vec<u32> = ids[at.clone()].iter().map(|&id| id as u32).collect();
+        let labels: Vec<u32> =
+            labels[at.clone()].iter().map(|&l| if l < 0 { IGNORE_INDEX } else { l as u32 }).collect();
+        let valid = mask[at].iter().filter(|&&m| m == 1).count();
+        batch.push(&tokens, &labels, valid);
+    }
+    batch
+}
+
+/// ‖a − b‖ / ‖b‖, in f64.
+pub fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference: f64 = a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum();
+    let norm: f64 = b.iter().map(|y| f64::from(*y).powi(2)).sum();
+    assert!(norm > 0.0, "a reference of zeros proves nothing");
+    (difference / norm).sqrt()
+}
+
+/// ‖a − b‖ / ‖b − start‖: the error of weights after training, as a fraction of how far they moved.
+pub fn relative_to_update(a: &[f32], b: &[f32], start: &[f32]) -> f64 {
+    let update: Vec<f32> = b.iter().zip(start).map(|(y, s)| y - s).collect();
+    let ours: Vec<f32> = a.iter().zip(start).map(|(x, s)| x - s).collect();
+    relative(&ours, &update)
+}
+
+/// Fails with the quantity's name where `error` is above `bound` or not a number.
+pub fn within(what: &str, error: f64, bound: f64) {
+    assert!(error <= bound, "{what}: {error:.3e} is above {bound:.1e}");
+}

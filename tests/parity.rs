@@ -1,0 +1,294 @@
+//! Parity with PyTorch, Transformers and PEFT on the folders of `tests/fixtures`: forward, every loss's gradients, every
+//! optimizer, LoRA. Two attention implementations of PyTorch differ by 2e-6 (forward) and 1e-5 (gradients) here.
+
+mod common;
+
+use common::{FOLDERS, Reference, padded_batch, relative, relative_to_update, within};
+use temper::backend::cpu::Cpu;
+use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, read_adapter};
+use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use temper::ops::Tensor;
+use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
+use temper::training::Trainer;
+
+const FORWARD: f64 = 1e-5;
+const GRADIENT: f64 = 2e-5;
+
+#[test]
+fn logits_and_hidden_states_are_those_of_transformers() {
+    for folder in FOLDERS {
+        let reference = Reference::open(folder);
+        let mut evaluator = reference.evaluator();
+        let batch = LossBatch::new(&reference.model, padded_batch(&reference)).unwrap();
+        evaluator.forward(Subject::plain(&reference.weights), &batch).unwrap();
+        let tokens = batch.host().len();
+        let all: Vec<u32> = (0..tokens as u32).collect();
+        let logits = reference.model.logits(&reference.weights, evaluator.workspace(), &all).unwrap();
+        within(&format!("{folder} logits"), relative(&logits, &reference.f32("logits")), FORWARD);
+        for level in 0..=reference.model.config.num_hidden_layers {
+            let hidden = evaluator.workspace().hidden_state(level, tokens);
+            let ours = &hidden.buffer.floats()[hidden.offset..hidden.offset + hidden.len()];
+            let theirs = reference.f32(&format!("hidden.{level}"));
+            within(&format!("{folder} hidden state {level}"), relative(ours, &theirs), FORWARD);
+        }
+    }
+}
+
+/// Checks every gradient tensor of `grad.<loss>.*`.
+fn check_gradients(reference: &Reference, loss: &str, gradients: &Gradients<Cpu>) {
+    let values = gradients.download(&Cpu).unwrap();
+    for entry in gradients.layout().entries() {
+        let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
+        let theirs = reference.f32(&format!("grad.{loss}.{}", entry.name));
+        within(&format!("{loss} gradient of {}", entry.name), relative(ours, &theirs), GRADIENT);
+    }
+}
+
+struct Run<'a> {
+    reference: &'a Reference,
+    evaluator: Evaluator<Cpu>,
+    gradients: Gradients<Cpu>,
+    tape: LossTape<Cpu>,
+}
+
+impl<'a> Run<'a> {
+    fn new(reference: &'a Reference) -> Self {
+        Self {
+            reference,
+            evaluator: reference.evaluator(),
+            gradients: Gradients::zeros(&Cpu, "gradient", reference.model.layout()).unwrap(),
+            tape: LossTape::new(&Cpu, 2).unwrap(),
+        }
+    }
+
+    /// Runs `pass`, checks its gradients, and returns the losses.
+    fn gradients(
+        &mut self,
+        loss: &str,
+        pass: impl FnOnce(&mut Evaluator<Cpu>, Subject<Cpu>, GradientTargets<Cpu>, &mut LossTape<Cpu>),
+    ) -> Vec<f64> {
+        self.gradients.clear(&Cpu).unwrap();
+        self.tape.clear(&Cpu).unwrap();
+        let targets = GradientTargets { weights: Some(&mut self.gradients), adapter: None };
+        pass(&mut self.evaluator, Subject::plain(&self.reference.weights), targets, &mut self.tape);
+        check_gradients(self.reference, loss, &self.gradients);
+        self.tape.read(&Cpu).unwrap()
+    }
+
+    fn check_loss(&self, name: &str, ours: f64) {
+        let theirs = self.reference.scalar(name);
+        within(&format!("{name} of {}", self.reference.path.display()), (ours / theirs - 1.0).abs(), FORWARD);
+    }
+}
+
+#[test]
+fn cross_entropy_and_entropy_have_the_losses_and_gradients_of_pytorch() {
+    for folder in FOLDERS {
+        let reference = Reference::open(folder);
+        let batch = LossBatch::new(&reference.model, padded_batch(&reference)).unwrap();
+        let mut run = Run::new(&reference);
+        let losses = run.gradients("ce", |evaluator, subject, targets, tape| {
+            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), tape, 0).unwrap();
+        });
+        run.check_loss("loss.ce", losses[0]);
+        let losses = run.gradients("entropy_valid", |evaluator, subject, targets, tape| {
+            evaluator.negative_entropy(subject, &batch, EntropyOver::Valid, 1.0, Some(targets), tape, 0).unwrap();
+            evaluator.negative_entropy(subject, &batch, EntropyOver::All, 1.0, None, tape, 1).unwrap();
+        });
+        run.check_loss("loss.entropy_valid", losses[0]);
+        run.check_loss("loss.entropy_all", losses[1]);
+    }
+}
+
+#[test]
+fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch() {
+    for folder in FOLDERS {
+        let reference = Reference::open(folder);
+        let base = reference.base();
+        let batch = LossBatch::new(&reference.model, reference.batch("retain_ids")).unwrap();
+        let config = &reference.model.config;
+        let directions = reference.f32("random_mapping_table");
+        let table = Tensor::from_f32(&Cpu, "table", config.vocab_size, config.hidden_size, &directions).unwrap();
+        let mut run = Run::new(&reference);
+        let over = EntropyOver::All;
+        let losses = run.gradients("retain", |evaluator, subject, targets, tape| {
+            evaluator.retain(subject, &base, &batch, over, 1.0, targets, tape, 0).unwrap();
+        });
+        run.check_loss("loss.retain_lm", losses[0]);
+        run.check_loss("loss.retain_representation", losses[1]);
+        let losses = run.gradients("random_mapping", |evaluator, subject, targets, tape| {
+            evaluator.random_mapping(subject, &table, &batch, over, 1.0, targets, tape, 0).unwrap();
+        });
+        run.check_loss("loss.random_mapping", losses[0]);
+    }
+}
+
+#[test]
+fn preference_loss_has_the_loss_and_gradients_of_pytorch() {
+    for folder in FOLDERS {
+        let reference = Reference::open(folder);
+        let batch = LossBatch::new(&reference.model, preference_pairs(&reference)).unwrap();
+        let theirs = |name: &str| reference.f32(name);
+        let margins: Vec<f32> =
+            theirs("dpo.ref_chosen").iter().zip(theirs("dpo.ref_rejected")).map(|(c, r)| c - r).collect();
+        let mut run = Run::new(&reference);
+        let base = reference.base();
+        let ours = run.evaluator.preference_margins(Subject::plain(&base), &batch).unwrap();
+        within("reference margins", relative(&ours, &margins), 1e-4);
+        let beta = reference.scalar("dpo.beta") as f32;
+        let losses = run.gradients("dpo", |evaluator, subject, targets, tape| {
+            evaluator.preference(subject, &batch, &margins, beta, 1.0, Some(targets), tape, 0).unwrap();
+        });
+        run.check_loss("loss.dpo", losses[0]);
+    }
+}
+
+/// `dpo.chosen` and `dpo.rejected`, interleaved; the first 8 tokens are the prompt.
+fn preference_pairs(reference: &Reference) -> temper::model::Batch {
+    let (chosen, rejected) = (reference.batch("dpo.chosen"), reference.batch("dpo.rejected"));
+    let mut pairs = temper::model::Batch::default();
+    for (a, b) in chosen.segments.iter().zip(&rejected.segments) {
+        for (batch, s) in [(&chosen, a), (&rejected, b)] {
+            let tokens = &batch.tokens[s.start..s.start + s.length];
+            let mut labels = tokens.to_vec();
+            labels[..8].fill(temper::ops::IGNORE_INDEX);
+            pairs.push(tokens, &labels, tokens.len());
+        }
+    }
+    pairs
+}
+
+/// (name in the reference, kind, learning rate, warm-up) of every attack in `generate.py`.
+const ATTACKS: [(&str, OptimizerKind, f64, u64); 9] = [
+    ("adamw", OptimizerKind::AdamW, 1e-3, 0),
+    ("adam", OptimizerKind::Adam, 1e-3, 0),
+    ("sgd_momentum", OptimizerKind::SgdMomentum, 1e-2, 0),
+    ("sgd_nesterov", OptimizerKind::SgdNesterov, 1e-2, 0),
+    ("adagrad", OptimizerKind::Adagrad, 1e-2, 0),
+    ("adadelta", OptimizerKind::Adadelta, 1.0, 0),
+    ("nadam", OptimizerKind::NAdam, 1e-3, 0),
+    ("radam", OptimizerKind::RAdam, 1e-3, 0),
+    ("schedulefree_adamw", OptimizerKind::ScheduleFreeAdamW, 1e-3, 4),
+];
+
+/// Runs eight attack steps on `attack.batch.*` and returns their losses.
+fn attack(reference: &Reference, trainer: &mut Trainer<Cpu>, weights: &mut Parameters<Cpu>) -> Vec<f64> {
+    let mut evaluator = match trainer.adapter() {
+        None => reference.evaluator(),
+        Some(adapter) => Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap(),
+    };
+    let mut tape = LossTape::new(&Cpu, 8).unwrap();
+    for step in 0..8 {
+        let batch = LossBatch::new(&reference.model, reference.batch(&format!("attack.batch.{step}"))).unwrap();
+        trainer.cross_entropy_step(&mut evaluator, weights, &batch, &mut tape, step).unwrap();
+    }
+    tape.read(&Cpu).unwrap()
+}
+
+fn check_losses(what: &str, ours: &[f64], theirs: &[f64]) {
+    for (step, (a, b)) in ours.iter().zip(theirs).enumerate() {
+        within(&format!("{what}, loss of step {step}"), (a / b - 1.0).abs(), FORWARD);
+    }
+}
+
+#[test]
+fn full_parameter_attacks_follow_every_optimizer_of_pytorch() {
+    let reference = Reference::open("llama3");
+    let start = reference.weights.download(&Cpu).unwrap();
+    for (name, kind, lr, warmup) in ATTACKS {
+        let schedule = Schedule { warmup, ..Schedule::constant() };
+        let config = OptimizerConfig { schedule, ..OptimizerConfig::new(kind, lr) };
+        let mut trainer = Trainer::full(&Cpu, reference.model.layout(), config).unwrap();
+        let mut weights = Parameters::from_host(&Cpu, "weights", reference.model.layout(), &start).unwrap();
+        let losses = attack(&reference, &mut trainer, &mut weights);
+        check_losses(name, &losses, &reference.losses(&format!("attack.full.{name}.losses")));
+        let tensor = "model.layers.1.mlp.down_proj.weight";
+        let block = reference.model.layout().find(tensor).unwrap().block;
+        let place = block.offset..block.offset + block.len();
+        let after = weights.download(&Cpu).unwrap();
+        let theirs = reference.f32(&format!("attack.full.{name}.{tensor}"));
+        let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
+        within(&format!("{name} weights"), error, 1e-4);
+    }
+}
+
+/// The adapter of the folder, as a trainer with AdamW at 1e-3.
+fn lora_trainer(reference: &Reference) -> Trainer<Cpu> {
+    let (config, factors) = read_adapter(&reference.path.join("adapter"), &reference.model.config).unwrap();
+    let mut adapter = Adapter::zeros(&Cpu, &reference.model.config, config).unwrap();
+    adapter.parameters.upload(&Cpu, &factors).unwrap();
+    Trainer::lora(&Cpu, adapter, OptimizerConfig::new(OptimizerKind::AdamW, 1e-3), 0).unwrap()
+}
+
+/// PEFT's name of a factor inside a training process.
+fn peft_name(name: &str) -> String {
+    name.replace(".weight", ".default.weight")
+}
+
+#[test]
+fn lora_attacks_follow_peft() {
+    for folder in FOLDERS {
+        let reference = Reference::open(folder);
+        let mut trainer = lora_trainer(&reference);
+        let start = trainer.adapter().unwrap().parameters.download(&Cpu).unwrap();
+        check_lora_gradients(&reference, &mut trainer);
+        let mut weights = common::load(&reference.model, &reference.path);
+        let losses = attack(&reference, &mut trainer, &mut weights);
+        check_losses(folder, &losses, &reference.losses("attack.lora.adamw.losses"));
+        let adapter = &trainer.adapter().unwrap().parameters;
+        let after = adapter.download(&Cpu).unwrap();
+        for entry in adapter.layout().entries() {
+            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            let theirs = reference.f32(&format!("lora.after.{}", peft_name(&entry.name)));
+            let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
+            within(&format!("{folder} {}", entry.name), error, 1e-4);
+        }
+    }
+}
+
+fn check_lora_gradients(reference: &Reference, trainer: &mut Trainer<Cpu>) {
+    let adapter = trainer.adapter().unwrap();
+    let mut evaluator = Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap();
+    let batch = LossBatch::new(&reference.model, reference.batch("attack.batch.0")).unwrap();
+    let mut tape = LossTape::new(&Cpu, 1).unwrap();
+    trainer
+        .accumulate(&mut evaluator, &reference.weights, |evaluator, subject, targets| {
+            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), &mut tape, 0)
+        })
+        .unwrap();
+    let gradients = trainer.gradients().download(&Cpu).unwrap();
+    for entry in trainer.gradients().layout().entries() {
+        let ours = &gradients[entry.block.offset..entry.block.offset + entry.block.len()];
+        let theirs = reference.f32(&format!("lora.grad.{}", peft_name(&entry.name)));
+        within(&format!("gradient of {}", entry.name), relative(ours, &theirs), GRADIENT);
+    }
+}
+
+/// TAR with a LoRA adversary: the tamper-resistance gradient is that of the merged weights.
+#[test]
+fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights() {
+    for folder in FOLDERS {
+        let reference = Reference::open(folder);
+        let mut trainer = lora_trainer(&reference);
+        let mut weights = common::load(&reference.model, &reference.path);
+        attack(&reference, &mut trainer, &mut weights);
+        let adapter = trainer.adapter().unwrap();
+        let mut evaluator = Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap();
+        let mut gradients = Gradients::zeros(&Cpu, "gradient", reference.model.layout()).unwrap();
+        let mut tape = LossTape::new(&Cpu, 1).unwrap();
+        let batch = LossBatch::new(&reference.model, reference.batch("attack.batch.7")).unwrap();
+        let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
+        let subject = trainer.subject(&weights);
+        evaluator.negative_entropy(subject, &batch, EntropyOver::All, 1.0, Some(targets), &mut tape, 0).unwrap();
+        let loss = tape.read_one(&Cpu, 0).unwrap();
+        within("entropy", (loss / reference.scalar("loss.entropy_after_lora") - 1.0).abs(), FORWARD);
+        // Eight attack steps lie before this gradient, so it carries their drift: 1e-4, as for weights after an attack.
+        let values = gradients.download(&Cpu).unwrap();
+        let layout: &ParameterLayout = gradients.layout();
+        for entry in layout.entries() {
+            let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
+            let theirs = reference.f32(&format!("grad.entropy_after_lora.{}", entry.name));
+            within(&format!("{folder} {}", entry.name), relative(ours, &theirs), 1e-4);
+        }
+    }
+}
