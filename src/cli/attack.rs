@@ -20,16 +20,16 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// What is trained
-    #[arg(long, value_enum, default_value_t = Parameters::Full)]
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Parameters::Full)]
     pub params: Parameters,
     /// LoRA rank
     #[arg(long, value_name = "R", default_value_t = 16, value_parser = parse::count)]
     pub rank: usize,
     /// LoRA alpha
-    #[arg(long, value_name = "A", default_value_t = 32.0, value_parser = parse::positive)]
+    #[arg(long, value_name = "A", default_value_t = 32.0, allow_negative_numbers = true, value_parser = parse::positive)]
     pub alpha: f64,
     /// LoRA dropout
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = parse::dropout)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true, value_parser = parse::dropout)]
     pub dropout: f64,
     /// Projections that LoRA adapts, separated by commas; all seven where not given
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse::projection)]
@@ -38,7 +38,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "adamw", value_parser = parse::optimizer)]
     pub optimizer: OptimizerKind,
     /// Peak learning rate
-    #[arg(long, value_name = "X", default_value_t = 2e-5, value_parser = parse::positive)]
+    #[arg(long, value_name = "X", default_value = "2e-5", allow_negative_numbers = true, value_parser = parse::positive)]
     pub lr: f64,
     /// Warm-up steps
     #[arg(long, value_name = "W", default_value_t = 0)]
@@ -78,12 +78,10 @@ pub struct Arguments {
     pub overrides: Vec<String>,
 }
 
-/// What an attack trains.
+/// What an attack trains: all weights, or LoRA factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Parameters {
-    /// All weights
     Full,
-    /// LoRA factors
     Lora,
 }
 

@@ -30,8 +30,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let target = match &arguments.gpu {
         Some(name) => Target::Gpu(Gpu::find(name)?),
-        // Where the system does not say how much memory there is, nothing is refused.
-        None => Target::Cpu { available: available_memory().unwrap_or(u64::MAX) },
+        None => Target::Cpu { available: available_memory() },
     };
     let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
     let model = ModelConfig::from_directory(&config.model.path)?;
@@ -55,10 +54,7 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
         [buffer.name.clone(), place.into(), print::bytes(buffer.bytes), buffer.choice.clone()]
     });
     text += &print::table(["buffer", "where", "size", "how"], &buffers.collect::<Vec<_>>());
-    let available = match plan.available_bytes {
-        u64::MAX => "an unknown amount".to_string(),
-        bytes => print::bytes(bytes),
-    };
+    let available = plan.available_bytes.map_or("an unknown amount".to_string(), print::bytes);
     writeln!(text, "\ndevice memory: {} of {available} available", print::bytes(plan.device_bytes))?;
     if plan.host_bytes > 0 {
         writeln!(text, "pinned main memory: {}", print::bytes(plan.host_bytes))?;
