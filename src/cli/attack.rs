@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use temper::model::{ExportDType, Projection};
-use temper::optimizer::OptimizerKind;
+use temper::backend::cpu::Cpu;
+use temper::config::{CompatConfig, SchedulefreePoint};
+use temper::model::{AdapterConfig, ExportDType, Projection};
+use temper::optimizer::{OptimizerConfig, OptimizerKind};
+use temper::run::{self, AttackConfig, signals::StopFlag};
 
 use super::parse::{self, DecayArgument};
+use super::show::Progress;
 
 #[derive(Args, Debug)]
 pub struct Arguments {
@@ -70,6 +74,9 @@ pub struct Arguments {
     /// Seed of every random draw
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
+    /// Steps between checkpoints; 0 for none but the one at a stop
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub checkpoint_every: u64,
     /// Go on from the newest checkpoint in the output directory
     #[arg(long)]
     pub resume: bool,
@@ -85,8 +92,58 @@ pub enum Parameters {
     Lora,
 }
 
+impl Arguments {
+    /// The attack that they describe.
+    fn config(&self) -> temper::Result<AttackConfig> {
+        let compat = CompatConfig::from_overrides(&self.overrides)?;
+        let mut schedule = self.schedule.schedule(self.warmup, self.steps);
+        schedule.official_warmup = compat.official_warmup;
+        let targets = match self.targets.as_slice() {
+            [] => Projection::ALL.to_vec(),
+            some => Projection::ALL.into_iter().filter(|target| some.contains(target)).collect(),
+        };
+        let adapter = AdapterConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            rank_stabilised: false,
+            targets,
+        };
+        Ok(AttackConfig {
+            model: self.model.clone(),
+            data: self.data.clone(),
+            out: self.out.clone(),
+            adapter: (self.params == Parameters::Lora).then_some(adapter),
+            start_adapter: self.adapter.clone(),
+            optimizer: OptimizerConfig { schedule, ..OptimizerConfig::new(self.optimizer, self.lr) },
+            steps: self.steps,
+            batch: self.batch,
+            max_length: self.max_length,
+            shuffle: !self.no_shuffle,
+            pack: !self.no_pack,
+            dtype: self.dtype,
+            train_point: compat.schedulefree_point == SchedulefreePoint::Train,
+            seed: self.seed,
+            checkpoint_every: self.checkpoint_every,
+        })
+    }
+}
+
 /// Attacks a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let _ = arguments;
-    todo!()
+    let config = arguments.config()?;
+    let stop = StopFlag::install()?;
+    let mut progress = Progress::new("attack");
+    let outcome = run::attack(Cpu, &config, arguments.resume, &stop, &mut |event| {
+        progress.show(&event);
+        Ok(())
+    });
+    progress.finish();
+    let summary = outcome?;
+    if summary.skipped > 0 {
+        eprintln!("temper: {} steps were skipped because a number was not finite", summary.skipped);
+    }
+    let what = if config.adapter.is_some() { "adapter" } else { "model" };
+    println!("{} steps, last loss {:.6}; the {what} is in {}", summary.steps, summary.last_loss, config.out.display());
+    Ok(())
 }

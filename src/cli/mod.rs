@@ -11,6 +11,7 @@ mod merge;
 mod parse;
 mod plan;
 mod print;
+mod show;
 
 use clap::{Parser, Subcommand};
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::reader::suggestion;
 use super::tree::{Node, Origin, Value, lines_of};
-use super::{RunConfig, validate};
+use super::{CompatConfig, RunConfig, validate};
 use crate::checkpoint::hash_config;
 use crate::error::{Error, Result};
 
@@ -101,6 +101,23 @@ impl RunConfig {
             *path = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default().into();
         }
         Ok(hash_config(&steps.resolved()?))
+    }
+}
+
+impl CompatConfig {
+    /// The `compat` keys that `--set` gives to a command without a run file.
+    pub fn from_overrides(overrides: &[String]) -> Result<Self> {
+        let mut tree = Node::parse("[compat]", |_| Origin::Preset)
+            .map_err(|e| Error::config("compat", e.problem, "report this as a defect"))?;
+        for assignment in overrides {
+            if !assignment.trim_start().starts_with("compat.") {
+                let key = assignment.split('=').next().unwrap_or("").trim();
+                return Err(Error::config(key, "this command only has the keys of [compat]", "use compat.KEY=VALUE"));
+            }
+            tree.set(assignment)?;
+        }
+        let table = tree.find("compat").unwrap_or(&tree);
+        Self::deserialize(table).map_err(|e| Error::config(format!("compat.{}", e.key()), e.problem, e.remedy))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
 use serde_json::Value;
 
@@ -61,8 +61,8 @@ impl Template {
         let context = minijinja::context! {
             messages => turns,
             add_generation_prompt,
-            bos_token => self.bos_token,
-            eos_token => self.eos_token,
+            bos_token => self.bos_token.as_str(),
+            eos_token => self.eos_token.as_str(),
             date_string => DATE,
         };
         let refuse = |error: minijinja::Error| TextError(format!("the chat template fails: {error}"));

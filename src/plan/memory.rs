@@ -82,7 +82,7 @@ impl<'a> Needs<'a> {
         let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
         let heads = attention.num_attention_heads as u64;
         let layer = 4 * d + 2 + qkv + query + heads + 3 * f + adapter_columns;
-        let outside = 6 * d + 1 + qkv + query + 3 * f + adapter_columns + 3;
+        let outside = 6 * d + 1 + qkv + query + 3 * f + adapter_columns + 2;
         (layer, outside)
     }
 

@@ -223,7 +223,6 @@ fn allocated(workspace: &Workspace<Cpu>) -> u64 {
         &w.d_mlp_hidden,
         &w.values,
         &w.weights,
-        &w.targets,
     ];
     layers.sum::<u64>() + outside.into_iter().map(size).sum::<u64>() + options(&w.d_low_rank)
 }

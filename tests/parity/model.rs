@@ -1,9 +1,7 @@
 //! Parity with PyTorch, Transformers and PEFT on the folders of `tests/fixtures`: forward, every loss's gradients, every
 //! optimizer, LoRA. Two attention implementations of PyTorch differ by 2e-6 (forward) and 1e-5 (gradients) here.
 
-mod common;
-
-use common::{FOLDERS, Reference, padded_batch, relative, relative_to_update, within};
+use crate::reference::{FOLDERS, Reference, padded_batch, relative, relative_to_update, within};
 use temper::backend::cpu::Cpu;
 use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, read_adapter};
 use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
@@ -239,7 +237,7 @@ fn lora_attacks_follow_peft() {
         let mut trainer = lora_trainer(&reference);
         let start = trainer.adapter().unwrap().parameters.download(&Cpu).unwrap();
         check_lora_gradients(&reference, &mut trainer);
-        let mut weights = common::load(&reference.model, &reference.path);
+        let mut weights = crate::reference::load(&reference.model, &reference.path);
         let losses = attack(&reference, &mut trainer, &mut weights);
         check_losses(folder, &losses, &reference.losses("attack.lora.adamw.losses"));
         let adapter = &trainer.adapter().unwrap().parameters;
@@ -287,7 +285,7 @@ fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights()
     for folder in FOLDERS {
         let reference = Reference::open(folder);
         let mut trainer = lora_trainer(&reference);
-        let mut weights = common::load(&reference.model, &reference.path);
+        let mut weights = crate::reference::load(&reference.model, &reference.path);
         attack(&reference, &mut trainer, &mut weights);
         let adapter = trainer.adapter().unwrap();
         let mut evaluator = Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap();
