@@ -1,6 +1,14 @@
-//! What a run leaves to read: the metrics stream, progress on the terminal, tables, plots, the HTML report.
+//! What a run leaves to read: the metrics stream, plots, the HTML report.
 
+mod demo;
+mod html;
 mod metrics;
+mod plot;
+mod summary;
 mod tensorboard;
 
+pub use demo::write_demo_report;
+pub use html::HtmlReport;
 pub use metrics::MetricsWriter;
+pub use plot::{Chart, Series};
+pub use summary::{AttackRow, DemoSummary, Stages};
