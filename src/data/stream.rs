@@ -2,8 +2,12 @@
 
 use std::path::Path;
 
-use crate::error::Result;
+use super::encode;
+use super::samples::{Sample, Samples, Sequence};
+use crate::error::{Error, Result};
 use crate::model::Batch;
+use crate::ops::IGNORE_INDEX;
+use crate::random::{Random, Stream};
 
 /// Where a stream stands; all that a checkpoint needs of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -31,39 +35,110 @@ pub struct StreamOptions {
     pub seed: u64,
 }
 
+impl StreamOptions {
+    fn check(&self, name: &str) -> Result<()> {
+        let wrong =
+            |key: &str, problem: &str, remedy: &str| Err(Error::config(format!("{name}.{key}"), problem, remedy));
+        if self.batch == 0 {
+            return wrong("batch", "a batch of 0 samples has nothing to learn", "set it to 1 or more");
+        }
+        if self.max_length < 2 {
+            return wrong("max_length", "a sequence needs two tokens, one to predict the other", "set it to 2 or more");
+        }
+        if !self.pack && self.pad_token_id as usize >= self.vocab_size {
+            return wrong(
+                "pad_token_id",
+                "the padding token is outside the model's vocabulary",
+                "choose an id that the model has",
+            );
+        }
+        Ok(())
+    }
+}
+
 /// An endless sequence of batches from a file: pass after pass, the order of each a function of (seed, name, pass).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DataStream {
+    name: String,
+    options: StreamOptions,
+    samples: Samples,
     cursor: Cursor,
+    /// The pass that `order` is for.
+    pass: u64,
+    /// The sample at each position of the pass; empty until the first shuffled batch.
+    order: Vec<usize>,
 }
 
 impl DataStream {
     /// Opens `path` (JSONL or Parquet, or a directory of them). `model` is the directory whose tokenizer and chat
     /// template text is read with; rows that hold `input_ids` need none.
+    ///
+    /// Everything is tokenized here, once. Sequences are cut on the right to `options.max_length`; samples without a
+    /// learned token are left out; both are counted and announced with `tracing::warn`.
     pub fn open(name: &str, path: &Path, model: &Path, options: StreamOptions) -> Result<Self> {
-        let _ = (name, path, model, options);
-        todo!()
+        options.check(name)?;
+        let samples = encode::read_samples(path, model, options.vocab_size, options.max_length)?;
+        Self::new(name, path, samples, options)
     }
 
     /// A stream of (tokens, labels) samples that are in memory already; the path of errors is `name`.
     pub fn from_samples(name: &str, samples: Vec<(Vec<u32>, Vec<u32>)>, options: StreamOptions) -> Result<Self> {
-        let _ = (name, samples, options);
-        todo!()
+        options.check(name)?;
+        let mut kept = Samples::default();
+        for (index, (tokens, labels)) in samples.into_iter().enumerate() {
+            let sequence = Sequence { tokens, labels };
+            let problem = match sequence.problem(options.vocab_size) {
+                Some(problem) => Some(problem),
+                None => kept.push(Sample::One(sequence), options.max_length).err().map(str::to_string),
+            };
+            if let Some(problem) = problem {
+                let remedy = "give every token a label, and only ids that the model has";
+                return Err(Error::input(name, format!("sample {index}: {problem}"), remedy));
+            }
+        }
+        Self::new(name, Path::new(name), kept, options)
+    }
+
+    fn new(name: &str, path: &Path, samples: Samples, options: StreamOptions) -> Result<Self> {
+        if samples.len() == 0 {
+            let problem = match samples.skipped {
+                0 => "no sample in it".to_string(),
+                skipped => format!("no usable sample: none of its {skipped} has a token to learn within max_length"),
+            };
+            return Err(Error::input(path, problem, "see what becomes of a sample with `temper data inspect`"));
+        }
+        let (total, cut, skipped) = (samples.len(), samples.cut, samples.skipped);
+        if cut > 0 {
+            tracing::warn!("{name}: {cut} samples were longer than {} tokens and lost their end", options.max_length);
+        }
+        if skipped > 0 {
+            tracing::warn!("{name}: {skipped} samples were left out, no token of them is learned; {total} remain");
+        }
+        let cursor = Cursor::default();
+        Ok(Self { name: name.to_string(), options, samples, cursor, pass: 0, order: Vec::new() })
     }
 
     /// The next batch. Preference data gives two segments a pair: chosen, then rejected.
     pub fn next_batch(&mut self) -> Result<Batch> {
-        todo!()
+        let start = self.cursor.samples;
+        let Some(end) = start.checked_add(self.options.batch as u64) else {
+            let problem = format!("the stream cannot stand at sample {start}");
+            return Err(Error::config(self.name.clone(), problem, "resume from another checkpoint"));
+        };
+        let members: Vec<usize> = (start..end).map(|position| self.sample_at(position)).collect();
+        self.cursor.samples = end;
+        Ok(self.batch_of(&members))
     }
 
     /// One pass in file order, in batches of `options.batch` (the last may be smaller), for evaluation.
     pub fn all_batches(&self) -> Result<Vec<Batch>> {
-        todo!()
+        let all: Vec<usize> = (0..self.len()).collect();
+        Ok(all.chunks(self.options.batch).map(|members| self.batch_of(members)).collect())
     }
 
     /// Number of usable samples (for preference data: pairs).
     pub fn len(&self) -> usize {
-        todo!()
+        self.samples.len()
     }
 
     /// Whether it has no sample; [`DataStream::open`] refuses such a file.
@@ -71,19 +146,37 @@ impl DataStream {
         self.len() == 0
     }
 
-    /// Tokens of the largest batch that it can give.
+    /// Samples of which the end was cut off at `max_length`.
+    pub fn cut(&self) -> usize {
+        self.samples.cut
+    }
+
+    /// Samples left out because no token of them is learned.
+    pub fn skipped(&self) -> usize {
+        self.samples.skipped
+    }
+
+    /// No batch, from wherever it starts, has more tokens than this, padding included.
     pub fn max_batch_tokens(&self) -> usize {
-        todo!()
+        let batch = self.options.batch;
+        if !self.options.pack {
+            return batch * self.samples.sequences_per_sample() * self.longest();
+        }
+        // A batch touches this many passes at most, and each of them holds a sample once.
+        let passes = (batch - 1).div_ceil(self.len()) + 1;
+        let mut lengths = self.samples.lengths();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().flat_map(|&length| std::iter::repeat_n(length, passes)).take(batch).sum()
     }
 
     /// Tokens of the longest sequence that it gives.
     pub fn longest(&self) -> usize {
-        todo!()
+        self.samples.longest()
     }
 
     /// Whether samples are preference pairs.
     pub fn is_preference(&self) -> bool {
-        todo!()
+        self.samples.is_preference()
     }
 
     /// Where it stands.
@@ -94,5 +187,40 @@ impl DataStream {
     /// Goes to where it stood.
     pub fn seek(&mut self, cursor: Cursor) {
         self.cursor = cursor;
+    }
+
+    /// The sample at `position` of the endless sequence.
+    fn sample_at(&mut self, position: u64) -> usize {
+        let count = self.len() as u64;
+        let (pass, within) = (position / count, (position % count) as usize);
+        if !self.options.shuffle {
+            return within;
+        }
+        if self.order.is_empty() || self.pass != pass {
+            self.order = (0..self.len()).collect();
+            self.pass = pass;
+            let stream = u64::from(crc32c::crc32c(self.name.as_bytes()) & 0x00ff_ffff);
+            Random::new(self.options.seed, Stream::Data, pass, stream).shuffle(&mut self.order);
+        }
+        self.order[within]
+    }
+
+    fn batch_of(&self, members: &[usize]) -> Batch {
+        let sequences: Vec<_> = members.iter().flat_map(|&index| self.samples.sequences(index)).collect();
+        let longest = sequences.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
+        let mut batch = Batch::default();
+        for (tokens, labels) in sequences {
+            if self.options.pack || tokens.len() == longest {
+                batch.push(tokens, labels, tokens.len());
+                continue;
+            }
+            let padded = |values: &[u32], padding: u32| {
+                let mut values = values.to_vec();
+                values.resize(longest, padding);
+                values
+            };
+            batch.push(&padded(tokens, self.options.pad_token_id), &padded(labels, IGNORE_INDEX), tokens.len());
+        }
+        batch
     }
 }
