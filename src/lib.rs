@@ -27,7 +27,7 @@ pub mod optimizer;
 pub mod plan;
 pub mod random;
 pub mod report;
-//RUN pub mod run;
+pub mod run;
 pub mod safeguard;
 pub mod tar;
 pub mod training;

@@ -58,19 +58,25 @@ fn found(root: &Path, expected: &[Snapshot]) -> u64 {
 /// Wherever a save is stopped, the old checkpoint or the new one is found and right, and the next save succeeds.
 #[test]
 fn a_crash_at_any_step_leaves_the_old_or_the_new_checkpoint() {
+    for keep in [1, 2] {
+        crash_at_every_step(keep);
+    }
+}
+
+fn crash_at_every_step(keep: usize) {
     let (first, old, new, next) = (snapshot(1), snapshot(2), snapshot(3), snapshot(4));
     let mut steps_found = Vec::new();
     for last in 0.. {
         let root = tempfile::tempdir().unwrap();
-        save(root.path(), &first, 2).unwrap();
-        save(root.path(), &old, 2).unwrap();
-        let finished = save_until(root.path(), &new, 2, last);
+        save(root.path(), &first, keep).unwrap();
+        save(root.path(), &old, keep).unwrap();
+        let finished = save_until(root.path(), &new, keep, last);
         steps_found.push(found(root.path(), &[old.clone(), new.clone()]));
-        save(root.path(), &next, 2).unwrap();
+        save(root.path(), &next, keep).unwrap();
         let left = list(root.path()).unwrap();
         assert_eq!(left.last().unwrap().step, 4);
-        assert_eq!(left.len(), 2, "after a crash at step {last}: {left:?}");
-        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 2, "leftovers of a crash at step {last}");
+        assert_eq!(left.len(), keep, "after a crash at step {last}: {left:?}");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), keep, "leftovers of a crash at step {last}");
         assert_eq!(load(&latest(root.path()).unwrap().unwrap()).unwrap(), next);
         if finished {
             break;

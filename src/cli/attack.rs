@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use temper::model::{ExportDType, Projection};
-use temper::optimizer::OptimizerKind;
+use temper::backend::cpu::Cpu;
+use temper::config::{CompatConfig, SchedulefreePoint};
+use temper::model::{AdapterConfig, ExportDType, Projection};
+use temper::optimizer::{OptimizerConfig, OptimizerKind};
+use temper::run::{self, AttackConfig, signals::StopFlag};
 
 use super::parse::{self, DecayArgument};
+use super::show::Progress;
 
 #[derive(Args, Debug)]
 pub struct Arguments {
@@ -20,16 +24,16 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// What is trained
-    #[arg(long, value_enum, default_value_t = Parameters::Full)]
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Parameters::Full)]
     pub params: Parameters,
     /// LoRA rank
     #[arg(long, value_name = "R", default_value_t = 16, value_parser = parse::count)]
     pub rank: usize,
     /// LoRA alpha
-    #[arg(long, value_name = "A", default_value_t = 32.0, value_parser = parse::positive)]
+    #[arg(long, value_name = "A", default_value_t = 32.0, allow_negative_numbers = true, value_parser = parse::positive)]
     pub alpha: f64,
     /// LoRA dropout
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = parse::dropout)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true, value_parser = parse::dropout)]
     pub dropout: f64,
     /// Projections that LoRA adapts, separated by commas; all seven where not given
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse::projection)]
@@ -38,7 +42,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "adamw", value_parser = parse::optimizer)]
     pub optimizer: OptimizerKind,
     /// Peak learning rate
-    #[arg(long, value_name = "X", default_value_t = 2e-5, value_parser = parse::positive)]
+    #[arg(long, value_name = "X", default_value = "2e-5", allow_negative_numbers = true, value_parser = parse::positive)]
     pub lr: f64,
     /// Warm-up steps
     #[arg(long, value_name = "W", default_value_t = 0)]
@@ -70,6 +74,9 @@ pub struct Arguments {
     /// Seed of every random draw
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
+    /// Steps between checkpoints; 0 for none but the one at a stop
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub checkpoint_every: u64,
     /// Go on from the newest checkpoint in the output directory
     #[arg(long)]
     pub resume: bool,
@@ -78,17 +85,65 @@ pub struct Arguments {
     pub overrides: Vec<String>,
 }
 
-/// What an attack trains.
+/// What an attack trains: all weights, or LoRA factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Parameters {
-    /// All weights
     Full,
-    /// LoRA factors
     Lora,
+}
+
+impl Arguments {
+    /// The attack that they describe.
+    fn config(&self) -> temper::Result<AttackConfig> {
+        let compat = CompatConfig::from_overrides(&self.overrides)?;
+        let mut schedule = self.schedule.schedule(self.warmup, self.steps);
+        schedule.official_warmup = compat.official_warmup;
+        let targets = match self.targets.as_slice() {
+            [] => Projection::ALL.to_vec(),
+            some => Projection::ALL.into_iter().filter(|target| some.contains(target)).collect(),
+        };
+        let adapter = AdapterConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            rank_stabilised: false,
+            targets,
+        };
+        Ok(AttackConfig {
+            model: self.model.clone(),
+            data: self.data.clone(),
+            out: self.out.clone(),
+            adapter: (self.params == Parameters::Lora).then_some(adapter),
+            start_adapter: self.adapter.clone(),
+            optimizer: OptimizerConfig { schedule, ..OptimizerConfig::new(self.optimizer, self.lr) },
+            steps: self.steps,
+            batch: self.batch,
+            max_length: self.max_length,
+            shuffle: !self.no_shuffle,
+            pack: !self.no_pack,
+            dtype: self.dtype,
+            train_point: compat.schedulefree_point == SchedulefreePoint::Train,
+            seed: self.seed,
+            checkpoint_every: self.checkpoint_every,
+        })
+    }
 }
 
 /// Attacks a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let _ = arguments;
-    todo!()
+    let config = arguments.config()?;
+    let stop = StopFlag::install()?;
+    let mut progress = Progress::new("attack");
+    let outcome = run::attack(Cpu, &config, arguments.resume, &stop, &mut |event| {
+        progress.show(&event);
+        Ok(())
+    });
+    progress.finish();
+    let summary = outcome?;
+    if summary.skipped > 0 {
+        eprintln!("temper: {} steps were skipped because a number was not finite", summary.skipped);
+    }
+    let what = if config.adapter.is_some() { "adapter" } else { "model" };
+    println!("{} steps, last loss {:.6}; the {what} is in {}", summary.steps, summary.last_loss, config.out.display());
+    Ok(())
 }

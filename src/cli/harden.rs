@@ -3,6 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use temper::backend::cpu::Cpu;
+use temper::config::RunConfig;
+use temper::run::{self, signals::StopFlag};
+
+use super::show::Progress;
 
 #[derive(Args, Debug)]
 pub struct Arguments {
@@ -22,6 +27,18 @@ pub struct Arguments {
 
 /// Hardens a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let _ = arguments;
-    todo!()
+    let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
+    let stop = StopFlag::install()?;
+    let mut progress = Progress::new("harden");
+    let outcome = run::harden(Cpu, &config, &arguments.out, arguments.resume, &stop, &mut |event| {
+        progress.show(&event);
+        Ok(())
+    });
+    progress.finish();
+    let summary = outcome?;
+    if summary.skipped > 0 {
+        eprintln!("temper: {} outer steps were skipped because a number was not finite", summary.skipped);
+    }
+    println!("{} outer steps; the hardened model is in {}", summary.steps, arguments.out.display());
+    Ok(())
 }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use temper::model::ExportDType;
+use temper::model::{ExportDType, ModelDirectory, merge_adapter, read_adapter, write_model};
 
-use super::parse;
+use super::{parse, print};
 
 #[derive(Args, Debug)]
 pub struct Arguments {
@@ -25,6 +25,11 @@ pub struct Arguments {
 
 /// Merges an adapter.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let _ = arguments;
-    todo!()
+    let model = ModelDirectory::open(&arguments.model)?;
+    let (adapter, factors) = read_adapter(&arguments.adapter, &model.config)?;
+    let mut weights = model.read_weights()?;
+    merge_adapter(&model.config, &mut weights, &adapter, &factors)?;
+    let dtype = arguments.dtype.unwrap_or(model.weights_dtype());
+    write_model(&arguments.out, &model.config, Some(&arguments.model), &weights, dtype)?;
+    print::text(&format!("{}\n", arguments.out.display()))
 }

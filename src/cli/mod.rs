@@ -11,6 +11,7 @@ mod merge;
 mod parse;
 mod plan;
 mod print;
+mod show;
 
 use clap::{Parser, Subcommand};
 
@@ -20,7 +21,7 @@ use clap::{Parser, Subcommand};
 #[command(name = "temper", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub struct Arguments {
     /// More log lines on stderr: -v info, -vv debug, -vvv trace. RUST_LOG wins over it
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 1000, action = clap::ArgAction::Count)]
     pub verbose: u8,
     #[command(subcommand)]
     pub command: Command,

@@ -30,8 +30,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let target = match &arguments.gpu {
         Some(name) => Target::Gpu(Gpu::find(name)?),
-        // Where the system does not say how much memory there is, nothing is refused.
-        None => Target::Cpu { available: available_memory().unwrap_or(u64::MAX) },
+        None => Target::Cpu { available: available_memory() },
     };
     let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
     let model = ModelConfig::from_directory(&config.model.path)?;
@@ -47,21 +46,25 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "Plan for {}: {} parameters\n", plan.device, plan.parameters)?;
+    let on_cpu = plan.published_peak_flops.is_none();
     let buffers = plan.buffers.iter().map(|buffer| {
         let place = match buffer.place {
+            Place::Device if on_cpu => "main",
             Place::Device => "device",
             Place::Host => "host",
         };
         [buffer.name.clone(), place.into(), print::bytes(buffer.bytes), buffer.choice.clone()]
     });
     text += &print::table(["buffer", "where", "size", "how"], &buffers.collect::<Vec<_>>());
-    let available = match plan.available_bytes {
-        u64::MAX => "an unknown amount".to_string(),
-        bytes => print::bytes(bytes),
-    };
-    writeln!(text, "\ndevice memory: {} of {available} available", print::bytes(plan.device_bytes))?;
+    let available = plan.available_bytes.map_or("an unknown amount".to_string(), print::bytes);
+    writeln!(
+        text,
+        "\n{} memory: {} of {available} available",
+        if on_cpu { "main" } else { "device" },
+        print::bytes(plan.device_bytes)
+    )?;
     if plan.host_bytes > 0 {
-        writeln!(text, "pinned main memory: {}", print::bytes(plan.host_bytes))?;
+        writeln!(text, "pinned host memory: {}", print::bytes(plan.host_bytes))?;
     }
     let tokens = (plan.largest_batch_tokens, plan.micro_batch_tokens);
     writeln!(text, "largest batch: {} tokens, {} at a time\n", tokens.0, tokens.1)?;

@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use super::reader::suggestion;
 use super::tree::{Node, Origin, Value, lines_of};
-use super::{RunConfig, validate};
+use super::{CompatConfig, RunConfig, validate};
+use crate::checkpoint::hash_config;
 use crate::error::{Error, Result};
 
 /// The presets: published hyperparameters of TAR, without the paths of data and models.
@@ -99,14 +100,26 @@ impl RunConfig {
         for path in steps.paths_mut() {
             *path = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default().into();
         }
-        let text = steps.resolved()?;
-        Ok(text.bytes().fold(FNV_OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME)))
+        Ok(hash_config(&steps.resolved()?))
     }
 }
 
-/// FNV-1a, 64 bits.
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+impl CompatConfig {
+    /// The `compat` keys that `--set` gives to a command without a run file.
+    pub fn from_overrides(overrides: &[String]) -> Result<Self> {
+        let mut tree = Node::parse("[compat]", |_| Origin::Preset)
+            .map_err(|e| Error::config("compat", e.problem, "report this as a defect"))?;
+        for assignment in overrides {
+            if !assignment.trim_start().starts_with("compat.") {
+                let key = assignment.split('=').next().unwrap_or("").trim();
+                return Err(Error::config(key, "this command only has the keys of [compat]", "use compat.KEY=VALUE"));
+            }
+            tree.set(assignment)?;
+        }
+        let table = tree.find("compat").unwrap_or(&tree);
+        Self::deserialize(table).map_err(|e| Error::config(format!("compat.{}", e.key()), e.problem, e.remedy))
+    }
+}
 
 fn preset(name: &Node, path: &Path) -> Result<Node> {
     let place = located(name.origin, path);

@@ -2,7 +2,7 @@
 
 mod forms;
 mod load;
-mod optimizers;
+mod method;
 mod reader;
 mod schema;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::Error;
+use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
 
 const MINIMAL: &str = r#"
@@ -265,6 +266,47 @@ fn a_resolved_file_gives_the_same_configuration_anywhere() {
         assert_eq!(again, config, "{resolved}");
         assert_eq!(again.config_hash().unwrap(), config.config_hash().unwrap());
     }
+}
+
+/// The commented example names every key that there is, with its default where it has one.
+#[test]
+fn the_example_is_complete() {
+    let text = include_str!("../../examples/harden.toml");
+    let config = load(text, &[]).unwrap();
+    let example: toml::Table = text.parse().unwrap();
+    let resolved: toml::Table = config.resolved().unwrap().parse().unwrap();
+    let (mut named, mut known) = (Vec::new(), Vec::new());
+    keys("", &toml::Value::Table(example), &mut named);
+    keys("", &toml::Value::Table(resolved), &mut known);
+    assert_eq!(known, named);
+    // What the resolved file of a configuration cannot show, because it is absent by default.
+    for key in ["model.reference", "tar.lower_bound", "tar.outer.weight_decay", "tar.script.switch_at"] {
+        assert!(named.contains(&key.to_string()), "{key}");
+    }
+    let defaults = load(MINIMAL, &["tar.inner_steps=64", "tar.outer.lr=2e-5"]).unwrap();
+    let plain = DataConfig { path: config.data["forget"].path.clone(), ..defaults.data["forget"].clone() };
+    assert_eq!(config.data["forget"], plain);
+    assert_eq!((config.seed, config.checkpoint, config.compat), (defaults.seed, defaults.checkpoint, defaults.compat));
+    let outer = OuterConfig { weight_decay: Some(0.0), ..defaults.tar.outer };
+    assert_eq!(config.tar.outer, outer);
+}
+
+/// The dotted paths of all keys; entries of lists of tables, and streams, count as one.
+fn keys(path: &str, value: &toml::Value, all: &mut Vec<String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let key = if path == "data" { "STREAM" } else { key };
+                keys(&format!("{path}.{key}").trim_start_matches('.').to_string(), value, all);
+            }
+        }
+        toml::Value::Array(list) if list.iter().all(toml::Value::is_table) => {
+            list.iter().for_each(|value| keys(path, value, all));
+        }
+        _ => all.push(path.to_string()),
+    }
+    all.sort();
+    all.dedup();
 }
 
 #[test]

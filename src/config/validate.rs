@@ -244,13 +244,8 @@ fn stream_exists(config: &RunConfig, key: &str, name: &str) -> Result<()> {
 }
 
 fn warn_of_unused_streams(config: &RunConfig) {
-    let tar = &config.tar;
-    let used = |name: &str| {
-        name == tar.tr_data
-            || name == tar.retain_data
-            || tar.adversary.iter().any(|adversary| adversary.data.streams().contains(&name))
-    };
-    for name in config.data.keys().filter(|name| !used(name)) {
+    let used = config.used_streams();
+    for name in config.data.keys().filter(|name| !used.contains(name.as_str())) {
         tracing::warn!("[data.{name}] is not used by [tar]");
     }
 }

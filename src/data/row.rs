@@ -120,6 +120,22 @@ impl Row {
         let keys: Vec<_> = object.keys().take(8).map(|key| format!("{key:?}")).collect();
         problem(format!("no known shape, its keys are {}", keys.join(", ")), SHAPES)
     }
+
+    /// Whether it needs a tokenizer.
+    pub fn is_text(&self) -> bool {
+        !matches!(self, Self::Tokens(_) | Self::TokenPair(..))
+    }
+
+    /// What kind of row it is, for people.
+    pub fn shape(&self) -> &'static str {
+        match self {
+            Self::Tokens(_) => "token ids",
+            Self::TokenPair(..) => "preference pair of token ids",
+            Self::Text(_) => "text",
+            Self::Conversation(_) => "conversation",
+            Self::Preference(..) => "preference pair",
+        }
+    }
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -37,3 +37,15 @@ fn said(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".into())
 }
+
+/// Stack of [`catch_deep`] in bytes. Only what is used of it becomes memory.
+const DEEP_STACK: usize = 512 << 20;
+
+/// [`catch`] on a thread with a large stack, for code that goes as deep as its input says.
+pub fn catch_deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn_scoped(scope, || catch(work));
+        let joined = thread.map_err(|error| format!("no thread can be started: {error}"))?.join();
+        joined.unwrap_or_else(|_| Err("its thread ended early".into()))
+    })
+}

@@ -4,5 +4,5 @@
 mod experiment;
 mod facts;
 
-pub use experiment::{AttackCurve, Event, Experiment, Outcome, Phase, Plan};
+pub use experiment::{AttackCurve, AttackPlan, Event, Experiment, Outcome, Phase, Plan};
 pub use facts::{Domain, Facts, Pool};

@@ -59,8 +59,6 @@ pub struct Workspace<B: Backend> {
     pub(crate) values: Tensor<B>,
     /// Per-token weights of a loss, [T, 1] f32.
     pub(crate) weights: Tensor<B>,
-    /// Targets of a loss, [T, 1] u32.
-    pub(crate) targets: Tensor<B>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -114,7 +112,6 @@ impl<B: Backend> Workspace<B> {
             d_low_rank: low_rank(0)?,
             values: column("loss values")?,
             weights: column("loss weights")?,
-            targets: Tensor::zeros(backend, "loss targets", capacity, 1, DType::U32)?,
         })
     }
 

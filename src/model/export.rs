@@ -1,9 +1,15 @@
 //! Writing a model directory that Transformers and vLLM load.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use super::ModelConfig;
-use crate::error::Result;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Map, Value, json};
+
+use super::{ModelConfig, ModelFamily, ParameterLayout, RopeScaling, strict_json};
+use crate::error::{Error, Result};
 
 /// Dtype of the weights that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +22,73 @@ pub enum ExportDType {
     F16,
 }
 
+impl ExportDType {
+    /// The name in `config.json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
+    fn safetensors(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+        }
+    }
+
+    /// Little-endian bytes, rounded to nearest even.
+    fn encode(self, values: &[f32]) -> Vec<u8> {
+        fn bytes<const N: usize>(values: &[f32], of: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+            let mut out = vec![0; values.len() * N];
+            let chunks = out.par_chunks_mut(N << 16).zip(values.par_chunks(1 << 16));
+            chunks.for_each(|(out, values)| {
+                out.chunks_exact_mut(N).zip(values).for_each(|(out, &value)| out.copy_from_slice(&of(value)));
+            });
+            out
+        }
+        match self {
+            Self::F32 => bytes(values, f32::to_le_bytes),
+            Self::Bf16 => bytes(values, |value| bf16::from_f32(value).to_le_bytes()),
+            Self::F16 => bytes(values, |value| f16::from_f32(value).to_le_bytes()),
+        }
+    }
+
+    const fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// Largest weight file, as in Transformers.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// The tokenizer and generation files that are carried over.
+const COMPANIONS: [&str; 12] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "tekken.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
+];
+
 /// Writes `config.json`, sharded safetensors and, copied from `source`, the tokenizer and generation files.
 ///
-/// `weights` is in the order of `ParameterLayout::for_model`. With `source` its `config.json` is carried over key by key
-/// (only the dtype changes), so that nothing that another program reads is lost. The directory appears whole or not at
-/// all: it is written beside its name and renamed.
+/// `weights` is in the order of [`ParameterLayout::for_model`]. With `source` its `config.json` is carried over key by
+/// key (only the dtype changes), so that nothing that another program reads is lost. The directory appears whole or not
+/// at all: it is written beside its name and renamed. It must not exist, or be empty.
 pub fn write_model(
     path: &Path,
     config: &ModelConfig,
@@ -28,6 +96,202 @@ pub fn write_model(
     weights: &[f32],
     dtype: ExportDType,
 ) -> Result<()> {
-    let _ = (path, config, source, weights, dtype);
-    todo!()
+    write_directory(path, |directory| {
+        write_weights(directory, &ParameterLayout::for_model(config), weights, dtype)?;
+        let json = match source {
+            Some(source) => carried_over(source, dtype)?,
+            None => fresh(config, dtype),
+        };
+        write_json(&directory.join("config.json"), &Value::Object(json))?;
+        match source {
+            Some(source) => copy_companions(source, directory),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Fills a directory beside `path` and gives it that name once everything is on disk.
+pub(super) fn write_directory(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let occupied = std::fs::read_dir(path).map(|mut entries| entries.next().is_some());
+    if occupied.unwrap_or(path.exists()) {
+        let problem = format!("{} exists already", path.display());
+        return Err(Error::config("--out", problem, "choose another directory, or remove it"));
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    let staging = tempfile::Builder::new()
+        .prefix(".temper-")
+        .tempdir_in(parent)
+        .map_err(Error::io("create a directory in", parent))?;
+    fill(staging.path())?;
+    sync(staging.path())?;
+    // A temporary directory is private; a model is as readable as what the user creates.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(staging.path(), mode).map_err(Error::io("change", staging.path()))?;
+    }
+    let staging = staging.keep();
+    std::fs::rename(&staging, path).map_err(|source| {
+        std::fs::remove_dir_all(&staging).ok();
+        Error::Io { action: "create", path: path.to_path_buf(), source }
+    })?;
+    sync(parent)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
+}
+
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
+    std::fs::write(path, text + "\n").map_err(Error::io("write", path))?;
+    sync(path)
+}
+
+/// Writes named tensors (name, shape, elements of `values`) into one file.
+pub(super) fn write_tensors(path: &Path, tensors: &[(&str, &[usize], &[f32])], dtype: ExportDType) -> Result<()> {
+    let encoded: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| dtype.encode(values)).collect();
+    let refuse = |error: safetensors::SafeTensorError| Error::Device(format!("{}: {error}", path.display()));
+    let mut views = Vec::new();
+    for ((name, shape, _), bytes) in tensors.iter().zip(&encoded) {
+        let view = TensorView::new(dtype.safetensors(), shape.to_vec(), bytes).map_err(refuse)?;
+        views.push((name.to_string(), view));
+    }
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => {
+            Error::Io { action: "write", path: path.to_path_buf(), source }
+        }
+        other => refuse(other),
+    })?;
+    sync(path)
+}
+
+/// One `model.safetensors`, or shards with an index where that would be too large.
+fn write_weights(directory: &Path, layout: &ParameterLayout, weights: &[f32], dtype: ExportDType) -> Result<()> {
+    let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut size = 0;
+    for (index, entry) in layout.entries().iter().enumerate() {
+        let bytes = entry.block.len() as u64 * dtype.bytes();
+        if size > 0 && size + bytes > SHARD_BYTES {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        shards.last_mut().into_iter().for_each(|shard| shard.push(index));
+    }
+    let (count, mut map) = (shards.len(), Map::new());
+    for (number, shard) in shards.iter().enumerate() {
+        let name = match count {
+            1 => "model.safetensors".to_string(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let tensors: Vec<(&str, &[usize], &[f32])> = shard
+            .iter()
+            .map(|&index| {
+                let entry = &layout.entries()[index];
+                let place = entry.block.offset..entry.block.offset + entry.block.len();
+                (entry.name.as_str(), entry.shape.as_slice(), &weights[place])
+            })
+            .collect();
+        write_tensors(&directory.join(&name), &tensors, dtype)?;
+        map.extend(tensors.iter().map(|(tensor, _, _)| (tensor.to_string(), Value::String(name.clone()))));
+    }
+    if count == 1 {
+        return Ok(());
+    }
+    let total = layout.len() as u64 * dtype.bytes();
+    let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+    write_json(&directory.join("model.safetensors.index.json"), &index)
+}
+
+/// The source's `config.json` with another dtype, in the spelling that it uses.
+fn carried_over(source: &Path, dtype: ExportDType) -> Result<Map<String, Value>> {
+    let path = source.join("config.json");
+    let mut map = strict_json::object(&strict_json::read_small_file(&path)?, &path)?;
+    let key = if map.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+    map.insert(key.to_string(), Value::String(dtype.name().to_string()));
+    Ok(map)
+}
+
+/// A `config.json` for a model without a source, which Transformers 4 and 5 read alike: both spellings of the rotary
+/// settings and of the dtype.
+fn fresh(config: &ModelConfig, dtype: ExportDType) -> Map<String, Value> {
+    let (kind, class) = match config.family {
+        ModelFamily::Llama => ("llama", "LlamaForCausalLM"),
+        ModelFamily::Mistral => ("mistral", "MistralForCausalLM"),
+    };
+    let mut rope = Map::new();
+    match config.rope_scaling {
+        RopeScaling::Default => {
+            rope.insert("rope_type".into(), "default".into());
+        }
+        RopeScaling::Linear { factor } => {
+            rope.extend([("rope_type".into(), "linear".into()), ("factor".into(), factor.into())]);
+        }
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            rope.extend([
+                ("rope_type".into(), "llama3".into()),
+                ("factor".into(), factor.into()),
+                ("low_freq_factor".into(), low_freq_factor.into()),
+                ("high_freq_factor".into(), high_freq_factor.into()),
+                ("original_max_position_embeddings".into(), original_max_position_embeddings.into()),
+            ]);
+        }
+    }
+    let scaling = match config.rope_scaling {
+        RopeScaling::Default => Value::Null,
+        _ => Value::Object(rope.clone()),
+    };
+    rope.insert("rope_theta".into(), config.rope_theta.into());
+    let eos = match config.eos_token_ids.as_slice() {
+        [] => Value::Null,
+        [one] => (*one).into(),
+        several => several.into(),
+    };
+    let pairs = json!({
+        "architectures": [class],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": f64::from(config.rms_norm_eps),
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "rope_parameters": rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos,
+        "pad_token_id": config.pad_token_id,
+        "torch_dtype": dtype.name(),
+        "dtype": dtype.name(),
+    });
+    let Value::Object(mut map) = pairs else { return Map::new() };
+    if config.family == ModelFamily::Mistral {
+        map.insert("sliding_window".into(), config.sliding_window.map_or(Value::Null, Value::from));
+    }
+    map
+}
+
+fn copy_companions(source: &Path, directory: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        let from = source.join(name);
+        if from.is_file() {
+            std::fs::copy(&from, directory.join(name)).map_err(Error::io("copy", &from))?;
+            sync(&directory.join(name))?;
+        }
+    }
+    Ok(())
 }

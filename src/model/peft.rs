@@ -2,16 +2,127 @@
 
 use std::path::Path;
 
-use super::{AdapterConfig, ModelConfig};
-use crate::error::Result;
+use serde_json::{Map, Value, json};
 
-/// Reads an adapter directory: its configuration, and its factors in the order of `ParameterLayout::for_adapter`.
+use super::export::{ExportDType, write_directory, write_json, write_tensors};
+use super::{AdapterConfig, ModelConfig, ParameterLayout, Projection, TensorFile, strict_json};
+use crate::error::{Error, Result};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// Settings of PEFT that change what an adapter computes and that are not computed here.
+const UNSUPPORTED: [&str; 11] = [
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "fan_in_fan_out",
+];
+
+/// Reads an adapter directory: its configuration, and its factors in the order of [`ParameterLayout::for_adapter`].
 pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, Vec<f32>)> {
-    let _ = (path, model);
-    todo!()
+    let config_path = path.join(CONFIG);
+    let map = strict_json::object(&strict_json::read_small_file(&config_path)?, &config_path)?;
+    let config = parse(&map, &config_path)?;
+    let weights = path.join(WEIGHTS);
+    if !weights.is_file() && path.join("adapter_model.bin").is_file() {
+        let remedy = "load it with PEFT and call save_pretrained, which writes safetensors";
+        return Err(Error::input(path, "it has only pickled weights, which can run code", remedy));
+    }
+    let file = TensorFile::open(&weights)?;
+    let layout = ParameterLayout::for_adapter(model, &config);
+    if let Some(extra) = file.names().into_iter().find(|name| layout.find(name).is_none()) {
+        let remedy = "use an adapter that was trained on this model's architecture";
+        return Err(Error::input(&weights, format!("tensor `{extra}` belongs to no projection of the model"), remedy));
+    }
+    let mut factors = vec![0.0; layout.len()];
+    for entry in layout.entries() {
+        match file.info(&entry.name) {
+            Some(info) if info.shape == entry.shape => {}
+            found => {
+                let problem = match found {
+                    None => format!("there is no tensor `{}`", entry.name),
+                    Some(info) => {
+                        format!("tensor `{}` has shape {:?}, expected {:?}", entry.name, info.shape, entry.shape)
+                    }
+                };
+                let remedy = "use an adapter that was trained on this model's architecture";
+                return Err(Error::input(&weights, problem, remedy));
+            }
+        }
+        let place = entry.block.offset..entry.block.offset + entry.block.len();
+        file.read_f32_into(&entry.name, &mut factors[place])?;
+    }
+    Ok((config, factors))
 }
 
-/// Writes an adapter directory that PEFT loads. `base` is written as `base_model_name_or_path`.
+fn parse(map: &Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
+    let refuse = |problem: String| Error::input(path, problem, "use a plain LoRA adapter");
+    let is_off = |value: &Value| match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(table) => table.is_empty(),
+        _ => false,
+    };
+    if map.get("peft_type").and_then(Value::as_str) != Some("LORA") {
+        return Err(refuse("`peft_type` is not LORA".into()));
+    }
+    if let Some(key) = UNSUPPORTED.iter().find(|key| map.get(**key).is_some_and(|value| !is_off(value))) {
+        return Err(refuse(format!("`{key}` is set, which is not supported")));
+    }
+    if !matches!(map.get("bias").and_then(Value::as_str), None | Some("none")) {
+        return Err(refuse("`bias` is not none".into()));
+    }
+    let number = |key: &str, default: Option<f64>| match map.get(key).filter(|value| !value.is_null()) {
+        None => default.ok_or_else(|| refuse(format!("`{key}` is missing"))),
+        Some(value) => {
+            value.as_f64().filter(|x| x.is_finite()).ok_or_else(|| refuse(format!("`{key}` is {value}, not a number")))
+        }
+    };
+    let rank = number("r", None)?;
+    if rank.fract() != 0.0 || !(1.0..=65_536.0).contains(&rank) {
+        return Err(refuse(format!("`r` is {rank}, not a whole number from 1 to 65536")));
+    }
+    let dropout = number("lora_dropout", Some(0.0))?;
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(refuse(format!("`lora_dropout` is {dropout}, not a number in [0, 1)")));
+    }
+    Ok(AdapterConfig {
+        rank: rank as usize,
+        alpha: number("lora_alpha", None)?,
+        dropout,
+        rank_stabilised: map.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+        targets: targets(map.get("target_modules"), &refuse)?,
+    })
+}
+
+/// The adapted projections, in the order of [`Projection::ALL`].
+fn targets(value: Option<&Value>, refuse: &dyn Fn(String) -> Error) -> Result<Vec<Projection>> {
+    let names: Vec<&str> = match value {
+        Some(Value::String(text)) if text == "all-linear" => Projection::ALL.iter().map(|p| p.name()).collect(),
+        Some(Value::Array(list)) => list.iter().map(|name| name.as_str().unwrap_or("")).collect(),
+        _ => return Err(refuse("`target_modules` is neither a list of names nor all-linear".into())),
+    };
+    let known = |name: &&&str| !Projection::ALL.iter().any(|p| p.name() == **name);
+    if let Some(unknown) = names.iter().find(known) {
+        return Err(refuse(format!("`target_modules` names `{unknown}`, which is no projection of the model")));
+    }
+    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(|p| names.contains(&p.name())).collect();
+    if targets.is_empty() {
+        return Err(refuse("`target_modules` is empty".into()));
+    }
+    Ok(targets)
+}
+
+/// Writes an adapter directory that PEFT loads. `base` is written as `base_model_name_or_path`. The directory must not
+/// exist, or be empty; it appears whole or not at all.
 pub fn write_adapter(
     path: &Path,
     model: &ModelConfig,
@@ -19,6 +130,34 @@ pub fn write_adapter(
     factors: &[f32],
     base: &Path,
 ) -> Result<()> {
-    let _ = (path, model, adapter, factors, base);
-    todo!()
+    let layout = ParameterLayout::for_adapter(model, adapter);
+    let tensors: Vec<(&str, &[usize], &[f32])> = layout
+        .entries()
+        .iter()
+        .map(|entry| {
+            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            (entry.name.as_str(), entry.shape.as_slice(), &factors[place])
+        })
+        .collect();
+    let targets: Vec<&str> = adapter.targets.iter().map(|target| target.name()).collect();
+    let alpha = if adapter.alpha.fract() == 0.0 { json!(adapter.alpha as i64) } else { json!(adapter.alpha) };
+    let config = json!({
+        "base_model_name_or_path": base.to_string_lossy(),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": alpha,
+        "lora_dropout": adapter.dropout,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+        "use_rslora": adapter.rank_stabilised,
+    });
+    write_directory(path, |directory| {
+        write_tensors(&directory.join(WEIGHTS), &tensors, ExportDType::F32)?;
+        write_json(&directory.join(CONFIG), &config)
+    })
 }

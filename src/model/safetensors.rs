@@ -1,8 +1,18 @@
-//! One safetensors file, memory-mapped and distrusted.
+//! Safetensors files: read memory-mapped and distrusted, written whole.
+//!
+//! The `safetensors` crate checks offsets, overlaps and sizes. It accepts duplicate names, huge ranks and misaligned
+//! data, so those are checked or handled here. Names are never used as paths.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+
+use super::strict_json;
+use crate::error::{Error, Result};
 
 /// A tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,35 +24,151 @@ pub struct TensorInfo {
 }
 
 /// A validated safetensors file.
-pub struct TensorFile {}
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: std::ops::Range<usize>,
+}
+
+/// Longest header that is read: that of the format's reference implementation.
+const MAX_HEADER: u64 = 100_000_000;
+/// Dimensions of a tensor; weights have two.
+const MAX_RANK: usize = 8;
 
 impl TensorFile {
     /// Maps `path` and checks its header: no duplicate names, no overflow, ranks of at most 8.
     pub fn open(path: &Path) -> Result<Self> {
-        let _ = path;
-        todo!()
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        let metadata = file.metadata().map_err(Error::io("read", path))?;
+        if !metadata.is_file() {
+            return Err(Error::input(path, "it is not a regular file", "name a .safetensors file"));
+        }
+        // SAFETY: the mapping is private and read-only. A file that another process truncates meanwhile makes reads
+        // fault; model directories are not changed during a run, and this is documented in README's limits.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let entries = entries(&map, path)?;
+        Ok(Self { path: path.to_path_buf(), map, entries })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Names, sorted.
     pub fn names(&self) -> Vec<&str> {
-        todo!()
+        self.entries.iter().map(|entry| entry.name.as_str()).collect()
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok().map(|index| &self.entries[index])
     }
 
     /// Shape and dtype of a tensor.
     pub fn info(&self, name: &str) -> Option<TensorInfo> {
-        let _ = name;
-        todo!()
+        self.entry(name).map(|entry| TensorInfo { shape: entry.shape.clone(), dtype: format!("{:?}", entry.dtype) })
+    }
+
+    fn refuse(&self, problem: String) -> Error {
+        Error::input(&self.path, problem, "use the files that came with the model")
+    }
+
+    fn data(&self, name: &str) -> Result<(&Entry, &[u8])> {
+        let entry = self.entry(name).ok_or_else(|| self.refuse(format!("there is no tensor `{name}`")))?;
+        Ok((entry, &self.map[entry.range.clone()]))
     }
 
     /// A floating-point tensor converted to f32.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let _ = name;
-        todo!()
+        let (entry, _) = self.data(name)?;
+        let mut values = vec![0.0; entry.shape.iter().product()];
+        self.read_f32_into(name, &mut values)?;
+        Ok(values)
+    }
+
+    /// As [`TensorFile::read_f32`], into a slice of the tensor's length.
+    pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<()> {
+        let (entry, bytes) = self.data(name)?;
+        if out.len() != entry.shape.iter().product::<usize>() {
+            return Err(self.refuse(format!(
+                "tensor `{name}` has shape {:?}, not {} elements",
+                entry.shape,
+                out.len()
+            )));
+        }
+        // Element by element from bytes: data need not be aligned.
+        match entry.dtype {
+            Dtype::F32 => convert(bytes, out, f32::from_le_bytes),
+            Dtype::BF16 => convert(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => convert(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => convert(bytes, out, |b| f64::from_le_bytes(b) as f32),
+            other => return Err(self.refuse(format!("tensor `{name}` is {other:?}, not f32, bf16 or f16"))),
+        }
+        Ok(())
     }
 
     /// An integer tensor (I64, I32, U8, …) as i64.
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
-        let _ = name;
-        todo!()
+        let (entry, bytes) = self.data(name)?;
+        let mut out = vec![0i64; entry.shape.iter().product()];
+        match entry.dtype {
+            Dtype::I64 => convert(bytes, &mut out, i64::from_le_bytes),
+            Dtype::I32 => convert(bytes, &mut out, |b| i64::from(i32::from_le_bytes(b))),
+            Dtype::U32 => convert(bytes, &mut out, |b| i64::from(u32::from_le_bytes(b))),
+            Dtype::U8 | Dtype::BOOL => convert(bytes, &mut out, |b: [u8; 1]| i64::from(b[0])),
+            other => return Err(self.refuse(format!("tensor `{name}` is {other:?}, not an integer"))),
+        }
+        Ok(out)
     }
+
+    /// The dtype that most elements have.
+    pub(super) fn main_dtype(&self) -> Option<Dtype> {
+        self.entries.iter().max_by_key(|entry| entry.shape.iter().product::<usize>()).map(|entry| entry.dtype)
+    }
+}
+
+fn convert<const N: usize, T: Send>(bytes: &[u8], out: &mut [T], from: impl Fn([u8; N]) -> T + Sync) {
+    const CHUNK: usize = 1 << 16;
+    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
+        for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(N)) {
+            let mut word = [0; N];
+            word.copy_from_slice(bytes);
+            *value = from(word);
+        }
+    });
+}
+
+/// Checks a whole file and lists its tensors, sorted by name.
+fn entries(bytes: &[u8], path: &Path) -> Result<Vec<Entry>> {
+    let refuse = |problem: String| Error::input(path, problem, "download the file again");
+    let header = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
+    let Some(header) = header.filter(|&h| h <= MAX_HEADER && h <= bytes.len() as u64 - 8) else {
+        return Err(refuse("it is not a safetensors file: the header's length does not fit the file".into()));
+    };
+    let text =
+        std::str::from_utf8(&bytes[8..8 + header as usize]).map_err(|_| refuse("its header is not UTF-8".into()))?;
+    // The crate below keeps the last of two tensors of one name; this finds them.
+    strict_json::object(text.trim_end(), path)?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| refuse(format!("not a safetensors file: {error}")))?;
+    let mut entries = Vec::new();
+    for (name, view) in file.iter() {
+        if view.shape().len() > MAX_RANK {
+            return Err(refuse(format!("tensor `{name}` has {} dimensions", view.shape().len())));
+        }
+        if view.shape().contains(&0) {
+            return Err(refuse(format!("tensor `{name}` has shape {:?}, which is empty", view.shape())));
+        }
+        let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+        let range = start..start + view.data().len();
+        entries.push(Entry { name: name.to_string(), dtype: view.dtype(), shape: view.shape().to_vec(), range });
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
 }

@@ -2,9 +2,10 @@
 //! `crate::objective` allocate them.
 
 use super::{Buffer, Place};
-use crate::config::{AdversaryConfig, ParameterChoice, RunConfig, TrLoss};
+use crate::backend::cpu::LOSS_HEAD_CHUNK;
+use crate::config::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, TrLoss};
 use crate::error::{Error, Result};
-use crate::model::{AdapterConfig, ModelConfig, ParameterLayout};
+use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection};
 use crate::optimizer::OptimizerKind;
 
 /// Bytes of an f32.
@@ -38,7 +39,10 @@ impl<'a> Needs<'a> {
         let layout = ParameterLayout::for_model(model);
         let tar = &run.tar;
         let lora: Vec<AdapterConfig> = tar.adversary.iter().filter_map(AdversaryConfig::adapter_config).collect();
-        let batch = |(name, data): (&String, &crate::config::DataConfig)| {
+        let used = run.used_streams();
+        let streams: Vec<(&str, &DataConfig)> =
+            run.data.iter().map(|(name, data)| (name.as_str(), data)).filter(|(name, _)| used.contains(name)).collect();
+        let batch = |(name, data): &(&str, &DataConfig)| {
             let pairs = if tar.tr_loss == TrLoss::Dpo && *name == tar.tr_data { 2 } else { 1 };
             (data.batch as u64).saturating_mul(data.max_length as u64).saturating_mul(pairs)
         };
@@ -53,16 +57,16 @@ impl<'a> Needs<'a> {
         let elements = lora.iter().map(|adapter| ParameterLayout::for_adapter(model, adapter).len() as u64);
         let layer_elements: usize = layout.entries().iter().skip(1).take(9).map(|entry| entry.block.len()).sum();
         let largest_matrix = layout.entries().iter().map(|entry| entry.block.len()).max().unwrap_or(0);
-        let longest = run.data.values().map(|data| data.max_length).max().unwrap_or(0);
-        if longest > model.max_position_embeddings {
-            return Err(too_long(run, model.max_position_embeddings));
+        let positions = model.max_position_embeddings;
+        if let Some((name, _)) = streams.iter().find(|(_, data)| data.max_length > positions) {
+            return Err(too_long(name, positions));
         }
         Ok(Self {
             model,
             parameters: layout.len() as u64,
             largest_part: layer_elements.max(largest_matrix) as u64,
-            largest_batch: run.data.iter().map(batch).max().unwrap_or(0),
-            longest_sequence: longest as u64,
+            largest_batch: streams.iter().map(batch).max().unwrap_or(0),
+            longest_sequence: streams.iter().map(|(_, data)| data.max_length as u64).max().unwrap_or(0),
             full_optimizers,
             adapter_columns: adapter_columns(&lora),
             adapters: elements.zip(lora_states).collect(),
@@ -78,7 +82,7 @@ impl<'a> Needs<'a> {
         let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
         let heads = attention.num_attention_heads as u64;
         let layer = 4 * d + 2 + qkv + query + heads + 3 * f + adapter_columns;
-        let outside = 6 * d + 1 + qkv + query + 3 * f + adapter_columns + 3;
+        let outside = 6 * d + 1 + qkv + query + 3 * f + adapter_columns + 2;
         (layer, outside)
     }
 
@@ -90,17 +94,16 @@ impl<'a> Needs<'a> {
     }
 }
 
-fn too_long(run: &RunConfig, positions: usize) -> Error {
-    let name = run.data.iter().find(|(_, data)| data.max_length > positions).map_or("", |(name, _)| name);
+fn too_long(stream: &str, positions: usize) -> Error {
     let problem = format!("is more than the model's max_position_embeddings = {positions}");
-    Error::config(format!("data.{name}.max_length"), problem, format!("use at most {positions}"))
+    Error::config(format!("data.{stream}.max_length"), problem, format!("use at most {positions}"))
 }
 
 /// A workspace has room for any of the adapters: at each of its four sites for the widest.
 fn adapter_columns(adapters: &[AdapterConfig]) -> u64 {
-    use crate::model::Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+    use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
     let sites = [&[QProj, KProj, VProj][..], &[OProj], &[GateProj, UpProj], &[DownProj]];
-    let columns = |adapter: &AdapterConfig, site: &[crate::model::Projection]| {
+    let columns = |adapter: &AdapterConfig, site: &[Projection]| {
         (site.iter().filter(|p| adapter.targets.contains(p)).count() * adapter.rank) as u64
     };
     sites.iter().map(|site| adapters.iter().map(|a| columns(a, site)).max().unwrap_or(0)).sum()
@@ -129,6 +132,8 @@ pub(super) fn on_cpu(needs: &Needs) -> Vec<Buffer> {
         add("attack LoRA", factors * (2 + states), "f32 factors, gradient and states");
     }
     add("checkpoint", parameters * (1 + needs.outer_states), "copy of weights and outer states while it is written");
+    let logits = LOSS_HEAD_CHUNK as u64 * (needs.model.vocab_size + 2 * needs.model.hidden_size) as u64;
+    add("logits of the loss head", logits, &format!("f32, {LOSS_HEAD_CHUNK} tokens at once"));
     let tokens = needs.largest_batch;
     let activations = needs.workspace_bytes(needs.adapter_columns) / F32;
     add("activations", activations, &format!("f32, every one kept, {tokens} tokens"));

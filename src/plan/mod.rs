@@ -28,8 +28,8 @@ use crate::model::ModelConfig;
 pub enum Target {
     /// The CPU backend.
     Cpu {
-        /// Bytes that a run may use.
-        available: u64,
+        /// Bytes that a run may use, where the system says so; otherwise nothing is refused.
+        available: Option<u64>,
     },
     /// A GPU.
     Gpu(&'static Gpu),
@@ -75,8 +75,8 @@ pub struct Plan {
     pub device_bytes: u64,
     /// Bytes in pinned main memory beside a GPU.
     pub host_bytes: u64,
-    /// Bytes that the device has.
-    pub available_bytes: u64,
+    /// Bytes that the device has, where that is known.
+    pub available_bytes: Option<u64>,
     /// The arithmetic of one outer step.
     pub work: Vec<Work>,
     /// Floating-point operations of one outer step, expected over the draws of adversaries.
@@ -108,7 +108,7 @@ impl Plan {
             }
             Target::Gpu(gpu) => {
                 let (micro_batch, buffers) = gpu::fit(&layout, gpu.memory);
-                (gpu.description(), gpu.memory, Some(gpu.peak_flops), micro_batch, buffers)
+                (gpu.description(), Some(gpu.memory), Some(gpu.peak_flops), micro_batch, buffers)
             }
         };
         let total = |place| buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();
@@ -133,19 +133,19 @@ impl Plan {
 
     /// Whether the device has enough memory.
     pub fn fits(&self) -> bool {
-        self.device_bytes <= self.available_bytes
+        self.available_bytes.is_none_or(|available| self.device_bytes <= available)
     }
 
     /// [`Error::Memory`] for a run that does not fit, with the setting that would make it fit.
     pub fn ensure_fits(&self) -> Result<()> {
-        if self.fits() {
-            return Ok(());
+        match self.available_bytes {
+            Some(available) if !self.fits() => Err(Error::Memory {
+                what: format!("the run on {}", self.device),
+                needed: self.device_bytes,
+                available,
+                remedy: self.remedy.clone().unwrap_or_default(),
+            }),
+            _ => Ok(()),
         }
-        Err(Error::Memory {
-            what: format!("the run on {}", self.device),
-            needed: self.device_bytes,
-            available: self.available_bytes,
-            remedy: self.remedy.clone().unwrap_or_default(),
-        })
     }
 }

@@ -133,16 +133,16 @@ fn a_run_that_does_not_fit_is_answered_with_the_setting_that_makes_it_fit() {
     assert!(error.to_string().ends_with("; set params = \"lora\" for every [[tar.adversary]]"), "{error}");
     assert!(gpu_plan(&remedied(&run), "h100").fits());
 
-    let enough = Plan::new(&run, &tiny(), Target::Cpu { available: u64::MAX }).unwrap();
+    let enough = Plan::new(&run, &tiny(), Target::Cpu { available: None }).unwrap();
     assert!(enough.fits() && enough.remedy.is_none());
-    let short = Plan::new(&run, &tiny(), Target::Cpu { available: enough.device_bytes / 2 }).unwrap();
+    let short = Plan::new(&run, &tiny(), Target::Cpu { available: Some(enough.device_bytes / 2) }).unwrap();
     let expected = "set data.adv_retain.batch = 16, data.camel.batch = 16, data.forget.batch = 16, \
                     data.meta.batch = 16, data.retain.batch = 16";
     assert_eq!(short.remedy.as_deref(), Some(expected));
     let smaller: Vec<String> = run.data.keys().map(|name| format!("data.{name}.batch=16")).collect();
     let smaller = preset("bio", &smaller.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(Plan::new(&smaller, &tiny(), Target::Cpu { available: enough.device_bytes / 2 }).unwrap().fits());
-    let nothing = Plan::new(&run, &tiny(), Target::Cpu { available: 1 }).unwrap();
+    assert!(Plan::new(&smaller, &tiny(), Target::Cpu { available: Some(enough.device_bytes / 2) }).unwrap().fits());
+    let nothing = Plan::new(&run, &tiny(), Target::Cpu { available: Some(1) }).unwrap();
     assert!(nothing.remedy.unwrap().starts_with("no setting of the run file makes it fit"));
 }
 
@@ -154,7 +154,7 @@ fn remedied(run: &RunConfig) -> RunConfig {
 
 #[test]
 fn sequences_longer_than_the_model_are_refused() {
-    let error = Plan::new(&preset("bio", &["data.meta.max_length=9000"]), &tiny(), Target::Cpu { available: 1 });
+    let error = Plan::new(&preset("bio", &["data.meta.max_length=9000"]), &tiny(), Target::Cpu { available: Some(1) });
     assert!(error.unwrap_err().to_string().starts_with("data.meta.max_length: is more than"));
 }
 
@@ -223,7 +223,6 @@ fn allocated(workspace: &Workspace<Cpu>) -> u64 {
         &w.d_mlp_hidden,
         &w.values,
         &w.weights,
-        &w.targets,
     ];
     layers.sum::<u64>() + outside.into_iter().map(size).sum::<u64>() + options(&w.d_low_rank)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::signals::StopFlag;
 use super::{Event, LoadedModel, Observer, RunDirectory, open_stream};
-use crate::checkpoint::TensorData;
+use crate::checkpoint::{self, TensorData};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
 use crate::model::{Adapter, AdapterConfig, ExportDType, ModelDirectory, read_adapter, write_adapter, write_model};
@@ -52,9 +52,8 @@ pub struct AttackConfig {
 impl AttackConfig {
     /// The settings as text: kept beside the result, and hashed to tell runs apart.
     fn resolved(&self) -> String {
-        let mut lines = format!("# temper attack\n{self:#?}\n");
-        lines.retain(|c| c != '\r');
-        lines
+        let lines = format!("temper attack\n{self:#?}");
+        lines.lines().map(|line| format!("# {line}\n")).collect()
     }
 }
 
@@ -145,7 +144,8 @@ impl<'a, B: Backend> Run<'a, B> {
         let trainer = trainer(config, &loaded)?;
         let adapters: Vec<&Adapter<B>> = trainer.adapter().into_iter().collect();
         let evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
-        let directory = RunDirectory::open(&config.out, &config.resolved(), resume)?;
+        let resolved = config.resolved();
+        let directory = RunDirectory::open(&config.out, &resolved, checkpoint::hash_config(&resolved), resume)?;
         let tape = LossTape::new(&loaded.model.backend, 1)?;
         let mut run = Self {
             config,

@@ -13,27 +13,21 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Prepares `top` for a run with this resolved configuration, which is written to `temper/run.toml`.
+    /// Prepares `top` for a run with this resolved configuration, which is written to `temper/run.toml`. Checkpoints are
+    /// taken from and for runs of `config_hash` only.
     ///
     /// # Errors
-    /// When it already holds a run (unless `resume`) or another run's files, or something that is not a run.
-    pub fn open(top: &Path, resolved: &str, resume: bool) -> Result<Self> {
-        let directory = Self { top: top.to_path_buf(), config_hash: checkpoint::hash_config(resolved) };
+    /// When it already holds a run (unless `resume`), or something that is not a run.
+    pub fn open(top: &Path, resolved: &str, config_hash: u64, resume: bool) -> Result<Self> {
+        let directory = Self { top: top.to_path_buf(), config_hash };
         let settings = directory.file("run.toml");
-        match std::fs::read_to_string(&settings) {
-            Ok(_) if !resume => {
-                let remedy = "go on with it by --resume, or choose another --out";
-                return Err(Error::config("--out", format!("{} already holds a run", top.display()), remedy));
-            }
-            Ok(text) if text != resolved => {
-                let remedy = "resume with the settings that it started with, or choose another --out";
-                return Err(Error::input(&settings, "the run in this directory has other settings", remedy));
-            }
-            Ok(_) => return Ok(directory),
-            Err(_) => {}
+        let holds_run = settings.exists();
+        if holds_run && !resume {
+            let remedy = "go on with it by --resume, or choose another --out";
+            return Err(Error::config("--out", format!("{} already holds a run", top.display()), remedy));
         }
         let occupied = std::fs::read_dir(top).is_ok_and(|mut entries| entries.next().is_some());
-        if occupied {
+        if occupied && !holds_run {
             let problem = format!("{} is not empty and holds no run", top.display());
             return Err(Error::config("--out", problem, "choose a new or empty directory"));
         }

@@ -81,7 +81,7 @@ fn set_up<'a, B: Backend>(
     let loaded = LoadedModel::open(backend, &config.model.path, positions)?;
     let reference = config.model.reference.as_ref().unwrap_or(&config.model.path);
     let reference = loaded.other_weights(reference, "reference weights")?;
-    let directory = RunDirectory::open(out, &config.resolved(), resume)?;
+    let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, resume)?;
     let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
     let metrics = match resume.then(|| directory.latest()).transpose()?.flatten() {
         None => {

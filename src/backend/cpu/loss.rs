@@ -9,7 +9,7 @@ use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::ops::{HeadGradients, HeadLoss, Matrix, MatrixMut};
 
 /// Tokens whose logits exist at one time.
-const CHUNK: usize = 256;
+pub(crate) const CHUNK: usize = 256;
 
 /// Buffers of [`head`] for one chunk of tokens.
 struct Scratch {

@@ -12,6 +12,7 @@ mod vector;
 mod view;
 
 pub use buffer::CpuBuffer;
+pub(crate) use loss::CHUNK as LOSS_HEAD_CHUNK;
 
 use crate::error::{Error, Result};
 use crate::ops::{

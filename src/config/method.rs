@@ -1,8 +1,18 @@
-//! The optimizers and adapters that the tables of a run file describe.
+//! What the tables of a run file describe: optimizers, adapters, the streams in use.
 
-use super::{AdversaryConfig, AdversaryData, CompatConfig, OuterConfig, ParameterChoice, TarConfig};
+use std::collections::BTreeSet;
+
+use super::{AdversaryConfig, AdversaryData, CompatConfig, OuterConfig, ParameterChoice, RunConfig, TarConfig};
 use crate::model::{AdapterConfig, Projection};
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
+
+impl RunConfig {
+    /// The names of the streams that the method uses; `[data]` may hold more.
+    pub fn used_streams(&self) -> BTreeSet<&str> {
+        let adversaries = self.tar.adversary.iter().flat_map(|adversary| adversary.data.streams());
+        adversaries.chain([self.tar.tr_data.as_str(), self.tar.retain_data.as_str()]).collect()
+    }
+}
 
 impl OuterConfig {
     /// The outer optimizer.

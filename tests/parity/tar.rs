@@ -1,8 +1,6 @@
 //! Parity of the nested loop with the TAR authors' own training loop: three outer steps of the reference trajectory.
 
-mod common;
-
-use common::{Reference, fixture, relative_to_update, rows, within};
+use crate::reference::{Reference, fixture, relative_to_update, rows, within};
 use temper::backend::cpu::Cpu;
 use temper::data::{DataStream, StreamOptions};
 use temper::model::TensorFile;
@@ -92,7 +90,7 @@ fn three_outer_steps_end_where_the_authors_loop_ends() {
     );
     let start = reference.weights.download(&Cpu).unwrap();
     let (model, base) = (reference.model.clone(), reference.base());
-    let weights = common::load(&model, &reference.path);
+    let weights = crate::reference::load(&model, &reference.path);
     let mut hardener = Hardener::new(model, weights, base, streams, settings()).unwrap();
     for step in 0..3 {
         hardener.outer_step(&mut |_, _| Ok(())).unwrap();
@@ -129,7 +127,7 @@ fn attacks_are_undone_bit_for_bit() {
     (settings.tr_scale, settings.retain_scale) = (0.0, 0.0);
     // AdamW's decay would move the weights even without a gradient; schedule-free AdamW decays nothing by default.
     let (model, base) = (reference.model.clone(), reference.base());
-    let weights = common::load(&model, &reference.path);
+    let weights = crate::reference::load(&model, &reference.path);
     let mut hardener = Hardener::new(model, weights, base, streams, settings).unwrap();
     let report = hardener.outer_step(&mut |_, _| Ok(())).unwrap();
     let losses = &report.trajectories[0].attack_losses;

@@ -1,9 +1,7 @@
 //! Parity with PyTorch, Transformers and PEFT on the folders of `tests/fixtures`: forward, every loss's gradients, every
 //! optimizer, LoRA. Two attention implementations of PyTorch differ by 2e-6 (forward) and 1e-5 (gradients) here.
 
-mod common;
-
-use common::{FOLDERS, Reference, padded_batch, relative, relative_to_update, within};
+use crate::reference::{FOLDERS, Reference, padded_batch, relative, relative_to_update, within};
 use temper::backend::cpu::Cpu;
 use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, read_adapter};
 use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
@@ -39,7 +37,14 @@ fn check_gradients(reference: &Reference, loss: &str, gradients: &Gradients<Cpu>
     let values = gradients.download(&Cpu).unwrap();
     for entry in gradients.layout().entries() {
         let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
-        let theirs = reference.f32(&format!("grad.{loss}.{}", entry.name));
+        let name = format!("grad.{loss}.{}", entry.name);
+        if reference.tensors.info(&name).is_none() {
+            // PyTorch has no gradient where the loss does not reach: random mapping ends before the head.
+            assert_eq!((loss, entry.name.as_str()), ("random_mapping", "lm_head.weight"));
+            assert!(ours.iter().all(|g| *g == 0.0));
+            continue;
+        }
+        let theirs = reference.f32(&name);
         within(&format!("{loss} gradient of {}", entry.name), relative(ours, &theirs), GRADIENT);
     }
 }
@@ -232,18 +237,28 @@ fn lora_attacks_follow_peft() {
         let mut trainer = lora_trainer(&reference);
         let start = trainer.adapter().unwrap().parameters.download(&Cpu).unwrap();
         check_lora_gradients(&reference, &mut trainer);
-        let mut weights = common::load(&reference.model, &reference.path);
+        let mut weights = crate::reference::load(&reference.model, &reference.path);
         let losses = attack(&reference, &mut trainer, &mut weights);
         check_losses(folder, &losses, &reference.losses("attack.lora.adamw.losses"));
         let adapter = &trainer.adapter().unwrap().parameters;
         let after = adapter.download(&Cpu).unwrap();
+        let mut all = Vec::new();
         for entry in adapter.layout().entries() {
             let place = entry.block.offset..entry.block.offset + entry.block.len();
             let theirs = reference.f32(&format!("lora.after.{}", peft_name(&entry.name)));
             let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
-            within(&format!("{folder} {}", entry.name), error, 1e-4);
+            within(&format!("{folder} {}", entry.name), error, factor_bound(folder, &entry.name));
+            all.extend(theirs);
         }
+        within(&format!("{folder}, all factors"), relative_to_update(&after, &all, &start), 1e-4);
     }
+}
+
+/// 1e-4 of the update's norm, but for one small factor that holds an element whose first gradient is rounding noise: Adam
+/// makes a whole step of its sign. PyTorch's own two attention implementations end 2.6e-4 apart there.
+fn factor_bound(folder: &str, name: &str) -> f64 {
+    let noisy = "base_model.model.model.layers.1.mlp.gate_proj.lora_A.weight";
+    if (folder, name) == ("llama31", noisy) { 3e-4 } else { 1e-4 }
 }
 
 fn check_lora_gradients(reference: &Reference, trainer: &mut Trainer<Cpu>) {
@@ -270,7 +285,7 @@ fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights()
     for folder in FOLDERS {
         let reference = Reference::open(folder);
         let mut trainer = lora_trainer(&reference);
-        let mut weights = common::load(&reference.model, &reference.path);
+        let mut weights = crate::reference::load(&reference.model, &reference.path);
         attack(&reference, &mut trainer, &mut weights);
         let adapter = trainer.adapter().unwrap();
         let mut evaluator = Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap();
@@ -282,13 +297,12 @@ fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights()
         evaluator.negative_entropy(subject, &batch, EntropyOver::All, 1.0, Some(targets), &mut tape, 0).unwrap();
         let loss = tape.read_one(&Cpu, 0).unwrap();
         within("entropy", (loss / reference.scalar("loss.entropy_after_lora") - 1.0).abs(), FORWARD);
-        // Eight attack steps lie before this gradient, so it carries their drift: 1e-4, as for weights after an attack.
         let values = gradients.download(&Cpu).unwrap();
         let layout: &ParameterLayout = gradients.layout();
         for entry in layout.entries() {
             let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
             let theirs = reference.f32(&format!("grad.entropy_after_lora.{}", entry.name));
-            within(&format!("{folder} {}", entry.name), relative(ours, &theirs), 1e-4);
+            within(&format!("{folder} {}", entry.name), relative(ours, &theirs), GRADIENT);
         }
     }
 }

@@ -1,0 +1,138 @@
+//! The `temper` program from outside: help, exit codes, streams.
+
+use assert_cmd::Command;
+
+fn temper(arguments: &[&str]) -> std::process::Output {
+    Command::cargo_bin("temper").unwrap().env_remove("RUST_LOG").args(arguments).output().unwrap()
+}
+
+fn stdout(output: &std::process::Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &std::process::Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Every command explains itself and every option that scripts rely on is there: (command, words of its help).
+#[test]
+fn help_names_every_option() {
+    for (command, words) in [
+        ("", "demo harden attack eval plan doctor data merge ckpt --version"),
+        ("demo", "--out <DIR> temper-demo --seed <N> --quick"),
+        ("harden", "<RUN.toml> --out <DIR> --set <KEY=VALUE> --resume"),
+        (
+            "attack",
+            "--model --data --out --params full, lora --rank --alpha --dropout --targets --optimizer adamw --lr 2e-5 \
+             --warmup --schedule constant sgdr:N --steps 500 --batch 32 --max-length --no-shuffle --no-pack --dtype \
+             --adapter --seed --resume --set",
+        ),
+        ("eval", "--model --data --adapter --batch --max-length --form ppl mmlu lm-eval --json"),
+        ("plan", "<RUN.toml> --gpu h200 h100 --set --json"),
+        ("doctor", "--json"),
+        ("data inspect", "--model --data --index --json"),
+        ("merge", "--model --adapter --out --dtype"),
+        ("ckpt ls", "<DIR> --json"),
+        ("ckpt verify", "<DIR> --json"),
+    ] {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let output = temper(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        let help = stdout(&output);
+        for word in words.split_whitespace() {
+            assert!(help.contains(word), "`temper {command} --help` does not name {word}:\n{help}");
+        }
+    }
+}
+
+#[test]
+fn the_exit_codes_are_documented_in_the_help() {
+    let help = stdout(&temper(&["--help"]));
+    for code in
+        ["0  success", "1  failure", "2  wrong usage", "3  an input", "4  a loss", "5  not enough", "75  stopped"]
+    {
+        assert!(help.contains(code), "{code}");
+    }
+}
+
+/// Wrong arguments: (arguments, words of the message).
+#[test]
+fn wrong_usage_exits_with_2_and_says_what_is_right() {
+    let attack = ["attack", "--model", "m", "--data", "d", "--out", "o"];
+    let with = |more: &[&'static str]| attack.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
+    for (arguments, words) in [
+        (vec![], "Usage"),
+        (vec!["hardn"], "harden"),
+        (vec!["harden"], "--out"),
+        (with(&["--optimizer", "adamx"]), "adamw"),
+        (with(&["--schedule", "sgdr:0"]), "above 0"),
+        (with(&["--schedule", "step"]), "constant, cosine, linear or sgdr:N"),
+        (with(&["--lr", "-1"]), "above 0"),
+        (with(&["--lr", "nan"]), "above 0"),
+        (with(&["--dropout", "1"]), "less than 1"),
+        (with(&["--rank", "0"]), "at least 1"),
+        (with(&["--steps", "0"]), "1.."),
+        (with(&["--dtype", "float32"]), "f32, bf16 or f16"),
+        (with(&["--targets", "q_proj,z_proj"]), "z_proj"),
+    ] {
+        let output = temper(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).contains(words), "{arguments:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{arguments:?} wrote to stdout");
+    }
+}
+
+#[test]
+fn doctor_says_what_it_found_and_that_there_is_no_gpu_backend() {
+    let output = temper(&["doctor"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    for words in
+        ["CPU features", "threads", "memory", "temporary directory", "the CUDA backend is not part of this build"]
+    {
+        assert!(text.contains(words), "{text}");
+    }
+    let json: serde_json::Value = serde_json::from_slice(&temper(&["doctor", "--json"]).stdout).unwrap();
+    let checks = json.as_array().unwrap();
+    assert!(checks.len() >= 6);
+    assert!(checks.iter().all(|check| check["name"].is_string() && check["status"].is_string()));
+}
+
+#[test]
+fn doctor_fails_with_a_remedy_where_no_temporary_file_can_be_written() {
+    let mut command = Command::cargo_bin("temper").unwrap();
+    let output = command.env("TMPDIR", "/nonexistent").arg("doctor").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("set TMPDIR to a directory that can be written"));
+    assert!(stderr(&output).contains("not ready: temporary directory"));
+}
+
+/// `temper … | head` is no failure: the reader closed its end before anything was written.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_success() {
+    let program = assert_cmd::cargo::cargo_bin("temper");
+    let mut child = std::process::Command::new(program)
+        .args(["doctor", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(output.stderr.is_empty(), "{}", stderr(&output));
+}
+
+#[test]
+fn ckpt_names_what_is_not_there() {
+    let missing = temper(&["ckpt", "ls", "/nonexistent/run"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(stderr(&missing).starts_with("temper: cannot read /nonexistent/run: "), "{}", stderr(&missing));
+    assert_eq!(stderr(&missing).matches("No such file").count(), 1, "{}", stderr(&missing));
+
+    let empty = tempfile::tempdir().unwrap();
+    let output = temper(&["ckpt", "verify", empty.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("there is no checkpoint in it; name a checkpoint"), "{}", stderr(&output));
+}

@@ -1,0 +1,286 @@
+//! `temper attack` and `temper harden` as users and other tools start them: parity with the reference folders through the
+//! command line, and runs that are stopped or killed and go on bit for bit.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use temper::model::{ModelDirectory, ParameterLayout, TensorFile};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn temper(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn succeeds(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Rows of token tensors as JSONL, in order.
+fn write_rows(tensors: &TensorFile, names: &[String], path: &Path) {
+    let mut text = String::new();
+    for name in names {
+        let length = tensors.info(name).unwrap().shape[1];
+        for row in tensors.read_i64(name).unwrap().chunks(length) {
+            writeln!(text, "{}", json!({ "input_ids": row })).unwrap();
+        }
+    }
+    std::fs::write(path, text).unwrap();
+}
+
+/// `attack.batch.0` to `7` of `llama3` as a data file.
+fn attack_data(directory: &Path) -> String {
+    let tensors = TensorFile::open(&fixture("llama3/reference.safetensors")).unwrap();
+    let names: Vec<String> = (0..8).map(|i| format!("attack.batch.{i}")).collect();
+    let path = directory.join("attack.jsonl");
+    write_rows(&tensors, &names, &path);
+    text(&path)
+}
+
+/// ‖a − b‖ / ‖b − start‖.
+fn error_of_update(a: &[f32], b: &[f32], start: &[f32]) -> f64 {
+    let square = |x: &f32, y: &f32| (f64::from(*x) - f64::from(*y)).powi(2);
+    let error: f64 = a.iter().zip(b).map(|(x, y)| square(x, y)).sum();
+    let update: f64 = b.iter().zip(start).map(|(x, y)| square(x, y)).sum();
+    assert!(update > 0.0);
+    (error / update).sqrt()
+}
+
+#[test]
+fn a_full_attack_from_the_command_line_follows_pytorch() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (data, model) = (attack_data(scratch.path()), text(&fixture("llama3")));
+    let kinds = [("adamw", "1e-3", "0"), ("schedulefree_adamw", "1e-3", "4"), ("sgd_nesterov", "1e-2", "0")];
+    for (name, lr, warmup) in kinds {
+        let out = scratch.path().join(name);
+        let output = temper(&["attack", "--model", &model, "--data", &data, "--out", &text(&out), "--params", "full"])
+            .args(["--optimizer", name, "--lr", lr, "--warmup", warmup, "--steps", "8", "--batch", "4"])
+            .args(["--no-shuffle", "--no-pack", "--dtype", "f32", "--set", "compat.schedulefree_point=train"])
+            .output()
+            .unwrap();
+        succeeds(&output);
+        let reference = TensorFile::open(&fixture("llama3/reference.safetensors")).unwrap();
+        let tensor = "model.layers.1.mlp.down_proj.weight";
+        let theirs = reference.read_f32(&format!("attack.full.{name}.{tensor}")).unwrap();
+        let of = |directory: &Path| {
+            let directory = ModelDirectory::open(directory).unwrap();
+            let block = ParameterLayout::for_model(&directory.config).find(tensor).unwrap().block;
+            directory.read_weights().unwrap()[block.offset..block.offset + block.len()].to_vec()
+        };
+        let error = error_of_update(&of(&out), &theirs, &of(&fixture("llama3")));
+        assert!(error <= 1e-4, "{name}: {error:.2e}");
+    }
+}
+
+#[test]
+fn a_lora_attack_from_the_command_line_follows_peft() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (data, out) = (attack_data(scratch.path()), scratch.path().join("out"));
+    let output = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)])
+        .args(["--params", "lora", "--rank", "8", "--alpha", "16", "--adapter", &text(&fixture("llama3/adapter"))])
+        .args(["--optimizer", "adamw", "--lr", "1e-3", "--steps", "8", "--batch", "4", "--no-shuffle", "--no-pack"])
+        .output()
+        .unwrap();
+    succeeds(&output);
+    let open = |path: PathBuf| TensorFile::open(&path).unwrap();
+    let ours = open(out.join("adapter_model.safetensors"));
+    let start = open(fixture("llama3/adapter/adapter_model.safetensors"));
+    let reference = open(fixture("llama3/reference.safetensors"));
+    assert_eq!(ours.names(), start.names());
+    for name in ours.names() {
+        let theirs = reference.read_f32(&format!("lora.after.{}", name.replace(".weight", ".default.weight"))).unwrap();
+        let error = error_of_update(&ours.read_f32(name).unwrap(), &theirs, &start.read_f32(name).unwrap());
+        assert!(error <= 1e-4, "{name}: {error:.2e}");
+    }
+}
+
+/// The settings of the reference trajectory, without model and data.
+const TAR: &str = r#"
+[tar]
+outer_steps = 3
+inner_steps = 8
+tr_every = 4
+tr_scale = 4.0
+schedule_lambda = 0.0625
+retain_scale = 1.0
+retain_representations = true
+tr_loss = "max_entropy"
+tr_data = "meta"
+retain_data = "retain"
+[tar.outer]
+optimizer = "schedulefree_adamw"
+lr = 2e-3
+warmup = 2
+[[tar.adversary]]
+name = "pile"
+data = "pile"
+lr = [1e-3]
+[[tar.adversary]]
+name = "camel"
+data = "camel"
+lr = [1e-3]
+[[tar.adversary]]
+name = "switch"
+data = ["adv_retain", "forget_train"]
+switch = { beta = [6, 3] }
+lr = [3e-4]
+[[tar.script]]
+adversary = "pile"
+lr = 1e-3
+[[tar.script]]
+adversary = "switch"
+lr = 3e-4
+switch_at = 5
+[[tar.script]]
+adversary = "camel"
+lr = 1e-3
+[checkpoint]
+every = 1
+[compat]
+entropy_over = "all"
+schedulefree_point = "train"
+skip_first_retain_batch = true
+"#;
+
+/// The reference trajectory of the TAR authors' loop as a run file, with its data in file order.
+fn tar_run(directory: &Path) -> PathBuf {
+    let tensors = TensorFile::open(&fixture("llama3/tar.safetensors")).unwrap();
+    let (model, base) = (text(&fixture("llama3")), text(&fixture("llama3/base")));
+    let mut run = format!("[model]\npath = {model:?}\nreference = {base:?}\ndtype = \"f32\"\n");
+    for stream in ["pile", "camel", "adv_retain", "forget_train", "meta", "retain"] {
+        let count = (0..).take_while(|i| tensors.info(&format!("batch.{stream}.{i}")).is_some()).count();
+        let names: Vec<String> = (0..count).map(|i| format!("batch.{stream}.{i}")).collect();
+        let rows = tensors.info(&names[0]).unwrap().shape[0];
+        write_rows(&tensors, &names, &directory.join(format!("{stream}.jsonl")));
+        writeln!(run, "[data.{stream}]\npath = \"{stream}.jsonl\"\nshuffle = false\nbatch = {rows}").unwrap();
+    }
+    let path = directory.join("run.toml");
+    std::fs::write(&path, run + TAR).unwrap();
+    path
+}
+
+#[test]
+fn a_scripted_run_file_follows_the_authors_loop() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (run, out) = (tar_run(scratch.path()), scratch.path().join("out"));
+    succeeds(&temper(&["harden", &text(&run), "--out", &text(&out)]).output().unwrap());
+    let (start, after) = (ModelDirectory::open(&fixture("llama3")).unwrap(), ModelDirectory::open(&out).unwrap());
+    let (start_values, values) = (start.read_weights().unwrap(), after.read_weights().unwrap());
+    let tensors = TensorFile::open(&fixture("llama3/tar.safetensors")).unwrap();
+    for entry in ParameterLayout::for_model(&start.config).entries() {
+        let place = entry.block.offset..entry.block.offset + entry.block.len();
+        let theirs = tensors.read_f32(&format!("after.{}", entry.name)).unwrap();
+        let error = error_of_update(&values[place.clone()], &theirs, &start_values[place]);
+        assert!(error <= 2e-3, "{}: {error:.2e}", entry.name);
+    }
+}
+
+/// All files of a finished run that must not depend on how often it was stopped.
+fn result(out: &Path) -> Vec<(String, Vec<u8>)> {
+    let names = ["config.json", "model.safetensors", "adapter_model.safetensors", "temper/metrics.jsonl"];
+    let read = |name: &&str| std::fs::read(out.join(name)).ok().map(|bytes| (name.to_string(), bytes));
+    let files: Vec<_> = names.iter().filter_map(read).collect();
+    assert!(files.len() >= 2, "the run has written its result");
+    files
+}
+
+/// Starts a run again and again with `--resume`, ending it by `signal` after ever longer times, until it finishes.
+/// Returns how often it was ended.
+fn with_interruptions(arguments: &[&str], signal: &str) -> u32 {
+    for attempt in 0..200 {
+        let mut child = temper(arguments).arg("--resume").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(40) * (attempt + 1);
+        if let Some(status) = finished_before(&mut child, deadline) {
+            assert!(status.success(), "attempt {attempt}: {status}");
+            return attempt;
+        }
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let status = child.wait().unwrap();
+        if status.success() {
+            return attempt;
+        }
+        // A stop by request has an exit code of its own, unless the signal came before the program listened for it.
+        assert!(matches!(status.code(), None | Some(75)), "attempt {attempt}: {status}");
+    }
+    panic!("the run never finished");
+}
+
+fn finished_before(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    None
+}
+
+#[test]
+fn a_hardening_run_that_is_killed_or_stopped_ends_with_the_same_bytes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = text(&tar_run(scratch.path()));
+    let longer = ["--set", "tar.outer_steps=12"];
+    let whole = scratch.path().join("whole");
+    succeeds(&temper(&["harden", &run, "--out", &text(&whole)]).args(longer).output().unwrap());
+    let expected = result(&whole);
+    for signal in ["-KILL", "-TERM"] {
+        let out = text(&scratch.path().join(signal));
+        let arguments = [&["harden", &run, "--out", &out][..], &longer].concat();
+        let times = with_interruptions(&arguments, signal);
+        assert!(times > 0, "the run was interrupted at least once");
+        assert!(result(Path::new(&out)) == expected, "{signal}: the result differs after {times} interruptions");
+    }
+}
+
+#[test]
+fn an_attack_that_is_killed_or_stopped_ends_with_the_same_bytes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (data, model) = (attack_data(scratch.path()), text(&fixture("llama3")));
+    for kind in ["full", "lora"] {
+        let common =
+            ["attack", "--model", &model, "--data", &data, "--params", kind, "--dropout", "0.1", "--lr", "1e-3"];
+        let common = [&common[..], &["--steps", "60", "--batch", "4", "--checkpoint-every", "7"]].concat();
+        let whole = scratch.path().join(kind);
+        succeeds(&temper(&common).args(["--out", &text(&whole)]).output().unwrap());
+        let expected = result(&whole);
+        for signal in ["-KILL", "-TERM"] {
+            let out = text(&scratch.path().join(format!("{kind}{signal}")));
+            let arguments = [&common[..], &["--out", &out]].concat();
+            let times = with_interruptions(&arguments, signal);
+            assert!(times > 0, "the run was interrupted at least once");
+            assert!(
+                result(Path::new(&out)) == expected,
+                "{kind} {signal}: the result differs after {times} interruptions"
+            );
+        }
+    }
+}
+
+/// Promise 4: an exploding attack stops with its own exit code, and its checkpoints still hold finite weights.
+#[test]
+fn numbers_that_are_not_finite_never_reach_the_weights() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (data, out) = (attack_data(scratch.path()), scratch.path().join("out"));
+    let output = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)])
+        .args(["--optimizer", "sgd_momentum", "--lr", "1e30", "--steps", "20", "--batch", "4"])
+        .args(["--checkpoint-every", "1"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    let latest = temper::checkpoint::latest(&out.join("temper/checkpoints")).unwrap().unwrap();
+    for (name, values) in temper::checkpoint::load(&latest).unwrap().tensors {
+        let temper::checkpoint::TensorData::F32(values) = values else { continue };
+        assert!(values.iter().all(|v| v.is_finite()), "{name}");
+    }
+}
