@@ -248,7 +248,8 @@ fn an_attack_that_is_killed_or_stopped_ends_with_the_same_bytes() {
     let scratch = tempfile::tempdir().unwrap();
     let (data, model) = (attack_data(scratch.path()), text(&fixture("llama3")));
     for kind in ["full", "lora"] {
-        let common = ["attack", "--model", &model, "--data", &data, "--params", kind, "--dropout", "0.1", "--lr", "1e-3"];
+        let common =
+            ["attack", "--model", &model, "--data", &data, "--params", kind, "--dropout", "0.1", "--lr", "1e-3"];
         let common = [&common[..], &["--steps", "60", "--batch", "4", "--checkpoint-every", "7"]].concat();
         let whole = scratch.path().join(kind);
         succeeds(&temper(&common).args(["--out", &text(&whole)]).output().unwrap());
@@ -258,7 +259,10 @@ fn an_attack_that_is_killed_or_stopped_ends_with_the_same_bytes() {
             let arguments = [&common[..], &["--out", &out]].concat();
             let times = with_interruptions(&arguments, signal);
             assert!(times > 0, "the run was interrupted at least once");
-            assert!(result(Path::new(&out)) == expected, "{kind} {signal}: the result differs after {times} interruptions");
+            assert!(
+                result(Path::new(&out)) == expected,
+                "{kind} {signal}: the result differs after {times} interruptions"
+            );
         }
     }
 }

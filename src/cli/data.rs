@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use temper::data::inspect;
+
+use super::print;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -21,6 +24,9 @@ pub struct InspectArguments {
     /// Which sample, counted from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub index: usize,
+    /// Longest sequence in tokens; what is beyond it is cut off, as in training
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -30,8 +36,12 @@ pub struct InspectArguments {
 pub fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Inspect(arguments) => {
-            let _ = arguments;
-            todo!()
+            let max_length = arguments.max_length.unwrap_or(usize::MAX);
+            let inspection = inspect(&arguments.data, &arguments.model, arguments.index, max_length)?;
+            match arguments.json {
+                true => print::json(&inspection),
+                false => print::text(&inspection.to_string()),
+            }
         }
     }
 }

@@ -1,93 +1,107 @@
-//! JSONL: one JSON object a line.
+//! Lines of a JSONL file, streamed. Gives up on what is not a line of JSON; knows nothing of what the JSON means.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::source::at;
+use super::reader::{Content, Place, RawRow};
 use crate::error::{Error, Result};
 
-/// Longest line that is read.
-const MAX_LINE: u64 = 64 << 20;
+/// Longest line in bytes. A longer one is not a sample but a file without line ends.
+pub const MAXIMUM_LINE: u64 = 64 << 20;
 
-/// The objects of a file with their line numbers, from 1. Blank lines are passed over; a byte-order mark and CRLF are
-/// accepted.
-pub(super) fn read(path: &Path) -> Result<Vec<(usize, Map<String, Value>)>> {
-    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    parse(BufReader::with_capacity(1 << 20, file), path)
+/// The lines of a JSONL source that are not blank.
+#[derive(Debug)]
+pub struct JsonLines<R> {
+    file: Arc<Path>,
+    source: R,
+    number: u64,
+    finished: bool,
 }
 
-fn parse(mut reader: impl BufRead, path: &Path) -> Result<Vec<(usize, Map<String, Value>)>> {
-    refuse_archives(&mut reader, path)?;
-    let (mut rows, mut bytes) = (Vec::new(), Vec::new());
-    for line in 1.. {
-        bytes.clear();
-        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes).map_err(Error::io("read", path))?;
-        if read == 0 {
-            break;
-        }
-        if read as u64 > MAX_LINE {
-            return Err(at(path, line, "the line is longer than 64 MiB".into()));
-        }
-        let text = std::str::from_utf8(&bytes).map_err(|error| {
-            at(path, line, format!("not UTF-8 text (byte {} of the line)", error.valid_up_to() + 1))
-        })?;
-        let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
-        if text.trim().is_empty() {
-            continue;
-        }
-        match serde_json::from_str(text) {
-            Ok(Value::Object(row)) => rows.push((line, row)),
-            Ok(_) => return Err(at(path, line, "not a JSON object".into())),
-            Err(error) => return Err(at(path, line, format!("not valid JSON: {error}"))),
-        }
+impl<R: BufRead> JsonLines<R> {
+    /// The lines of `source`; errors name `file`.
+    pub fn new(file: &Path, source: R) -> Self {
+        Self { file: file.into(), source, number: 0, finished: false }
     }
-    Ok(rows)
+
+    /// The next line without its end, or `None` at the end of the file.
+    fn line(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.source).take(MAXIMUM_LINE + 1);
+        limited.read_until(b'\n', &mut line).map_err(Error::io("read", &self.file))?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        self.number += 1;
+        let ended = line.pop_if(|byte| *byte == b'\n').is_some();
+        if line.len() as u64 > MAXIMUM_LINE || (!ended && line.len() as u64 == MAXIMUM_LINE + 1) {
+            let problem = format!("longer than {} MiB", MAXIMUM_LINE >> 20);
+            return Err(self.place().error(problem, "write one JSON object a line"));
+        }
+        line.pop_if(|byte| *byte == b'\r');
+        if self.number == 1 {
+            self.check_encoding(&line)?;
+            if line.starts_with(b"\xef\xbb\xbf") {
+                line.drain(..3);
+            }
+        }
+        Ok(Some(line))
+    }
+
+    fn check_encoding(&self, line: &[u8]) -> Result<()> {
+        if line.starts_with(b"\xff\xfe") || line.starts_with(b"\xfe\xff") {
+            return Err(self.place().error("this is UTF-16", "convert the file to UTF-8, for example with iconv"));
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> Place {
+        Place { file: Arc::clone(&self.file), unit: "line", number: self.number }
+    }
 }
 
-/// Compressed files would otherwise be reported as broken text.
-fn refuse_archives(reader: &mut impl BufRead, path: &Path) -> Result<()> {
-    let start = reader.fill_buf().map_err(Error::io("read", path))?;
-    let kind = match start {
-        [0x1f, 0x8b, ..] => "gzip",
-        [b'P', b'K', 3, 4, ..] => "zip",
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
-        [b'P', b'A', b'R', b'1', ..] => {
-            return Err(Error::input(path, "it is a Parquet file", "give it a name that ends in .parquet"));
+impl<R: BufRead> Iterator for JsonLines<R> {
+    type Item = Result<RawRow>;
+
+    /// The next line that is not blank. Nothing follows an error.
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.finished {
+            match self.line() {
+                Ok(Some(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
+                Ok(Some(line)) => return Some(Ok(RawRow { place: self.place(), content: Content::Line(line) })),
+                Ok(None) => self.finished = true,
+                Err(error) => {
+                    self.finished = true;
+                    return Some(Err(error));
+                }
+            }
         }
-        _ => return Ok(()),
-    };
-    Err(Error::input(path, format!("it is a {kind} archive"), "unpack it first"))
+        None
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rows(bytes: &[u8]) -> Result<Vec<(usize, Map<String, Value>)>> {
-        parse(bytes, Path::new("data.jsonl"))
+/// Parses a line.
+pub fn parse(place: &Place, line: &[u8]) -> Result<Value> {
+    let text = std::str::from_utf8(line).map_err(|error| {
+        let problem = format!("invalid UTF-8 at byte {}", error.valid_up_to() + 1);
+        place.error(problem, "convert the file to UTF-8, for example with iconv")
+    })?;
+    if let Some(position) = line.iter().position(|&byte| byte == 0) {
+        return Err(place.error(format!("a NUL byte at byte {}", position + 1), "write the file again, it is damaged"));
     }
-
-    #[test]
-    fn marks_blank_lines_and_carriage_returns_are_accepted() {
-        let rows = rows("\u{feff}{\"a\": 1}\r\n\r\n  \n{\"a\": 2}".as_bytes()).unwrap();
-        assert_eq!(rows.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [1, 4]);
+    if text.trim_start().starts_with('[') {
+        let remedy = "write one JSON object a line, for example with jq -c '.[]'";
+        return Err(place.error("a JSON array where an object is expected", remedy));
     }
-
-    #[test]
-    fn broken_lines_are_named_by_number() {
-        for (bytes, says) in [
-            (&b"{}\n{\"a\": \"\xff\"}"[..], "row 2: not UTF-8"),
-            (b"{\"a\": 1", "row 1: not valid JSON"),
-            (b"{}\n[1]", "row 2: not a JSON object"),
-            (b"{\"a\": \"\\ud800\"}", "row 1: not valid JSON"),
-            (b"{\"a\": \"\0\"}", "row 1: not valid JSON"),
-            (b"\x1f\x8b\x08\x00", "gzip"),
-            (b"PK\x03\x04", "zip"),
-        ] {
-            let message = rows(bytes).unwrap_err().to_string();
-            assert!(message.contains(says) && message.starts_with("data.jsonl"), "{message}");
+    serde_json::from_str(text).map_err(|error| {
+        if error.is_eof() {
+            return place.error("the JSON breaks off", "complete or delete the line; the file may have been cut");
         }
-    }
+        let text = error.to_string();
+        let reason = text.split(" at line ").next().unwrap_or(&text);
+        place.error(format!("not JSON: {reason} at byte {}", error.column()), "mend or delete the line")
+    })
 }

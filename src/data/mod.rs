@@ -1,17 +1,27 @@
-//! Training data: readers, chat templates, tokenizers, batches, deterministic cursors.
+//! Training data: readers, row shapes, tokenizer, chat templates, loss masks, batches, deterministic cursors.
 //!
-//! A file becomes rows (`jsonl`, `parquet`), rows become samples of tokens and labels (`shape`, `text`), samples become an
-//! endless sequence of batches (`stream`).
+//! A file becomes rows (`reader`, `jsonl`, `parquet`), rows get a meaning (`row`) and become tokens and labels (`encode`,
+//! `tokenizer`, `template`), samples become an endless sequence of batches (`stream`).
 
+mod encode;
+mod growth;
 mod inspect;
 mod jsonl;
 mod parquet;
+mod python;
+mod reader;
+mod row;
 mod samples;
-mod shape;
-mod source;
+mod sandbox;
 mod stream;
 mod template;
-mod text;
+mod tokenizer;
 
-pub use inspect::{Inspection, Token, inspect};
+pub use inspect::{InspectedSequence, InspectedToken, Inspection, inspect};
+pub use jsonl::{JsonLines, MAXIMUM_LINE};
+pub use reader::{Place, RawRow};
+pub use row::{Message, Problem, Row};
+pub use samples::Sequence;
 pub use stream::{Cursor, DataStream, StreamOptions};
+pub use template::ChatTemplate;
+pub use tokenizer::{Token, Tokenizer};

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use super::encode;
 use super::samples::{Sample, Samples, Sequence};
-use super::source;
 use crate::error::{Error, Result};
 use crate::model::Batch;
 use crate::ops::IGNORE_INDEX;
@@ -35,88 +35,105 @@ pub struct StreamOptions {
     pub seed: u64,
 }
 
+impl StreamOptions {
+    fn check(&self, name: &str) -> Result<()> {
+        let wrong =
+            |key: &str, problem: &str, remedy: &str| Err(Error::config(format!("{name}.{key}"), problem, remedy));
+        if self.batch == 0 {
+            return wrong("batch", "a batch of 0 samples has nothing to learn", "set it to 1 or more");
+        }
+        if self.max_length < 2 {
+            return wrong("max_length", "a sequence needs two tokens, one to predict the other", "set it to 2 or more");
+        }
+        if !self.pack && self.pad_token_id as usize >= self.vocab_size {
+            return wrong(
+                "pad_token_id",
+                "the padding token is outside the model's vocabulary",
+                "choose an id that the model has",
+            );
+        }
+        Ok(())
+    }
+}
+
 /// An endless sequence of batches from a file: pass after pass, the order of each a function of (seed, name, pass).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DataStream {
+    name: String,
     options: StreamOptions,
     samples: Samples,
-    /// Tells streams of one seed apart.
-    key: u64,
     cursor: Cursor,
-    /// The pass whose order is in `order`.
-    pass: Option<u64>,
-    order: Vec<u32>,
+    /// The pass that `order` is for.
+    pass: u64,
+    /// The sample at each position of the pass; empty until the first shuffled batch.
+    order: Vec<usize>,
 }
 
 impl DataStream {
     /// Opens `path` (JSONL or Parquet, or a directory of them). `model` is the directory whose tokenizer and chat
     /// template text is read with; rows that hold `input_ids` need none.
+    ///
+    /// Everything is tokenized here, once. Sequences are cut on the right to `options.max_length`; samples without a
+    /// learned token are left out; both are counted and announced with `tracing::warn`.
     pub fn open(name: &str, path: &Path, model: &Path, options: StreamOptions) -> Result<Self> {
-        let samples = source::read(path, model, &options)?;
-        Self::new(name, samples, options)
+        options.check(name)?;
+        let samples = encode::read_samples(path, model, options.vocab_size, options.max_length)?;
+        Self::new(name, path, samples, options)
     }
 
-    /// A stream of (tokens, labels) samples that are in memory already; the file of errors is `name`.
+    /// A stream of (tokens, labels) samples that are in memory already; the path of errors is `name`.
     pub fn from_samples(name: &str, samples: Vec<(Vec<u32>, Vec<u32>)>, options: StreamOptions) -> Result<Self> {
-        let to_sample = |(tokens, labels)| Sample::One(Sequence { tokens, labels });
-        let samples = samples.into_iter().map(to_sample).enumerate().map(|(i, sample)| (i + 1, sample)).collect();
-        let samples = source::collect(Path::new(name), samples, &options)?;
-        Self::new(name, samples, options)
+        options.check(name)?;
+        let mut kept = Samples::default();
+        for (index, (tokens, labels)) in samples.into_iter().enumerate() {
+            let sequence = Sequence { tokens, labels };
+            let problem = match sequence.problem(options.vocab_size) {
+                Some(problem) => Some(problem),
+                None => kept.push(Sample::One(sequence), options.max_length).err().map(str::to_string),
+            };
+            if let Some(problem) = problem {
+                let remedy = "give every token a label, and only ids that the model has";
+                return Err(Error::input(name, format!("sample {index}: {problem}"), remedy));
+            }
+        }
+        Self::new(name, Path::new(name), kept, options)
     }
 
-    fn new(name: &str, samples: Samples, options: StreamOptions) -> Result<Self> {
-        if options.batch == 0 {
-            return Err(Error::config(format!("data.{name}.batch"), "a batch of 0 samples", "use at least 1"));
+    fn new(name: &str, path: &Path, samples: Samples, options: StreamOptions) -> Result<Self> {
+        if samples.len() == 0 {
+            let problem = match samples.skipped {
+                0 => "no sample in it".to_string(),
+                skipped => format!("no usable sample: none of its {skipped} has a token to learn within max_length"),
+            };
+            return Err(Error::input(path, problem, "see what becomes of a sample with `temper data inspect`"));
         }
-        let key = name.bytes().fold(0x811c_9dc5u32, |hash, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        let key = u64::from(key & 0x00ff_ffff);
-        Ok(Self { options, samples, key, cursor: Cursor::default(), pass: None, order: Vec::new() })
+        let (total, cut, skipped) = (samples.len(), samples.cut, samples.skipped);
+        if cut > 0 {
+            tracing::warn!("{name}: {cut} samples were longer than {} tokens and lost their end", options.max_length);
+        }
+        if skipped > 0 {
+            tracing::warn!("{name}: {skipped} samples were left out, no token of them is learned; {total} remain");
+        }
+        let cursor = Cursor::default();
+        Ok(Self { name: name.to_string(), options, samples, cursor, pass: 0, order: Vec::new() })
     }
 
     /// The next batch. Preference data gives two segments a pair: chosen, then rejected.
     pub fn next_batch(&mut self) -> Result<Batch> {
-        let mut chosen = Vec::with_capacity(self.options.batch);
-        for _ in 0..self.options.batch {
-            let (pass, place) = (self.cursor.samples / self.len() as u64, self.cursor.samples % self.len() as u64);
-            self.set_pass(pass);
-            chosen.push(self.order[place as usize] as usize);
-            self.cursor.samples += 1;
-        }
-        Ok(self.batch(&chosen))
+        let start = self.cursor.samples;
+        let Some(end) = start.checked_add(self.options.batch as u64) else {
+            let problem = format!("the stream cannot stand at sample {start}");
+            return Err(Error::config(self.name.clone(), problem, "resume from another checkpoint"));
+        };
+        let members: Vec<usize> = (start..end).map(|position| self.sample_at(position)).collect();
+        self.cursor.samples = end;
+        Ok(self.batch_of(&members))
     }
 
     /// One pass in file order, in batches of `options.batch` (the last may be smaller), for evaluation.
     pub fn all_batches(&self) -> Result<Vec<Batch>> {
         let all: Vec<usize> = (0..self.len()).collect();
-        Ok(all.chunks(self.options.batch).map(|chunk| self.batch(chunk)).collect())
-    }
-
-    fn set_pass(&mut self, pass: u64) {
-        if self.pass == Some(pass) {
-            return;
-        }
-        self.order = (0..self.len() as u32).collect();
-        if self.options.shuffle {
-            Random::new(self.options.seed, Stream::Data, pass, self.key).shuffle(&mut self.order);
-        }
-        self.pass = Some(pass);
-    }
-
-    fn batch(&self, samples: &[usize]) -> Batch {
-        let mut batch = Batch::default();
-        let sequences = || samples.iter().flat_map(|&sample| self.samples.sequences(sample));
-        let longest = sequences().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
-        for (tokens, labels) in sequences() {
-            if self.options.pack {
-                batch.push(tokens, labels, tokens.len());
-                continue;
-            }
-            let (mut padded, mut masked) = (tokens.to_vec(), labels.to_vec());
-            padded.resize(longest, self.options.pad_token_id);
-            masked.resize(longest, IGNORE_INDEX);
-            batch.push(&padded, &masked, tokens.len());
-        }
-        batch
+        Ok(all.chunks(self.options.batch).map(|members| self.batch_of(members)).collect())
     }
 
     /// Number of usable samples (for preference data: pairs).
@@ -129,20 +146,37 @@ impl DataStream {
         self.len() == 0
     }
 
+    /// Samples of which the end was cut off at `max_length`.
+    pub fn cut(&self) -> usize {
+        self.samples.cut
+    }
+
+    /// Samples left out because no token of them is learned.
+    pub fn skipped(&self) -> usize {
+        self.samples.skipped
+    }
+
+    /// No batch, from wherever it starts, has more tokens than this, padding included.
+    pub fn max_batch_tokens(&self) -> usize {
+        let batch = self.options.batch;
+        if !self.options.pack {
+            return batch * self.samples.sequences_per_sample() * self.longest();
+        }
+        // A batch touches this many passes at most, and each of them holds a sample once.
+        let passes = (batch - 1).div_ceil(self.len()) + 1;
+        let mut lengths = self.samples.lengths();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().flat_map(|&length| std::iter::repeat_n(length, passes)).take(batch).sum()
+    }
+
     /// Tokens of the longest sequence that it gives.
     pub fn longest(&self) -> usize {
         self.samples.longest()
     }
 
-    /// An upper bound of the tokens of a batch.
-    pub fn max_batch_tokens(&self) -> usize {
-        let sequences = self.options.batch * if self.is_preference() { 2 } else { 1 };
-        sequences * self.longest()
-    }
-
     /// Whether samples are preference pairs.
     pub fn is_preference(&self) -> bool {
-        self.samples.pairs()
+        self.samples.is_preference()
     }
 
     /// Where it stands.
@@ -154,67 +188,39 @@ impl DataStream {
     pub fn seek(&mut self, cursor: Cursor) {
         self.cursor = cursor;
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(batch: usize, shuffle: bool, pack: bool) -> StreamOptions {
-        StreamOptions { batch, max_length: 8, shuffle, pack, pad_token_id: 0, vocab_size: 100, seed: 5 }
-    }
-
-    /// Sample i has i + 2 tokens of value i + 1.
-    fn stream(options: StreamOptions) -> DataStream {
-        let samples = (0..5usize).map(|i| (vec![i as u32 + 1; i + 2], vec![i as u32 + 1; i + 2])).collect();
-        DataStream::from_samples("made up", samples, options).unwrap()
-    }
-
-    fn firsts(batch: &Batch) -> Vec<u32> {
-        batch.segments.iter().map(|s| batch.tokens[s.start]).collect()
-    }
-
-    #[test]
-    fn seeking_is_the_same_as_having_read() {
-        let mut read = stream(options(2, true, true));
-        for _ in 0..7 {
-            let cursor = read.cursor();
-            let expected = read.next_batch().unwrap();
-            let mut sought = stream(options(2, true, true));
-            sought.seek(cursor);
-            assert_eq!(sought.next_batch().unwrap(), expected);
+    /// The sample at `position` of the endless sequence.
+    fn sample_at(&mut self, position: u64) -> usize {
+        let count = self.len() as u64;
+        let (pass, within) = (position / count, (position % count) as usize);
+        if !self.options.shuffle {
+            return within;
         }
-    }
-
-    #[test]
-    fn each_pass_is_another_permutation_and_without_shuffling_file_order() {
-        let mut shuffled = stream(options(5, true, true));
-        let passes: Vec<Vec<u32>> = (0..4).map(|_| firsts(&shuffled.next_batch().unwrap())).collect();
-        for pass in &passes {
-            let mut sorted = pass.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, [1, 2, 3, 4, 5]);
+        if self.order.is_empty() || self.pass != pass {
+            self.order = (0..self.len()).collect();
+            self.pass = pass;
+            let stream = u64::from(crc32c::crc32c(self.name.as_bytes()) & 0x00ff_ffff);
+            Random::new(self.options.seed, Stream::Data, pass, stream).shuffle(&mut self.order);
         }
-        assert!(passes.windows(2).any(|pair| pair[0] != pair[1]));
-        let mut plain = stream(options(3, false, true));
-        assert_eq!(firsts(&plain.next_batch().unwrap()), [1, 2, 3]);
-        assert_eq!(firsts(&plain.next_batch().unwrap()), [4, 5, 1], "a batch goes over the end of a pass");
+        self.order[within]
     }
 
-    #[test]
-    fn padding_and_packing_hold_the_same_real_tokens() {
-        let mut packed = stream(options(3, true, true));
-        let mut padded = stream(options(3, true, false));
-        for _ in 0..4 {
-            let (a, b) = (packed.next_batch().unwrap(), padded.next_batch().unwrap());
-            let real = |batch: &Batch| -> Vec<Vec<u32>> {
-                batch.segments.iter().map(|s| batch.tokens[s.start..s.start + s.valid].to_vec()).collect()
+    fn batch_of(&self, members: &[usize]) -> Batch {
+        let sequences: Vec<_> = members.iter().flat_map(|&index| self.samples.sequences(index)).collect();
+        let longest = sequences.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
+        let mut batch = Batch::default();
+        for (tokens, labels) in sequences {
+            if self.options.pack || tokens.len() == longest {
+                batch.push(tokens, labels, tokens.len());
+                continue;
+            }
+            let padded = |values: &[u32], padding: u32| {
+                let mut values = values.to_vec();
+                values.resize(longest, padding);
+                values
             };
-            assert_eq!(real(&a), real(&b));
-            let longest = b.segments.iter().map(|s| s.valid).max().unwrap();
-            assert!(b.segments.iter().all(|s| s.length == longest));
-            let padding = (0..b.len()).filter(|&i| !b.is_real()[i]);
-            assert!(padding.into_iter().all(|i| b.tokens[i] == 0 && b.labels[i] == IGNORE_INDEX));
+            batch.push(&padded(tokens, self.options.pad_token_id), &padded(labels, IGNORE_INDEX), tokens.len());
         }
+        batch
     }
 }

@@ -1,85 +1,153 @@
 //! Chat templates: Jinja programs of untrusted model directories, run with limits.
 
+use std::io::Write;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value as Jinja};
+use minijinja::value::{Kwargs, Rest, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
 use serde_json::Value;
 
-use super::text::{Message, TextError};
+use super::python::{json_dumps, strftime};
+use super::reader::{one_line, read_capped};
+use super::row::Message;
+use super::sandbox;
+use super::tokenizer::settings;
 use crate::error::{Error, Result};
 
-/// Instructions that a template may run for one conversation.
+/// Instructions that a template may run for one rendering.
 const FUEL: u64 = 2_000_000;
-/// Longest text that it may produce.
-const MAX_OUTPUT: usize = 16 << 20;
-/// What templates that print the date get: a fixed day, so that a run does not depend on when it is started.
-const DATE: &str = "26 Jul 2024";
+/// How deep macros, loops and values may nest.
+const RECURSION: usize = 128;
+/// Longest text that it may write, in bytes.
+const MAXIMUM_OUTPUT: usize = 8 << 20;
+/// Longest template in bytes; published ones have some ten thousand.
+const MAXIMUM_TEMPLATE: usize = 1 << 20;
 
-/// Used where a model directory has no template: announced, and easy to recognise in `temper data inspect`.
-const PLAIN: &str = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}\n\
-{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+/// For a model directory without a template: "User: …", "Assistant: …", one empty line between turns, the tokenizer's
+/// own start token at the beginning and its end token after every answer.
+const PLAIN: &str = "\
+{{ bos_token }}\
+{% for message in messages %}\
+{{ message.role | capitalize }}: {{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}\
+{% endfor %}\
+{% if add_generation_prompt %}Assistant:{% endif %}";
 
-/// A model's chat template.
-pub(super) struct Template {
+/// A model's chat template, compiled.
+pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    /// Special tokens by name, as the template sees them.
+    tokens: Vec<(String, String)>,
 }
 
-impl Template {
-    /// Compiles `source`, or the plain template where there is none; `file` is named in errors.
-    pub(super) fn new(source: Option<String>, bos_token: String, eos_token: String, file: &Path) -> Result<Self> {
-        let source = source.unwrap_or_else(|| {
-            tracing::warn!("{}: no chat template; turns are written as `role: text`", file.display());
-            PLAIN.to_string()
-        });
-        let mut environment = Environment::new();
-        let refuse = |error: minijinja::Error| {
-            Error::input(file, format!("its chat template cannot be read: {error}"), "mend the template")
-        };
-        // As Transformers sets it up.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(refuse)?;
-        environment.set_syntax(syntax);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(64);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", |_format: String| DATE);
-        environment.add_filter("tojson", to_json);
-        environment.add_template_owned("chat", without_generation_marks(&source)).map_err(refuse)?;
-        Ok(Self { environment, bos_token, eos_token })
+impl ChatTemplate {
+    /// The template of the directory `model`: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json` (a
+    /// text, or a list of which the one called `default` counts). Without any, a plain one, which is announced.
+    pub fn open(model: &Path, tokens: &[(String, String)]) -> Result<Self> {
+        let file = model.join("chat_template.jinja");
+        if file.exists() {
+            let source = read_capped(&file, MAXIMUM_TEMPLATE as u64)?;
+            let source = String::from_utf8(source).map_err(|_| unusable(&file, "not UTF-8"))?;
+            return Self::new(&file, &source, tokens);
+        }
+        let file = model.join("tokenizer_config.json");
+        match settings(&file)?.as_ref().and_then(|settings| settings.get("chat_template")).and_then(named_default) {
+            Some(source) => Self::new(&file, source, tokens),
+            None => {
+                tracing::warn!(
+                    "{}: no chat template; turns are written as \"User: …\" and \"Assistant: …\"",
+                    model.display()
+                );
+                Self::new(&file, PLAIN, tokens)
+            }
+        }
     }
 
-    /// Renders a conversation.
-    pub(super) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
-        let turn = |m: &Message| Jinja::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
-        let turns: Vec<Jinja> = messages.iter().map(turn).collect();
-        let context = minijinja::context! {
-            messages => turns,
-            add_generation_prompt,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
-            date_string => DATE,
-        };
-        let refuse = |error: minijinja::Error| TextError(format!("the chat template fails: {error}"));
-        let template = self.environment.get_template("chat").map_err(refuse)?;
-        let mut text = Limited(Vec::new());
-        template.render_captured_to(context, &mut text).map_err(refuse)?;
-        String::from_utf8(text.0).map_err(|_| TextError("the chat template does not write UTF-8".into()))
+    /// Compiles `source`, which stands in `file`.
+    pub fn new(file: &Path, source: &str, tokens: &[(String, String)]) -> Result<Self> {
+        if source.len() > MAXIMUM_TEMPLATE {
+            return Err(unusable(file, "longer than 1 MiB"));
+        }
+        let source = without_generation_marks(source);
+        let compiled = sandbox::catch_deep(|| compile(source).map_err(|error| error.to_string()));
+        let environment = compiled.and_then(|result| result).map_err(|reason| unusable(file, &reason))?;
+        Ok(Self { environment, tokens: tokens.to_vec() })
     }
+
+    /// Renders a conversation; the error says what stands in the way.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
+        let render = || self.render_unguarded(messages, add_generation_prompt).map_err(|error| error.to_string());
+        let rendered = sandbox::catch_deep(render).and_then(|result| result);
+        rendered.map_err(|reason| format!("the chat template fails: {reason}"))
+    }
+
+    fn render_unguarded(&self, messages: &[Message], add: bool) -> Result<String, minijinja::Error> {
+        let turn = |m: &Message| Jinja::from_pairs([("role", m.role), ("content", m.content.as_str())]);
+        let turns: Vec<Jinja> = messages.iter().map(turn).collect();
+        let mut context = vec![("messages", Jinja::from(turns)), ("add_generation_prompt", Jinja::from(add))];
+        context.extend(self.tokens.iter().map(|(name, text)| (name.as_str(), Jinja::from(text.as_str()))));
+        let mut text = Limited(Vec::new());
+        self.environment.get_template("chat")?.render_captured_to(Jinja::from_pairs(context), &mut text)?;
+        String::from_utf8(text.0).map_err(|_| minijinja::Error::new(ErrorKind::WriteFailure, "not UTF-8"))
+    }
+}
+
+fn unusable(file: &Path, reason: &str) -> Error {
+    let problem = format!("the chat template cannot be used: {}", one_line(reason));
+    Error::input(file, problem, "use the template that came with the model")
+}
+
+fn named_default(value: &Value) -> Option<&str> {
+    match value {
+        Value::Array(list) => {
+            let default = list.iter().find(|entry| entry["name"] == "default").or(list.first())?;
+            default.get("template")?.as_str()
+        }
+        other => other.as_str(),
+    }
+}
+
+/// An environment as Transformers sets it up, with the template under the name "chat".
+fn compile(source: String) -> Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
+    environment.set_debug(false);
+    environment.set_recursion_limit(RECURSION);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: &str| strftime(format).map_err(invalid));
+    environment.add_filter("tojson", to_json);
+    environment.add_template_owned("chat", source)?;
+    Ok(environment)
+}
+
+fn invalid(reason: String) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, reason)
+}
+
+/// `tojson` with the options that Transformers gives it: without escaping for HTML, and not ASCII only unless asked.
+fn to_json(value: Jinja, positional: Rest<Jinja>, options: Kwargs) -> Result<String, minijinja::Error> {
+    let ascii: Option<bool> = options.get("ensure_ascii")?;
+    let named: Option<usize> = options.get("indent")?;
+    let indent = named.or_else(|| positional.get(1).or(positional.first())?.as_usize());
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let sort_keys: Option<bool> = options.get("sort_keys")?;
+    options.assert_all_used()?;
+    let value = serde_json::to_value(&value).map_err(|error| invalid(error.to_string()))?;
+    json_dumps(&value, ascii.unwrap_or(false), indent, separators.as_deref(), sort_keys.unwrap_or(false))
+        .map_err(invalid)
 }
 
 /// Output that refuses to grow without end.
 struct Limited(Vec<u8>);
 
-impl std::io::Write for Limited {
+impl Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            return Err(std::io::Error::other("it writes more than 16 MiB"));
+        if self.0.len() + bytes.len() > MAXIMUM_OUTPUT {
+            return Err(std::io::Error::other(format!("it writes more than {} MiB", MAXIMUM_OUTPUT >> 20)));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -90,51 +158,29 @@ impl std::io::Write for Limited {
     }
 }
 
-/// Hugging Face marks the assistant's text with `{% generation %}` … `{% endgeneration %}`, which Jinja does not know.
+/// Hugging Face marks the assistant's text with `{% generation %}` … `{% endgeneration %}`, which Jinja does not know. A
+/// block that is always taken replaces it, so that white space is treated as it would be.
 fn without_generation_marks(source: &str) -> String {
-    let mut text = source.to_string();
-    for name in ["generation", "endgeneration"] {
-        for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
-            let kept = match (open, close) {
-                ("{%", "%}") => "",
-                ("{%-", "%}") => "{%- if true %}{% endif %}",
-                ("{%", "-%}") => "{% if true %}{% endif -%}",
-                _ => "{%- if true %}{% endif -%}",
-            };
-            text = text.replace(&format!("{open} {name} {close}"), kept);
-        }
+    let (mut text, mut rest) = (String::with_capacity(source.len()), source);
+    while let Some((before, tag)) = rest.split_once("{%") {
+        text.push_str(before);
+        text.push_str("{%");
+        let Some((inside, after)) = tag.split_once("%}") else {
+            rest = tag;
+            break;
+        };
+        let name = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        let replacement = match name {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => name,
+        };
+        text.push_str(&inside.replacen(name, replacement, 1));
+        text.push_str("%}");
+        rest = after;
     }
+    text.push_str(rest);
     text
-}
-
-/// `tojson(indent=…, ensure_ascii=…)` as Transformers offers it: without escaping for HTML.
-fn to_json(value: Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Accepted for compatibility; text is always written as it is.
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    let refuse = |error: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string());
-    let json: Value = serde_json::to_value(&value).map_err(refuse)?;
-    let Some(indent) = indent else { return Ok(python_json(&json)) };
-    let spaces = vec![b' '; indent.min(16)];
-    let mut bytes = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(&spaces);
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, formatter);
-    serde::Serialize::serialize(&json, &mut serializer).map_err(refuse)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Python's separators: ", " and ": ".
-fn python_json(value: &Value) -> String {
-    match value {
-        Value::Array(list) => format!("[{}]", list.iter().map(python_json).collect::<Vec<_>>().join(", ")),
-        Value::Object(map) => {
-            let pair =
-                |(key, value): (&String, &Value)| format!("{}: {}", Value::String(key.clone()), python_json(value));
-            format!("{{{}}}", map.iter().map(pair).collect::<Vec<_>>().join(", "))
-        }
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -142,41 +188,35 @@ mod tests {
     use super::*;
 
     fn render(source: &str) -> Result<String, String> {
-        let template = Template::new(Some(source.into()), "<s>".into(), "</s>".into(), Path::new("x"))
-            .map_err(|error| error.to_string())?;
-        let messages = [Message { role: "user".into(), content: "hi there".into() }];
-        template.render(&messages, true).map_err(|error| error.0)
+        let tokens = [("bos_token".to_string(), "<s>".to_string()), ("eos_token".to_string(), "</s>".to_string())];
+        let template = ChatTemplate::new(Path::new("x"), source, &tokens).map_err(|error| error.to_string())?;
+        let message = |role, content: &str| Message { role, content: content.into() };
+        template.render(&[message("user", "hi there"), message("assistant", "yes")], true)
     }
 
     #[test]
     fn what_published_templates_use_works() {
         for (source, expected) in [
             ("{{ bos_token }}{{ messages[0].content.split()[0].upper() }}", "<s>HI"),
-            ("{{ {'a': [1, 'é']} | tojson }}", "{\"a\": [1, \"é\"]}"),
+            ("{{ {'b': [1, 'é<'], 'a': none} | tojson }}", "{\"b\": [1, \"é<\"], \"a\": null}"),
+            ("{{ messages[0] | tojson }}", "{\"role\": \"user\", \"content\": \"hi there\"}"),
             ("{{ [1] | tojson(indent=2, ensure_ascii=False) }}", "[\n  1\n]"),
-            ("{{ strftime_now('%d %b %Y') }}", DATE),
-            ("{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}", "hi there"),
+            ("{{ 'é' | tojson(ensure_ascii=True) }}", "\"\\u00e9\""),
+            ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+            ("{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}", "hi thereyes"),
+            ("a {%- generation -%} b {%-endgeneration%} c", "ab c"),
             ("{% if add_generation_prompt %}\nyes\n{% endif %}", "yes\n"),
-            ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}.", "."),
+            ("  {% if true %}\n  x\n  {% endif %}\n", "  x\n"),
+            ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}.", "x."),
+            ("{% if tools is defined and tools %}t{% endif %}{{ date_string is defined }}", "False"),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "2",
+            ),
+            ("{{ messages[1:] | length }}{{ messages[::-1][0].role }}", "1assistant"),
+            (PLAIN, "<s>User: hi there\n\nAssistant: yes</s>\n\nAssistant:"),
         ] {
-            assert_eq!(render(source).unwrap(), expected, "{source}");
+            assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
         }
-    }
-
-    #[test]
-    fn hostile_templates_are_stopped() {
-        for source in [
-            "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}{% endfor %}{% endfor %}{% endfor %}",
-            "{% for a in range(1000000000) %}{% endfor %}",
-            "{{ 'a' * 10000000000 }}",
-            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-            "{% for a in range(9000) %}{{ 'a' * 9000 }}{% endfor %}",
-            "{{ raise_exception('no system role') }}",
-            "{{ nothing.at.all }}",
-            "{% if %}",
-        ] {
-            assert!(render(source).is_err(), "{source}");
-        }
-        assert!(render("{{ raise_exception('no system role') }}").unwrap_err().contains("no system role"));
     }
 }
