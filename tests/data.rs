@@ -1,8 +1,12 @@
 //! Data streams: order, cursors, packing and padding, truncation, row shapes, loss masks.
 
+mod chat_model;
+mod parquet_file;
+
 use std::path::Path;
 
-use temper::data::{Cursor, DataStream, StreamOptions};
+use chat_model::LLAMA3;
+use temper::data::{ChatTemplate, Cursor, DataStream, StreamOptions, Tokenizer, inspect};
 use temper::model::Batch;
 use temper::ops::IGNORE_INDEX;
 
@@ -181,12 +185,6 @@ fn unusable_samples_and_settings_are_refused() {
     assert!(said(open(good(), outside)).contains("mine.pad_token_id"));
 }
 
-fn file(directory: &Path, name: &str, text: &str) -> std::path::PathBuf {
-    let path = directory.join(name);
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
 /// Rows of token ids need no tokenizer: -100 marks what is not learned, a mask drops padding, missing labels mean all.
 #[test]
 fn rows_of_token_ids_are_read_as_they_are() {
@@ -194,7 +192,7 @@ fn rows_of_token_ids_are_read_as_they_are() {
     let text = "\u{feff}{\"input_ids\":[1,2,3]}\r\n\r\n\
                 {\"input_ids\":[4,5,6],\"labels\":[-100,-100,6],\"id\":\"x\"}\n   \n\
                 {\"input_ids\":[0,0,7,8,0],\"labels\":null,\"attention_mask\":[0,0,1,1,0]}";
-    let path = file(home.path(), "ids.jsonl", text);
+    let path = chat_model::data(home.path(), "ids.jsonl", text);
     let options = StreamOptions { shuffle: false, ..options(3) };
     let mut stream = DataStream::open("a", &path, home.path(), options).unwrap();
     let batch = stream.next_batch().unwrap();
@@ -214,7 +212,7 @@ fn tokenized_preference_pairs_become_chosen_then_rejected() {
         r#"{"prompt_input_ids":[1,2],"chosen_input_ids":[3,4],"rejected_input_ids":[5]}"#,
     ];
     for (number, row) in rows.iter().enumerate() {
-        let path = file(home.path(), &format!("{number}.jsonl"), row);
+        let path = chat_model::data(home.path(), &format!("{number}.jsonl"), row);
         let padded = StreamOptions { pack: false, ..options(1) };
         let mut stream = DataStream::open("a", &path, home.path(), padded).unwrap();
         assert!(stream.is_preference());
@@ -231,10 +229,249 @@ fn tokenized_preference_pairs_become_chosen_then_rejected() {
 fn a_directory_is_its_files_in_name_order() {
     let home = tempfile::tempdir().unwrap();
     for (name, id) in [("b.jsonl", 2), ("a.jsonl", 1), ("c.jsonl", 3), ("readme.txt", 4)] {
-        file(home.path(), name, &format!("{{\"input_ids\":[{id},{id}]}}\n"));
+        chat_model::data(home.path(), name, &format!("{{\"input_ids\":[{id},{id}]}}\n"));
     }
     let options = StreamOptions { shuffle: false, ..options(3) };
     let mut stream = DataStream::open("a", home.path(), home.path(), options).unwrap();
     assert_eq!(numbers(&stream.next_batch().unwrap()), [1, 2, 3]);
     assert_eq!(stream.len(), 3);
+}
+
+/// A model directory with a tokenizer and, if given, a chat template.
+fn model(template: Option<&str>) -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    chat_model::write(home.path(), template);
+    home
+}
+
+fn text_options() -> StreamOptions {
+    StreamOptions { max_length: 512, shuffle: false, vocab_size: chat_model::VOCABULARY, ..options(1) }
+}
+
+/// The first batch that `rows` become.
+fn first_batch(home: &Path, rows: &str) -> Batch {
+    let path = chat_model::data(home, "data.jsonl", rows);
+    DataStream::open("a", &path, home, text_options()).unwrap().next_batch().unwrap()
+}
+
+/// The text of the tokens that `keep` picks by position, by the tokenizer's own account.
+fn text_of(home: &Path, batch: &Batch, keep: impl Fn(usize) -> bool) -> String {
+    let tokenizer = Tokenizer::open(home, chat_model::VOCABULARY).unwrap();
+    let ids = batch.tokens.iter().enumerate().filter(|(position, _)| keep(*position));
+    ids.map(|(_, &id)| tokenizer.piece(id).unwrap()).collect()
+}
+
+fn learned(home: &Path, batch: &Batch) -> String {
+    for (token, label) in batch.tokens.iter().zip(&batch.labels) {
+        assert!(*label == IGNORE_INDEX || label == token);
+    }
+    text_of(home, batch, |position| batch.labels[position] != IGNORE_INDEX)
+}
+
+/// Raw text gets the start token that the tokenizer adds, no end token, and is learned as a whole.
+#[test]
+fn raw_text_is_learned_whole() {
+    let home = model(None);
+    for key in ["text", "text_chunk", "txt_chunk"] {
+        let batch = first_batch(home.path(), &format!("{{\"{key}\": \"hello hello\"}}"));
+        assert_eq!(batch.tokens, [265, 259, 260]);
+        assert_eq!(batch.labels, batch.tokens);
+    }
+}
+
+/// Of a conversation in Llama 3's layout the assistant's words and the tokens that end its turns are learned, and no
+/// header, no user's turn; the ids are those of the whole text tokenized at once.
+#[test]
+fn only_the_assistants_turns_are_learned() {
+    let home = model(Some(LLAMA3));
+    let row = r#"{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": " hello to you 😀 "}, {"role": "user", "content": "again"},
+        {"role": "assistant", "content": [{"type": "text", "text": "hello"}]}]}"#;
+    let batch = first_batch(home.path(), &row.replace('\n', " "));
+    assert_eq!(learned(home.path(), &batch).replace('\u{fffd}', ""), "hello to you <|eot_id|>hello<|eot_id|>");
+    let whole = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>\
+        <|start_header_id|>user<|end_header_id|>\n\nhello<|eot_id|>\
+        <|start_header_id|>assistant<|end_header_id|>\n\nhello to you 😀<|eot_id|>\
+        <|start_header_id|>user<|end_header_id|>\n\nagain<|eot_id|>\
+        <|start_header_id|>assistant<|end_header_id|>\n\nhello<|eot_id|>";
+    let tokens = Tokenizer::open(home.path(), chat_model::VOCABULARY).unwrap().encode(whole, false).unwrap();
+    assert_eq!(batch.tokens, tokens.iter().map(|token| token.id).collect::<Vec<_>>());
+    // hello, Ġt o Ġ y o u Ġ, four bytes of the emoji, the end of the turn; then hello and the end of the turn.
+    assert_eq!(batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count(), 1 + 7 + 4 + 1 + 2);
+}
+
+/// Every way to write the same conversation gives the same tokens and labels.
+#[test]
+fn conversations_of_every_shape_are_the_same() {
+    let home = model(Some(LLAMA3));
+    let rows = [
+        r#"{"messages": [{"role": "user", "content": "one\n\ntwo"}, {"role": "assistant", "content": "hello"}]}"#,
+        r#"{"conversations": [{"from": "human", "value": "one\n\ntwo"}, {"from": "gpt", "value": "hello"}]}"#,
+        r#"{"prompt": "one\n\ntwo", "response": "hello", "id": 4}"#,
+        r#"{"prompt": "one\n\ntwo", "completion": "hello", "messages": null}"#,
+        r#"{"prompt": [{"role": "user", "content": "one\n\ntwo"}], "completion": [{"role": "assistant", "content": "hello"}]}"#,
+        r#"{"instruction": "one", "input": "two", "output": "hello"}"#,
+        r#"{"instruction": "one\n\ntwo", "input": "", "output": "hello"}"#,
+    ];
+    let expected = first_batch(home.path(), rows[0]);
+    assert_eq!(learned(home.path(), &expected), "hello<|eot_id|>");
+    for row in rows {
+        assert_eq!(first_batch(home.path(), row), expected, "{row}");
+    }
+}
+
+/// Preference pairs of every shape: chosen and rejected share the prompt, and only the answers are learned.
+#[test]
+fn preference_pairs_of_every_shape_are_the_same() {
+    let home = model(Some(LLAMA3));
+    let rows = [
+        r#"{"prompt": "hello", "chosen": "no", "rejected": "sure"}"#,
+        r#"{"chosen": "\n\nHuman: hello\n\nAssistant: no", "rejected": "\n\nHuman: hello\n\nAssistant: sure"}"#,
+        r#"{"prompt": "\n\nHuman: hello\n\nAssistant:", "chosen": " no", "rejected": " sure"}"#,
+        r#"{"prompt": "hello", "chosen": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "no"}],
+            "rejected": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "sure"}]}"#,
+        r#"{"prompt": [{"role": "user", "content": "hello"}], "chosen": [{"role": "assistant", "content": "no"}],
+            "rejected": [{"role": "assistant", "content": "sure"}]}"#,
+    ];
+    let expected = first_batch(home.path(), rows[0]);
+    assert_eq!(expected.segments.len(), 2);
+    assert_eq!(learned(home.path(), &expected), "no<|eot_id|>sure<|eot_id|>");
+    for row in rows {
+        assert_eq!(first_batch(home.path(), &row.replace('\n', " ")), expected, "{row}");
+    }
+}
+
+/// Turns that both sides of a pair share belong to the prompt, answers of the assistant among them included.
+#[test]
+fn shared_turns_of_a_pair_are_not_learned() {
+    let home = model(Some(LLAMA3));
+    let shared = "\\n\\nHuman: a\\n\\nAssistant: b\\n\\nHuman: c";
+    let row = format!(r#"{{"chosen": "{shared}\n\nAssistant: no", "rejected": "{shared}\n\nAssistant: d\n\nsure"}}"#);
+    let batch = first_batch(home.path(), &row);
+    assert_eq!(learned(home.path(), &batch), "no<|eot_id|>d\n\nsure<|eot_id|>");
+}
+
+/// Without a template turns are written plainly; the answer's first token, which holds the space before it, is learned.
+#[test]
+fn a_model_without_a_template_gets_the_plain_one() {
+    let home = model(None);
+    let batch = first_batch(home.path(), r#"{"prompt": "hello", "response": "hello"}"#);
+    let all = text_of(home.path(), &batch, |_| true);
+    assert_eq!(all, "<|begin_of_text|>User: hello\n\nAssistant: hello<|eot_id|>\n\n");
+    assert_eq!(learned(home.path(), &batch), " hello<|eot_id|>");
+}
+
+/// The line end that layouts like ChatML write after the end of a turn is not learned.
+#[test]
+fn layout_after_the_end_of_a_turn_is_not_learned() {
+    let template = "{% for m in messages %}<|start_header_id|>{{ m.role }}\n{% generation %}{{ m.content }}\
+        {% endgeneration %}<|eot_id|>{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant\n{% endif %}";
+    let home = model(Some(template));
+    let batch = first_batch(home.path(), r#"{"prompt": "q", "response": "hello\n"}"#);
+    assert_eq!(learned(home.path(), &batch), "hello\n<|eot_id|>");
+}
+
+/// A template that drops the assistant's earlier words, or begins the answer in another way than it prompts for it,
+/// leaves no way to tell what is learned: an error that says so.
+#[test]
+fn templates_that_rewrite_earlier_turns_are_refused() {
+    let dropping = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}[assistant]{% endif %}";
+    let other = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[model]{% endif %}";
+    for (template, says) in [(dropping, "writes earlier turns differently"), (other, "begins the answer differently")] {
+        let home = model(Some(template));
+        let row = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}"#;
+        let path = chat_model::data(home.path(), "data.jsonl", row.replace('\n', " "));
+        let message = DataStream::open("a", &path, home.path(), text_options()).unwrap_err().to_string();
+        assert!(message.contains(says) && message.contains("data.jsonl: line 1"), "{message}");
+    }
+}
+
+/// A conversation whose answer lies beyond max_length teaches nothing and is left out.
+#[test]
+fn answers_beyond_the_longest_length_do_not_count() {
+    let home = model(Some(LLAMA3));
+    let rows = "{\"prompt\": \"a long question, much longer than thirty tokens\", \"response\": \"hello\"}\n\
+                {\"prompt\": \"a\", \"response\": \"hello hello\"}\n";
+    let path = chat_model::data(home.path(), "data.jsonl", rows);
+    let options = StreamOptions { max_length: 23, ..text_options() };
+    let mut stream = DataStream::open("a", &path, home.path(), options.clone()).unwrap();
+    assert_eq!((stream.len(), stream.cut(), stream.skipped()), (1, 2, 1));
+    assert_eq!(learned(home.path(), &stream.next_batch().unwrap()), "hello");
+    let none = StreamOptions { max_length: 8, ..options };
+    let message = DataStream::open("a", &path, home.path(), none).unwrap_err().to_string();
+    assert!(message.contains("none of its 2 has a token to learn"), "{message}");
+}
+
+#[test]
+fn chat_templates_are_found_in_all_their_places() {
+    let home = model(None);
+    let named =
+        r#"[{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ messages[0].content }}"}]"#;
+    let settings = home.path().join("tokenizer_config.json");
+    std::fs::write(&settings, format!(r#"{{"chat_template": {named}}}"#)).unwrap();
+    let message = temper::data::Message { role: "user", content: "hello".into() };
+    let render = || ChatTemplate::open(home.path(), &[]).unwrap().render(std::slice::from_ref(&message), false);
+    assert_eq!(render().unwrap(), "hello");
+    std::fs::write(home.path().join("chat_template.jinja"), "of its own file").unwrap();
+    assert_eq!(render().unwrap(), "of its own file");
+}
+
+/// What the inspection says is what the stream does, in text and in JSON.
+#[test]
+fn inspect_shows_what_is_learned() {
+    let home = model(Some(LLAMA3));
+    let rows = "\n{\"text\": \"x\"}\n{\"prompt\": \"hello\", \"chosen\": \"no\", \"rejected\": \"sure\"}\n";
+    let path = chat_model::data(home.path(), "data.jsonl", rows);
+    let seen = inspect(&path, home.path(), 1, 512).unwrap();
+    assert_eq!((seen.row, seen.shape, seen.used), (3, "preference pair", true));
+    let names: Vec<_> = seen.sequences.iter().map(|sequence| sequence.name).collect();
+    assert_eq!(names, ["chosen", "rejected"]);
+    let learned = |index: usize| -> Vec<String> {
+        let tokens = seen.sequences[index].tokens.iter().filter(|token| token.learned);
+        tokens.map(|token| token.piece.clone().unwrap()).collect()
+    };
+    assert_eq!(learned(0), ["n", "o", "<|eot_id|>"]);
+    assert_eq!(learned(1).concat(), "sure<|eot_id|>");
+    let rendered = seen.sequences[0].rendered.as_deref().unwrap();
+    assert!(rendered.ends_with("<|start_header_id|>assistant<|end_header_id|>\n\nno<|eot_id|>"));
+    let shown = seen.to_string();
+    assert!(shown.contains("  + \"n\" \"o\" \"<|eot_id|>\"\n"), "{shown}");
+    assert!(shown.contains("chosen: 25 tokens, 3 learned"), "{shown}");
+    let json = serde_json::to_value(&seen).unwrap();
+    assert_eq!(json["sequences"][0]["tokens"][24]["id"], 268);
+    assert_eq!(json["sequences"][0]["tokens"][24]["learned"], true);
+    let cut = inspect(&path, home.path(), 1, 20).unwrap();
+    assert_eq!((cut.used, cut.sequences[0].tokens.len(), cut.sequences[0].cut), (false, 20, 5));
+    assert!(cut.to_string().contains("not used") && cut.to_string().contains("5 more cut off"));
+    assert!(inspect(&path, home.path(), 2, 512).unwrap_err().to_string().contains("only 2 samples"));
+}
+
+/// The rows of a Parquet file are those of the same JSONL file: text, lists of ids and lists of messages.
+#[test]
+fn parquet_and_jsonl_give_the_same_batches() {
+    let home = model(Some(LLAMA3));
+    let messages = parquet_file::messages(&[("hello", "hello hello"), ("wörds", "😀")]);
+    let (ids, text) = (parquet_file::ids(&[&[1, 2, 3], &[4, 5]]), parquet_file::text(&["hello", "two\nlines"]));
+    for (parquet, jsonl) in [
+        (
+            messages,
+            [
+                r#"{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello hello"}]}"#,
+                r#"{"messages": [{"role": "user", "content": "wörds"}, {"role": "assistant", "content": "😀"}]}"#,
+            ],
+        ),
+        (ids, [r#"{"input_ids": [1, 2, 3]}"#, r#"{"input_ids": [4, 5]}"#]),
+        (text, [r#"{"text": "hello"}"#, r#"{"text": "two\nlines"}"#]),
+    ] {
+        let parquet = chat_model::data(home.path(), "data.parquet", parquet);
+        let jsonl = chat_model::data(home.path(), "data.jsonl", jsonl.join("\n"));
+        let batches = |path: &Path| {
+            let stream = DataStream::open("a", path, home.path(), text_options()).unwrap();
+            stream.all_batches().unwrap()
+        };
+        assert_eq!(batches(&parquet), batches(&jsonl));
+        assert_eq!(batches(&parquet).len(), 2);
+    }
 }

@@ -158,11 +158,11 @@ impl TextEncoder {
         if text.starts_with(&after) && after.starts_with(&before) {
             return Ok(before.len()..after.len());
         }
-        let (what, then) = match after.starts_with(&before) {
-            true => ("writes earlier turns differently once later ones follow", "the conversation"),
-            false => ("begins the answer differently than its generation prompt does", "the turn"),
+        let what = match after.starts_with(&before) {
+            true => "writes earlier turns differently once later ones follow",
+            false => "begins the answer differently than its generation prompt does",
         };
-        Err(format!("the chat template {what}, so what is to be learned in message {index} cannot be told from {then}"))
+        Err(format!("the chat template {what}, so it cannot be told what is learned of message {index}"))
     }
 
     /// Positions of the tokens that lie in `span`. White space after the token that ends the turn belongs to the
