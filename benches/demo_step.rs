@@ -16,6 +16,11 @@ const WARM_UP: usize = 50;
 const STEPS: usize = 400;
 
 fn main() {
+    // Inside the pool, as the program itself runs: a parallel loop then starts without waking another thread first.
+    rayon::scope(|_| measure());
+}
+
+fn measure() {
     let model = Arc::new(Model::new(Cpu, Experiment::<Cpu>::model_config(), 64).expect("a model"));
     let mut weights = initial_weights(&model);
     let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
