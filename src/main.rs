@@ -9,7 +9,8 @@ use clap::Parser;
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     start_tracing(arguments.verbose);
-    match cli::run(arguments.command) {
+    // Inside the thread pool, so that a parallel loop starts without handing its work to another thread first.
+    match rayon::scope(|_| cli::run(arguments.command)) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output has seen enough (`temper plan … | head`).
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

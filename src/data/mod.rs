@@ -19,7 +19,7 @@ mod tokenizer;
 
 pub use inspect::{InspectedSequence, InspectedToken, Inspection, inspect};
 pub use jsonl::{JsonLines, MAXIMUM_LINE};
-pub use reader::{Place, RawRow};
+pub use reader::{Place, RawRow, Rows, rows};
 pub use row::{Message, Problem, Row};
 pub use samples::Sequence;
 pub use stream::{Cursor, DataStream, StreamOptions};

@@ -256,11 +256,8 @@ impl<B: Backend> Experiment<B> {
         let steps = self.plan.pretrain_steps;
         observe(Event::Begin { phase: Phase::Pretrain, attack: None, steps })?;
         let backend = self.model.backend.clone();
-        let decay = Decay::Cosine { floor: 0.0 };
-        let config = OptimizerConfig {
-            schedule: Schedule { decay, total: steps, ..Schedule::constant() },
-            ..OptimizerConfig::new(OptimizerKind::AdamW, 2e-3)
-        };
+        let schedule = cosine(steps / 24, steps, 0.0);
+        let config = OptimizerConfig { schedule, ..OptimizerConfig::new(OptimizerKind::AdamW, 3e-3) };
         let mut trainer = Trainer::full(&backend, self.model.layout(), config)?;
         let mut tape = LossTape::new(&backend, 1)?;
         for step in 0..steps {
@@ -356,7 +353,10 @@ impl<B: Backend> Experiment<B> {
             retain_representations: true,
             representations_over: EntropyOver::Valid,
             lower_bound: None,
-            outer: OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
+            outer: OptimizerConfig {
+                schedule: cosine(0, self.plan.outer_steps, 0.1),
+                ..OptimizerConfig::new(OptimizerKind::AdamW, 1e-3)
+            },
             adversaries: vec![Adversary {
                 name: "full".into(),
                 source: AdversarySource::One("attack".into()),
@@ -432,6 +432,11 @@ impl<B: Backend> Experiment<B> {
         }
         Ok(right as f64 / asked as f64)
     }
+}
+
+/// A warm-up, then half a cosine down to `floor`.
+fn cosine(warmup: u64, total: u64, floor: f64) -> Schedule {
+    Schedule { warmup, total, decay: Decay::Cosine { floor }, ..Schedule::constant() }
 }
 
 fn lora(rank: usize) -> AdapterConfig {

@@ -95,7 +95,9 @@ pub(super) fn parallel_product(
     out: &mut [f32],
     accumulate: bool,
 ) {
-    let rows = block_rows(m, n * k);
+    // A transposed right-hand side is packed anew for every block: fewer, larger blocks pay for it.
+    let packed = b.strides.0 < b.strides.1;
+    let rows = block_rows(m, n * k).max(if packed { 128.min(m.div_ceil(2)) } else { 0 }).next_multiple_of(16);
     out.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(block, out)| {
         let first = block * rows;
         product((rows.min(m - first), n, k), a.from_row(first), b, out, n, 1.0, accumulate);

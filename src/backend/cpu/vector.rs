@@ -50,7 +50,8 @@ const LANES: usize = 16;
 pub(super) fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5·2²³ rounds to the nearest integer without an instruction that old processors lack.
     const ROUND: f32 = 12_582_912.0;
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     // ln 2 in two parts, the first short enough that n times it is exact.
     let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4;
@@ -60,7 +61,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 5.000_000_1e-1;
     let e = (p * r * r + r) + 1.0;
-    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The low bits of the rounded sum are n in two's complement: moved into the exponent, they make 2ⁿ.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3f80_0000));
     if x < -87.0 { 0.0 } else { e * power }
 }
 

@@ -1,0 +1,264 @@
+//! Every objective's gradient against finite differences of its loss, and packed against padded batches.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use temper::backend::cpu::Cpu;
+use temper::model::{
+    Adapter, AdapterConfig, Batch, GradientTargets, Gradients, Model, ModelConfig, ModelFamily, Parameters, Projection,
+    RopeScaling,
+};
+use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use temper::ops::{Dropout, IGNORE_INDEX, Tensor};
+use temper::random::{Random, Stream};
+
+fn tiny() -> ModelConfig {
+    ModelConfig {
+        family: ModelFamily::Mistral,
+        vocab_size: 37,
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 10,
+        rms_norm_eps: 1e-5,
+        max_position_embeddings: 64,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::Default,
+        sliding_window: Some(5),
+        tie_word_embeddings: true,
+        bos_token_id: None,
+        eos_token_ids: vec![],
+        pad_token_id: None,
+        dtype: None,
+    }
+}
+
+struct Bench {
+    model: Arc<Model<Cpu>>,
+    evaluator: Evaluator<Cpu>,
+    weights: Vec<f32>,
+    reference: Parameters<Cpu>,
+    adapter: Adapter<Cpu>,
+    table: Tensor<Cpu>,
+    tape: LossTape<Cpu>,
+}
+
+fn normals(seed: u64, count: usize, scale: f64) -> Vec<f32> {
+    let mut random = Random::new(seed, Stream::Weights, 0, 0);
+    (0..count).map(|_| (scale * random.normal()) as f32).collect()
+}
+
+impl Bench {
+    fn new() -> Self {
+        let model = Arc::new(Model::new(Cpu, tiny(), 64).unwrap());
+        let count = model.layout().len();
+        let targets = vec![Projection::QProj, Projection::VProj, Projection::UpProj, Projection::DownProj];
+        let config = AdapterConfig { rank: 3, alpha: 5.0, dropout: 0.25, rank_stabilised: true, targets };
+        let mut adapter = Adapter::zeros(&Cpu, &model.config, config).unwrap();
+        let factors = normals(4, adapter.parameters.layout().len(), 0.2);
+        adapter.parameters.upload(&Cpu, &factors).unwrap();
+        Self {
+            evaluator: Evaluator::new(Arc::clone(&model), 64, &[&adapter]).unwrap(),
+            weights: normals(1, count, 0.25),
+            reference: Parameters::from_host(&Cpu, "reference", model.layout(), &normals(2, count, 0.25)).unwrap(),
+            table: Tensor::from_f32(&Cpu, "table", 37, 24, &normals(5, 37 * 24, 1.0)).unwrap(),
+            tape: LossTape::new(&Cpu, 2).unwrap(),
+            adapter,
+            model,
+        }
+    }
+
+    /// The loss (and gradient) of an objective at `weights`.
+    fn loss(&mut self, objective: &Objective, weights: &[f32], gradients: Option<&mut Gradients<Cpu>>) -> f64 {
+        let parameters = Parameters::from_host(&Cpu, "weights", self.model.layout(), weights).unwrap();
+        self.tape.clear(&Cpu).unwrap();
+        let mut unused = Gradients::zeros(&Cpu, "unused", self.model.layout()).unwrap();
+        let targets = GradientTargets { weights: Some(gradients.unwrap_or(&mut unused)), adapter: None };
+        let (evaluator, tape, subject) = (&mut self.evaluator, &mut self.tape, Subject::plain(&parameters));
+        let batch = LossBatch::new(&self.model, objective.batch()).unwrap();
+        match objective {
+            Objective::CrossEntropy => evaluator.cross_entropy(subject, &batch, SCALE, Some(targets), tape, 0),
+            Objective::Entropy(over) => {
+                evaluator.negative_entropy(subject, &batch, *over, SCALE, Some(targets), tape, 0)
+            }
+            Objective::Retain(over) => {
+                evaluator.retain(subject, &self.reference, &batch, *over, SCALE, targets, tape, 0)
+            }
+            Objective::RandomMapping(over) => {
+                evaluator.random_mapping(subject, &self.table, &batch, *over, SCALE, targets, tape, 0)
+            }
+            Objective::Preference => {
+                evaluator.preference(subject, &batch, &[0.4, -0.3], 0.5, SCALE, Some(targets), tape, 0)
+            }
+        }
+        .unwrap();
+        self.tape.read(&Cpu).unwrap().iter().sum()
+    }
+}
+
+/// A scale that is not 1, so that a forgotten one shows.
+const SCALE: f32 = 1.5;
+
+#[derive(Debug)]
+enum Objective {
+    CrossEntropy,
+    Entropy(EntropyOver),
+    Retain(EntropyOver),
+    RandomMapping(EntropyOver),
+    Preference,
+}
+
+impl Objective {
+    /// Four sequences: with padding, with a prompt that is not learned, of one token.
+    fn batch(&self) -> Batch {
+        let mut random = Random::new(9, Stream::Data, 0, 0);
+        let mut batch = Batch::default();
+        for (length, valid) in [(9, 9), (7, 4), (12, 12), (3, 2)] {
+            let tokens: Vec<u32> = (0..length).map(|_| random.below(37) as u32).collect();
+            let mut labels = tokens.clone();
+            labels[valid..].fill(IGNORE_INDEX);
+            labels[0] = IGNORE_INDEX;
+            if length == 12 {
+                labels[..6].fill(IGNORE_INDEX);
+            }
+            batch.push(&tokens, &labels, valid);
+        }
+        batch
+    }
+}
+
+/// d loss / d step along `direction`, whose slope is about `norm`, by the five-point stencil, whose error is of fourth order.
+/// `change` is how much the loss is to change: thousands of times its rounding.
+fn slope(mut loss: impl FnMut(&[f32]) -> f64, at: &[f32], direction: &[f32], norm: f64, change: f64) -> f64 {
+    let step = (change / norm).min(0.25);
+    let mut moved = |times: f64| {
+        let there: Vec<f32> =
+            at.iter().zip(direction).map(|(w, d)| (f64::from(*w) + times * step * f64::from(*d)) as f32).collect();
+        loss(&there)
+    };
+    (8.0 * (moved(1.0) - moved(-1.0)) - (moved(2.0) - moved(-2.0))) / (12.0 * step)
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
+
+#[test]
+fn gradients_of_every_objective_are_the_slopes_of_its_loss() {
+    let mut bench = Bench::new();
+    let layout = bench.model.layout();
+    for objective in [
+        Objective::CrossEntropy,
+        Objective::Entropy(EntropyOver::Valid),
+        Objective::Entropy(EntropyOver::All),
+        Objective::Entropy(EntropyOver::Learned),
+        Objective::Retain(EntropyOver::Valid),
+        Objective::RandomMapping(EntropyOver::All),
+        Objective::Preference,
+    ] {
+        let at = bench.weights.clone();
+        let mut gradients = Gradients::zeros(&Cpu, "gradient", bench.model.layout()).unwrap();
+        bench.loss(&objective, &at, Some(&mut gradients));
+        let gradient: Vec<f32> = gradients.download(&Cpu).unwrap().iter().map(|g| g / SCALE).collect();
+        for entry in layout.entries() {
+            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            let part = &gradient[place.clone()];
+            let norm = dot(part, part).sqrt();
+            assert!(norm > 0.0, "{objective:?} reaches {}", entry.name);
+            // Along the tensor's own gradient, so that its size is right, with a random part, so that its direction is.
+            let noise = normals(entry.block.offset as u64, part.len(), norm / (part.len() as f64).sqrt());
+            let mut direction = vec![0.0; at.len()];
+            for (d, (g, n)) in direction[place.clone()].iter_mut().zip(part.iter().zip(&noise)) {
+                *d = ((f64::from(*g) + 0.5 * f64::from(*n)) / norm) as f32;
+            }
+            let expected = dot(part, &direction[place]);
+            // |cos| has a kink at 0, which a short step is less likely to meet.
+            let change = if matches!(objective, Objective::RandomMapping(_)) { 1e-4 } else { 1e-3 };
+            let found = slope(|w| bench.loss(&objective, w, None), &at, &direction, norm, change);
+            let error = (found - expected).abs() / norm;
+            assert!(error < 2e-3, "{objective:?}, {}: slope {found:.6}, gradient {expected:.6}", entry.name);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_lora_factors_with_dropout_are_the_slopes_of_the_loss() {
+    let mut bench = Bench::new();
+    let dropout = Some(Dropout { probability: 0.25, seed: 11, site: 0, step: 3 });
+    let weights = Parameters::from_host(&Cpu, "weights", bench.model.layout(), &bench.weights).unwrap();
+    let batch = LossBatch::new(&bench.model, Objective::CrossEntropy.batch()).unwrap();
+    let start = bench.adapter.parameters.download(&Cpu).unwrap();
+    let layout = bench.adapter.parameters.layout_handle();
+    let mut loss = |factors: &[f32], gradients: Option<&mut Gradients<Cpu>>| {
+        bench.adapter.parameters.upload(&Cpu, factors).unwrap();
+        bench.tape.clear(&Cpu).unwrap();
+        let subject = Subject { weights: &weights, adapter: Some(&bench.adapter), dropout };
+        let targets = gradients.map(|g| GradientTargets { weights: None, adapter: Some(g) });
+        bench.evaluator.cross_entropy(subject, &batch, 1.0, targets, &mut bench.tape, 0).unwrap();
+        bench.tape.read_one(&Cpu, 0).unwrap()
+    };
+    let mut gradients = Gradients::zeros(&Cpu, "gradient", Arc::clone(&layout)).unwrap();
+    loss(&start, Some(&mut gradients));
+    let gradient = gradients.download(&Cpu).unwrap();
+    for entry in layout.entries() {
+        let place = entry.block.offset..entry.block.offset + entry.block.len();
+        let norm = dot(&gradient[place.clone()], &gradient[place.clone()]).sqrt();
+        assert!(norm > 0.0, "{}", entry.name);
+        let mut direction = vec![0.0; start.len()];
+        let noise = normals(entry.block.offset as u64, entry.block.len(), norm / (entry.block.len() as f64).sqrt());
+        for ((d, g), n) in direction[place.clone()].iter_mut().zip(&gradient[place.clone()]).zip(&noise) {
+            *d = ((f64::from(*g) + 0.5 * f64::from(*n)) / norm) as f32;
+        }
+        let expected = dot(&gradient[place.clone()], &direction[place]);
+        let found = slope(|factors| loss(factors, None), &start, &direction, norm, 1e-3);
+        assert!((found - expected).abs() / norm < 2e-3, "{}: slope {found:.6}, gradient {expected:.6}", entry.name);
+    }
+}
+
+fn relative(a: &[f32], b: &[f32]) -> f64 {
+    let difference: Vec<f32> = a.iter().zip(b).map(|(x, y)| x - y).collect();
+    (dot(&difference, &difference) / dot(b, b)).sqrt()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// A padded batch and the same sequences packed have the same losses and gradients, whatever the padding holds.
+    #[test]
+    fn packing_changes_no_loss_and_no_gradient(
+        lengths in proptest::collection::vec(2usize..14, 1..5), padding in 0u32..37, seed in 0u64..1000,
+    ) {
+        let mut bench = Bench::new();
+        let mut random = Random::new(seed, Stream::Data, 0, 0);
+        let longest = *lengths.iter().max().unwrap();
+        let (mut packed, mut padded) = (Batch::default(), Batch::default());
+        for &length in &lengths {
+            let mut tokens: Vec<u32> = (0..length).map(|_| random.below(37) as u32).collect();
+            let mut labels = tokens.clone();
+            packed.push(&tokens, &labels, length);
+            tokens.resize(longest, padding);
+            labels.resize(longest, IGNORE_INDEX);
+            padded.push(&tokens, &labels, length);
+        }
+        let weights = Parameters::from_host(&Cpu, "weights", bench.model.layout(), &bench.weights).unwrap();
+        let mut results = Vec::new();
+        for batch in [packed, padded] {
+            let batch = LossBatch::new(&bench.model, batch).unwrap();
+            let mut gradients = Gradients::zeros(&Cpu, "gradient", bench.model.layout()).unwrap();
+            bench.tape.clear(&Cpu).unwrap();
+            let (evaluator, tape, subject) = (&mut bench.evaluator, &mut bench.tape, Subject::plain(&weights));
+            let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
+            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), tape, 0).unwrap();
+            let (over, targets) = (EntropyOver::Valid, GradientTargets { weights: Some(&mut gradients), adapter: None });
+            evaluator.negative_entropy(subject, &batch, over, 1.0, Some(targets), tape, 1).unwrap();
+            results.push((tape.read(&Cpu).unwrap(), gradients.download(&Cpu).unwrap()));
+        }
+        let ((packed_losses, packed_gradient), (padded_losses, padded_gradient)) = (&results[0], &results[1]);
+        for (a, b) in packed_losses.iter().zip(padded_losses) {
+            prop_assert!((a / b - 1.0).abs() < 1e-6, "{a} {b}");
+        }
+        prop_assert!(relative(packed_gradient, padded_gradient) < 2e-6);
+    }
+}
