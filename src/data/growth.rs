@@ -14,6 +14,9 @@ struct Rules {
     post_processor: Value,
 }
 
+/// Most tokens that a post-processor may add to a text. Real ones add one or two.
+const MOST_ADDED: usize = 64;
+
 /// An upper bound of bytes that come out for a byte that goes in.
 pub fn growth(tokenizer: &[u8]) -> Result<f64, serde_json::Error> {
     let rules: Rules = serde_json::from_slice(tokenizer)?;
@@ -23,12 +26,16 @@ pub fn growth(tokenizer: &[u8]) -> Result<f64, serde_json::Error> {
 fn factor(rule: &Value) -> f64 {
     let length = |key: &str| rule.get(key).and_then(Value::as_str).map_or(0, str::len) as f64;
     match rule.get("type").and_then(Value::as_str) {
-        // Text that is inserted where a pattern matches, at worst between any two bytes.
-        Some("Replace") => 1.0 + length("content"),
+        Some("Replace") => match rule.pointer("/pattern/String").and_then(Value::as_str) {
+            Some(pattern) if !pattern.is_empty() => (length("content") / pattern.len() as f64).max(1.0),
+            // A regular expression may match between any two bytes.
+            _ => 1.0 + length("content"),
+        },
         Some("Prepend") => 1.0 + length("prepend"),
         Some("ByteLevel" | "Metaspace") => 2.0,
         Some("Precompiled") => 1.0 + rule.get("precompiled_charsmap").and_then(Value::as_str).map_or(0, longest) as f64,
-        Some("TemplateProcessing") => ["single", "pair"].iter().map(|key| entries(rule, key)).fold(1.0, f64::max),
+        // Around one text there may be a few tokens; there is no reason to have the text twice.
+        Some("TemplateProcessing") if entries(rule, "single") > MOST_ADDED => f64::INFINITY,
         Some("Sequence") => ["normalizers", "pretokenizers", "processors"]
             .iter()
             .filter_map(|key| rule.get(key)?.as_array())
@@ -39,8 +46,14 @@ fn factor(rule: &Value) -> f64 {
     }
 }
 
-fn entries(rule: &Value, key: &str) -> f64 {
-    rule.get(key).and_then(Value::as_array).map_or(0, Vec::len) as f64
+/// Tokens that a template may put around a text; endless if it has the text more than once.
+fn entries(rule: &Value, key: &str) -> usize {
+    let pieces = rule.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let texts = pieces.iter().filter(|piece| piece.get("Sequence").is_some()).count();
+    let special = rule.get("special_tokens").and_then(Value::as_object);
+    let ids = |token: &Value| token.get("ids").and_then(Value::as_array).map_or(0, Vec::len);
+    let longest = special.map_or(0, |special| special.values().map(ids).max().unwrap_or(0));
+    if texts > 1 { usize::MAX } else { pieces.len().saturating_mul(longest.max(1)) }
 }
 
 /// Bytes of the longest replacement in a SentencePiece character map: base64 of a length, a trie of that length and
@@ -77,10 +90,19 @@ mod tests {
         let double = r#"{"type":"Replace","pattern":{"String":"a"},"content":"aa"}"#;
         let bomb = vec![double; 40].join(",");
         let file = format!(r#"{{"normalizer":{{"type":"Sequence","normalizers":[{bomb}]}},"model":{{}}}}"#);
-        assert_eq!(growth(file.as_bytes()).unwrap(), 3f64.powi(40));
+        assert_eq!(growth(file.as_bytes()).unwrap(), 2f64.powi(40));
         assert_eq!(growth(br#"{"normalizer":null,"pre_tokenizer":{"type":"ByteLevel"}}"#).unwrap(), 2.0);
-        let repeat = r#"{"post_processor":{"type":"TemplateProcessing","single":[1,2,3],"pair":[]}}"#;
-        assert_eq!(growth(repeat.as_bytes()).unwrap(), 3.0);
+        let template = |single: &str| {
+            format!(
+                r#"{{"post_processor":{{"type":"TemplateProcessing","single":[{single}],"pair":[],
+                "special_tokens":{{"x":{{"id":"x","ids":[1,2],"tokens":["x","x"]}}}}}}}}"#
+            )
+        };
+        let (text, token) = (r#"{"Sequence":{"id":"A"}}"#, r#"{"SpecialToken":{"id":"x"}}"#);
+        assert_eq!(growth(template(&format!("{token},{text},{token}")).as_bytes()).unwrap(), 1.0);
+        assert_eq!(growth(template(&format!("{text},{text}")).as_bytes()).unwrap(), f64::INFINITY);
+        let many = vec![token; 40].join(",");
+        assert_eq!(growth(template(&format!("{text},{many}")).as_bytes()).unwrap(), f64::INFINITY);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Runs library code on hostile input so that its panics become errors, and stay off the terminal.
+//! Runs library code on hostile input: its panics become errors and stay off the terminal, and it may not take for ever.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::sync::{Once, mpsc};
+use std::time::Duration;
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
@@ -38,14 +39,54 @@ fn said(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".into())
 }
 
-/// Stack of [`catch_deep`] in bytes. Only what is used of it becomes memory.
+/// Stack of [`confine`] in bytes. Only what is used of it becomes memory.
 const DEEP_STACK: usize = 512 << 20;
 
-/// [`catch`] on a thread with a large stack, for code that goes as deep as its input says.
-pub fn catch_deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn_scoped(scope, || catch(work));
-        let joined = thread.map_err(|error| format!("no thread can be started: {error}"))?.join();
-        joined.unwrap_or_else(|_| Err("its thread ended early".into()))
-    })
+/// [`catch`] on a thread of its own with a large stack, for code that goes as deep as its input says; gives up after
+/// `patience`.
+///
+/// A thread cannot be stopped from outside: after giving up it runs on until it or the process ends. So the caller must
+/// treat this failure as final and not try again.
+pub fn confine<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let run = move || {
+        // The receiver is gone if it gave up; nobody is left to tell then.
+        let _ = sender.send(catch(work).and_then(|result| result));
+    };
+    let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn(run);
+    thread.map_err(|error| format!("no thread can be started for it: {error}"))?;
+    match receiver.recv_timeout(patience) {
+        Ok(result) => result,
+        Err(_) => Err(format!("it is not done after {} s", patience.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_become_errors_and_endless_work_is_given_up() {
+        assert_eq!(catch(|| 7), Ok(7));
+        assert_eq!(catch(|| -> u8 { panic!("number {}", 8) }), Err("number 8".into()));
+        assert_eq!(confine(Duration::from_secs(60), || Ok(7)), Ok(7));
+        assert_eq!(confine(Duration::from_secs(60), || -> Result<u8, String> { panic!("no") }), Err("no".into()));
+        let (keep, wait) = mpsc::channel::<u8>();
+        let waiting = move || wait.recv().map_err(|error| error.to_string());
+        assert_eq!(confine(Duration::from_millis(20), waiting), Err("it is not done after 0 s".into()));
+        drop(keep);
+    }
+
+    /// Deeper than any ordinary stack: 200,000 frames of at least a kilobyte.
+    #[test]
+    fn confined_work_may_go_deep() {
+        fn deep(level: usize) -> u64 {
+            let frame = std::hint::black_box([level as u64; 128]);
+            if level == 0 { frame[0] } else { deep(level - 1) + frame[127].min(1) }
+        }
+        assert_eq!(confine(Duration::from_secs(60), || Ok(deep(200_000))), Ok(200_000));
+    }
 }

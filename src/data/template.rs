@@ -2,6 +2,9 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Value as Jinja};
@@ -17,12 +20,15 @@ use crate::error::{Error, Result};
 
 /// Instructions that a template may run for one rendering.
 const FUEL: u64 = 2_000_000;
+/// How long a rendering may take; a template that gets around the limit on instructions is stopped by this one. Real ones
+/// take well below a millisecond.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How deep macros, loops and values may nest.
 const RECURSION: usize = 128;
 /// Longest text that it may write, in bytes.
 const MAXIMUM_OUTPUT: usize = 8 << 20;
-/// Longest template in bytes; published ones have some ten thousand.
-const MAXIMUM_TEMPLATE: usize = 1 << 20;
+/// Longest template in bytes; published ones have some tens of thousands.
+const MAXIMUM_TEMPLATE: usize = 256 << 10;
 
 /// For a model directory without a template: "User: …", "Assistant: …", one empty line between turns, the tokenizer's
 /// own start token at the beginning and its end token after every answer.
@@ -35,6 +41,12 @@ const PLAIN: &str = "\
 
 /// A model's chat template, compiled.
 pub struct ChatTemplate {
+    compiled: Arc<Compiled>,
+    /// Set once a rendering had to be given up. Its thread runs on, so there must not be a second one.
+    given_up: AtomicBool,
+}
+
+struct Compiled {
     environment: Environment<'static>,
     /// Special tokens by name, as the template sees them.
     tokens: Vec<(String, String)>,
@@ -66,25 +78,36 @@ impl ChatTemplate {
     /// Compiles `source`, which stands in `file`.
     pub fn new(file: &Path, source: &str, tokens: &[(String, String)]) -> Result<Self> {
         if source.len() > MAXIMUM_TEMPLATE {
-            return Err(unusable(file, "longer than 1 MiB"));
+            return Err(unusable(file, "longer than 256 KiB"));
         }
         let source = without_generation_marks(source);
-        let compiled = sandbox::catch_deep(|| compile(source).map_err(|error| error.to_string()));
-        let environment = compiled.and_then(|result| result).map_err(|reason| unusable(file, &reason))?;
-        Ok(Self { environment, tokens: tokens.to_vec() })
+        let compiled = sandbox::confine(PATIENCE, || compile(source).map_err(|error| error.to_string()));
+        let environment = compiled.map_err(|reason| unusable(file, &reason))?;
+        let compiled = Arc::new(Compiled { environment, tokens: tokens.to_vec() });
+        Ok(Self { compiled, given_up: AtomicBool::new(false) })
     }
 
     /// Renders a conversation; the error says what stands in the way.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
-        let render = || self.render_unguarded(messages, add_generation_prompt).map_err(|error| error.to_string());
-        let rendered = sandbox::catch_deep(render).and_then(|result| result);
+        if self.given_up.load(Ordering::Relaxed) {
+            return Err("the chat template was given up, it ran for too long".into());
+        }
+        let (compiled, messages) = (Arc::clone(&self.compiled), messages.to_vec());
+        let start = Instant::now();
+        let rendered = sandbox::confine(PATIENCE, move || {
+            compiled.render(&messages, add_generation_prompt).map_err(|error| error.to_string())
+        });
+        self.given_up.fetch_or(rendered.is_err() && start.elapsed() >= PATIENCE, Ordering::Relaxed);
         rendered.map_err(|reason| format!("the chat template fails: {reason}"))
     }
+}
 
-    fn render_unguarded(&self, messages: &[Message], add: bool) -> Result<String, minijinja::Error> {
+impl Compiled {
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
         let turn = |m: &Message| Jinja::from_pairs([("role", m.role), ("content", m.content.as_str())]);
         let turns: Vec<Jinja> = messages.iter().map(turn).collect();
-        let mut context = vec![("messages", Jinja::from(turns)), ("add_generation_prompt", Jinja::from(add))];
+        let mut context =
+            vec![("messages", Jinja::from(turns)), ("add_generation_prompt", add_generation_prompt.into())];
         context.extend(self.tokens.iter().map(|(name, text)| (name.as_str(), Jinja::from(text.as_str()))));
         let mut text = Limited(Vec::new());
         self.environment.get_template("chat")?.render_captured_to(Jinja::from_pairs(context), &mut text)?;

@@ -15,8 +15,10 @@ use crate::error::{Error, Result};
 const MAXIMUM_FILE: u64 = 64 << 20;
 /// Largest settings file in bytes.
 pub const MAXIMUM_SETTINGS: u64 = 16 << 20;
-/// Bytes that the tokenizer's rules may make of one text.
-const MAXIMUM_GROWN: f64 = (1u64 << 31) as f64;
+/// By how much the tokenizer's rules may make a text longer. Llama 3's double it at worst, SentencePiece's have some 200.
+const MAXIMUM_GROWTH: f64 = 4096.0;
+/// Bytes that they may make of one text; each can become a token of some hundred bytes in memory.
+const MAXIMUM_GROWN: f64 = (1u64 << 27) as f64;
 
 const REMEDY: &str = "use the tokenizer files that came with the model";
 
@@ -57,6 +59,9 @@ impl Tokenizer {
         let unusable =
             |reason: String| Error::input(&file, format!("not a usable tokenizer: {}", one_line(&reason)), REMEDY);
         let growth = growth(&bytes).map_err(|error| unusable(error.to_string()))?;
+        if growth > MAXIMUM_GROWTH {
+            return Err(unusable("its rules repeat or lengthen a text without measure".into()));
+        }
         let loaded =
             sandbox::catch(|| load(&bytes)).unwrap_or_else(|panic| Err(format!("its reader gave up: {panic}")));
         let inner = loaded.map_err(unusable)?;
