@@ -2,6 +2,7 @@
 //!
 //! Every message is one line that says what is wrong, where, and what to do next.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// What can go wrong, with the context a user needs to mend it.
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an access to `path`.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", one_line(path.display()))]
     Io {
         /// What was attempted: "read", "create", …
         action: &'static str,
@@ -19,7 +20,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file's content is not what it must be.
-    #[error("{}: {problem}; {remedy}", file.display())]
+    #[error("{}: {}; {remedy}", one_line(file.display()), one_line(problem))]
     Input {
         /// The file.
         file: PathBuf,
@@ -112,5 +113,38 @@ impl Error {
             Self::Interrupted { .. } => 75,
             Self::Io { .. } | Self::Shape { .. } | Self::Device(_) => 1,
         }
+    }
+}
+
+/// Text that may quote a stranger's file, fit for a line on a terminal: control characters (line breaks, escape
+/// sequences) are spelled out, and an endless value is cut.
+fn one_line(text: impl Display) -> String {
+    const LONGEST: usize = 600;
+    let text = text.to_string();
+    let mut line = String::new();
+    for character in text.chars().take(LONGEST) {
+        match character {
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    if text.chars().nth(LONGEST).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names and values come from files: they can neither break the line nor command the terminal.
+    #[test]
+    fn messages_that_quote_a_file_stay_one_short_line() {
+        let input = Error::input("a\nb", "`x\r\n\u{1b}[2J\u{2028}` is wrong", "mend it").to_string();
+        assert_eq!(input, "a\\nb: `x\\r\\n\\u{1b}[2J\\u{2028}` is wrong; mend it");
+        let io = Error::io("read", "a\nb")(std::io::Error::other("no")).to_string();
+        assert_eq!(io, "cannot read a\\nb: no");
+        assert!(Error::input("a", "é".repeat(1_000_000), "mend it").to_string().chars().count() < 700);
     }
 }
