@@ -20,6 +20,7 @@ pub mod data;
 pub mod demo;
 pub mod error;
 pub mod eval;
+mod input;
 pub mod model;
 pub mod objective;
 pub mod ops;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{jsonl, parquet};
 use crate::error::{Error, Result};
+use crate::input::open_regular;
 
 /// Where a row stands, for error messages.
 #[derive(Clone, Debug)]
@@ -109,29 +110,6 @@ pub fn rows(path: &Path) -> Result<Rows> {
         true => parquet::rows(path, file),
         false => Ok(Box::new(jsonl::JsonLines::new(path, std::io::BufReader::with_capacity(1 << 16, file)))),
     }
-}
-
-/// Opens a file that is neither a directory, a pipe nor a device: those could block for ever or never end.
-pub fn open_regular(path: &Path) -> Result<fs::File> {
-    let metadata = fs::metadata(path).map_err(Error::io("read", path))?;
-    if !metadata.is_file() {
-        let what = if metadata.is_dir() { "a directory" } else { "a pipe, socket or device" };
-        return Err(Error::input(path, format!("this is {what}, not a file"), "name a regular file"));
-    }
-    fs::File::open(path).map_err(Error::io("read", path))
-}
-
-/// Reads a whole file of at most `limit` bytes.
-pub fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let file = open_regular(path)?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    if bytes.len() as u64 > limit {
-        let problem = format!("larger than {} MiB, which no such file is", limit >> 20);
-        return Err(Error::input(path, problem, "get the file again from where the model comes from"));
-    }
-    Ok(bytes)
 }
 
 /// `text` without control characters and not too long, to stand in a one-line message.

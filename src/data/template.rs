@@ -12,11 +12,12 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::Value;
 
 use super::python::{json_dumps, strftime};
-use super::reader::{one_line, read_capped};
+use super::reader::one_line;
 use super::row::Message;
 use super::sandbox;
 use super::tokenizer::settings;
 use crate::error::{Error, Result};
+use crate::input::read_capped;
 
 /// Instructions that a template may run for one rendering.
 const FUEL: u64 = 2_000_000;

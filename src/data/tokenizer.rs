@@ -7,9 +7,10 @@ use serde_json::Value;
 use tokenizers::{Encoding, ModelWrapper};
 
 use super::growth::growth;
-use super::reader::{one_line, read_capped};
+use super::reader::one_line;
 use super::sandbox;
 use crate::error::{Error, Result};
+use crate::input::read_capped;
 
 /// Largest tokenizer file in bytes; Llama 3's has 9 MB, the largest in wide use 35 MB.
 const MAXIMUM_FILE: u64 = 64 << 20;
