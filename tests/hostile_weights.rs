@@ -186,6 +186,87 @@ fn pickled_weights_are_named_and_never_read() {
     assert!(message.contains("never loaded") && message.contains("save_pretrained"), "{message}");
 }
 
+/// The error of opening and reading the tiny model after one change of its configuration.
+fn mismatch(from: &str, to: &str) -> String {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = model(scratch.path());
+    fs::write(path.join("config.json"), CONFIG.replace(from, to)).unwrap();
+    let message = ModelDirectory::open(&path).and_then(|directory| directory.read_weights()).err().unwrap().to_string();
+    one_line(&message, "model.safetensors")
+}
+
+/// Read as the model that the configuration describes, these weights would silently compute something else.
+#[test]
+fn weights_with_more_than_the_configuration_describes_are_refused() {
+    let deeper = mismatch("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+    assert!(deeper.contains("model.layers.1.") && deeper.contains("config.json"), "{deeper}");
+    let own_head = mismatch("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    assert!(own_head.contains("lm_head.weight") && own_head.contains("tie_word_embeddings"), "{own_head}");
+}
+
+#[test]
+fn a_stored_copy_of_a_tied_head_is_passed_over() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("model");
+    let layout = ParameterLayout::for_model(&config());
+    let mut weights: Vec<f32> = (0..layout.len()).map(|i| (i % 7) as f32).collect();
+    let (embedding, head) = (layout.embed_tokens(), layout.lm_head());
+    weights.copy_within(embedding.offset..embedding.offset + embedding.len(), head.offset);
+    write_model(&path, &config(), None, &weights, ExportDType::F32).unwrap();
+    fs::write(
+        path.join("config.json"),
+        CONFIG.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true"),
+    )
+    .unwrap();
+    let read = ModelDirectory::open(&path).unwrap().read_weights().unwrap();
+    assert_eq!(read, weights[..head.offset]);
+}
+
+/// Opening a pipe would wait for ever for a writer.
+#[test]
+fn pipes_in_place_of_files_are_refused_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let adapter = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]});
+    for (number, name) in ["config.json", "part.safetensors", "adapter_model.safetensors"].into_iter().enumerate() {
+        let home = scratch.path().join(number.to_string());
+        fs::create_dir(&home).unwrap();
+        let path = model(&home);
+        fs::remove_file(path.join("model.safetensors")).unwrap();
+        fs::write(path.join("model.safetensors.index.json"), weight_map("part.safetensors").to_string()).unwrap();
+        fs::write(path.join("adapter_config.json"), adapter.to_string()).unwrap();
+        fs::remove_file(path.join(name)).ok();
+        assert!(std::process::Command::new("mkfifo").arg(path.join(name)).status().unwrap().success());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let opened = match name.starts_with("adapter") {
+                true => read_adapter(&path, &config()).map(drop),
+                false => ModelDirectory::open(&path).map(drop),
+            };
+            sender.send(opened.map_err(|error| error.to_string()))
+        });
+        let opened = receiver.recv_timeout(std::time::Duration::from_secs(20)).expect("it hangs");
+        assert!(one_line(&opened.unwrap_err(), name).contains("pipe"));
+    }
+}
+
+/// The factors of this rank would need 13 TB: nothing may be allocated before the file has shown that it holds them.
+#[test]
+fn a_huge_rank_without_its_factors_is_refused_before_it_costs_memory() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = model(scratch.path());
+    fs::rename(path.join("model.safetensors"), path.join("adapter_model.safetensors")).unwrap();
+    let settings = json!({"peft_type": "LORA", "r": 65536, "lora_alpha": 4, "target_modules": "all-linear"});
+    fs::write(path.join("adapter_config.json"), settings.to_string()).unwrap();
+    let large = CONFIG.replace("\"hidden_size\": 8", "\"hidden_size\": 16384").replace("layers\": 2", "layers\": 126");
+    let large = ModelConfig::from_json(&large, Path::new("config.json")).unwrap();
+    let message = read_adapter(&path, &large).unwrap_err().to_string();
+    one_line(&message, "adapter_model.safetensors");
+    // The same with an empty file, which has no stray tensor to stumble over first.
+    fs::write(path.join("adapter_model.safetensors"), file("{}", &[])).unwrap();
+    let message = read_adapter(&path, &large).unwrap_err().to_string();
+    assert!(one_line(&message, "adapter_model.safetensors").contains("there is no tensor"), "{message}");
+}
+
 #[test]
 fn weights_of_another_shape_than_the_configuration_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
@@ -206,11 +287,18 @@ fn configurations_that_make_no_sense_name_the_key() {
         ("\"hidden_size\": 8,", "", "hidden_size"),
         ("\"num_key_value_heads\": 1", "\"num_key_value_heads\": 3", "num_key_value_heads"),
         ("\"num_attention_heads\": 2", "\"num_attention_heads\": 8", "head_dim"),
+        ("\"hidden_size\": 8", "\"hidden_size\": 9", "num_attention_heads"),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 4097", "num_hidden_layers"),
         ("\"rope_theta\": 10000.0", "\"rope_theta\": 0", "rope_theta"),
+        ("\"rope_theta\": 10000.0", "\"rope_theta\": 0.5", "rope_theta"),
+        ("\"rope_theta\": 10000.0", "\"rope_theta\": 1e-320", "rope_theta"),
         ("\"rope_theta\": 10000.0", "\"rope_theta\": \"NaN\"", "rope_theta"),
         ("\"rope_theta\": 10000.0", "\"rope_theta\": 1e400", "JSON"),
         ("\"rope_theta\": 10000.0", "\"rope_theta\": NaN", "JSON"),
         ("\"rms_norm_eps\": 1e-5", "\"rms_norm_eps\": -1", "rms_norm_eps"),
+        ("\"rms_norm_eps\": 1e-5", "\"rms_norm_eps\": 1e-300", "rms_norm_eps"),
+        ("\"rms_norm_eps\": 1e-5", "\"rms_norm_eps\": 1e300", "rms_norm_eps"),
+        ("\"model_type\": \"llama\"", "\"model_type\": \"a\\nb\\u001b[2J\"", "a\\nb\\u{1b}[2J"),
         ("\"model_type\": \"llama\"", "\"model_type\": \"gpt2\"", "model_type"),
         ("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "hidden_act"),
         ("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": 1", "tie_word_embeddings"),
@@ -219,6 +307,7 @@ fn configurations_that_make_no_sense_name_the_key() {
         ("\"eos_token_id\": 2", "\"eos_token_id\": 2, \"quantization_config\": {}", "quantization_config"),
         ("\"eos_token_id\": 2", "\"eos_token_id\": 2, \"eos_token_id\": 2", "duplicate key `eos_token_id`"),
         ("\"eos_token_id\": 2", "\"eos_token_id\": 2, \"rope_scaling\": {\"type\": \"yarn\"}", "rope_type"),
+        ("\"eos_token_id\": 2", "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 0.5}", "factor"),
         ("\"eos_token_id\": 2", "\"eos_token_id\": 2, \"dtype\": \"int8\"", "dtype"),
         ("\"vocab_size\": 20", "\"vocab_size\": 16777216, \"x\": 0", "sizes"),
     ] {
@@ -246,6 +335,16 @@ fn adapters_that_compute_something_else_are_refused_by_key() {
     for (key, value) in [
         ("peft_type", json!("IA3")),
         ("use_dora", json!(true)),
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("init_lora_weights", json!("loftq")),
+        ("alora_invocation_tokens", json!([1])),
+        ("layer_replication", json!([[0, 2]])),
+        ("lora_bias", json!(true)),
+        ("fan_in_fan_out", json!(true)),
+        ("a_variant_of_next_year", json!({"x": 1})),
+        ("use_rslora", json!("yes")),
+        ("bias", json!(5)),
+        ("lora_alpha", json!(1e300)),
         ("rank_pattern", json!({"q_proj": 4})),
         ("modules_to_save", json!(["lm_head"])),
         ("layers_to_transform", json!([0])),

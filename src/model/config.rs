@@ -116,7 +116,8 @@ impl ModelConfig {
         Self::from_json(&text, &path)
     }
 
-    /// Reads the text of a `config.json`; `path` is the file that errors name.
+    /// Reads the text of a `config.json`; `path` is the file that errors name. A key that is absent has the default of
+    /// its class in Transformers where that class has one that published files rely on; sizes must be stated.
     pub fn from_json(text: &str, path: &Path) -> Result<Self> {
         let keys = Keys { path, map: strict_json::object(text, path)? };
         let family = keys.family()?;
@@ -127,28 +128,28 @@ impl ModelConfig {
             vocab_size: keys.size("vocab_size")?,
             hidden_size: keys.size("hidden_size")?,
             intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_hidden_layers: keys.size_up_to("num_hidden_layers", MAX_LAYERS)?,
             num_attention_heads: keys.size("num_attention_heads")?,
-            num_key_value_heads: match keys.get("num_key_value_heads") {
-                None => keys.size("num_attention_heads")?,
-                Some(_) => keys.size("num_key_value_heads")?,
+            num_key_value_heads: match (family, keys.map.get("num_key_value_heads")) {
+                (ModelFamily::Mistral, None) => 8,
+                (_, None | Some(Value::Null)) => keys.size("num_attention_heads")?,
+                (_, Some(_)) => keys.size("num_key_value_heads")?,
             },
-            head_dim: match keys.get("head_dim") {
-                None => keys.size("hidden_size")? / keys.size("num_attention_heads")?,
-                Some(_) => keys.size("head_dim")?,
-            },
-            rms_norm_eps: keys.positive("rms_norm_eps", Some(1e-6))? as f32,
-            max_position_embeddings: match keys.get("max_position_embeddings") {
-                None => 2048,
-                Some(_) => keys.size("max_position_embeddings")?,
+            head_dim: keys.head_dim()?,
+            rms_norm_eps: keys.rms_norm_eps()?,
+            max_position_embeddings: match (family, keys.get("max_position_embeddings")) {
+                (ModelFamily::Llama, None) => 2048,
+                (ModelFamily::Mistral, None) => 131_072,
+                (_, Some(_)) => keys.size("max_position_embeddings")?,
             },
             rope_theta: match rope.get("rope_theta") {
-                None => keys.positive("rope_theta", Some(10_000.0))?,
-                Some(_) => rope.positive("rope_theta", None)?,
+                None => keys.at_least_one("rope_theta", Some(10_000.0))?,
+                Some(_) => rope.at_least_one("rope_theta", None)?,
             },
             rope_scaling: rope.rope_scaling()?,
-            sliding_window: match (family, keys.get("sliding_window")) {
-                (ModelFamily::Llama, _) | (_, None) => None,
+            sliding_window: match (family, keys.map.get("sliding_window")) {
+                (ModelFamily::Llama, _) | (_, Some(Value::Null)) => None,
+                (ModelFamily::Mistral, None) => Some(4096),
                 (ModelFamily::Mistral, Some(_)) => Some(keys.size("sliding_window")?),
             },
             tie_word_embeddings: keys.flag("tie_word_embeddings")?,
@@ -180,6 +181,9 @@ impl ModelConfig {
     }
 }
 
+/// Far above the 126 of the deepest published model; a layout names nine tensors a layer, so it must be bounded.
+const MAX_LAYERS: usize = 4096;
+
 /// The keys of a JSON object, with errors that name file and key.
 struct Keys<'a> {
     path: &'a Path,
@@ -198,12 +202,46 @@ impl Keys<'_> {
 
     /// A whole number from 1 to 2²⁴ (the largest published vocabulary, width or context is far below).
     fn size(&self, key: &str) -> Result<usize> {
+        self.size_up_to(key, 1 << 24)
+    }
+
+    fn size_up_to(&self, key: &str, largest: usize) -> Result<usize> {
         match self.get(key) {
             None => self.refuse(key, "is missing"),
-            Some(value) => match value.as_u64() {
-                Some(size @ 1..=0x100_0000) => Ok(size as usize),
-                _ => self.refuse(key, &format!("is {value}, not a whole number from 1 to 16777216")),
+            Some(value) => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
+                Some(size) if (1..=largest).contains(&size) => Ok(size),
+                _ => self.refuse(key, &format!("is {value}, not a whole number from 1 to {largest}")),
             },
+        }
+    }
+
+    fn head_dim(&self) -> Result<usize> {
+        if self.get("head_dim").is_some() {
+            return self.size("head_dim");
+        }
+        let (hidden, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
+        match hidden.is_multiple_of(heads) {
+            true => Ok(hidden / heads),
+            false => {
+                self.refuse("num_attention_heads", &format!("is {heads}, which does not divide hidden_size, {hidden}"))
+            }
+        }
+    }
+
+    /// Checked as the f32 that is computed with, where a tiny number would be 0.
+    fn rms_norm_eps(&self) -> Result<f32> {
+        let epsilon = self.positive("rms_norm_eps", Some(1e-6))?;
+        match epsilon as f32 {
+            computed if computed > 0.0 && computed < 1.0 => Ok(computed),
+            _ => self.refuse("rms_norm_eps", &format!("is {epsilon:e}, not a 32-bit number between 0 and 1")),
+        }
+    }
+
+    /// Below 1, rotary frequencies would grow with the dimension, without bound.
+    fn at_least_one(&self, key: &str, default: Option<f64>) -> Result<f64> {
+        match self.positive(key, default)? {
+            number if number >= 1.0 => Ok(number),
+            number => self.refuse(key, &format!("is {number:e}, not at least 1")),
         }
     }
 
@@ -295,14 +333,14 @@ impl Keys<'_> {
         };
         match kind {
             None | Some("default") => Ok(RopeScaling::Default),
-            Some("linear") => Ok(RopeScaling::Linear { factor: self.positive("factor", None)? }),
+            Some("linear") => Ok(RopeScaling::Linear { factor: self.at_least_one("factor", None)? }),
             Some("llama3") => {
                 let (low, high) = (self.positive("low_freq_factor", None)?, self.positive("high_freq_factor", None)?);
                 if low >= high {
                     return self.refuse("low_freq_factor", "is not below high_freq_factor");
                 }
                 Ok(RopeScaling::Llama3 {
-                    factor: self.positive("factor", None)?,
+                    factor: self.at_least_one("factor", None)?,
                     low_freq_factor: low,
                     high_freq_factor: high,
                     original_max_position_embeddings: self.size("original_max_position_embeddings")?,

@@ -21,25 +21,30 @@ pub struct ModelDirectory {
 }
 
 impl ModelDirectory {
-    /// Reads `config.json` and the weight index, and checks that every tensor of the layout is there with its shape.
+    /// Reads `config.json` and the weight index, and checks that every tensor of the layout is there with its shape, and
+    /// that there is none besides that would change what the model computes.
     pub fn open(path: &Path) -> Result<Self> {
         let config = ModelConfig::from_directory(path)?;
         let files = open_files(path)?;
         let layout = ParameterLayout::for_model(&config);
+        refuse_unknown(&files, &layout, config.tie_word_embeddings)?;
         let mut places = Vec::with_capacity(layout.entries().len());
         for entry in layout.entries() {
             let found = files.iter().enumerate().find_map(|(i, file)| file.info(&entry.name).map(|info| (i, info)));
             let Some((index, info)) = found else {
                 let problem = format!("no weight file has the tensor `{}`", entry.name);
-                return Err(Error::input(path, problem, "check that config.json belongs to these weights"));
+                return Err(Error::input(path, problem, CHECK_CONFIG));
             };
             if info.shape != entry.shape {
                 let problem = format!(
                     "tensor `{}` has shape {:?}, but config.json asks for {:?}",
                     entry.name, info.shape, entry.shape
                 );
-                let remedy = "check that config.json belongs to these weights";
-                return Err(Error::input(files[index].path(), problem, remedy));
+                return Err(Error::input(files[index].path(), problem, CHECK_CONFIG));
+            }
+            if !info.is_float() {
+                let problem = format!("tensor `{}` is {}, not f32, bf16 or f16", entry.name, info.dtype);
+                return Err(Error::input(files[index].path(), problem, "use the weights before quantisation"));
             }
             places.push(index);
         }
@@ -48,6 +53,7 @@ impl ModelDirectory {
 
     /// All weights as f32 in the order of [`ParameterLayout::for_model`].
     pub fn read_weights(&self) -> Result<Vec<f32>> {
+        self.check_tied_head()?;
         let layout = ParameterLayout::for_model(&self.config);
         let mut values = vec![0.0; layout.len()];
         for (entry, &file) in layout.entries().iter().zip(&self.places) {
@@ -55,6 +61,21 @@ impl ModelDirectory {
             self.files[file].read_f32_into(&entry.name, &mut values[place])?;
         }
         Ok(values)
+    }
+
+    /// A tied head may be stored; if it differs from the embedding, the model has a head of its own.
+    fn check_tied_head(&self) -> Result<()> {
+        let Some(head) = self.files.iter().find(|file| self.config.tie_word_embeddings && file.info(HEAD).is_some())
+        else {
+            return Ok(());
+        };
+        match self.files.iter().find(|file| file.info(EMBEDDING).is_some()) {
+            Some(embedding) if !head.is_same(HEAD, embedding, EMBEDDING)? => {
+                let problem = format!("`{HEAD}` is not `{EMBEDDING}`, but config.json ties them");
+                Err(Error::input(head.path(), problem, "remove the one, or set tie_word_embeddings to false"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The dtype that the weights are stored in; f32 for anything that is not bf16 or f16.
@@ -69,6 +90,23 @@ impl ModelDirectory {
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+const CHECK_CONFIG: &str = "check that config.json belongs to these weights";
+
+/// A tensor that the layout does not name, a bias or a further layer, makes it another model than the one computed here.
+/// Passed over are the rotary frequencies that old files keep, and a tied head.
+fn refuse_unknown(files: &[TensorFile], layout: &ParameterLayout, tied: bool) -> Result<()> {
+    let known: HashSet<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
+    for file in files {
+        let harmless = |name: &str| name.ends_with(".rotary_emb.inv_freq") || (tied && name == HEAD);
+        if let Some(name) = file.names().into_iter().find(|name| !known.contains(name) && !harmless(name)) {
+            let problem = format!("tensor `{name}` has no place in the model that config.json describes");
+            return Err(Error::input(file.path(), problem, CHECK_CONFIG));
+        }
+    }
+    Ok(())
+}
 
 fn open_files(path: &Path) -> Result<Vec<TensorFile>> {
     if path.join(SINGLE).is_file() {

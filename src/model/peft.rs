@@ -7,23 +7,40 @@ use serde_json::{Map, Value, json};
 use super::export::{ExportDType, write_directory, write_json, write_tensors};
 use super::{AdapterConfig, ModelConfig, ParameterLayout, Projection, TensorFile, strict_json};
 use crate::error::{Error, Result};
+use crate::ops;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// Settings of PEFT that change what an adapter computes and that are not computed here.
-const UNSUPPORTED: [&str; 11] = [
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layers_to_transform",
-    "layers_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "fan_in_fan_out",
+const OTHER_MODEL: &str = "use an adapter that was trained on this model's architecture";
+/// The settings of PEFT that are read here, or that do not change what a trained adapter computes. Any other one that is
+/// set is refused: PEFT's list of variants grows, and an unknown one read as plain LoRA would be silently wrong.
+const UNDERSTOOD: [&str; 22] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
 ];
+/// Initialisations that leave the base model as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, …) change it, so that the
+/// factors mean nothing without that change.
+const INITIALISATIONS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// Reads an adapter directory: its configuration, and its factors in the order of [`ParameterLayout::for_adapter`].
 pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, Vec<f32>)> {
@@ -38,10 +55,10 @@ pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, 
     let file = TensorFile::open(&weights)?;
     let layout = ParameterLayout::for_adapter(model, &config);
     if let Some(extra) = file.names().into_iter().find(|name| layout.find(name).is_none()) {
-        let remedy = "use an adapter that was trained on this model's architecture";
-        return Err(Error::input(&weights, format!("tensor `{extra}` belongs to no projection of the model"), remedy));
+        let problem = format!("tensor `{extra}` belongs to no adapted projection of the model");
+        return Err(Error::input(&weights, problem, OTHER_MODEL));
     }
-    let mut factors = vec![0.0; layout.len()];
+    // All before the first allocation: a file that claims a huge rank must prove it.
     for entry in layout.entries() {
         match file.info(&entry.name) {
             Some(info) if info.shape == entry.shape => {}
@@ -52,10 +69,12 @@ pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, 
                         format!("tensor `{}` has shape {:?}, expected {:?}", entry.name, info.shape, entry.shape)
                     }
                 };
-                let remedy = "use an adapter that was trained on this model's architecture";
-                return Err(Error::input(&weights, problem, remedy));
+                return Err(Error::input(&weights, problem, OTHER_MODEL));
             }
         }
+    }
+    let mut factors = vec![0.0; layout.len()];
+    for entry in layout.entries() {
         let place = entry.block.offset..entry.block.offset + entry.block.len();
         file.read_f32_into(&entry.name, &mut factors[place])?;
     }
@@ -74,12 +93,25 @@ fn parse(map: &Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
     if map.get("peft_type").and_then(Value::as_str) != Some("LORA") {
         return Err(refuse("`peft_type` is not LORA".into()));
     }
-    if let Some(key) = UNSUPPORTED.iter().find(|key| map.get(**key).is_some_and(|value| !is_off(value))) {
+    if let Some((key, _)) = map.iter().find(|(key, value)| !UNDERSTOOD.contains(&key.as_str()) && !is_off(value)) {
         return Err(refuse(format!("`{key}` is set, which is not supported")));
     }
-    if !matches!(map.get("bias").and_then(Value::as_str), None | Some("none")) {
+    if map.get("bias").is_some_and(|bias| !bias.is_null() && bias != "none") {
         return Err(refuse("`bias` is not none".into()));
     }
+    match map.get("init_lora_weights") {
+        None | Some(Value::Null | Value::Bool(_)) => {}
+        Some(Value::String(name)) if INITIALISATIONS.contains(&name.as_str()) => {}
+        Some(other) => {
+            let problem = format!("`init_lora_weights` is {other}, whose factors belong to a changed base model");
+            return Err(Error::input(path, problem, "convert it to plain LoRA with PEFT"));
+        }
+    }
+    let rank_stabilised = match map.get("use_rslora") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(on)) => *on,
+        Some(other) => return Err(refuse(format!("`use_rslora` is {other}, not true or false"))),
+    };
     let number = |key: &str, default: Option<f64>| match map.get(key).filter(|value| !value.is_null()) {
         None => default.ok_or_else(|| refuse(format!("`{key}` is missing"))),
         Some(value) => {
@@ -94,11 +126,15 @@ fn parse(map: &Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
     if !(0.0..1.0).contains(&dropout) {
         return Err(refuse(format!("`lora_dropout` is {dropout}, not a number in [0, 1)")));
     }
+    let alpha = number("lora_alpha", None)?;
+    if alpha.abs() > 1e6 {
+        return Err(refuse(format!("`lora_alpha` is {alpha:e}, not a number of at most a million")));
+    }
     Ok(AdapterConfig {
         rank: rank as usize,
-        alpha: number("lora_alpha", None)?,
+        alpha,
         dropout,
-        rank_stabilised: map.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+        rank_stabilised,
         targets: targets(map.get("target_modules"), &refuse)?,
     })
 }
@@ -131,6 +167,7 @@ pub fn write_adapter(
     base: &Path,
 ) -> Result<()> {
     let layout = ParameterLayout::for_adapter(model, adapter);
+    ops::expect("write_adapter", "number of factors", factors.len(), layout.len())?;
     let tensors: Vec<(&str, &[usize], &[f32])> = layout
         .entries()
         .iter()

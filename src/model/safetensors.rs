@@ -3,7 +3,6 @@
 //! The `safetensors` crate checks offsets, overlaps and sizes. It accepts duplicate names, huge ranks and misaligned
 //! data, so those are checked or handled here. Names are never used as paths.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -13,6 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::strict_json;
 use crate::error::{Error, Result};
+use crate::input::open_regular;
 
 /// A tensor in a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,14 +42,17 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Dimensions of a tensor; weights have two.
 const MAX_RANK: usize = 8;
 
+impl TensorInfo {
+    /// Whether [`TensorFile::read_f32`] reads this dtype.
+    pub(super) fn is_float(&self) -> bool {
+        ["F32", "BF16", "F16", "F64"].contains(&self.dtype.as_str())
+    }
+}
+
 impl TensorFile {
     /// Maps `path` and checks its header: no duplicate names, no overflow, ranks of at most 8.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
-        let metadata = file.metadata().map_err(Error::io("read", path))?;
-        if !metadata.is_file() {
-            return Err(Error::input(path, "it is not a regular file", "name a .safetensors file"));
-        }
+        let file = open_regular(path)?;
         // SAFETY: the mapping is private and read-only. A file that another process truncates meanwhile makes reads
         // fault; model directories are not changed during a run, and this is documented in README's limits.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
@@ -114,21 +117,34 @@ impl TensorFile {
         Ok(())
     }
 
-    /// An integer tensor (I64, I32, U8, …) as i64.
+    /// An integer tensor of any width as i64; unsigned 64-bit numbers must fit.
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
         let (entry, bytes) = self.data(name)?;
         let mut out = vec![0i64; entry.shape.iter().product()];
         match entry.dtype {
             Dtype::I64 => convert(bytes, &mut out, i64::from_le_bytes),
             Dtype::I32 => convert(bytes, &mut out, |b| i64::from(i32::from_le_bytes(b))),
+            Dtype::I16 => convert(bytes, &mut out, |b| i64::from(i16::from_le_bytes(b))),
+            Dtype::I8 => convert(bytes, &mut out, |b| i64::from(i8::from_le_bytes(b))),
+            Dtype::U64 => convert(bytes, &mut out, |b| i64::try_from(u64::from_le_bytes(b)).unwrap_or(-1)),
             Dtype::U32 => convert(bytes, &mut out, |b| i64::from(u32::from_le_bytes(b))),
+            Dtype::U16 => convert(bytes, &mut out, |b| i64::from(u16::from_le_bytes(b))),
             Dtype::U8 | Dtype::BOOL => convert(bytes, &mut out, |b: [u8; 1]| i64::from(b[0])),
             other => return Err(self.refuse(format!("tensor `{name}` is {other:?}, not an integer"))),
+        }
+        if entry.dtype == Dtype::U64 && out.contains(&-1) {
+            return Err(self.refuse(format!("tensor `{name}` has a number above 2^63 - 1")));
         }
         Ok(out)
     }
 
-    /// The dtype that most elements have.
+    /// Whether a tensor of this file has the bytes and the dtype of another one.
+    pub(super) fn is_same(&self, name: &str, other: &Self, other_name: &str) -> Result<bool> {
+        let ((entry, bytes), (other_entry, other_bytes)) = (self.data(name)?, other.data(other_name)?);
+        Ok(entry.dtype == other_entry.dtype && entry.shape == other_entry.shape && bytes == other_bytes)
+    }
+
+    /// The dtype of the largest tensor.
     pub(super) fn main_dtype(&self) -> Option<Dtype> {
         self.entries.iter().max_by_key(|entry| entry.shape.iter().product::<usize>()).map(|entry| entry.dtype)
     }
@@ -155,7 +171,7 @@ fn entries(bytes: &[u8], path: &Path) -> Result<Vec<Entry>> {
     let text =
         std::str::from_utf8(&bytes[8..8 + header as usize]).map_err(|_| refuse("its header is not UTF-8".into()))?;
     // The crate below keeps the last of two tensors of one name; this finds them.
-    strict_json::object(text.trim_end(), path)?;
+    strict_json::distinct_keys(text.trim_end(), path)?;
     let file = SafeTensors::deserialize(bytes).map_err(|error| refuse(format!("not a safetensors file: {error}")))?;
     let mut entries = Vec::new();
     for (name, view) in file.iter() {
