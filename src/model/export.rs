@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ModelConfig, ModelFamily, ParameterLayout, RopeScaling, strict_json};
 use crate::error::{Error, Result};
+use crate::ops;
 
 /// Dtype of the weights that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,16 @@ impl ExportDType {
         }
     }
 
+    /// Whether this finite number would become infinite: from half a step above the largest one on, it rounds up.
+    fn overflows(self, value: f32) -> bool {
+        let limit = match self {
+            Self::F32 => return false,
+            Self::Bf16 => f32::from_bits(0x7f7f_8000),
+            Self::F16 => 65_520.0,
+        };
+        value.is_finite() && value.abs() >= limit
+    }
+
     const fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -69,10 +80,11 @@ impl ExportDType {
 const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// The tokenizer and generation files that are carried over.
-const COMPANIONS: [&str; 12] = [
+const COMPANIONS: [&str; 13] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tokenizer.model.v3",
     "tekken.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -96,8 +108,10 @@ pub fn write_model(
     weights: &[f32],
     dtype: ExportDType,
 ) -> Result<()> {
+    let layout = ParameterLayout::for_model(config);
+    ops::expect("write_model", "number of weights", weights.len(), layout.len())?;
     write_directory(path, |directory| {
-        write_weights(directory, &ParameterLayout::for_model(config), weights, dtype)?;
+        write_weights(directory, &layout, weights, dtype, SHARD_BYTES)?;
         let json = match source {
             Some(source) => carried_over(source, dtype)?,
             None => fresh(config, dtype),
@@ -156,6 +170,11 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 /// Writes named tensors (name, shape, elements of `values`) into one file.
 pub(super) fn write_tensors(path: &Path, tensors: &[(&str, &[usize], &[f32])], dtype: ExportDType) -> Result<()> {
+    let too_large = |values: &[f32]| values.par_iter().any(|&value| dtype.overflows(value));
+    if let Some((name, ..)) = tensors.iter().find(|(.., values)| too_large(values)) {
+        let problem = format!("tensor `{name}` has numbers beyond the range of {}", dtype.name());
+        return Err(Error::config("dtype", problem, "write bf16 or f32"));
+    }
     let encoded: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| dtype.encode(values)).collect();
     let refuse = |error: safetensors::SafeTensorError| Error::Device(format!("{}: {error}", path.display()));
     let mut views = Vec::new();
@@ -174,12 +193,18 @@ pub(super) fn write_tensors(path: &Path, tensors: &[(&str, &[usize], &[f32])], d
 }
 
 /// One `model.safetensors`, or shards with an index where that would be too large.
-fn write_weights(directory: &Path, layout: &ParameterLayout, weights: &[f32], dtype: ExportDType) -> Result<()> {
+fn write_weights(
+    directory: &Path,
+    layout: &ParameterLayout,
+    weights: &[f32],
+    dtype: ExportDType,
+    shard_bytes: u64,
+) -> Result<()> {
     let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
     let mut size = 0;
     for (index, entry) in layout.entries().iter().enumerate() {
         let bytes = entry.block.len() as u64 * dtype.bytes();
-        if size > 0 && size + bytes > SHARD_BYTES {
+        if size > 0 && size + bytes > shard_bytes {
             shards.push(Vec::new());
             size = 0;
         }
@@ -211,12 +236,17 @@ fn write_weights(directory: &Path, layout: &ParameterLayout, weights: &[f32], dt
     write_json(&directory.join("model.safetensors.index.json"), &index)
 }
 
-/// The source's `config.json` with another dtype, in the spelling that it uses.
+/// The source's `config.json` with another dtype, in every spelling that it uses.
 fn carried_over(source: &Path, dtype: ExportDType) -> Result<Map<String, Value>> {
     let path = source.join("config.json");
     let mut map = strict_json::object(&strict_json::read_small_file(&path)?, &path)?;
-    let key = if map.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-    map.insert(key.to_string(), Value::String(dtype.name().to_string()));
+    let (name, new) = (Value::String(dtype.name().to_string()), map.contains_key("dtype"));
+    if !new || map.contains_key("torch_dtype") {
+        map.insert("torch_dtype".to_string(), name.clone());
+    }
+    if new {
+        map.insert("dtype".to_string(), name);
+    }
     Ok(map)
 }
 
@@ -294,4 +324,62 @@ fn copy_companions(source: &Path, directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelDirectory;
+
+    fn config() -> ModelConfig {
+        let text = r#"{"model_type": "llama", "vocab_size": 20, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 2, "num_attention_heads": 2}"#;
+        ModelConfig::from_json(text, Path::new("config.json")).unwrap()
+    }
+
+    /// A limit of a few tensors a file, and one below the largest tensor, which then has a file of its own.
+    #[test]
+    fn shards_stay_within_the_limit_and_read_back_as_one_model() {
+        let (config, layout) = (config(), ParameterLayout::for_model(&config()));
+        let weights: Vec<f32> = (0..layout.len()).map(|i| i as f32 - 700.5).collect();
+        for (limit, whole) in [(1000, false), (500, false), (layout.len() as u64 * 4, true)] {
+            let home = tempfile::tempdir().unwrap();
+            write_weights(home.path(), &layout, &weights, ExportDType::F32, limit).unwrap();
+            write_json(&home.path().join("config.json"), &Value::Object(fresh(&config, ExportDType::F32))).unwrap();
+            assert_eq!(home.path().join("model.safetensors").exists(), whole);
+            assert_eq!(ModelDirectory::open(home.path()).unwrap().read_weights().unwrap(), weights);
+            if whole {
+                continue;
+            }
+            let path = home.path().join("model.safetensors.index.json");
+            let index: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+            assert_eq!(index["metadata"]["total_size"], 4 * layout.len());
+            assert_eq!(index["weight_map"].as_object().unwrap().len(), layout.entries().len());
+            let mut sizes = std::collections::BTreeMap::<String, Vec<u64>>::new();
+            for entry in layout.entries() {
+                let file = index["weight_map"][&entry.name].as_str().unwrap().to_string();
+                sizes.entry(file).or_default().push(4 * entry.block.len() as u64);
+            }
+            for (number, (file, tensors)) in sizes.iter().enumerate() {
+                assert_eq!(*file, format!("model-{:05}-of-{:05}.safetensors", number + 1, sizes.len()));
+                assert!(tensors.iter().sum::<u64>() <= limit || tensors.len() == 1, "{file}: {tensors:?}");
+            }
+        }
+    }
+
+    /// The limits are where the next f32 rounds to infinity.
+    #[test]
+    fn overflow_is_found_exactly_where_rounding_gives_infinity() {
+        let below = |x: f32| f32::from_bits(x.to_bits() - 1);
+        for (dtype, limit) in [(ExportDType::F16, 65_520.0), (ExportDType::Bf16, f32::from_bits(0x7f7f_8000))] {
+            let infinite = |x: f32| match dtype {
+                ExportDType::F16 => f16::from_f32(x).is_infinite(),
+                _ => bf16::from_f32(x).is_infinite(),
+            };
+            for value in [limit, -limit, below(limit), -below(limit), f32::MAX, 1.0, 0.0] {
+                assert_eq!(dtype.overflows(value), infinite(value), "{value:e}");
+            }
+        }
+        assert!(!ExportDType::F16.overflows(f32::INFINITY) && !ExportDType::F32.overflows(f32::MAX));
+    }
 }
