@@ -97,7 +97,8 @@ fn unknown_dtypes_and_overflowing_shapes_are_refused() {
 fn misaligned_floats_are_read_correctly() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("odd.safetensors");
-    let header = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}}"#;
+    let header =
+        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}}"#;
     for padding in 0..8 {
         let header = format!("{header}{}", " ".repeat(padding));
         let data = [&[7u8][..], &1.5f32.to_le_bytes(), &(-2.25f32).to_le_bytes()].concat();
