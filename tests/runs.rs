@@ -267,6 +267,31 @@ fn an_attack_that_is_killed_or_stopped_ends_with_the_same_bytes() {
     }
 }
 
+/// A safeguard of the run file runs first, and a run that is killed after it does not pay for it again.
+#[test]
+fn a_safeguard_of_the_run_file_is_trained_first_and_survives_a_kill() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = tar_run(scratch.path());
+    let safeguard = "[safeguard]\nmethod = \"random_mapping\"\ndata = \"pile\"\nsteps = 40\nlr = 5e-3\nwarmup = 0\n";
+    let text_of_run = std::fs::read_to_string(&run).unwrap();
+    std::fs::write(&run, format!("{text_of_run}{safeguard}")).unwrap();
+    let (run, whole) = (text(&run), scratch.path().join("whole"));
+    succeeds(&temper(&["harden", &run, "--out", &text(&whole)]).output().unwrap());
+    let expected = result(&whole);
+    let metrics = std::fs::read_to_string(whole.join("temper/metrics.jsonl")).unwrap();
+    let losses: Vec<f64> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|record| record["phase"] == "safeguard")
+        .map(|record| record["removal_loss"].as_f64().unwrap())
+        .collect();
+    assert_eq!(losses.len(), 40);
+    assert!(losses[39] < 0.9 * losses[0], "random mapping lowers its loss: {losses:?}");
+    let out = text(&scratch.path().join("killed"));
+    with_interruptions(&["harden", &run, "--out", &out], "-KILL");
+    assert!(result(Path::new(&out)) == expected);
+}
+
 /// Promise 4: an exploding attack stops with its own exit code, and its checkpoints still hold finite weights.
 #[test]
 fn numbers_that_are_not_finite_never_reach_the_weights() {

@@ -10,7 +10,8 @@ impl RunConfig {
     /// The names of the streams that the method uses; `[data]` may hold more.
     pub fn used_streams(&self) -> BTreeSet<&str> {
         let adversaries = self.tar.adversary.iter().flat_map(|adversary| adversary.data.streams());
-        adversaries.chain([self.tar.tr_data.as_str(), self.tar.retain_data.as_str()]).collect()
+        let safeguard = self.safeguard.iter().map(|safeguard| safeguard.data.as_str());
+        adversaries.chain(safeguard).chain([self.tar.tr_data.as_str(), self.tar.retain_data.as_str()]).collect()
     }
 }
 

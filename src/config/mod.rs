@@ -13,5 +13,6 @@ mod validate;
 pub(crate) use reader::suggestion;
 pub use schema::{
     AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, ModelSection, OuterConfig,
-    ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry, SwitchDraw, TarConfig, TrLoss,
+    ParameterChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry, SwitchDraw,
+    TarConfig, TrLoss,
 };

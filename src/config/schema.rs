@@ -25,6 +25,9 @@ pub struct RunConfig {
     pub model: ModelSection,
     /// The data streams, by the names that the other tables use.
     pub data: BTreeMap<String, DataConfig>,
+    /// A plain safeguard to train first; absent where the model has had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safeguard: Option<SafeguardConfig>,
     /// The method.
     pub tar: TarConfig,
     /// When to write checkpoints.
@@ -81,6 +84,56 @@ fn default_batch() -> usize {
 
 fn default_max_length() -> usize {
     256
+}
+
+/// `[safeguard]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SafeguardConfig {
+    /// What it does.
+    pub method: SafeguardMethod,
+    /// Stream of restricted data (for refusal: of preference pairs).
+    pub data: String,
+    /// Steps. The published random mapping takes 600.
+    #[serde(default = "safeguard_steps")]
+    pub steps: u64,
+    /// Its optimizer.
+    #[serde(default = "schedulefree_adamw")]
+    pub optimizer: OptimizerKind,
+    /// Peak learning rate.
+    #[serde(default = "safeguard_lr")]
+    pub lr: f64,
+    /// Warm-up steps.
+    #[serde(default = "safeguard_warmup")]
+    pub warmup: u64,
+}
+
+fn safeguard_steps() -> u64 {
+    600
+}
+
+fn schedulefree_adamw() -> OptimizerKind {
+    OptimizerKind::ScheduleFreeAdamW
+}
+
+fn safeguard_lr() -> f64 {
+    1e-5
+}
+
+fn safeguard_warmup() -> u64 {
+    100
+}
+
+/// `safeguard.method`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SafeguardMethod {
+    /// Hidden states to random directions.
+    RandomMapping,
+    /// A uniform next-token distribution.
+    MaxEntropy,
+    /// Refusals preferred to compliance.
+    Refusal,
 }
 
 /// `[tar]`.

@@ -297,7 +297,7 @@ fn keys(path: &str, value: &toml::Value, all: &mut Vec<String>) {
         toml::Value::Table(table) => {
             for (key, value) in table {
                 let key = if path == "data" { "STREAM" } else { key };
-                keys(&format!("{path}.{key}").trim_start_matches('.').to_string(), value, all);
+                keys(format!("{path}.{key}").trim_start_matches('.'), value, all);
             }
         }
         toml::Value::Array(list) if list.iter().all(toml::Value::is_table) => {

@@ -19,6 +19,11 @@ pub(super) fn check(config: &RunConfig, written: impl Fn(&str) -> bool) -> Resul
     for (name, stream) in &config.data {
         check_stream(&format!("data.{name}"), stream)?;
     }
+    if let Some(safeguard) = &config.safeguard {
+        stream_exists(config, "safeguard.data", &safeguard.data)?;
+        at_least("safeguard.steps", safeguard.steps, 1)?;
+        positive("safeguard.lr", safeguard.lr)?;
+    }
     check_method(config)?;
     check_outer(config)?;
     check_adversaries(config, &written)?;
@@ -246,7 +251,7 @@ fn stream_exists(config: &RunConfig, key: &str, name: &str) -> Result<()> {
 fn warn_of_unused_streams(config: &RunConfig) {
     let used = config.used_streams();
     for name in config.data.keys().filter(|name| !used.contains(name.as_str())) {
-        tracing::warn!("[data.{name}] is not used by [tar]");
+        tracing::warn!("[data.{name}] is not used");
     }
 }
 

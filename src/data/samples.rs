@@ -75,7 +75,7 @@ impl Sample {
 
     /// Cuts the end off every sequence beyond `max_length` tokens; says whether there was anything to cut.
     pub fn truncate(&mut self, max_length: usize) -> bool {
-        self.sequences_mut().filter_map(|sequence| sequence.truncate(max_length).then_some(())).count() > 0
+        self.sequences_mut().map(|sequence| sequence.truncate(max_length)).filter(|cut| *cut).count() > 0
     }
 
     /// Whether every sequence learns a token.

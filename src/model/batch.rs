@@ -41,9 +41,8 @@ impl Batch {
     pub fn next_token_targets(&self) -> Vec<u32> {
         let mut targets = vec![IGNORE_INDEX; self.len()];
         for s in &self.segments {
-            for row in s.start..(s.start + s.valid).saturating_sub(1) {
-                targets[row] = self.labels[row + 1];
-            }
+            let learned = s.valid.saturating_sub(1);
+            targets[s.start..s.start + learned].copy_from_slice(&self.labels[s.start + s.valid - learned..][..learned]);
         }
         targets
     }

@@ -26,11 +26,11 @@ impl MetricsWriter {
         Ok(Self { path, file, events: Events::create(directory)? })
     }
 
-    /// Goes on with a stream after `step`: later records, of steps that will be done again, are removed, so that the
-    /// stream of a resumed run is that of one that never stopped.
-    pub fn append(directory: &Path, step: u64) -> Result<Self> {
+    /// Goes on with a stream after `step` of `phase`: its later records, of steps that will be done again, are removed, so
+    /// that the stream of a resumed run is that of one that never stopped.
+    pub fn append(directory: &Path, phase: &str, step: u64) -> Result<Self> {
         let path = directory.join(NAME);
-        let kept = records_up_to(&path, step)?;
+        let kept = records_up_to(&path, phase, step)?;
         std::fs::write(&path, kept).map_err(Error::io("write", &path))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("write", &path))?;
         Ok(Self { path, file, events: Events::create(directory)? })
@@ -50,8 +50,8 @@ impl MetricsWriter {
     }
 }
 
-/// The lines of a stream up to `step`. A last line that a crash cut short is dropped.
-fn records_up_to(path: &Path, step: u64) -> Result<String> {
+/// The lines of a stream up to `step` of `phase`, those of other phases included. A last line that a crash cut short is dropped.
+fn records_up_to(path: &Path, phase: &str, step: u64) -> Result<String> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
@@ -60,8 +60,8 @@ fn records_up_to(path: &Path, step: u64) -> Result<String> {
     let mut kept = String::new();
     for line in BufReader::new(file).lines() {
         let line = line.map_err(Error::io("read", path))?;
-        let record: Option<Value> = serde_json::from_str(&line).ok();
-        if record.and_then(|record| record["step"].as_u64()).is_some_and(|at| at <= step) {
+        let Ok(record) = serde_json::from_str::<Value>(&line) else { continue };
+        if record["phase"] != phase || record["step"].as_u64().is_some_and(|at| at <= step) {
             kept.push_str(&line);
             kept.push('\n');
         }
@@ -84,7 +84,7 @@ mod tests {
         let mut killed = MetricsWriter::create(b.path()).unwrap();
         (1..=5).for_each(|step| record(&mut killed, step));
         killed.file.write_all(b"{\"step\": 6, \"pha").unwrap();
-        let mut resumed = MetricsWriter::append(b.path(), 3).unwrap();
+        let mut resumed = MetricsWriter::append(b.path(), "attack", 3).unwrap();
         (4..=6).for_each(|step| record(&mut resumed, step));
         let read = |directory: &tempfile::TempDir| std::fs::read_to_string(directory.path().join(NAME)).unwrap();
         assert_eq!(read(&a), read(&b));

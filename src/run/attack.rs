@@ -166,7 +166,7 @@ impl<'a, B: Backend> Run<'a, B> {
             Some((path, snapshot)) => {
                 run.restore(&path, snapshot)?;
                 observe(Event::Note(&format!("resumed from {}", path.display())))?;
-                MetricsWriter::append(&folder, run.step)?
+                MetricsWriter::append(&folder, "attack", run.step)?
             }
         });
         Ok(run)

@@ -1,12 +1,12 @@
 //! `temper harden`: the nested loop from a run file to a model directory.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::safeguard;
 use super::settings::settings;
 use super::signals::StopFlag;
 use super::{Event, LoadedModel, Observer, RunDirectory, export_dtype, open_stream};
-use crate::checkpoint::TensorData;
+use crate::checkpoint::{Snapshot, TensorData};
 use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
 use crate::model::{ExportDType, ModelDirectory, write_model};
@@ -47,7 +47,7 @@ pub fn harden<B: Backend>(
     stop: &StopFlag,
     observe: &mut Observer,
 ) -> Result<HardenSummary> {
-    let mut run = set_up(backend, config, out, resume, observe)?;
+    let mut run = set_up(backend, config, out, resume, stop, observe)?;
     let steps = config.tar.outer_steps;
     observe(Event::Begin { from: run.hardener.steps_done(), steps })?;
     let mut summary = HardenSummary { steps: run.hardener.steps_done(), skipped: 0, retain_loss: f64::NAN };
@@ -72,48 +72,59 @@ fn set_up<'a, B: Backend>(
     config: &'a RunConfig,
     out: &Path,
     resume: bool,
+    stop: &StopFlag,
     observe: &mut Observer,
 ) -> Result<Run<'a, B>> {
     let source = ModelDirectory::open(&config.model.path)?;
     let dtype = export_dtype(config.model.dtype.as_deref(), &source)?;
-    let streams = streams(config, &source)?;
+    let mut streams = streams(config, &source)?;
     let positions = streams.0.values().map(|s| s.longest()).max().unwrap_or(1);
-    let loaded = LoadedModel::open(backend, &config.model.path, positions)?;
+    let mut loaded = LoadedModel::open(backend, &config.model.path, positions)?;
     let reference = config.model.reference.as_ref().unwrap_or(&config.model.path);
     let reference = loaded.other_weights(reference, "reference weights")?;
     let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, resume)?;
-    let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
-    let metrics = match resume.then(|| directory.latest()).transpose()?.flatten() {
-        None => {
-            if config.compat.skip_first_retain_batch {
-                hardener.streams_mut().skip_batch(&config.tar.retain_data)?;
-            }
-            MetricsWriter::create(&directory.folder())?
-        }
-        Some((path, mut snapshot)) => {
-            let state: HardenerState =
-                serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
-                    Error::input(&path, format!("its state does not fit this program: {error}"), "start a new run")
-                })?;
-            let len = loaded.directory.config.parameter_count() as usize;
-            let weights = snapshot.take_f32(&path, "weights", len)?;
-            let states = (0..hardener.outer_optimizer().states().len())
-                .map(|i| snapshot.take_f32(&path, &format!("outer optimizer state {i}"), len))
-                .collect::<Result<Vec<_>>>()?;
-            hardener.restore(&state, &weights, &states)?;
-            observe(Event::Note(&format!("resumed from {}", path.display())))?;
-            MetricsWriter::append(&directory.folder(), state.step)?
-        }
-    };
-    Ok(Run { config, directory, source, dtype, hardener, metrics })
+    if let Some((path, snapshot)) = resume.then(|| directory.latest()).transpose()?.flatten() {
+        let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
+        let step = restore(&mut hardener, &path, snapshot)?;
+        observe(Event::Note(&format!("resumed from {}", path.display())))?;
+        let metrics = MetricsWriter::append(&directory.folder(), "harden", step)?;
+        return Ok(Run { config, directory, source, dtype, hardener, metrics });
+    }
+    let mut metrics = MetricsWriter::create(&directory.folder())?;
+    if let Some(table) = &config.safeguard {
+        let tables = (config, table);
+        safeguard::apply(&mut loaded, &reference, &mut streams, tables, stop, &mut metrics, observe)?;
+    }
+    if config.compat.skip_first_retain_batch {
+        streams.skip_batch(&config.tar.retain_data)?;
+    }
+    let hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
+    let run = Run { config, directory, source, dtype, hardener, metrics };
+    if config.safeguard.is_some() {
+        // What the safeguard cost is not paid again by a run that is stopped later.
+        run.save(&run.hardener.state())?;
+    }
+    Ok(run)
+}
+
+/// Puts a checkpoint back; returns the outer steps it has done.
+fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Snapshot) -> Result<u64> {
+    let state: HardenerState = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
+        Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
+    })?;
+    let len = hardener.weights().layout().len();
+    let weights = snapshot.take_f32(path, "weights", len)?;
+    let states = (0..hardener.outer_optimizer().states().len())
+        .map(|i| snapshot.take_f32(path, &format!("outer optimizer state {i}"), len))
+        .collect::<Result<Vec<_>>>()?;
+    hardener.restore(&state, &weights, &states)?;
+    Ok(state.step)
 }
 
 /// The streams that the method uses, of those that the run file names.
 fn streams(config: &RunConfig, model: &ModelDirectory) -> Result<Streams> {
-    let mut names = BTreeSet::from([config.tar.tr_data.as_str(), config.tar.retain_data.as_str()]);
-    names.extend(config.tar.adversary.iter().flat_map(|adversary| adversary.data.streams()));
     let mut streams = Streams::default();
-    for name in names {
+    for name in config.used_streams() {
         let Some(table) = config.data.get(name) else {
             let problem = "there is no such data stream";
             return Err(Error::config(format!("data.{name}"), problem, "add the table or mend the name"));

@@ -7,6 +7,7 @@
 mod attack;
 mod directory;
 mod harden;
+mod safeguard;
 mod settings;
 mod setup;
 pub mod signals;

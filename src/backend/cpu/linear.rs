@@ -28,7 +28,7 @@ impl<'a> Operand<'a> {
     }
 
     /// The matrix from row `row` on.
-    fn from_row(self, row: usize) -> Self {
+    fn below(self, row: usize) -> Self {
         Self { values: &self.values[row * self.strides.0..], ..self }
     }
 
@@ -100,7 +100,7 @@ pub(super) fn parallel_product(
     let rows = block_rows(m, n * k).max(if packed { 128.min(m.div_ceil(2)) } else { 0 }).next_multiple_of(16);
     out.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(block, out)| {
         let first = block * rows;
-        product((rows.min(m - first), n, k), a.from_row(first), b, out, n, 1.0, accumulate);
+        product((rows.min(m - first), n, k), a.below(first), b, out, n, 1.0, accumulate);
     });
 }
 

@@ -1,0 +1,61 @@
+//! The plain safeguard of a run file, which runs before the nested loop.
+
+use std::sync::Arc;
+
+use super::signals::StopFlag;
+use super::{Event, LoadedModel, Observer};
+use crate::config::{RunConfig, SafeguardConfig, SafeguardMethod};
+use crate::error::{Error, Result};
+use crate::model::Parameters;
+use crate::objective::Evaluator;
+use crate::ops::Backend;
+use crate::optimizer::{OptimizerConfig, Schedule};
+use crate::report::MetricsWriter;
+use crate::safeguard::{Method, Safeguard};
+use crate::tar::Streams;
+
+/// Trains the safeguard that `config` asks for on the loaded weights.
+///
+/// # Errors
+/// [`Error::Interrupted`] after `stop` was requested: it is short and keeps no checkpoints, so it starts over.
+pub(super) fn apply<B: Backend>(
+    loaded: &mut LoadedModel<B>,
+    reference: &Parameters<B>,
+    streams: &mut Streams,
+    (config, table): (&RunConfig, &SafeguardConfig),
+    stop: &StopFlag,
+    metrics: &mut MetricsWriter,
+    observe: &mut Observer,
+) -> Result<()> {
+    let model = Arc::clone(&loaded.model);
+    let mut evaluator = Evaluator::new(Arc::clone(&model), streams.max_batch_tokens(), &[])?;
+    let schedule = Schedule { warmup: table.warmup, ..Schedule::constant() };
+    let optimizer = OptimizerConfig { schedule, ..OptimizerConfig::new(table.optimizer, table.lr) };
+    let over = config.compat.representations_over;
+    let mut safeguard = Safeguard::new(&model, method(config, table), optimizer, over)?;
+    observe(Event::Note(&format!("safeguard: {} steps", table.steps)))?;
+    observe(Event::Begin { from: 0, steps: table.steps })?;
+    for step in 1..=table.steps {
+        if stop.requested() {
+            let remedy = "the safeguard starts over when the same command runs with --resume".into();
+            return Err(Error::Interrupted { at: format!("in step {step} of the safeguard"), remedy });
+        }
+        let restricted = streams.next_batch(&model, &table.data)?;
+        let retain = streams.next_batch(&model, &config.tar.retain_data)?;
+        let losses = safeguard.step(&mut evaluator, &mut loaded.weights, reference, &restricted, &retain)?;
+        let values = [("removal_loss", losses.removal), ("retain_loss", losses.retain)];
+        metrics.record("safeguard", step, &values)?;
+        observe(Event::Step { step, values: &values })?;
+    }
+    let point = safeguard.trainer().optimizer().average_point(&model.backend, &loaded.weights)?;
+    loaded.weights.upload(&model.backend, &point)
+}
+
+fn method(config: &RunConfig, table: &SafeguardConfig) -> Method {
+    let over = config.compat.entropy_over;
+    match table.method {
+        SafeguardMethod::RandomMapping => Method::RandomMapping { seed: config.seed, over },
+        SafeguardMethod::MaxEntropy => Method::MaxEntropy { over },
+        SafeguardMethod::Refusal => Method::Refusal { beta: config.tar.dpo_beta as f32 },
+    }
+}
