@@ -229,7 +229,7 @@ fn tokenized_preference_pairs_become_chosen_then_rejected() {
 fn a_directory_is_its_files_in_name_order() {
     let home = tempfile::tempdir().unwrap();
     for (name, id) in [("b.jsonl", 2), ("a.jsonl", 1), ("c.jsonl", 3), ("readme.txt", 4)] {
-        chat_model::data(home.path(), name, &format!("{{\"input_ids\":[{id},{id}]}}\n"));
+        chat_model::data(home.path(), name, format!("{{\"input_ids\":[{id},{id}]}}\n"));
     }
     let options = StreamOptions { shuffle: false, ..options(3) };
     let mut stream = DataStream::open("a", home.path(), home.path(), options).unwrap();

@@ -176,6 +176,8 @@ fn samples_that_teach_nothing_leave_no_empty_stream() {
     assert!(message.contains("line 2: preference pairs and single sequences are mixed"), "{message}");
 }
 
+type Change = Box<dyn FnOnce(&mut Value)>;
+
 /// A [`chat_model::tokenizer_json`] with a change.
 fn with_tokenizer(change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let home = model(Some(LLAMA3));
@@ -191,7 +193,7 @@ fn harmful_tokenizers_are_refused() {
     let replace = || json!({"type": "Replace", "pattern": {"String": "h"}, "content": "hh"});
     let repeat = || json!({"Sequence": {"id": "A", "type_id": 0}});
     let word_level = |id: Value| json!({"type": "WordLevel", "vocab": {"a": id}, "unk_token": "a"});
-    let cases: Vec<(&str, Box<dyn FnOnce(&mut Value)>)> = vec![
+    let cases: Vec<(&str, Change)> = vec![
         ("merge of an unknown token", Box::new(|t| t["model"]["merges"] = json!(["h e", "hexagonal e"]))),
         (
             "merge longer than any token",
@@ -237,7 +239,7 @@ fn harmful_tokenizers_are_refused() {
     for (name, change) in cases {
         let home = with_tokenizer(change);
         let start = Instant::now();
-        let path = data(home.path(), "data.jsonl", CONVERSATION.repeat(1));
+        let path = data(home.path(), "data.jsonl", CONVERSATION);
         let message = refused(open(&path, home.path()), "tokenizer.json");
         assert!(start.elapsed() < Duration::from_secs(5), "{name} takes {:?}: {message}", start.elapsed());
         refused(inspect(&path, home.path(), 0, 64), "tokenizer.json");

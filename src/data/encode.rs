@@ -134,13 +134,9 @@ impl TextEncoder {
     /// A conversation as one sequence; the assistant's turns from message `first` on are learned, with the token that
     /// ends the turn and without the header that the generation prompt gives.
     ///
-    /// It is tokenized as a whole, as for inference. Which characters are learned is found by rendering its
-    /// beginnings; a token is learned if it holds one of them.
+    /// It is tokenized as a whole, as for inference. A token is learned if it holds a character that is.
     fn conversation(&self, messages: &[Message], first: usize) -> Result<Sequence, String> {
-        let text = self.template.render(messages, false)?;
-        let turns = (first..messages.len()).filter(|&index| messages[index].is_assistant());
-        let spans: Vec<Range<usize>> =
-            turns.map(|index| self.answer(&text, messages, index)).collect::<Result<_, _>>()?;
+        let (text, spans) = self.template.answers(messages, first)?;
         let tokens = self.tokenizer.encode(&text, false)?;
         let mut labels = vec![IGNORE_INDEX; tokens.len()];
         for span in spans {
@@ -149,20 +145,6 @@ impl TextEncoder {
             }
         }
         Ok(Sequence { tokens: tokens.into_iter().map(|token| token.id).collect(), labels })
-    }
-
-    /// The bytes of `text` (the whole conversation, rendered) that the assistant says in message `index`.
-    fn answer(&self, text: &str, messages: &[Message], index: usize) -> Result<Range<usize>, String> {
-        let before = self.template.render(messages.get(..index).unwrap_or_default(), true)?;
-        let after = self.template.render(messages.get(..=index).unwrap_or_default(), false)?;
-        if text.starts_with(&after) && after.starts_with(&before) {
-            return Ok(before.len()..after.len());
-        }
-        let what = match after.starts_with(&before) {
-            true => "writes earlier turns differently once later ones follow",
-            false => "begins the answer differently than its generation prompt does",
-        };
-        Err(format!("the chat template {what}, so it cannot be told what is learned of message {index}"))
     }
 
     /// Positions of the tokens that lie in `span`. White space after the token that ends the turn belongs to the

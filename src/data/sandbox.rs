@@ -3,7 +3,8 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Once, mpsc};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 thread_local! {
@@ -39,11 +40,15 @@ fn said(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".into())
 }
 
-/// Stack of [`confine`] in bytes. Only what is used of it becomes memory.
+/// Stack of a worker in bytes. Only what is used of it becomes memory.
 const DEEP_STACK: usize = 512 << 20;
 
-/// [`catch`] on a thread of its own with a large stack, for code that goes as deep as its input says; gives up after
-/// `patience`.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Workers that wait for a job: starting a thread for each would take longer than most jobs do.
+static IDLE: Mutex<Vec<Sender<Job>>> = Mutex::new(Vec::new());
+
+/// [`catch`] on a thread with a large stack, for code that goes as deep as its input says; gives up after `patience`.
 ///
 /// A thread cannot be stopped from outside: after giving up it runs on until it or the process ends. So the caller must
 /// treat this failure as final and not try again.
@@ -51,17 +56,33 @@ pub fn confine<T: Send + 'static>(
     patience: Duration,
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
+    let worker = worker().map_err(|error| format!("no thread can be started for it: {error}"))?;
     let (sender, receiver) = mpsc::sync_channel(1);
-    let run = move || {
+    let job = move || {
         // The receiver is gone if it gave up; nobody is left to tell then.
         let _ = sender.send(catch(work).and_then(|result| result));
     };
-    let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn(run);
-    thread.map_err(|error| format!("no thread can be started for it: {error}"))?;
+    worker.send(Box::new(job)).map_err(|_| "its thread has ended".to_string())?;
     match receiver.recv_timeout(patience) {
-        Ok(result) => result,
+        Ok(result) => {
+            idle().push(worker);
+            result
+        }
         Err(_) => Err(format!("it is not done after {} s", patience.as_secs())),
     }
+}
+
+fn idle() -> MutexGuard<'static, Vec<Sender<Job>>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn worker() -> std::io::Result<Sender<Job>> {
+    if let Some(worker) = idle().pop() {
+        return Ok(worker);
+    }
+    let (sender, jobs) = mpsc::channel::<Job>();
+    std::thread::Builder::new().stack_size(DEEP_STACK).spawn(move || jobs.into_iter().for_each(|job| job()))?;
+    Ok(sender)
 }
 
 #[cfg(test)]

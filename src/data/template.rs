@@ -1,6 +1,7 @@
 //! Chat templates: Jinja programs of untrusted model directories, run with limits.
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,29 +91,69 @@ impl ChatTemplate {
 
     /// Renders a conversation; the error says what stands in the way.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
+        let messages = messages.to_vec();
+        self.run(move |compiled| compiled.render(&messages, add_generation_prompt))
+    }
+
+    /// Renders a conversation and finds the bytes that the assistant says in it from message `first` on, without the
+    /// header that the generation prompt gives and with what ends the turn.
+    ///
+    /// They are what the rendering of the conversation up to a turn has beyond that up to the turn before it with the
+    /// generation prompt. Fails if the template does not render the beginning of a conversation as the beginning.
+    pub fn answers(&self, messages: &[Message], first: usize) -> Result<(String, Vec<Range<usize>>), String> {
+        let messages = messages.to_vec();
+        self.run(move |compiled| {
+            let text = compiled.render(&messages, false)?;
+            let turns = (first..messages.len()).filter(|&index| messages[index].is_assistant());
+            let spans = turns.map(|index| compiled.answer(&text, &messages, index)).collect::<Result<_, _>>()?;
+            Ok((text, spans))
+        })
+    }
+
+    /// Does something with the template within its limits.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Compiled) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
         if self.given_up.load(Ordering::Relaxed) {
             return Err("the chat template was given up, it ran for too long".into());
         }
-        let (compiled, messages) = (Arc::clone(&self.compiled), messages.to_vec());
+        let compiled = Arc::clone(&self.compiled);
         let start = Instant::now();
-        let rendered = sandbox::confine(PATIENCE, move || {
-            compiled.render(&messages, add_generation_prompt).map_err(|error| error.to_string())
-        });
-        self.given_up.fetch_or(rendered.is_err() && start.elapsed() >= PATIENCE, Ordering::Relaxed);
-        rendered.map_err(|reason| format!("the chat template fails: {reason}"))
+        let result = sandbox::confine(PATIENCE, move || work(&compiled));
+        self.given_up.fetch_or(result.is_err() && start.elapsed() >= PATIENCE, Ordering::Relaxed);
+        result.map_err(|reason| format!("the chat template fails: {reason}"))
     }
 }
 
 impl Compiled {
-    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
         let turn = |m: &Message| Jinja::from_pairs([("role", m.role), ("content", m.content.as_str())]);
         let turns: Vec<Jinja> = messages.iter().map(turn).collect();
         let mut context =
             vec![("messages", Jinja::from(turns)), ("add_generation_prompt", add_generation_prompt.into())];
         context.extend(self.tokens.iter().map(|(name, text)| (name.as_str(), Jinja::from(text.as_str()))));
         let mut text = Limited(Vec::new());
-        self.environment.get_template("chat")?.render_captured_to(Jinja::from_pairs(context), &mut text)?;
-        String::from_utf8(text.0).map_err(|_| minijinja::Error::new(ErrorKind::WriteFailure, "not UTF-8"))
+        let rendered = self
+            .environment
+            .get_template("chat")
+            .and_then(|template| template.render_captured_to(Jinja::from_pairs(context), &mut text).map(drop));
+        rendered.map_err(|error| error.to_string())?;
+        String::from_utf8(text.0).map_err(|_| "it does not write UTF-8".to_string())
+    }
+
+    /// The bytes of `text` (the whole conversation, rendered) that the assistant says in message `index`.
+    fn answer(&self, text: &str, messages: &[Message], index: usize) -> Result<Range<usize>, String> {
+        let before = self.render(messages.get(..index).unwrap_or_default(), true)?;
+        let after = self.render(messages.get(..=index).unwrap_or_default(), false)?;
+        if text.starts_with(&after) && after.starts_with(&before) {
+            return Ok(before.len()..after.len());
+        }
+        let what = match after.starts_with(&before) {
+            true => "writes earlier turns differently once later ones follow",
+            false => "begins the answer differently than its generation prompt does",
+        };
+        Err(format!("it {what}, so it cannot be told what is learned of message {index}"))
     }
 }
 

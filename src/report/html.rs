@@ -25,7 +25,8 @@ figure{margin:0;padding:.8rem;background:var(--card);border-radius:.5rem}figcapt
 svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--line)}polyline{fill:none;stroke-width:2.2}circle{stroke:none}\
 polyline.series-0{stroke:var(--a)}polyline.series-1{stroke:var(--b);stroke-dasharray:6 3}circle.series-0{fill:var(--a)}circle.series-1{fill:var(--b)}\
 .legend{margin:.2rem 0 0;font-size:.9rem}.legend span{margin-right:1rem;font-weight:600}span.series-0{color:var(--a)}span.series-1{color:var(--b)}\
-pre{background:var(--card);padding:.8rem;border-radius:.5rem;overflow-x:auto;font-size:.9rem}";
+pre{background:var(--card);padding:.8rem;border-radius:.5rem;overflow-x:auto;font-size:.9rem}\
+@media(max-width:32rem){th,td{padding:.4rem .3rem;font-size:.9rem}h1{font-size:1.35rem}}";
 
 impl HtmlReport {
     /// An empty page.

@@ -1,0 +1,52 @@
+//! `temper demo --quick`: the whole course in a few seconds, and the files that others read.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use temper::model::ModelDirectory;
+
+fn demo(out: &Path) -> std::process::Output {
+    let out = out.display().to_string();
+    Command::new(env!("CARGO_BIN_EXE_temper"))
+        .args(["demo", "--quick", "--seed", "5", "--out", &out])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn the_quick_demonstration_writes_everything_that_the_full_one_does() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("demo");
+    let output = demo(&out);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("plain safeguard") && table.contains("hardened"), "{table}");
+
+    let summary: Value = serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["seed"], 5);
+    let share = |value: &Value| (0.0..=1.0).contains(&value.as_f64().unwrap());
+    for stage in ["pretrained", "unlearned", "hardened"] {
+        assert!(share(&summary["benign"][stage]), "{summary}");
+    }
+    let attacks = summary["attacks"].as_array().unwrap();
+    assert_eq!(attacks.len(), 4);
+    for attack in attacks {
+        assert!(attack["name"].is_string() && attack["steps"].as_u64().unwrap() > 0);
+        assert!(share(&attack["unlearned_restricted"]) && share(&attack["hardened_restricted"]));
+    }
+
+    let (plain, hard) = (ModelDirectory::open(&out.join("unlearned")), ModelDirectory::open(&out.join("hardened")));
+    assert_ne!(plain.unwrap().read_weights().unwrap(), hard.unwrap().read_weights().unwrap());
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.matches("<svg").count() == 4 && page.contains("breakable"));
+    for outside in ["http:", "https:", "<script", "src="] {
+        assert!(!page.contains(outside), "the report is self-contained: {outside}");
+    }
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    for phase in ["pre-train", "unlearn", "harden", "attack unlearned", "attack hardened"] {
+        assert!(metrics.contains(&format!("\"phase\":\"{phase}\"")), "{phase}");
+    }
+    assert!(!demo(&out).status.success(), "a directory in use is not overwritten");
+}
