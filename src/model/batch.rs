@@ -6,11 +6,11 @@ use crate::ops::{Backend, IGNORE_INDEX, Segment, Segments, Tensor};
 /// Sequences laid one after another, without gaps.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Batch {
-    /// Token ids, [T].
+    /// Token ids, `[T]`.
     pub tokens: Vec<u32>,
-    /// The position of each token in its sequence, [T].
+    /// The position of each token in its sequence, `[T]`.
     pub positions: Vec<u32>,
-    /// The label of each token, [T], not shifted: [`IGNORE_INDEX`] where the token is not to be learned.
+    /// The label of each token, `[T]`, not shifted: [`IGNORE_INDEX`] where the token is not to be learned.
     pub labels: Vec<u32>,
     /// The sequences.
     pub segments: Vec<Segment>,
@@ -37,7 +37,7 @@ impl Batch {
         self.tokens.is_empty()
     }
 
-    /// What each row should predict, [T]: the label of the next row of the same sequence.
+    /// What each row should predict, `[T]`: the label of the next row of the same sequence.
     pub fn next_token_targets(&self) -> Vec<u32> {
         let mut targets = vec![IGNORE_INDEX; self.len()];
         for s in &self.segments {
@@ -47,7 +47,7 @@ impl Batch {
         targets
     }
 
-    /// Whether each row is a real token, [T].
+    /// Whether each row is a real token, `[T]`.
     pub fn is_real(&self) -> Vec<bool> {
         let mut real = vec![false; self.len()];
         for s in &self.segments {

@@ -104,7 +104,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn embedding_forward(&self, ids: Matrix<Self>, table: Matrix<Self>, out: MatrixMut<Self>) -> Result<()>;
     /// Adds rows into a table, in token order. See [`super::embedding_backward`].
     fn embedding_backward(&self, ids: Matrix<Self>, d_out: Matrix<Self>, d_table: MatrixMut<Self>) -> Result<()>;
-    /// out[i] = from[indices[i]]. See [`super::gather_rows`].
+    /// `out[i] = from[indices[i]]`. See [`super::gather_rows`].
     fn gather_rows(&self, from: Matrix<Self>, indices: Matrix<Self>, out: MatrixMut<Self>) -> Result<()>;
 
     /// Residual addition and RMS norm. See [`super::rms_norm_forward`].

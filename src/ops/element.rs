@@ -3,7 +3,7 @@
 use super::{Backend, Matrix, MatrixMut, expect};
 use crate::error::Result;
 
-/// out[t] = table[ids[t]]; ids [T, 1] u32, table [V, d], out [T, d]. The caller has checked that every id is below V.
+/// `out[t] = table[ids[t]]`; ids [T, 1] u32, table [V, d], out [T, d]. The caller has checked that every id is below V.
 pub fn embedding_forward<B: Backend>(backend: &B, ids: Matrix<B>, table: Matrix<B>, out: MatrixMut<B>) -> Result<()> {
     const NAME: &str = "embedding_forward";
     expect(NAME, "number of ids", ids.len(), out.rows)?;
@@ -11,7 +11,7 @@ pub fn embedding_forward<B: Backend>(backend: &B, ids: Matrix<B>, table: Matrix<
     backend.embedding_forward(ids, table, out)
 }
 
-/// d_table[ids[t]] += d_out[t], summed in token order, so that the result does not depend on the schedule.
+/// `d_table[ids[t]] += d_out[t]`, summed in token order, so that the result does not depend on the schedule.
 pub fn embedding_backward<B: Backend>(
     backend: &B,
     ids: Matrix<B>,
@@ -24,7 +24,7 @@ pub fn embedding_backward<B: Backend>(
     backend.embedding_backward(ids, d_out, d_table)
 }
 
-/// out[i] = from[indices[i]]; indices [n, 1] u32, each below the rows of `from`.
+/// `out[i] = from[indices[i]]`; indices [n, 1] u32, each below the rows of `from`.
 pub fn gather_rows<B: Backend>(backend: &B, from: Matrix<B>, indices: Matrix<B>, out: MatrixMut<B>) -> Result<()> {
     const NAME: &str = "gather_rows";
     expect(NAME, "number of indices", indices.len(), out.rows)?;
@@ -60,7 +60,7 @@ pub fn axpy<B: Backend>(backend: &B, alpha: f32, x: Matrix<B>, y: MatrixMut<B>) 
     backend.axpy(alpha, x, y)
 }
 
-/// out[0] += scale · Σ a · b, in f32 with a fixed order of summation: how per-token values become a loss on the device.
+/// `out[0] += scale · Σ a · b`, in f32 with a fixed order of summation: how per-token values become a loss on the device.
 pub fn weighted_sum<B: Backend>(backend: &B, a: Matrix<B>, b: Matrix<B>, scale: f32, out: MatrixMut<B>) -> Result<()> {
     expect("weighted_sum", "elements of b", b.len(), a.len())?;
     expect("weighted_sum", "elements of out", out.len(), 1)?;

@@ -10,7 +10,7 @@ pub const IGNORE_INDEX: u32 = u32::MAX;
 /// What [`loss_head`] computes from the logits z of a token, p = softmax(z).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadLoss {
-    /// −log p[target]. dz = p − onehot(target).
+    /// `−log p[target]`. dz = p − onehot(target).
     CrossEntropy,
     /// Σ p log p, minus the entropy. dz = p · (log p + H) with H the entropy. Targets are not read.
     NegativeEntropy,
@@ -78,7 +78,7 @@ pub fn representation_distance<B: Backend>(
     backend.representation_distance(hidden, reference, weights, values, d_hidden)
 }
 
-/// value_t = 1 − |cos(hidden_t, table[id_t])|; d_hidden += weight_t · d value_t / d hidden_t.
+/// `value_t = 1 − |cos(hidden_t, table[id_t])|`; d_hidden += weight_t · d value_t / d hidden_t.
 ///
 /// hidden, d_hidden [T, d]; table [V, d] f32; ids [T, 1]; weights, values [T, 1] f32. Norms in the cosine are at least
 /// 1e-8, as in `torch.nn.functional.cosine_similarity`. Source: TAR's random mapping (arXiv 2408.00761, appendix).
@@ -106,7 +106,7 @@ pub fn random_mapping<B: Backend>(
 /// Preference loss of pairs of sequences (DPO, arXiv 2305.18290, equation 7) and the token weights of its gradient.
 ///
 /// Segments come in pairs, chosen then rejected. With c_t the cross-entropy of token t (`values`, 0 where it is not
-/// learned), m = Σ_rejected c − Σ_chosen c and δ = β(m − reference_margin): losses[pair] = −log σ(δ), and `weights`, which
+/// learned), m = Σ_rejected c − Σ_chosen c and δ = β(m − reference_margin): `losses[pair] = −log σ(δ)`, and `weights`, which
 /// enters as 1 for learned tokens and 0 for others, is multiplied by ±scale · β · σ(−δ) / pairs (plus for chosen), so that
 /// Σ weights · c has the gradient of scale · mean(losses).
 ///
