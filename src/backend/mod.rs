@@ -1,3 +1,4 @@
 //! Devices. Each implements [`crate::ops::Backend`] and nothing above this folder knows which one it runs on.
 
 pub mod cpu;
+pub mod cuda;

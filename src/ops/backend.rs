@@ -47,7 +47,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn zeros(&self, name: &str, len: usize, dtype: DType) -> Result<Self::Buffer>;
     /// Number of elements of a buffer.
     fn len(&self, buffer: &Self::Buffer) -> usize;
-    /// Copies host values to `buffer[offset..]`, rounding to nearest even where the buffer is bf16.
+    /// Copies host values to `buffer[offset..]`. A bf16 buffer takes the nearest bf16, ties away from zero (so that the rest
+    /// of every f32 fits a remainder buffer), and a remainder buffer what that leaves over.
     fn upload_f32(&self, buffer: &mut Self::Buffer, offset: usize, values: &[f32]) -> Result<()>;
     /// Copies host values to `buffer[offset..]`.
     fn upload_u32(&self, buffer: &mut Self::Buffer, offset: usize, values: &[u32]) -> Result<()>;

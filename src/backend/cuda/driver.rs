@@ -1,0 +1,171 @@
+//! [`Driver`]: what the backend needs of a device's runtime. Two implementations: NVIDIA's driver, and the simulator,
+//! which executes the same kernels on the CPU. Everything above this trait is the same code on both.
+//!
+//! One stream: operations run in the order of the calls, and only [`Driver::download`], [`Driver::synchronize`] and
+//! [`Driver::elapsed_milliseconds`] wait for the device.
+
+use crate::error::Result;
+use crate::ops::DType;
+
+/// Facts about a device that launches depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceInfo {
+    /// Its name, for people.
+    pub name: String,
+    /// Compute capability: (9, 0) for Hopper.
+    pub compute_capability: (u32, u32),
+    /// Number of streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Most dynamic shared memory of one block, in bytes.
+    pub shared_bytes_per_block: u32,
+    /// Bytes of device memory.
+    pub memory: u64,
+}
+
+/// The value of one kernel parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    /// A device address, possibly null.
+    Pointer(u64),
+    /// `uint32_t`.
+    U32(u32),
+    /// `uint64_t`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+}
+
+impl From<u32> for Argument {
+    fn from(value: u32) -> Self {
+        Self::U32(value)
+    }
+}
+
+impl From<f32> for Argument {
+    fn from(value: f32) -> Self {
+        Self::F32(value)
+    }
+}
+
+/// A kernel and the shape of its launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The kernel's name in `kernels/`.
+    pub kernel: &'a str,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block; blocks are one-dimensional.
+    pub block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+}
+
+/// A row-major operand of a matrix product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operand {
+    /// Address of its first element.
+    pub pointer: u64,
+    /// Elements from one row in memory to the next.
+    pub leading: usize,
+    /// Whether memory holds its transpose.
+    pub transposed: bool,
+}
+
+/// C = alpha · op(A) op(B) + beta · C, all row-major: op(A) \[m, k\], op(B) \[k, n\], C \[m, n\]; products are summed in f32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gemm {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Columns of op(A).
+    pub k: usize,
+    /// A: memory holds \[m, k\], or \[k, m\] where `transposed`.
+    pub a: Operand,
+    /// B: memory holds \[k, n\], or \[n, k\] where `transposed`.
+    pub b: Operand,
+    /// Address of C.
+    pub c: u64,
+    /// Elements from one row of C to the next.
+    pub c_leading: usize,
+    /// How A and B are stored: bf16 or f32.
+    pub input: DType,
+    /// How C is stored: bf16 or f32.
+    pub output: DType,
+    /// Factor on the product.
+    pub alpha: f32,
+    /// Factor on what C holds: 0 (C is not read) or 1.
+    pub beta: f32,
+}
+
+/// A point in the stream whose time can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Event(pub u64);
+
+/// A device's runtime.
+///
+/// Addresses are plain integers, so the methods that use them are `unsafe`: the caller vouches that every range lies in
+/// memory that [`Driver::allocate`] returned and that was not released.
+pub trait Driver: Send + Sync {
+    /// What device it is.
+    fn device(&self) -> &DeviceInfo;
+
+    /// Allocates `bytes` of device memory, at least 16-byte aligned, with undefined content. `name` is for the message
+    /// when memory is short.
+    fn allocate(&self, name: &str, bytes: usize) -> Result<u64>;
+
+    /// Gives memory back, after all queued work.
+    ///
+    /// # Safety
+    /// `pointer` came from [`Driver::allocate`] with the same `bytes` and is not used again.
+    unsafe fn release(&self, pointer: u64, bytes: usize);
+
+    /// Copies host bytes to the device. `from` may be reused as soon as the call returns.
+    ///
+    /// # Safety
+    /// `to..to + from.len()` is allocated device memory.
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
+
+    /// Copies device bytes to the host. Waits for all queued work.
+    ///
+    /// # Safety
+    /// `from..from + to.len()` is allocated device memory.
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device; the ranges do not overlap.
+    ///
+    /// # Safety
+    /// Both ranges are allocated device memory.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// The range is allocated device memory.
+    unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()>;
+
+    /// Launches a kernel.
+    ///
+    /// # Safety
+    /// `arguments` are the kernel's parameters in number, order and type, and what it reads and writes through them is
+    /// allocated device memory.
+    unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()>;
+
+    /// A matrix product by the device's library; `false` where there is no such library, and nothing was done.
+    ///
+    /// # Safety
+    /// All three operands are allocated device memory; C does not overlap A or B.
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool>;
+
+    /// Whether [`Driver::gemm`] has a library, and which: for descriptions.
+    fn gemm_library(&self) -> Option<String>;
+
+    /// Waits for all queued work.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Marks the present end of the stream.
+    fn record_event(&self) -> Result<Event>;
+
+    /// Device time between two events, which are given back. Waits for the second.
+    fn elapsed_milliseconds(&self, start: Event, end: Event) -> Result<f32>;
+}

@@ -1,0 +1,229 @@
+//! The simulator as a [`Driver`]: device memory is host memory between guard pages, kernels run on a host SIMT machine
+//! that punishes misuse (`kernels/sim/`), and matrix products are the CPU's.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use half::bf16;
+
+use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand};
+use crate::error::{Error, Result};
+use crate::ops::DType;
+
+/// `temper_launch` of `kernels/sim/interface.h`.
+#[repr(C)]
+struct RawLaunch {
+    grid: [u32; 3],
+    cluster: [u32; 3],
+    block: u32,
+    shared_bytes: u32,
+    schedule_seed: u64,
+}
+
+unsafe extern "C" {
+    fn temper_sim_launch(
+        kernel: *const c_char,
+        launch: *const RawLaunch,
+        arguments: *const *const c_void,
+        argument_count: u32,
+    ) -> *const c_char;
+    fn temper_sim_allocate(bytes: usize) -> *mut c_void;
+    fn temper_sim_release(pointer: *mut c_void, bytes: usize);
+}
+
+/// A simulated device.
+pub(super) struct Simulator {
+    info: DeviceInfo,
+    schedule_seed: u64,
+    events: Mutex<Vec<Instant>>,
+}
+
+impl Simulator {
+    /// A device of a compute capability, whose threads run in round-robin order, or in an order drawn from a seed
+    /// that is not 0.
+    pub(super) fn new(compute_capability: (u32, u32), schedule_seed: u64) -> Self {
+        let info = DeviceInfo {
+            name: format!("simulated sm_{}{}", compute_capability.0, compute_capability.1),
+            compute_capability,
+            // Few, so that persistent kernels loop over their work even on small shapes.
+            multiprocessors: 3,
+            shared_bytes_per_block: if compute_capability.0 >= 9 { 232_448 } else { 166_912 },
+            memory: 16 << 30,
+        };
+        Self { info, schedule_seed, events: Mutex::new(Vec::new()) }
+    }
+}
+
+impl Driver for Simulator {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
+        // SAFETY: any size may be asked for; null means that there is no memory.
+        let pointer = unsafe { temper_sim_allocate(bytes) };
+        if pointer.is_null() {
+            return Err(Error::Device(format!("{name}: the simulator has no {bytes} bytes left")));
+        }
+        Ok(pointer as u64)
+    }
+
+    unsafe fn release(&self, pointer: u64, bytes: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { temper_sim_release(pointer as *mut c_void, bytes) }
+    }
+
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller vouches for the destination; host and simulated device memory do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller vouches for the range.
+        unsafe { std::ptr::write_bytes(to as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+        let name = std::ffi::CString::new(launch.kernel)
+            .map_err(|_| Error::Device(format!("`{}` is not a kernel's name", launch.kernel)))?;
+        let raw = RawLaunch {
+            grid: launch.grid,
+            cluster: [1; 3],
+            block: launch.block,
+            shared_bytes: launch.shared_bytes,
+            schedule_seed: self.schedule_seed,
+        };
+        let values: Vec<*const c_void> = arguments.iter().map(address_of).collect();
+        // SAFETY: the values live until the call returns; the caller vouches for their types and what they point to.
+        let problem = unsafe { temper_sim_launch(name.as_ptr(), &raw, values.as_ptr(), values.len() as u32) };
+        if problem.is_null() {
+            return Ok(());
+        }
+        // SAFETY: not null, so it is a C string that stays valid until this thread's next launch.
+        Err(Error::Device(unsafe { CStr::from_ptr(problem) }.to_string_lossy().into_owned()))
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool> {
+        // SAFETY: passed on to the caller.
+        unsafe { host_product(gemm) };
+        Ok(true)
+    }
+
+    fn gemm_library(&self) -> Option<String> {
+        Some("the CPU's".into())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn record_event(&self) -> Result<Event> {
+        let mut events = self.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        events.push(Instant::now());
+        Ok(Event(events.len() as u64 - 1))
+    }
+
+    fn elapsed_milliseconds(&self, start: Event, end: Event) -> Result<f32> {
+        let events = self.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match (events.get(start.0 as usize), events.get(end.0 as usize)) {
+            (Some(&start), Some(&end)) => Ok(end.duration_since(start).as_secs_f32() * 1e3),
+            _ => Err(Error::Device("an event that was never recorded".into())),
+        }
+    }
+}
+
+/// Where the value of an argument lies.
+fn address_of(argument: &Argument) -> *const c_void {
+    match argument {
+        Argument::Pointer(value) | Argument::U64(value) => std::ptr::from_ref(value).cast(),
+        Argument::U32(value) => std::ptr::from_ref(value).cast(),
+        Argument::F32(value) => std::ptr::from_ref(value).cast(),
+    }
+}
+
+/// The product on the CPU, in f32.
+unsafe fn host_product(gemm: &Gemm) {
+    // SAFETY: the caller vouches for the operands.
+    let (a, b) =
+        unsafe { (to_floats(&gemm.a, gemm.m, gemm.k, gemm.input), to_floats(&gemm.b, gemm.k, gemm.n, gemm.input)) };
+    let mut product = vec![0.0f32; gemm.m * gemm.n];
+    // SAFETY: the three vectors have the sizes and strides given.
+    unsafe {
+        gemm::gemm(
+            gemm.m,
+            gemm.n,
+            gemm.k,
+            product.as_mut_ptr(),
+            1,
+            gemm.n as isize,
+            false,
+            a.as_ptr(),
+            1,
+            gemm.k as isize,
+            b.as_ptr(),
+            1,
+            gemm.n as isize,
+            0.0,
+            gemm.alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+    for row in 0..gemm.m {
+        for column in 0..gemm.n {
+            let (value, place) = (product[row * gemm.n + column], row * gemm.c_leading + column);
+            // SAFETY: the place is inside C, which the caller vouches for.
+            unsafe { add_to(gemm, place, value) };
+        }
+    }
+}
+
+unsafe fn add_to(gemm: &Gemm, place: usize, value: f32) {
+    // SAFETY: the caller vouches for the place.
+    unsafe {
+        match gemm.output {
+            DType::Bf16 => {
+                let c = (gemm.c as *mut bf16).add(place);
+                let before = if gemm.beta == 0.0 { 0.0 } else { gemm.beta * (*c).to_f32() };
+                *c = bf16::from_f32(before + value);
+            }
+            _ => {
+                let c = (gemm.c as *mut f32).add(place);
+                let before = if gemm.beta == 0.0 { 0.0 } else { gemm.beta * *c };
+                *c = before + value;
+            }
+        }
+    }
+}
+
+/// op(X) as a dense row-major f32 matrix.
+unsafe fn to_floats(operand: &Operand, rows: usize, cols: usize, dtype: DType) -> Vec<f32> {
+    let at = |row: usize, column: usize| {
+        let place = if operand.transposed { column * operand.leading + row } else { row * operand.leading + column };
+        // SAFETY: inside the operand, which the caller vouches for.
+        unsafe {
+            match dtype {
+                DType::Bf16 => (*(operand.pointer as *const bf16).add(place)).to_f32(),
+                _ => *(operand.pointer as *const f32).add(place),
+            }
+        }
+    };
+    (0..rows).flat_map(|row| (0..cols).map(move |column| (row, column))).map(|(row, column)| at(row, column)).collect()
+}

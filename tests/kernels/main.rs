@@ -1,0 +1,3 @@
+//! Every kernel, run by the simulator, against the CPU backend.
+
+mod support;
