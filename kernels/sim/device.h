@@ -44,6 +44,9 @@ struct Site {
     const char* file;
     int line;
     static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    bool operator==(const Site& other) const {
+        return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+    }
 };
 
 struct Block;
@@ -59,7 +62,7 @@ struct ThreadView {
 };
 
 // The simulated thread that this OS thread executes now.
-extern __thread ThreadView* current;
+extern __thread ThreadView* current __attribute__((tls_model("initial-exec")));
 
 enum class ShuffleMode { index, up, down, exclusive_or };
 
