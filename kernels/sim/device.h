@@ -37,7 +37,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
-namespace simulator {
+// In a namespace of its own, so that passing a site on does not make the compiler look for functions in `simulator`.
+namespace simulator_source {
 
 // A place in the source of a kernel. `here()` as a default argument names the caller.
 struct Site {
@@ -48,6 +49,12 @@ struct Site {
         return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
     }
 };
+
+}  // namespace simulator_source
+
+namespace simulator {
+
+using simulator_source::Site;
 
 struct Block;
 struct Warp;
