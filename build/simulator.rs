@@ -1,0 +1,77 @@
+//! The kernels and the machine in `kernels/sim` as a static library of this crate.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::compile::{self, Unit};
+
+/// Why these: gnu++20 for the machine's own code; -O2 because tests run whole training steps on it; line tables so that
+/// a sanitizer names the line; no type-based aliasing, as nvcc has none and kernels view shared memory as several types.
+const FLAGS: [&str; 6] = ["-std=gnu++20", "-O2", "-g1", "-fno-strict-aliasing", "-fPIC", "-Ikernels"];
+
+pub fn build() -> Result<(), String> {
+    let kernels = compile::files("kernels", "cu");
+    let machine = compile::files("kernels/sim", "cpp");
+    if machine.is_empty() {
+        return Ok(());
+    }
+    let (compiler, version) = compiler()?;
+    let folder = compile::out_folder("simulator")?;
+    let mut command: Vec<String> = std::iter::once(compiler.as_str()).chain(FLAGS).map(String::from).collect();
+    command.extend(compile::variable("CXXFLAGS").iter().flat_map(|flags| flags.split_whitespace()).map(String::from));
+    command.push("-c".into());
+    let kernel_flags = ["-DTEMPER_SIMULATOR", "-x", "c++"].map(String::from);
+    let unit = |source: &PathBuf, more: &[String]| Unit {
+        source: source.clone(),
+        compiler: [&command, more].concat(),
+        output: folder.join(format!("{}.o", source.file_name().unwrap_or_default().display())),
+    };
+    let mut units: Vec<Unit> = machine.iter().map(|source| unit(source, &["-DTEMPER_SIMULATOR".into()])).collect();
+    units.extend(kernels.iter().map(|source| unit(source, &kernel_flags)));
+    compile::make_all(&units, &version)?;
+    archive(&folder.join("libtemper_simulator.a"), &units)?;
+
+    println!("cargo::rustc-link-search=native={}", folder.display());
+    // Whole archive: a kernel is found by name in a table that it enters itself, so nothing else refers to it.
+    println!("cargo::rustc-link-lib=static:+whole-archive=temper_simulator");
+    if let Some(library) = runtime_library() {
+        println!("cargo::rustc-link-lib={library}");
+    }
+    Ok(())
+}
+
+/// `CXX`, else the first usual name that starts, and what it says of its version.
+fn compiler() -> Result<(String, String), String> {
+    let wanted = compile::variable("CXX");
+    let names = wanted.map_or_else(|| ["c++", "g++", "clang++"].map(String::from).to_vec(), |name| vec![name]);
+    let found = names.iter().find_map(|name| compile::version(name).map(|version| (name.clone(), version)));
+    found.ok_or_else(|| {
+        format!(
+            "the kernel simulator needs a C++ compiler, and none of {} starts: install one, set CXX, or build with \
+             --no-default-features --features cuda",
+            names.join(", ")
+        )
+    })
+}
+
+/// Writes the archive anew, so that it holds no object of a file that is gone.
+fn archive(library: &Path, units: &[Unit]) -> Result<(), String> {
+    let archiver = compile::variable("AR").unwrap_or_else(|| "ar".into());
+    let _ = std::fs::remove_file(library);
+    let mut command = Command::new(&archiver);
+    command.arg("crs").arg(library).args(units.iter().map(|unit| &unit.output));
+    let output = command.output().map_err(|error| format!("{archiver} cannot be started: {error}; set AR"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{archiver} failed: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// The C++ runtime of the target, or `CXXSTDLIB`.
+fn runtime_library() -> Option<String> {
+    let system = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
+    let llvm = ["macos", "ios", "freebsd", "openbsd", "android"].contains(&system.as_str());
+    let msvc = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|environment| environment == "msvc");
+    let usual = if msvc { None } else { Some(if llvm { "c++" } else { "stdc++" }.to_string()) };
+    compile::variable("CXXSTDLIB").or(usual)
+}
