@@ -1,20 +1,8 @@
-//! Launchers of rotary embedding and attention.
+//! Launchers of attention.
 
 use super::Cuda;
 use crate::error::{Error, Result};
 use crate::ops::*;
-
-#[allow(clippy::too_many_arguments, unused_variables)]
-pub(super) fn rope(
-    cuda: &Cuda,
-    qkv: MatrixMut<Cuda>,
-    positions: Matrix<Cuda>,
-    table: &RopeTable<Cuda>,
-    shape: AttentionShape,
-    inverse: bool,
-) -> Result<()> {
-    Err(Error::Device("attention::rope is not written yet".into()))
-}
 
 #[allow(clippy::too_many_arguments, unused_variables)]
 pub(super) fn forward(

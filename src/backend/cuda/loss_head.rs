@@ -17,17 +17,3 @@ pub(super) fn loss_head(
 ) -> Result<()> {
     Err(Error::Device("loss_head::loss_head is not written yet".into()))
 }
-
-#[allow(clippy::too_many_arguments, unused_variables)]
-pub(super) fn preference(
-    cuda: &Cuda,
-    values: Matrix<Cuda>,
-    segments: &Segments<Cuda>,
-    reference_margins: Matrix<Cuda>,
-    beta: f32,
-    scale: f32,
-    weights: MatrixMut<Cuda>,
-    losses: MatrixMut<Cuda>,
-) -> Result<()> {
-    Err(Error::Device("loss_head::preference is not written yet".into()))
-}
