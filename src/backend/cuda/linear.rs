@@ -87,11 +87,8 @@ pub(super) fn same_dtype(a: DType, b: DType) -> Result<DType> {
 
 /// C = alpha · op(A) op(B) + beta · C, by the device's library where it has one and may be used, else by `gemm.cu`.
 pub(super) fn product(cuda: &Cuda, gemm: &Gemm) -> Result<()> {
-    if gemm.m == 0 || gemm.n == 0 {
-        return Ok(());
-    }
     // SAFETY: the addresses come from matrices whose shapes `ops` checked, or from scratch of the size computed here.
-    if cuda.library_products && unsafe { cuda.driver.gemm(gemm)? } {
+    if cuda.library_products && gemm.m != 0 && gemm.n != 0 && unsafe { cuda.driver.gemm(gemm)? } {
         return Ok(());
     }
     own_product(cuda, gemm, None)
@@ -105,6 +102,16 @@ pub(super) struct LiveRows {
     pub count: u64,
     /// The row of all rows at which the product starts.
     pub first: usize,
+}
+
+/// As [`product`], but rows beyond the live ones need not be computed: the library computes them nevertheless, so they
+/// must hold numbers, and zeros where A is transposed.
+pub(super) fn product_of_live_rows(cuda: &Cuda, gemm: &Gemm, live: LiveRows) -> Result<()> {
+    // SAFETY: as in `product`.
+    if cuda.library_products && gemm.m != 0 && gemm.n != 0 && unsafe { cuda.driver.gemm(gemm)? } {
+        return Ok(());
+    }
+    own_product(cuda, gemm, Some(live))
 }
 
 /// The product by `gemm.cu`.
