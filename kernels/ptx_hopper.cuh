@@ -1,0 +1,2 @@
+// The part of ptx.cuh that only sm_90a has.
+#pragma once
