@@ -1,3 +1,4 @@
 //! Every kernel, run by the simulator, against the CPU backend.
 
+mod attention;
 mod support;
