@@ -74,15 +74,16 @@ __device__ __forceinline__ void clear(Columns& sums) {
 template <typename T>
 __device__ __forceinline__ void store_rows(const Columns& sums, float factor, T* target, uint64_t stride, uint32_t first,
                                            uint32_t end, uint32_t head_dim) {
+    const uint32_t lane = threadIdx.x % 32;
+    target += first * stride + lane;
 #pragma unroll
     for (int r = 0; r < warp_rows; ++r) {
+        if (first + r >= end) return;
 #pragma unroll
         for (int j = 0; j < slots; ++j) {
-            const uint32_t column = threadIdx.x % 32 + 32 * j;
-            if (first + r < end && column < head_dim) {
-                target[(first + r) * stride + column] = from_float<T>(sums[r][j] * factor);
-            }
+            if (lane + 32 * j < head_dim) target[32 * j] = from_float<T>(sums[r][j] * factor);
         }
+        target += stride;
     }
 }
 
