@@ -108,15 +108,8 @@ pub(super) fn embedding_backward(
         let vectorised = whole && aligned(&[d_out.address()], 4 * d_out.dtype().bytes() as u64);
         let chunks = size(NAME, d_out.cols.div_ceil(if vectorised { 256 } else { 64 }))?;
         let grid = [size(NAME, (d_out.rows * chunks as usize).div_ceil(4))?, 1, 1];
-        let arguments = [
-            keys,
-            tokens.into(),
-            d_out.pointer(),
-            d_table.pointer(),
-            cols.into(),
-            chunks.into(),
-            flag(vectorised),
-        ];
+        let arguments =
+            [keys, tokens.into(), d_out.pointer(), d_table.pointer(), cols.into(), chunks.into(), flag(vectorised)];
         cuda.launch(&cuda.kernel("embedding_sum_runs"), grid, 128, 0, &arguments)
     })
 }
@@ -198,8 +191,7 @@ pub(super) fn squared_norm(cuda: &Cuda, x: Matrix<Cuda>) -> Result<f64> {
     let blocks = flat_blocks(cuda, if vectorised { n.div_ceil(16) } else { n.div_ceil(4) });
     // One f64 a block.
     cuda.with_scratch("squared norm", 2 * blocks as usize, DType::U32, |partial| {
-        let arguments =
-            [x.pointer(), Argument::Pointer(partial.address(0)), Argument::U64(n as u64), flag(vectorised)];
+        let arguments = [x.pointer(), Argument::Pointer(partial.address(0)), Argument::U64(n as u64), flag(vectorised)];
         cuda.launch("squared_norm_f32", [blocks, 1, 1], FLAT_THREADS, SUM_BYTES, &arguments)?;
         let mut sums = vec![0.0f64; blocks as usize];
         // SAFETY: the scratch buffer has at least these 8 bytes for each block.

@@ -1,6 +1,6 @@
 //! Launchers of the losses on hidden states (`kernels/hidden.cu`) and of preferences (`kernels/preference.cu`).
 
-use super::element::{fits, ROW_THREADS, SUM_BYTES, flag, row_threads, row_width, size, stored_as};
+use super::element::{ROW_THREADS, SUM_BYTES, fits, flag, row_threads, row_width, size, stored_as};
 use super::{Cuda, Place, optional};
 use crate::error::Result;
 use crate::ops::{DType, Matrix, MatrixMut, Segments};

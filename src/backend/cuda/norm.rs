@@ -1,6 +1,6 @@
 //! Launchers of the RMS norm (`kernels/norm.cu`).
 
-use super::element::{fits, ROW_THREADS, flag, row_threads, row_width, size, stored_as};
+use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size, stored_as};
 use super::{Argument, Cuda, Place, optional};
 use crate::error::Result;
 use crate::ops::{DType, Matrix, MatrixMut};
@@ -27,8 +27,7 @@ pub(super) fn forward(
     inverse_rms: MatrixMut<Cuda>,
 ) -> Result<()> {
     const NAME: &str = "rms_norm_forward";
-    let mut operands =
-        vec![("residual", residual.dtype()), ("weight", weight.dtype()), ("normed", normed.dtype())];
+    let mut operands = vec![("residual", residual.dtype()), ("weight", weight.dtype()), ("normed", normed.dtype())];
     operands.extend(delta.iter().map(|m| ("delta", m.dtype())));
     operands.extend(sum.iter().map(|m| ("sum", m.dtype())));
     stored_as(NAME, &operands, cuda.compute_dtype)?;
