@@ -13,6 +13,8 @@ mod lora;
 mod loss_head;
 mod memory;
 mod norm;
+#[cfg(feature = "cuda")]
+pub mod nvidia;
 mod optimizer;
 mod rope;
 #[cfg(feature = "simulator")]
