@@ -62,8 +62,8 @@ __device__ __forceinline__ float sigmoid<float>(float x) {
 }
 template <>
 __device__ __forceinline__ float sigmoid<bf16>(float x) {
-    // The limit keeps the divisor in the range of the approximate division; the result there is below bf16's spacing.
-    return __fdividef(1.0f, 1.0f + exp2_approximate(fminf(x * -1.442695041f, 80.0f)));
+    // The limit keeps the divisor below 2^126, where the approximate division ends; the sigmoid is 0 to bf16 from there.
+    return __fdividef(1.0f, 1.0f + exp2_approximate(fminf(x * -1.442695041f, 125.0f)));
 }
 
 // The row of this block and the first column of this thread.

@@ -12,8 +12,7 @@
 // two, 20 with one, in both storage forms. At most about 70 instructions an element (two square roots and a division),
 // where 28 bytes at 4.3 TB/s leave 180.
 //
-// Launch: blocks of 256 threads, 8 on each multiprocessor (as many of them resident as registers allow), grid-stride
-// over vectors of 4 elements: 16 bytes of each f32 array and 8 of each 16-bit one, so that every access of a warp is one
+// Launch: blocks of 256 threads, 4 on each multiprocessor, all of them resident, grid-stride over vectors of 4 elements: 16 bytes of each f32 array and 8 of each 16-bit one, so that every access of a warp is one
 // contiguous piece in both. 4 and more operands in flight are 64 bytes a thread. No shared memory. Registers: at most
 // 64, so 1,024 threads and 64 KiB in flight on a multiprocessor. Width 1 where a pointer does not allow vectors.
 //
