@@ -5,7 +5,7 @@ use temper::backend::cuda::Cuda;
 use temper::ops::{self, Backend, DType};
 
 use crate::operand::{OFFSETS, Operand, SHAPES, assert_schedule_does_not_show, integers};
-use crate::support::{bound, modes, normals, random};
+use crate::support::{bound, modes, random};
 
 const F32: DType = DType::F32;
 
