@@ -107,7 +107,16 @@ fn token_ids(case: u64, tokens: usize, vocabulary: usize) -> Vec<u32> {
 fn the_embedding_gradient_adds_in_token_order() {
     for cuda in modes() {
         let dtype = cuda.compute_dtype();
-        let shapes = [(1, 1, 3), (5, 7, 4), (40, 129, 9), (3, 4096, 2), (513, 24, 50), (1300, 8, 7), (70, 520, 1)];
+        let shapes = [
+            (1, 1, 3),
+            (5, 7, 4),
+            (40, 129, 9),
+            (3, 4096, 2),
+            (513, 24, 50),
+            (1300, 8, 7),
+            (70, 520, 1),
+            (5000, 4, 3000),
+        ];
         for (case, (tokens, cols, vocabulary)) in shapes.into_iter().enumerate() {
             for offset in [0, 4, 1] {
                 let mut random = random(case as u64);
