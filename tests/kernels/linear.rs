@@ -138,10 +138,8 @@ fn our_own_products_are_deterministic() {
         let run = |seed| {
             let cuda = Cuda::simulated_as(dtype, (8, 0), seed).expect("a simulated device").with_own_products();
             let mut random = random(5);
-            let (dy, x) = (
-                Pair::random(&cuda, &mut random, 150, 36, 1.0),
-                Pair::random(&cuda, &mut random, 150, 129, 1.0),
-            );
+            let (dy, x) =
+                (Pair::random(&cuda, &mut random, 150, 36, 1.0), Pair::random(&cuda, &mut random, 150, 129, 1.0));
             let mut dw = Pair::random_f32(&cuda, &mut random, 36, 129, 1.0);
             linear_backward_weight(&cuda, dy.cuda.view(), x.cuda.view(), dw.cuda.view_mut()).expect("a launch");
             dw.cuda.to_vec(&cuda).expect("a download").iter().map(|x| x.to_bits()).collect::<Vec<_>>()
