@@ -20,7 +20,7 @@ struct Layer {
 
 /// Ranks that are no multiple of anything, layers whose rows are and are not aligned, one token, tokens and columns around the edges of
 /// tiles, more ranks than a tile has, and more slices than any model.
-const LAYERS: [Layer; 9] = [
+const LAYERS: [Layer; 11] = [
     Layer { tokens: 37, input: 40, output: 50, projections: &[(8, 24, 0), (3, 9, 30)], gap: 8 },
     Layer { tokens: 130, input: 128, output: 128, projections: &[(16, 64, 0), (16, 32, 64), (16, 32, 96)], gap: 0 },
     Layer { tokens: 1, input: 8, output: 8, projections: &[(1, 8, 0)], gap: 0 },
@@ -29,6 +29,8 @@ const LAYERS: [Layer; 9] = [
     Layer { tokens: 20, input: 48, output: 40, projections: &[(256, 40, 0)], gap: 0 },
     Layer { tokens: 70, input: 64, output: 144, projections: &[(70, 72, 0), (70, 72, 72)], gap: 16 },
     Layer { tokens: 300, input: 136, output: 264, projections: &[(64, 200, 8), (8, 56, 208)], gap: 8 },
+    Layer { tokens: 90, input: 72, output: 40, projections: &[(3, 24, 0), (5, 16, 24)], gap: 8 },
+    Layer { tokens: 40, input: 200, output: 600, projections: &[(11, 600, 0)], gap: 8 },
     Layer {
         tokens: 18,
         input: 16,

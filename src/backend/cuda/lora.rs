@@ -1,4 +1,6 @@
-//! Launchers of the low-rank adapters, as whole matrix products.
+//! Launchers of the low-rank adapters: fused kernels where they fit (`lora/fused.rs`), else whole matrix products.
+
+mod fused;
 
 use super::driver::{Argument, Gemm, Operand};
 use super::linear::{product, rows, same_dtype, transposed};
@@ -20,17 +22,33 @@ pub(super) fn forward(
     if x.is_empty() || slices.is_empty() {
         return Ok(());
     }
-    with_dropped(cuda, x, dropout, |x, keep| {
-        each_slice(slices, |slice, first| {
-            let shape = (s.rows, slice.a.rows, slice.a.cols);
-            let to = Target { alpha: keep, ..target(&s, first, dtype) };
-            multiply(cuda, shape, x, transposed(rows(&slice.a, slice.a.cols)), to, dtype)
-        })
-    })?;
+    if fused::takes_input(&x) && fused::takes_slices(x.address(), slices) {
+        fused::down(cuda, x, slices, dropout, &s)?;
+    } else {
+        down(cuda, x, slices, dropout, &s, dtype)?;
+    }
     each_slice(slices, |slice, first| {
         let shape = (y.rows, slice.b.rows, slice.b.cols);
         let to = Target { alpha: slice.scale, beta: 1.0, ..target(&y, slice.start, dtype) };
         multiply(cuda, shape, from(&s.as_matrix(), first), transposed(rows(&slice.b, slice.b.cols)), to, dtype)
+    })
+}
+
+/// s = dropout(x) `[a₁; a₂; …]ᵀ`.
+fn down(
+    cuda: &Cuda,
+    x: Matrix<Cuda>,
+    slices: &[LoraSlice<Cuda>],
+    dropout: Option<Dropout>,
+    s: &MatrixMut<Cuda>,
+    dtype: DType,
+) -> Result<()> {
+    with_dropped(cuda, x, dropout, |x, keep| {
+        each_slice(slices, |slice, first| {
+            let shape = (s.rows, slice.a.rows, slice.a.cols);
+            let to = Target { alpha: keep, ..target(s, first, dtype) };
+            multiply(cuda, shape, x, transposed(rows(&slice.a, slice.a.cols)), to, dtype)
+        })
     })
 }
 
@@ -50,28 +68,66 @@ pub(super) fn backward(
     if x.is_empty() || slices.is_empty() {
         return Ok(());
     }
+    if let Some(gradients) = &gradients {
+        same_dtype(gradients.buffer.dtype(), DType::F32)?;
+    }
+    let buffer = gradients.as_ref().map(|gradients| &*gradients.buffer);
     each_slice(slices, |slice, first| {
-        let shape = (dy.rows, slice.b.cols, slice.b.rows);
-        let to = Target { alpha: slice.scale, ..target(&ds, first, dtype) };
-        multiply(cuda, shape, from(&dy, slice.start), rows(&slice.b, slice.b.cols), to, dtype)
+        if fused::takes_output(&dy, slice) {
+            fused::rank_gradients(cuda, dy, s, slice, first, buffer, &ds)
+        } else {
+            rank_gradients(cuda, dy, s, slice, first, buffer, &ds)
+        }
     })?;
     let ds = ds.as_matrix();
-    if let Some(gradients) = gradients {
-        same_dtype(gradients.buffer.dtype(), DType::F32)?;
-        each_slice(slices, |slice, first| {
-            let shape = (slice.b.rows, slice.b.cols, dy.rows);
-            let to = gradient(gradients.buffer, &slice.b, slice.scale)?;
-            multiply(cuda, shape, transposed(from(&dy, slice.start)), from(&s, first), to, dtype)
-        })?;
-        with_dropped(cuda, x, dropout, |x, keep| {
-            each_slice(slices, |slice, first| {
-                let shape = (slice.a.rows, slice.a.cols, dy.rows);
-                let to = gradient(gradients.buffer, &slice.a, keep)?;
-                multiply(cuda, shape, transposed(from(&ds, first)), x, to, dtype)
-            })
-        })?;
+    match buffer {
+        Some(buffer) if fused::takes_input(&x) => fused::factor_gradients(cuda, x, ds, slices, dropout, buffer)?,
+        Some(buffer) => factor_gradients(cuda, x, ds, slices, dropout, buffer)?,
+        None => {}
     }
-    add_input_gradient(cuda, ds, slices, dropout, dx, dtype)
+    if fused::takes_input(&dx.as_matrix()) && fused::takes_slices(dx.address(), slices) {
+        fused::input_gradient(cuda, ds, slices, dropout, &dx)
+    } else {
+        add_input_gradient(cuda, ds, slices, dropout, dx, dtype)
+    }
+}
+
+/// ds of one slice = scale · dy b, and the gradient of its b += scale · dyᵀ s.
+fn rank_gradients(
+    cuda: &Cuda,
+    dy: Matrix<Cuda>,
+    s: Matrix<Cuda>,
+    slice: &LoraSlice<Cuda>,
+    first: usize,
+    gradients: Option<&CudaBuffer>,
+    ds: &MatrixMut<Cuda>,
+) -> Result<()> {
+    let (part, dtype) = (from(&dy, slice.start), dy.dtype());
+    let (tokens, rank, columns) = (dy.rows, slice.b.cols, slice.b.rows);
+    let to = Target { alpha: slice.scale, ..target(ds, first, dtype) };
+    multiply(cuda, (tokens, rank, columns), part, rows(&slice.b, rank), to, dtype)?;
+    let Some(gradients) = gradients else { return Ok(()) };
+    let to = gradient(gradients, &slice.b, slice.scale)?;
+    multiply(cuda, (columns, rank, tokens), transposed(part), from(&s, first), to, dtype)
+}
+
+/// The gradients of all a += dsᵀ dropout(x).
+fn factor_gradients(
+    cuda: &Cuda,
+    x: Matrix<Cuda>,
+    ds: Matrix<Cuda>,
+    slices: &[LoraSlice<Cuda>],
+    dropout: Option<Dropout>,
+    gradients: &CudaBuffer,
+) -> Result<()> {
+    let (tokens, dtype) = (x.rows, x.dtype());
+    with_dropped(cuda, x, dropout, |x, keep| {
+        each_slice(slices, |slice, first| {
+            let shape = (slice.a.rows, slice.a.cols, tokens);
+            let to = gradient(gradients, &slice.a, keep)?;
+            multiply(cuda, shape, transposed(from(&ds, first)), x, to, dtype)
+        })
+    })
 }
 
 /// dx += mask · (ds a).
