@@ -15,7 +15,7 @@ const INPUT_SHARED: usize = 64 * 132 * 4;
 
 /// Whether a matrix, from a column on, has rows that all begin at multiples of 16 bytes.
 fn aligned(address: u64, column: usize, leading: usize) -> bool {
-    (address + 2 * column as u64) % 16 == 0 && leading % 8 == 0
+    (address + 2 * column as u64).is_multiple_of(16) && leading.is_multiple_of(8)
 }
 
 /// Whether [`factor_gradients`] takes x.
@@ -26,7 +26,7 @@ pub(super) fn takes_input(x: &Matrix<Cuda>) -> bool {
 /// Whether [`down`] and [`input_gradient`] take the slices, with x or dx at `address`.
 pub(super) fn takes_slices(address: u64, slices: &[LoraSlice<Cuda>]) -> bool {
     let fits = |slice: &LoraSlice<Cuda>| slice.a.dtype() == DType::Bf16 && aligned(slice.a.address(), 0, slice.a.cols);
-    slices.len() <= 4 && address % 16 == 0 && slices.iter().all(fits)
+    slices.len() <= 4 && address.is_multiple_of(16) && slices.iter().all(fits)
 }
 
 /// Whether [`rank_gradients`] takes a slice.
