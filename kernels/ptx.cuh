@@ -194,4 +194,25 @@ __device__ __forceinline__ void copy_async_wait(TEMPER_SITE_ONLY) {
 #endif
 }
 
+// ---- barriers of a part of the block ----
+
+// Waits at barrier `id` (1 to 15; 0 is __syncthreads) until `threads` threads, a multiple of 32, have come, whether they
+// wait or only arrive. Whole warps call it.
+__device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t threads TEMPER_SITE) {
+#ifdef TEMPER_SIMULATOR
+    simulator::synchronize_named(id, threads, site);
+#else
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
+// Counts towards barrier `id` without waiting.
+__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads TEMPER_SITE) {
+#ifdef TEMPER_SIMULATOR
+    simulator::arrive_named(id, threads, site);
+#else
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
 #include "ptx_hopper.cuh"

@@ -24,8 +24,7 @@ void rendezvous(Execute execute, const char* what, uint32_t mask, void* record, 
     for (uint32_t i = 0; i < warp.pending; i++) {
         Rendezvous& other = warp.rendezvous[i];
         if (!(other.mask & mask)) continue;
-        if (other.mask != mask || other.execute != execute || other.site.line != site.line ||
-            std::strcmp(other.site.file, site.file) != 0) {
+        if (other.mask != mask || other.execute != execute || !(other.site == site)) {
             machine.fail(&self, site,
                          "divergence in warp %u: this lane reached %s with mask %08x, while lanes %s wait at %s with mask "
                          "%08x (%s)",
@@ -230,7 +229,7 @@ int synchronize_block_count(int predicate, Site site) {
                      block.exited, block.thread_count);
     }
     if (barrier.arrived != 0 &&
-        (barrier.what != block_barrier || barrier.site.line != site.line || std::strcmp(barrier.site.file, site.file) != 0)) {
+        (barrier.what != block_barrier || !(barrier.site == site))) {
         machine.fail(&self, site, "divergence: this thread reached __syncthreads, while %u threads wait at %s (%s)",
                      barrier.arrived, barrier.what, describe_site(barrier.site).c_str());
     }

@@ -37,14 +37,24 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
-namespace simulator {
+// In a namespace of its own, so that passing a site on does not make the compiler look for functions in `simulator`.
+namespace simulator_source {
 
 // A place in the source of a kernel. `here()` as a default argument names the caller.
 struct Site {
     const char* file;
     int line;
     static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    bool operator==(const Site& other) const {
+        return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+    }
 };
+
+}  // namespace simulator_source
+
+namespace simulator {
+
+using simulator_source::Site;
 
 struct Block;
 struct Warp;
@@ -59,7 +69,7 @@ struct ThreadView {
 };
 
 // The simulated thread that this OS thread executes now.
-extern __thread ThreadView* current;
+extern __thread ThreadView* current __attribute__((tls_model("initial-exec")));
 
 enum class ShuffleMode { index, up, down, exclusive_or };
 

@@ -167,7 +167,7 @@ struct Machine {
 };
 
 // The machine of this OS thread while a launch runs, else NULL.
-extern __thread Machine* running_machine;
+extern __thread Machine* running_machine __attribute__((tls_model("initial-exec")));
 
 inline Thread& here() { return *static_cast<Thread*>(current); }
 

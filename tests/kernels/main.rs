@@ -1,5 +1,6 @@
 //! Every kernel, run by the simulator, against the CPU backend.
 
+mod attention;
 mod linear;
 mod lora;
 mod loss_head;

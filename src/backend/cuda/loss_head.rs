@@ -218,17 +218,3 @@ impl Chunk<'_> {
         format!("{stem}{}", if self.call.dtype == DType::Bf16 { "_bf16" } else { "_f32" })
     }
 }
-
-#[allow(clippy::too_many_arguments, unused_variables)]
-pub(super) fn preference(
-    cuda: &Cuda,
-    values: Matrix<Cuda>,
-    segments: &Segments<Cuda>,
-    reference_margins: Matrix<Cuda>,
-    beta: f32,
-    scale: f32,
-    weights: MatrixMut<Cuda>,
-    losses: MatrixMut<Cuda>,
-) -> Result<()> {
-    Err(Error::Device("loss_head::preference is not written yet".into()))
-}
