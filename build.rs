@@ -5,7 +5,6 @@
 //! `CXXSTDLIB` for the host; `TEMPER_NVCC`, `CUDA_HOME`, `CUDA_PATH`, `TEMPER_CUDA_ARCHS` (default `80,90a`) and
 //! `TEMPER_REQUIRE_CUDA=1` (no nvcc is an error) for the GPU. No GPU is asked for, or needed, at build time.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 #[path = "build/compile.rs"]
@@ -20,9 +19,7 @@ mod simulator;
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    if Path::new("kernels").exists() {
-        println!("cargo::rerun-if-changed=kernels");
-    }
+    println!("cargo::rerun-if-changed=kernels");
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

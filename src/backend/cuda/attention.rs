@@ -12,18 +12,6 @@ const MOST_HEAD_DIM: usize = 256;
 /// The `window` of a kernel where there is none: farther back than any sequence reaches.
 const NO_WINDOW: u32 = 1 << 31;
 
-#[allow(clippy::too_many_arguments, unused_variables)]
-pub(super) fn rope(
-    cuda: &Cuda,
-    qkv: MatrixMut<Cuda>,
-    positions: Matrix<Cuda>,
-    table: &RopeTable<Cuda>,
-    shape: AttentionShape,
-    inverse: bool,
-) -> Result<()> {
-    Err(Error::Device("attention::rope is not written yet".into()))
-}
-
 /// How a launch is cut into blocks: which kernels run, and what they need of the shape.
 struct Plan {
     /// Whether the tensor-core kernels run.

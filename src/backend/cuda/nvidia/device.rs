@@ -1,0 +1,502 @@
+//! [`Nvidia`]: one stream of one device, as the backend's [`Driver`].
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::{self, CUevent_flags_enum as EventFlags};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
+
+use super::super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch};
+use super::cublaslt::{self, Products};
+use super::embedded::{Code, EMBEDDED};
+use super::error::{Unavailable, during};
+use super::kernels::Kernels;
+use super::pinned::{PinnedBuffer, Staging};
+use super::tensor_map::TensorMap;
+use super::{product, survey};
+use crate::error::{Error, Result};
+use crate::ops::DType;
+
+/// One stream of an NVIDIA device.
+pub struct Nvidia {
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    info: DeviceInfo,
+    code: Code,
+    kernels: Arc<Kernels>,
+    products: Option<Products>,
+    staging: Mutex<Staging>,
+    events: Mutex<Events>,
+    /// Whether calls are recorded into a graph instead of being executed.
+    pub(super) capturing: AtomicBool,
+    /// Memory to give back when capturing ends: a release that is recorded would be repeated with every replay.
+    released: Mutex<Vec<u64>>,
+}
+
+/// Recorded events by number, and spare ones.
+#[derive(Default)]
+struct Events {
+    recorded: HashMap<u64, CudaEvent>,
+    spare: Vec<CudaEvent>,
+    count: u64,
+}
+
+/// The value of a parameter that only this driver can pass, or an ordinary one.
+pub enum Parameter<'a> {
+    /// A number or an address.
+    Value(Argument),
+    /// A description of tiles, by value.
+    TensorMap(&'a TensorMap),
+}
+
+impl Nvidia {
+    /// A new stream on a device, in its primary context.
+    ///
+    /// # Errors
+    /// When there is no driver, no such device, or no code for it: each with its remedy.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        survey::start()?;
+        let context = primary_context(ordinal)?;
+        let stream = context.new_stream().map_err(during("a stream"))?;
+        Self::on(context, stream, None)
+    }
+
+    /// Work in a stream that belongs to somebody else, who keeps it alive and orders its own work with ours.
+    ///
+    /// # Errors
+    /// As [`Nvidia::new`], and when the stream's context is not the device's primary one.
+    ///
+    /// # Safety
+    /// `stream` is a `CUstream` (null: the default stream) and `context` its `CUcontext`; both outlive the result.
+    pub unsafe fn adopt_stream(stream: *mut c_void, context: *mut c_void) -> Result<Self> {
+        survey::start()?;
+        let (stream, context) = (stream.cast::<sys::CUstream_st>(), context.cast::<sys::CUctx_st>());
+        // SAFETY: the caller vouches for the context.
+        let ordinal = unsafe { ordinal_of(context)? };
+        let primary = primary_context(ordinal)?;
+        if primary.cu_ctx() != context {
+            return Err(Unavailable::ForeignContext { what: "another context", ordinal }.into());
+        }
+        let mut owner = std::ptr::null_mut();
+        // SAFETY: the caller vouches for the stream, and the context is current.
+        unsafe { sys::cuStreamGetCtx(stream, &mut owner) }.result().map_err(during("the adopted stream"))?;
+        if owner != context {
+            return Err(Unavailable::ForeignContext { what: "a context that was not named", ordinal }.into());
+        }
+        // SAFETY: the stream belongs to this context, and the caller keeps it alive.
+        let stream = unsafe { primary.wrap_borrowed_stream(stream) };
+        Self::on(primary, stream, None)
+    }
+
+    /// A second stream on the same device, with the same kernels; order the two with [`Nvidia::wait_for`].
+    ///
+    /// # Errors
+    /// When the driver has no more streams, or no memory for a workspace.
+    pub fn second_stream(&self) -> Result<Self> {
+        let stream = self.context.new_stream().map_err(during("a stream"))?;
+        Self::on(Arc::clone(&self.context), stream, Some(Arc::clone(&self.kernels)))
+    }
+
+    fn on(context: Arc<CudaContext>, stream: Arc<CudaStream>, kernels: Option<Arc<Kernels>>) -> Result<Self> {
+        context.bind_to_thread().map_err(during("a device's context"))?;
+        let info = survey::device_info(context.cu_device())?;
+        let code = EMBEDDED.code_for(info.compute_capability, survey::start()?)?;
+        keep_freed_memory(&context)?;
+        let kernels =
+            kernels.unwrap_or_else(|| Arc::new(Kernels::new(Arc::clone(&context), info.shared_bytes_per_block)));
+        let products = Products::new(&stream)?;
+        let staging = Mutex::new(Staging::new(&context)?);
+        Ok(Self {
+            context,
+            stream,
+            info,
+            code,
+            kernels,
+            products,
+            staging,
+            events: Mutex::default(),
+            capturing: AtomicBool::new(false),
+            released: Mutex::default(),
+        })
+    }
+
+    /// The code that this device runs.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// Page-locked host memory, zero at first.
+    ///
+    /// # Errors
+    /// When the operating system does not lock that much.
+    pub fn pinned(&self, bytes: usize) -> Result<PinnedBuffer> {
+        PinnedBuffer::new(&self.context, bytes)
+    }
+
+    /// Copies page-locked memory to the device, without waiting.
+    ///
+    /// # Safety
+    /// The destination is allocated device memory; the source is neither written nor dropped until the stream is there.
+    pub unsafe fn upload_pinned(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: passed on to the caller.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(during("an upload"))
+    }
+
+    /// Copies device memory to page-locked memory, without waiting.
+    ///
+    /// # Safety
+    /// The source is allocated device memory; the destination is neither touched nor dropped until the stream is there.
+    pub unsafe fn download_pinned(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: passed on to the caller.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(during("a download"))
+    }
+
+    /// What is queued here from now on waits for what is queued on `other` now. The host waits for nothing.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn wait_for(&self, other: &Self) -> Result<()> {
+        self.stream.join(&other.stream).map_err(during("waiting for another stream"))
+    }
+
+    /// Launches a kernel in clusters of blocks, with parameters of every kind. A `cluster` of ones: none.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    pub unsafe fn launch_with(&self, launch: &Launch, cluster: [u32; 3], parameters: &[Parameter]) -> Result<()> {
+        self.bind()?;
+        let kernel = self.kernels.get(launch.kernel)?;
+        check_parameters(launch.kernel, &kernel.parameter_bytes, parameters)?;
+        if launch.shared_bytes > self.info.shared_bytes_per_block {
+            let (asked, most) = (launch.shared_bytes, self.info.shared_bytes_per_block);
+            return Err(Error::Device(format!("{}: {asked} shared bytes, but a block has {most}", launch.kernel)));
+        }
+        let mut attribute = cluster_attribute(cluster);
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: u32::from(cluster.iter().any(|&extent| extent > 1)),
+        };
+        let mut values: Vec<*mut c_void> = parameters.iter().map(Parameter::value).collect();
+        // SAFETY: configuration, values and kernel live through the call, and the driver copies values before it
+        // returns; number and sizes of the parameters were checked, the caller vouches for the rest.
+        unsafe { sys::cuLaunchKernelEx(&config, kernel.function, values.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(during(format_args!("launch of `{}` ({:?} × {})", launch.kernel, launch.grid, launch.block)))
+    }
+
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(during("an earlier call"))
+    }
+
+    /// Refuses what cannot be part of a graph.
+    fn not_captured(&self, what: &str) -> Result<()> {
+        if self.capturing.load(Ordering::Acquire) {
+            return Err(Error::Device(format!("{what} inside a captured graph: do it before")));
+        }
+        Ok(())
+    }
+
+    /// Gives back the memory whose release was put off while a graph was captured.
+    pub(super) fn release_now(&self) {
+        for pointer in lock(&self.released).drain(..) {
+            // SAFETY: whoever released it does not use it again.
+            self.context.record_err(unsafe { result::free_async(pointer, self.stream.cu_stream()) });
+        }
+    }
+
+    fn memory_error(&self, name: &str, bytes: usize, error: cudarc::driver::DriverError) -> Error {
+        if error.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return during(format!("{bytes} bytes for {name}"))(error);
+        }
+        let free = self.context.mem_get_info().map_or(0, |(free, _)| free);
+        Error::Memory {
+            what: format!("{name} on {}", self.info.name),
+            needed: bytes as u64,
+            available: free as u64,
+            remedy: "`temper plan` says which settings need less; `nvidia-smi` shows who else uses the GPU".into(),
+        }
+    }
+}
+
+impl Driver for Nvidia {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// From the device's pool, in the order of the stream.
+    fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        self.not_captured("an allocation")?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: the context is current; the memory is used in this stream, or in one that waits for it.
+        let pointer = unsafe {
+            if self.context.has_async_alloc() {
+                result::malloc_async(stream, bytes)
+            } else {
+                result::malloc_sync(bytes)
+            }
+        };
+        pointer.map_err(|error| self.memory_error(name, bytes, error))
+    }
+
+    unsafe fn release(&self, pointer: u64, _bytes: usize) {
+        if self.capturing.load(Ordering::Acquire) {
+            lock(&self.released).push(pointer);
+            return;
+        }
+        self.context.record_err(self.context.bind_to_thread());
+        // SAFETY: the caller vouches that it is allocated and not used again; without a pool, `free_sync` waits.
+        self.context.record_err(unsafe {
+            if self.context.has_async_alloc() {
+                result::free_async(pointer, self.stream.cu_stream())
+            } else {
+                result::free_sync(pointer)
+            }
+        });
+    }
+
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        self.not_captured("an upload")?;
+        // SAFETY: passed on to the caller.
+        unsafe { lock(&self.staging).send(&self.stream, to, from) }
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        self.not_captured("a download")?;
+        if !to.is_empty() {
+            // SAFETY: the caller vouches for the source; the destination is not used before the stream is there.
+            unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(during("a download"))?;
+        }
+        self.stream.synchronize().map_err(during("a download"))
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(during("a copy"))
+    }
+
+    unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { result::memset_d8_async(to, 0, bytes, self.stream.cu_stream()) }.map_err(during("clearing memory"))
+    }
+
+    unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+        let parameters: Vec<Parameter> = arguments.iter().map(|&argument| Parameter::Value(argument)).collect();
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_with(launch, [1; 3], &parameters) }
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool> {
+        if gemm.m == 0 || gemm.n == 0 {
+            return Ok(true);
+        }
+        // Without terms the result is beta · C, which the library leaves open.
+        let supported =
+            matches!((gemm.input, gemm.output), (DType::Bf16, DType::Bf16 | DType::F32) | (DType::F32, DType::F32));
+        let Some(products) = self.products.as_ref().filter(|_| supported && gemm.k > 0) else { return Ok(false) };
+        self.bind()?;
+        // SAFETY: passed on to the caller; the context is current.
+        unsafe { products.run(&product::column_major(gemm)) }
+    }
+
+    fn gemm_library(&self) -> Option<String> {
+        self.products.as_ref().and_then(|_| cublaslt::version())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        self.stream.synchronize().map_err(during("waiting for the device"))
+    }
+
+    fn record_event(&self) -> Result<Event> {
+        let mut events = lock(&self.events);
+        let event = match events.spare.pop() {
+            Some(event) => event,
+            None => self.context.new_event(Some(EventFlags::CU_EVENT_DEFAULT)).map_err(during("an event"))?,
+        };
+        event.record(&self.stream).map_err(during("an event"))?;
+        events.count += 1;
+        let number = events.count;
+        events.recorded.insert(number, event);
+        Ok(Event(number))
+    }
+
+    fn elapsed_milliseconds(&self, start: Event, end: Event) -> Result<f32> {
+        let mut events = lock(&self.events);
+        let (from, to) = (events.recorded.remove(&start.0), events.recorded.remove(&end.0));
+        let elapsed = match (&from, &to) {
+            (Some(from), Some(to)) => from.elapsed_ms(to).map_err(during("time between two events")),
+            (Some(_), None) if start == end => Ok(0.0),
+            _ => {
+                Err(Error::Device("the time between events of which one was never recorded, or was given back".into()))
+            }
+        };
+        events.spare.extend(from.into_iter().chain(to));
+        elapsed
+    }
+}
+
+impl Drop for Nvidia {
+    /// Waits, so that nothing that goes now is in use, and returns unused memory of the pool.
+    fn drop(&mut self) {
+        self.context.record_err(self.context.bind_to_thread());
+        self.context.record_err(self.stream.synchronize());
+        if let Ok(pool) = default_pool(&self.context) {
+            // SAFETY: the pool is the device's own.
+            self.context.record_err(unsafe { result::mem_pool::trim_to(pool, 0) });
+        }
+    }
+}
+
+impl Parameter<'_> {
+    /// Where its value lies.
+    fn value(&self) -> *mut c_void {
+        let value: *const c_void = match self {
+            Self::Value(Argument::Pointer(value) | Argument::U64(value)) => std::ptr::from_ref(value).cast(),
+            Self::Value(Argument::U32(value)) => std::ptr::from_ref(value).cast(),
+            Self::Value(Argument::F32(value)) => std::ptr::from_ref(value).cast(),
+            Self::TensorMap(map) => std::ptr::from_ref(*map).cast(),
+        };
+        value.cast_mut() // the driver only reads it
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Value(Argument::Pointer(_) | Argument::U64(_)) => 8,
+            Self::Value(Argument::U32(_) | Argument::F32(_)) => 4,
+            Self::TensorMap(_) => size_of::<TensorMap>(),
+        }
+    }
+}
+
+/// A launcher and its kernel that do not agree are an error here, and not garbage in memory.
+fn check_parameters(kernel: &str, declared: &[usize], given: &[Parameter]) -> Result<()> {
+    let given: Vec<usize> = given.iter().map(Parameter::bytes).collect();
+    if declared.is_empty() || *declared == *given {
+        return Ok(());
+    }
+    Err(Error::Device(format!("`{kernel}` has parameters of {declared:?} bytes, but was given {given:?}: a defect")))
+}
+
+fn cluster_attribute([x, y, z]: [u32; 3]) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } },
+    }
+}
+
+/// The context that the CUDA runtime, cust and cudarc share. The driver was started.
+fn primary_context(ordinal: usize) -> Result<Arc<CudaContext>> {
+    survey::device(ordinal)?;
+    let context = CudaContext::new(ordinal).map_err(during(format_args!("context of GPU {ordinal}")))?;
+    // Before anything is allocated: we order our streams ourselves, and tracking breaks the capture of graphs.
+    // SAFETY: this backend makes no `CudaSlice`, whose order tracking is about.
+    unsafe { context.disable_event_tracking() };
+    Ok(context)
+}
+
+/// The device of a context.
+///
+/// # Safety
+/// `context` is a context.
+unsafe fn ordinal_of(context: sys::CUcontext) -> Result<usize> {
+    let (mut device, mut popped) = (0, std::ptr::null_mut());
+    // SAFETY: the caller vouches for the context, and what is pushed is popped.
+    unsafe {
+        sys::cuCtxPushCurrent_v2(context).result().map_err(during("the adopted context"))?;
+        let found = sys::cuCtxGetDevice(&mut device).result();
+        sys::cuCtxPopCurrent_v2(&mut popped).result().map_err(during("the adopted context"))?;
+        found.map_err(during("the adopted context"))?;
+    }
+    for ordinal in 0..survey::device_count()? {
+        if survey::device(ordinal)? == device {
+            return Ok(ordinal);
+        }
+    }
+    Err(Error::Device("the adopted context belongs to no device of this process".into()))
+}
+
+fn default_pool(context: &CudaContext) -> Result<sys::CUmemoryPool, cudarc::driver::DriverError> {
+    // SAFETY: the device is the context's.
+    unsafe { result::device::get_default_mem_pool(context.cu_device()) }
+}
+
+/// The pool gives memory back to the system at every synchronization unless it is told to keep it.
+fn keep_freed_memory(context: &CudaContext) -> Result<()> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let pool = default_pool(context).map_err(during("the memory pool"))?;
+    let mut all = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is valid, and this attribute is a uint64.
+    unsafe { result::mem_pool::set_attribute(pool, attribute, std::ptr::from_mut(&mut all).cast()) }
+        .map_err(during("the memory pool"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_whose_parameters_do_not_fit_the_kernel_is_refused() {
+        let given =
+            [Argument::Pointer(1), Argument::U32(2), Argument::F32(3.0), Argument::U64(4)].map(Parameter::Value);
+        assert!(check_parameters("k", &[8, 4, 4, 8], &given).is_ok());
+        assert!(check_parameters("k", &[], &given).is_ok(), "a driver that does not say");
+        for declared in [&[8, 4, 4][..], &[8, 4, 4, 8, 8], &[8, 8, 4, 8]] {
+            let error = check_parameters("k", declared, &given).expect_err("a misfit").to_string();
+            assert!(error.contains(&format!("{declared:?}")) && error.contains("[8, 4, 4, 8]"), "{error}");
+        }
+    }
+
+    /// A parameter's address shows its value, of the size that is claimed for it.
+    #[test]
+    fn parameters_are_passed_by_address() {
+        let [pointer, float] = [Argument::Pointer(0x1234_5678_9abc_def0), Argument::F32(-1.5)].map(Parameter::Value);
+        // SAFETY: each points to a value of that type inside the parameter.
+        unsafe {
+            assert_eq!(*pointer.value().cast::<u64>(), 0x1234_5678_9abc_def0);
+            assert_eq!(*float.value().cast::<f32>(), -1.5);
+        }
+        assert_eq!((pointer.bytes(), float.bytes()), (8, 4));
+    }
+
+    /// Everything that depends on a driver ends in an error on a machine without one, not in a panic.
+    #[test]
+    fn without_a_driver_a_device_is_an_error_with_a_remedy() {
+        let error = match (survey::start(), Nvidia::new(1_000)) {
+            (_, Ok(_)) => panic!("a thousand GPUs"),
+            (_, Err(error)) => error.to_string(),
+        };
+        assert!(error.starts_with("device: ") && !error.contains('\n'), "{error}");
+        assert!(error.contains("install") || error.contains("choose") || error.contains("build"), "{error}");
+    }
+}

@@ -1,0 +1,141 @@
+//! What nvcc made of the kernels: every one is there, none spills, and the tensor cores are not held up.
+//!
+//! `cargo test --test compile_report -- --nocapture` prints the registers of each kernel.
+#![cfg(feature = "cuda")]
+
+use std::collections::BTreeMap;
+
+use temper::backend::cuda::nvidia::{EMBEDDED, Resources};
+
+/// Kernels that may use a stack frame, local memory or spills, each with the reason. `*` at the end: all that begin so.
+const ALLOWED: &[(&str, &str)] = &[];
+
+/// Says so and returns true where there is nothing to look at, which CI does not accept.
+fn without_nvcc() -> bool {
+    if EMBEDDED.toolkit.is_some() {
+        return false;
+    }
+    let required = std::env::var("TEMPER_REQUIRE_CUDA").is_ok_and(|value| !value.is_empty() && value != "0");
+    assert!(!required, "TEMPER_REQUIRE_CUDA is set, but this build holds no GPU kernels: run scripts/cuda-toolkit");
+    println!("no nvcc when this was built: nothing to report (run scripts/cuda-toolkit, and build again)");
+    true
+}
+
+fn kernels() -> impl Iterator<Item = &'static Resources> {
+    EMBEDDED.modules.iter().flat_map(|module| module.kernels)
+}
+
+fn allowed(kernel: &str) -> bool {
+    ALLOWED.iter().any(|(name, _)| match name.strip_suffix('*') {
+        Some(prefix) => kernel.starts_with(prefix),
+        None => kernel == *name,
+    })
+}
+
+#[test]
+fn registers_of_each_kernel() {
+    if without_nvcc() {
+        return;
+    }
+    let mut rows: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for kernel in kernels() {
+        rows.entry(kernel.kernel).or_default().push(format!("sm_{} {:>3}", kernel.architecture, kernel.registers));
+        assert!((1..=255).contains(&kernel.registers), "the log of ptxas was misread: {kernel:?}");
+    }
+    let (major, minor) = EMBEDDED.toolkit.expect("a toolkit");
+    println!("registers of each kernel, CUDA {major}.{minor}, digest {}", EMBEDDED.digest);
+    for (kernel, registers) in rows {
+        println!("{kernel:<48} {}", registers.join("   "));
+    }
+}
+
+/// Registers that ran out are paid for with memory traffic in the innermost loop.
+#[test]
+fn no_kernel_spills_or_has_a_stack_frame() {
+    if without_nvcc() {
+        return;
+    }
+    let clean = |kernel: &Resources| {
+        kernel.stack_bytes + kernel.local_bytes + kernel.spill_store_bytes + kernel.spill_load_bytes == 0
+    };
+    let problems: Vec<String> = kernels()
+        .filter(|kernel| !clean(kernel) && !allowed(kernel.kernel))
+        .map(|kernel| format!("{kernel:?}"))
+        .collect();
+    assert!(problems.is_empty(), "kernels that use local memory:\n{}", problems.join("\n"));
+    for (name, reason) in ALLOWED {
+        let used = kernels().any(|kernel| !clean(kernel) && kernel.kernel.starts_with(name.trim_end_matches('*')));
+        assert!(used, "{name} is allowed ({reason}), but needs no permission any more");
+    }
+}
+
+/// C75xx: ptxas could not leave wgmma instructions in flight, and waits after each.
+#[test]
+fn ptxas_did_not_serialize_wgmma() {
+    if without_nvcc() {
+        return;
+    }
+    let warnings = EMBEDDED.modules.iter().flat_map(|module| module.warnings.iter().map(|text| (module.name, *text)));
+    let serialized: Vec<_> = warnings.filter(|(_, text)| text.contains("C75") || text.contains("serialized")).collect();
+    assert!(serialized.is_empty(), "{serialized:#?}");
+}
+
+/// A file is compiled for every architecture, one with instructions of sm_90a for that alone.
+#[test]
+fn every_kernel_is_compiled_for_every_architecture() {
+    if without_nvcc() {
+        return;
+    }
+    for module in EMBEDDED.modules {
+        let mut found: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for kernel in module.kernels {
+            found.entry(kernel.kernel).or_default().push(kernel.architecture);
+        }
+        let expected: Vec<&str> = match module.name.starts_with("sm90_") {
+            true => vec!["90a"],
+            false => EMBEDDED.architectures.to_vec(),
+        };
+        for (kernel, mut architectures) in found {
+            let mut expected = expected.clone();
+            architectures.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(architectures, expected, "{kernel} in {}", module.name);
+        }
+    }
+}
+
+/// What the tests execute and what a GPU executes are the same list.
+#[cfg(feature = "simulator")]
+#[test]
+fn the_simulator_and_the_gpu_have_the_same_kernels() {
+    use std::collections::BTreeSet;
+    if without_nvcc() {
+        return;
+    }
+    let simulated: BTreeSet<String> = simulated_kernels().into_iter().collect();
+    let compiled: BTreeSet<String> = kernels().map(|kernel| kernel.kernel.to_string()).collect();
+    let untested: Vec<_> = compiled.difference(&simulated).collect();
+    assert!(untested.is_empty(), "kernels that no test can execute: {untested:?}");
+    if EMBEDDED.architectures.contains(&"90a") {
+        let missing: Vec<_> = simulated.difference(&compiled).collect();
+        assert!(missing.is_empty(), "kernels that no GPU can execute: {missing:?}");
+    }
+}
+
+/// The simulator's own list. Its machine's test kernels, which begin with `simulator_`, are not for GPUs.
+#[cfg(feature = "simulator")]
+fn simulated_kernels() -> Vec<String> {
+    use std::ffi::{CStr, c_char};
+    // `kernels/sim/interface.h`; the library comes with the crate.
+    unsafe extern "C" {
+        safe fn temper_sim_kernel_count() -> u32;
+        safe fn temper_sim_kernel_name(index: u32) -> *const c_char;
+    }
+    let name = |index| {
+        let name = temper_sim_kernel_name(index);
+        assert!(!name.is_null(), "no name for kernel {index}");
+        // SAFETY: not null, so it is a C string that lives as long as the process.
+        unsafe { CStr::from_ptr(name) }.to_str().expect("a name in ASCII").to_string()
+    };
+    (0..temper_sim_kernel_count()).map(name).filter(|name| !name.starts_with("simulator_")).collect()
+}
