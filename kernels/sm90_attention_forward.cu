@@ -178,13 +178,13 @@ __device__ __forceinline__ void attention_forward(const TensorMap& qkv, const ui
 
 }  // namespace
 
-TEMPER_KERNEL(sm90_attention_forward_64_bf16, 384, const __grid_constant__ TensorMap qkv, const uint32_t* segments,
+TEMPER_KERNEL_ALONE(sm90_attention_forward_64_bf16, 384, const __grid_constant__ TensorMap qkv, const uint32_t* segments,
               bf16* out, float* log_sum_exp, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,
               float score_scale) {
     attention_forward<64>(qkv, segments, out, log_sum_exp, query_heads, key_value_heads, window, score_scale);
 }
 
-TEMPER_KERNEL(sm90_attention_forward_128_bf16, 384, const __grid_constant__ TensorMap qkv, const uint32_t* segments,
+TEMPER_KERNEL_ALONE(sm90_attention_forward_128_bf16, 384, const __grid_constant__ TensorMap qkv, const uint32_t* segments,
               bf16* out, float* log_sum_exp, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,
               float score_scale) {
     attention_forward<128>(qkv, segments, out, log_sum_exp, query_heads, key_value_heads, window, score_scale);
