@@ -67,8 +67,11 @@ __device__ __forceinline__ void hopper_clear_rows(unsigned char* tile, uint32_t 
 // Lets wgmma see what the consumers cleared.
 __device__ __forceinline__ void hopper_cleared() {
     fence_proxy_async();
-    named_barrier_sync(1, hopper_consumers);
+    named_barrier_sync(1, hopper_consumers);  // 2 and 3 are those of hopper_meet
 }
+
+// Waits until every warp of this consumer warpgroup has finished with its left operands, whose place results leave through.
+__device__ __forceinline__ void hopper_meet() { named_barrier_sync(1 + threadIdx.x / 128, 128); }
 
 // Which stage of a ring comes next, and the parity of its barriers.
 template <int stages>

@@ -235,6 +235,7 @@ __device__ __forceinline__ void attention_backward_key_value(const TensorMap& d_
     const uint64_t stride = uint64_t(query_heads + 2 * key_value_heads) * D;
     bf16* key_target = d_qkv + work.segment.start * stride + uint64_t(query_heads + work.group) * D;
     const uint32_t warp_row = threadIdx.x % 128 / 32 * 16, first = work.first + half * half_rows;
+    hopper_meet();
     attention_store<D, half_rows>(d_key, score_scale, work.k + half * Work::half_bytes, warp_row, key_target, stride,
                                   first, work.segment.length);
     attention_store<D, half_rows>(d_value, 1.0f, work.v + half * Work::half_bytes, warp_row,
@@ -382,6 +383,7 @@ __device__ __forceinline__ void attention_backward_query(const TensorMap& d_out,
     if (work.tiles > 0) sum_query(work, row, window, score_scale * log2_of_e, mine, d_query);
 
     const uint64_t stride = uint64_t(query_heads + 2 * key_value_heads) * D;
+    hopper_meet();
     attention_store<D, fixed_rows>(d_query, score_scale, work.q, warp_row,
                                    d_qkv + work.segment.start * stride + uint64_t(work.head) * D, stride, work.first,
                                    length);

@@ -172,6 +172,7 @@ __device__ __forceinline__ void attention_forward(const TensorMap& qkv, const ui
     const uint64_t first_out = work.segment.start * uint64_t(query_heads);
     softmax.finish(scale, inverse, log_sum_exp + first_out + work.head, query_heads, work.first + warp_row, length);
     attention_scale(output, inverse);
+    hopper_meet();
     attention_store<D, tile_rows>(output, 1.0f, work.q, warp_row, out + (first_out + work.head) * D,
                                   uint64_t(query_heads) * D, work.first, length);
 }
