@@ -222,6 +222,13 @@ void drain_engine(Machine& machine) {
             step(machine, 0);
         }
     }
+    for (uint32_t i = 0; !machine.failed && i < engine.mbarrier_count; i++) {
+        const Mbarrier& barrier = *engine.mbarriers[i];
+        if (barrier.bytes == 0) continue;
+        machine.message = std::string("kernel ") + machine.kernel->name + ": the block ended with bytes outstanding at a wait" +
+                          describe_mbarrier(barrier) + " (" + describe_site(barrier.site) + ")";
+        machine.failed = true;
+    }
     if (machine.failed) engine.queue.clear();
 }
 

@@ -110,7 +110,7 @@ void Machine::resume_next(Thread& self) {
     switch_context(self.fiber->context, next->fiber->context);
 }
 
-void Machine::block_current(Thread& self, const char* what, Site site, uint64_t detail) {
+void Machine::block_current(Thread& self, const char* what, Site site, int64_t detail) {
     self.wait = {what, site, detail};
     self.state = State::blocked;
     resume_next(self);
@@ -178,9 +178,9 @@ void Machine::fail(const Thread* thread, Site site, const char* format, ...) {
     vsnprintf(text, sizeof text, format, arguments_list);
     va_end(arguments_list);
     message = std::string("kernel ") + kernel->name;
+    if (site.line != 0) message += " at " + describe_site(site);
     if (thread != nullptr) message += ", " + describe_thread(*thread);
     message += std::string(": ") + text;
-    if (site.line != 0) message += " (" + describe_site(site) + ")";
     leave();
 }
 
@@ -200,7 +200,7 @@ void Machine::report_deadlock() {
             const Thread& thread = block.threads[i];
             if (thread.state == State::exited) return std::string("exited");
             char detail[32] = "";
-            if (thread.wait.detail != 0) snprintf(detail, sizeof detail, " %llu", (unsigned long long)thread.wait.detail);
+            if (thread.wait.detail >= 0) snprintf(detail, sizeof detail, " %lld", (long long)thread.wait.detail);
             const std::string barrier = thread.wait_mbarrier != nullptr ? describe_mbarrier(*thread.wait_mbarrier) : "";
             return std::string("wait at ") + thread.wait.what + detail + barrier + " (" + describe_site(thread.wait.site) + ")";
         };
@@ -311,7 +311,8 @@ void Machine::prepare_cluster(uint32_t cluster_index) {
             thread.bulk_group = 0;
             thread.waits_for_bulk = false;
             thread.products.queue.clear();
-            if (thread.products.group != 0 || thread.products.fenced) {
+            if (thread.products.touched) {
+                thread.products.touched = false;
                 for (Accumulator& slot : thread.products.slots) slot = Accumulator();
                 thread.products.group = 0;
                 thread.products.fenced = thread.products.fenced_since_commit = false;
@@ -337,7 +338,7 @@ void Machine::run_cluster() {
     prepare_fiber(first->fiber, enter_fiber);
     current = first;
     switch_context(main, first->fiber->context);
-    if (!failed && !engine->queue.empty()) drain_engine(*this);
+    if (!failed && engine->mbarrier_count + engine->queue.size() != 0) drain_engine(*this);
     current = nullptr;
     if (failed) {
         for (uint32_t i = 0; i < thread_count; i++) {

@@ -28,7 +28,7 @@ enum class State : uint8_t { unstarted, ready, running, blocked, exited };
 struct Wait {
     const char* what = "";
     Site site = {"", 0};
-    uint64_t detail = 0;
+    int64_t detail = -1;
 };
 
 // A cp.async that was issued and not yet waited for.
@@ -185,7 +185,7 @@ struct Machine {
     const char* run(const Kernel& kernel, const temper_launch& launch, void* const* arguments);
 
     // Blocks the running thread until somebody calls wake on it.
-    void block_current(Thread& self, const char* what, Site site, uint64_t detail = 0);
+    void block_current(Thread& self, const char* what, Site site, int64_t detail = -1);
     // Lets others run, then continues.
     void yield_current(Thread& self);
     void wake(Thread& thread);

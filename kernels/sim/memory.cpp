@@ -59,6 +59,13 @@ bool intact(const unsigned char* from, const unsigned char* to) {
     return true;
 }
 
+void fill_canaries(const Allocation& allocation) {
+    unsigned char* end = allocation.start + allocation.bytes;
+    std::memset(allocation.pages, canary, size_t(allocation.start - allocation.pages));
+    std::memset(end, canary, size_t(allocation.pages + allocation.page_total - end));
+}
+
+// What is wrong, once: the canary is mended.
 std::string canary_report(const Allocation& allocation) {
     char text[160] = "";
     if (!intact(allocation.pages, allocation.start)) {
@@ -68,6 +75,7 @@ std::string canary_report(const Allocation& allocation) {
         snprintf(text, sizeof text, "memory behind the allocation of %zu bytes at %p was overwritten", allocation.bytes,
                  static_cast<void*>(allocation.start));
     }
+    if (text[0] != 0) fill_canaries(allocation);
     return text;
 }
 
@@ -258,9 +266,8 @@ extern "C" void* temper_sim_allocate(size_t bytes) {
     unsigned char* start = map_guarded(pages);
     if (start == nullptr) return nullptr;
     Allocation allocation = {start + pages - round_up(bytes, 16), bytes, start, pages};
-    std::memset(start, canary, size_t(allocation.start - start));
+    fill_canaries(allocation);
     std::memset(allocation.start, 0xff, bytes);
-    std::memset(allocation.start + bytes, canary, pages - size_t(allocation.start - start) - bytes);
     std::lock_guard<std::mutex> guard(allocations_lock);
     allocations()[allocation.start] = allocation;
     return allocation.start;

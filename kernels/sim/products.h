@@ -34,6 +34,7 @@ struct ThreadProducts {
     std::vector<Product> queue;
     Accumulator slots[accumulator_slots];
     uint32_t group = 0;
+    bool touched = false;
     bool fenced = false;
     bool fenced_since_commit = false;
 };

@@ -101,6 +101,16 @@ void renew(Granule& granule, uint32_t generation) {
     granule.reader[0] = granule.reader[1] = granule.writer = nobody;
 }
 
+void add_reader(Thread& self, Granule& granule) {
+    const Machine& machine = *self.block->machine;
+    if (granule.reader[0] != nobody && machine.threads[granule.reader[0]].warp != self.warp) {
+        granule.reader[1] = granule.reader[0];
+        granule.read_step[1] = granule.read_step[0];
+    }
+    granule.reader[0] = uint16_t(cluster_index(self));
+    granule.read_step[0] = self.warp->step;
+}
+
 void note_read(Thread& self, Granule& granule, size_t offset, bool ordered, const void* instruction, Site site) {
     Machine& machine = *self.block->machine;
     if (granule.generation != self.block->shadow->generation || !granule.written) {
@@ -111,13 +121,7 @@ void note_read(Thread& self, Granule& granule, size_t offset, bool ordered, cons
         machine.fail(&self, site_of(instruction, site), "race: reads shared offset %zu, which %s wrote without a barrier between",
                      offset, describe_write(machine, granule).c_str());
     }
-    const uint16_t index = uint16_t(cluster_index(self));
-    if (granule.reader[0] != nobody && machine.threads[granule.reader[0]].warp != self.warp) {
-        granule.reader[1] = granule.reader[0];
-        granule.read_step[1] = granule.read_step[0];
-    }
-    granule.reader[0] = index;
-    granule.read_step[0] = self.warp->step;
+    add_reader(self, granule);
 }
 
 void note_write(Thread& self, Granule& granule, size_t offset, bool ordered, bool generic, const void* instruction, Site site) {
@@ -148,7 +152,7 @@ void access(Thread& self, const void* address, size_t bytes, bool write, bool ge
     const size_t offset = size_t(static_cast<const unsigned char*>(address) - block.shared);
     const bool ordered = bytes > 1;
     if (offset + bytes > block.shared_bytes) {
-        block.machine->fail(&self, site_of(instruction, site), "out of bounds: %s shared offset %zu of %u bytes",
+        block.machine->fail(&self, site_of(instruction, site), "out of bounds: %s offset %zu of the %u bytes of shared memory",
                             write ? "writes" : "reads", offset, block.shared_bytes);
     }
     const unsigned char* byte = static_cast<const unsigned char*>(address);
@@ -205,11 +209,12 @@ void watch_async_read(Thread& issuer, Block& block, const void* address, size_t 
     if (!machine.watched) return;
     const size_t offset = size_t(static_cast<const unsigned char*>(address) - block.shared);
     for (size_t at = offset / granule_bytes; at <= (offset + bytes - 1) / granule_bytes; at++) {
-        const Granule& granule = block.shadow->granules[at];
+        Granule& granule = block.shadow->granules[at];
         if (granule.generation != block.shadow->generation || !granule.written) {
             machine.fail(&issuer, site, "%s reads shared offset %zu, which was never written", what, at * granule_bytes);
         }
         const Thread& writer = machine.threads[granule.writer];
+        add_reader(issuer, granule);
         if (!granule.generic) continue;
         const bool fenced = writer.fences != granule.write_fences ||
                             block.shadow->fenced.seen[clock_index(*writer.warp)] > granule.write_step;

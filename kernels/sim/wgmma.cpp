@@ -224,6 +224,7 @@ void wgmma(float* d, uint32_t n, const uint32_t* a_registers, uint64_t a, uint64
     Thread& self = here();
     check_group(self, "wgmma", site);
     ThreadProducts& products = self.products;
+    products.touched = true;
     if (a_registers == nullptr) check_operand(self, decode(a, a_transposed), a, "a", site);
     check_operand(self, decode(b, b_transposed), b, "b", site);
     bool in_flight;
@@ -241,12 +242,15 @@ void wgmma(float* d, uint32_t n, const uint32_t* a_registers, uint64_t a, uint64
 void wgmma_fence(Site site) {
     Thread& self = here();
     check_group(self, "wgmma_fence", site);
+    synchronize_warp(~0u, site);
+    self.products.touched = true;
     self.products.fenced = self.products.fenced_since_commit = true;
 }
 
 void wgmma_commit(Site site) {
     Thread& self = here();
     check_group(self, "wgmma_commit", site);
+    self.products.touched = true;
     self.products.group++;
     self.products.fenced_since_commit = false;
 }
