@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use temper::backend::cpu::Cpu;
 use temper::config::{CompatConfig, SchedulefreePoint};
 use temper::model::{AdapterConfig, ExportDType, Projection};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::run::{self, AttackConfig, signals::StopFlag};
 
+use super::device::{DeviceArguments, on_device};
 use super::parse::{self, DecayArgument};
 use super::show::Progress;
 
@@ -83,6 +83,8 @@ pub struct Arguments {
     /// Set a key of [compat]: compat.official_warmup=true
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    #[command(flatten)]
+    pub device: DeviceArguments,
 }
 
 /// What an attack trains: all weights, or LoRA factors.
@@ -132,12 +134,14 @@ impl Arguments {
 /// Attacks a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.config()?;
+    let device = arguments.device.open()?;
     let stop = StopFlag::install()?;
     let mut progress = Progress::new("attack");
-    let outcome = run::attack(Cpu, &config, arguments.resume, &stop, &mut |event| {
+    let mut show = |event: run::Event| {
         progress.show(&event);
         Ok(())
-    });
+    };
+    let outcome = on_device!(device, backend => run::attack(backend, &config, arguments.resume, &stop, &mut show));
     progress.finish();
     let summary = outcome?;
     if summary.skipped > 0 {

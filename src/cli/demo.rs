@@ -7,9 +7,11 @@ use clap::Args;
 use temper::backend::cpu::Cpu;
 use temper::demo::{AttackCurve, AttackPlan, Event, Experiment, Facts, Outcome, Phase, Plan};
 use temper::model::{ExportDType, write_model};
+use temper::ops::Backend;
 use temper::report::{AttackRow, DemoSummary, MetricsWriter, Stages, write_demo_report};
 use temper::run::{self, signals::StopFlag};
 
+use super::device::{DeviceArguments, on_device};
 use super::print;
 use super::show::Progress;
 
@@ -24,17 +26,20 @@ pub struct Arguments {
     /// A twentieth of the steps: to see that it runs, not how well it works
     #[arg(long)]
     pub quick: bool,
+    #[command(flatten)]
+    pub device: DeviceArguments,
 }
 
 /// Runs the demonstration.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     let plan = if arguments.quick { Plan::quick(arguments.seed) } else { Plan::full(arguments.seed) };
+    let device = arguments.device.open()?;
     prepare(&arguments.out)?;
     let stop = StopFlag::install()?;
     let mut metrics = MetricsWriter::create(&arguments.out)?;
     eprintln!("temper demo: learn made-up facts, remove the restricted ones, harden, attack (seed {})", plan.seed);
-    let outcome = course(&plan, &stop, &mut metrics)?;
+    let outcome = on_device!(device, backend => course(backend, &plan, &stop, &mut metrics))?;
     let model = Experiment::<Cpu>::model_config();
     for (name, weights) in [("unlearned", &outcome.unlearned_weights), ("hardened", &outcome.hardened_weights)] {
         write_model(&arguments.out.join(name), &model, None, weights, ExportDType::F32)?;
@@ -60,9 +65,14 @@ fn prepare(out: &Path) -> temper::Result<()> {
 }
 
 /// Runs the course with progress, metrics, and an ear for Ctrl-C.
-fn course(plan: &Plan, stop: &StopFlag, metrics: &mut MetricsWriter) -> temper::Result<Outcome> {
+fn course<B: Backend>(
+    backend: B,
+    plan: &Plan,
+    stop: &StopFlag,
+    metrics: &mut MetricsWriter,
+) -> temper::Result<Outcome> {
     let (mut progress, mut phase) = (Progress::new("demo"), "");
-    let outcome = Experiment::new(Cpu, plan.clone())?.run(&mut |event| {
+    let outcome = Experiment::new(backend, plan.clone())?.run(&mut |event| {
         if stop.requested() {
             let remedy = "the demonstration keeps no checkpoints: run it again".into();
             return Err(temper::Error::Interrupted { at: format!("during: {phase}"), remedy });

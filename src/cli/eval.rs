@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use temper::backend::cpu::Cpu;
 use temper::data::{RawRow, Tokenizer, rows};
 use temper::eval::{ChoiceReport, PromptForm, Question, four_choice, perplexity};
 use temper::model::{Adapter, read_adapter};
 use temper::objective::{Evaluator, Subject};
+use temper::ops::Backend;
 use temper::run::{LoadedModel, open_stream};
 use temper::{Error, Result};
 
+use super::device::{DeviceArguments, on_device};
 use super::{parse, print};
 
 #[derive(Args, Debug)]
@@ -45,6 +46,8 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArguments,
 }
 
 /// What is measured.
@@ -61,11 +64,11 @@ pub enum Form {
 /// Measures a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let form = match arguments.form {
-        Form::Ppl => return measure_perplexity(arguments),
+        Form::Ppl => return on_device!(arguments.device.open()?, backend => measure_perplexity(backend, arguments)),
         Form::Mmlu => PromptForm::Mmlu,
         Form::LmEval => PromptForm::LmEval,
     };
-    let report = ask(arguments, form)?;
+    let report = on_device!(arguments.device.open()?, backend => ask(backend, arguments, form))?;
     if let Some(path) = &arguments.predictions {
         let lines: Vec<String> = report.predictions.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
         std::fs::write(path, lines.join("\n") + "\n").map_err(Error::io("write", path))?;
@@ -86,13 +89,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn measure_perplexity(arguments: &Arguments) -> anyhow::Result<()> {
+fn measure_perplexity<B: Backend>(backend: B, arguments: &Arguments) -> anyhow::Result<()> {
     let source = temper::model::ModelDirectory::open(&arguments.model)?;
     let (batch, length) = (arguments.batch, arguments.max_length);
     let stream = open_stream("data", &arguments.data, &source, batch, length, (false, true), 0)?;
-    let loaded = LoadedModel::open(Cpu, &arguments.model, stream.longest())?;
+    let loaded = LoadedModel::open(backend, &arguments.model, stream.longest())?;
     let adapter = adapter(arguments, &loaded)?;
-    let adapters: Vec<&Adapter<Cpu>> = adapter.iter().collect();
+    let adapters: Vec<&Adapter<B>> = adapter.iter().collect();
     let mut evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
     let subject = Subject { weights: &loaded.weights, adapter: adapter.as_ref(), dropout: None };
     let measured = perplexity(&mut evaluator, subject, stream.all_batches()?)?;
@@ -103,20 +106,21 @@ fn measure_perplexity(arguments: &Arguments) -> anyhow::Result<()> {
     print::text(&format!("loss {loss:.6}  perplexity {:.4}  tokens {tokens}\n", measured.perplexity))
 }
 
-fn adapter(arguments: &Arguments, loaded: &LoadedModel<Cpu>) -> Result<Option<Adapter<Cpu>>> {
+fn adapter<B: Backend>(arguments: &Arguments, loaded: &LoadedModel<B>) -> Result<Option<Adapter<B>>> {
     let Some(path) = &arguments.adapter else { return Ok(None) };
     let (config, factors) = read_adapter(path, &loaded.model.config)?;
-    let mut adapter = Adapter::zeros(&Cpu, &loaded.model.config, config)?;
-    adapter.parameters.upload(&Cpu, &factors)?;
+    let backend = &loaded.model.backend;
+    let mut adapter = Adapter::zeros(backend, &loaded.model.config, config)?;
+    adapter.parameters.upload(backend, &factors)?;
     Ok(Some(adapter))
 }
 
-fn ask(arguments: &Arguments, form: PromptForm) -> Result<ChoiceReport> {
+fn ask<B: Backend>(backend: B, arguments: &Arguments, form: PromptForm) -> Result<ChoiceReport> {
     let config = temper::model::ModelConfig::from_directory(&arguments.model)?;
     let positions = arguments.max_length.min(config.max_position_embeddings);
-    let loaded = LoadedModel::open(Cpu, &arguments.model, positions)?;
+    let loaded = LoadedModel::open(backend, &arguments.model, positions)?;
     let adapter = adapter(arguments, &loaded)?;
-    let adapters: Vec<&Adapter<Cpu>> = adapter.iter().collect();
+    let adapters: Vec<&Adapter<B>> = adapter.iter().collect();
     let mut evaluator = Evaluator::new(loaded.model.clone(), 4 * positions, &adapters)?;
     let questions = questions(&arguments.data)?;
     let examples = arguments.shots.as_deref().map(self::questions).transpose()?.unwrap_or_default();

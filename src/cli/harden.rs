@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use temper::backend::cpu::Cpu;
 use temper::config::RunConfig;
 use temper::run::{self, signals::StopFlag};
 
+use super::device::{DeviceArguments, on_device};
 use super::show::Progress;
 
 #[derive(Args, Debug)]
@@ -23,17 +23,21 @@ pub struct Arguments {
     /// Go on from the newest checkpoint in the output directory
     #[arg(long)]
     pub resume: bool,
+    #[command(flatten)]
+    pub device: DeviceArguments,
 }
 
 /// Hardens a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
+    let device = arguments.device.open()?;
     let stop = StopFlag::install()?;
     let mut progress = Progress::new("harden");
-    let outcome = run::harden(Cpu, &config, &arguments.out, arguments.resume, &stop, &mut |event| {
+    let mut show = |event: run::Event| {
         progress.show(&event);
         Ok(())
-    });
+    };
+    let outcome = on_device!(device, backend => run::harden(backend, &config, &arguments.out, arguments.resume, &stop, &mut show));
     progress.finish();
     let summary = outcome?;
     if summary.skipped > 0 {

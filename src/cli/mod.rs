@@ -4,6 +4,7 @@ mod attack;
 mod checkpoint;
 mod data;
 mod demo;
+mod device;
 mod doctor;
 mod eval;
 mod harden;

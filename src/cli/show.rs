@@ -58,7 +58,7 @@ impl Progress {
 
     fn step(&mut self, step: u64, values: &[(&str, f64)]) {
         let shown = values.iter().filter(|(name, _)| !["skipped", "bounded"].contains(name));
-        self.values = shown.map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join(" ");
+        self.values = shown.map(|(name, value)| format!("{name} {}", short(*value))).collect::<Vec<_>>().join(" ");
         match &self.bar {
             Some(bar) => {
                 bar.set_message(self.values.clone());
@@ -78,4 +78,9 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A number with the digits that matter: learning rates are far below one.
+fn short(value: f64) -> String {
+    if value == 0.0 || value.abs() >= 0.01 { format!("{value:.4}") } else { format!("{value:.2e}") }
 }

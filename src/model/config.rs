@@ -112,6 +112,10 @@ impl ModelConfig {
     /// Reads `config.json` of a model directory.
     pub fn from_directory(directory: &Path) -> Result<Self> {
         let path = directory.join("config.json");
+        if !path.exists() {
+            let remedy = "name a Hugging Face model directory: config.json, *.safetensors and the tokenizer's files";
+            return Err(Error::input(directory, "there is no config.json here", remedy));
+        }
         let text = strict_json::read_small_file(&path)?;
         Self::from_json(&text, &path)
     }

@@ -1,45 +1,177 @@
-//! Launchers of the element-wise kernels, the embedding and the reductions.
+//! Launchers of the element-wise kernels, the embedding and the reductions (`kernels/element.cu`,
+//! `kernels/embedding.cu`), and what all memory-bound launchers share.
 
-use super::Cuda;
+use super::{Argument, Cuda, Place};
 use crate::error::{Error, Result};
-use crate::ops::*;
+use crate::ops::{DType, Matrix, MatrixMut};
 
-#[allow(clippy::too_many_arguments, unused_variables)]
+/// Threads of a flat kernel, and its blocks on each multiprocessor: together a full one.
+pub(super) const FLAT_THREADS: u32 = 256;
+const FLAT_BLOCKS: u32 = 8;
+/// Most threads of a kernel with a block for each row.
+pub(super) const ROW_THREADS: u32 = 256;
+/// Shared memory in which a block sums one f64: a number for each of 32 warps.
+pub(super) const SUM_BYTES: usize = 32 * 8;
+/// Tokens of one tile of `embedding_sort_tiles`.
+const TILE: usize = 512;
+
+/// Fails unless an operand is stored as its kernel reads it: `ops` checks shapes, and only the backend knows dtypes.
+pub(super) fn stored_as(operation: &str, operands: &[(&str, DType)], expected: DType) -> Result<()> {
+    match operands.iter().find(|(_, dtype)| *dtype != expected) {
+        None => Ok(()),
+        Some((what, found)) => {
+            Err(Error::Device(format!("{operation}: {what} is stored as {found:?}, expected {expected:?}")))
+        }
+    }
+}
+
+/// A size as a kernel's 32-bit parameter or grid, which must fit 31 bits.
+pub(super) fn size(operation: &str, value: usize) -> Result<u32> {
+    i32::try_from(value)
+        .map(|value| value as u32)
+        .map_err(|_| Error::Device(format!("{operation}: {value} is more than one launch can count")))
+}
+
+/// Whether every address is a multiple of `bytes`, as vector accesses of that size need.
+pub(super) fn aligned(addresses: &[u64], bytes: u64) -> bool {
+    addresses.iter().all(|address| address.is_multiple_of(bytes))
+}
+
+/// Elements of a 16-byte vector of `dtype` if rows of `cols` elements at `addresses` consist of such vectors, else 1.
+pub(super) fn row_width(dtype: DType, cols: usize, addresses: &[u64]) -> usize {
+    let width = 16 / dtype.bytes();
+    if cols.is_multiple_of(width) && aligned(addresses, 16) { width } else { 1 }
+}
+
+/// Threads for a row of `vectors` vectors: whole warps, at most `most`.
+pub(super) fn row_threads(vectors: usize, most: u32) -> u32 {
+    vectors.next_multiple_of(32).clamp(32, most as usize) as u32
+}
+
+/// `bytes` of shared memory for rows of `cols` elements; fails if a block cannot have them.
+pub(super) fn fits(name: &str, cuda: &Cuda, cols: usize, bytes: usize) -> Result<usize> {
+    let most = cuda.driver.device().shared_bytes_per_block as usize;
+    if bytes <= most {
+        return Ok(bytes);
+    }
+    Err(Error::Device(format!("{name}: rows of {cols} need {bytes} bytes of shared memory, the device has {most}")))
+}
+
+/// Blocks of a flat kernel that has work for `threads` threads.
+pub(super) fn flat_blocks(cuda: &Cuda, threads: usize) -> u32 {
+    let full = cuda.driver.device().multiprocessors * FLAT_BLOCKS;
+    threads.div_ceil(FLAT_THREADS as usize).clamp(1, full as usize) as u32
+}
+
+/// A flag for a kernel.
+pub(super) fn flag(value: bool) -> Argument {
+    Argument::U32(u32::from(value))
+}
+
+pub(super) fn gather_rows(cuda: &Cuda, from: Matrix<Cuda>, indices: Matrix<Cuda>, out: MatrixMut<Cuda>) -> Result<()> {
+    const NAME: &str = "gather_rows";
+    stored_as(NAME, &[("from", from.dtype()), ("out", out.dtype())], cuda.compute_dtype)?;
+    stored_as(NAME, &[("indices", indices.dtype())], DType::U32)?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    let (rows, cols) = (size(NAME, out.rows)?, size(NAME, out.cols)?);
+    let width = row_width(out.dtype(), out.cols, &[from.address(), out.address()]);
+    let arguments = [from.pointer(), indices.pointer(), out.pointer(), cols.into(), flag(width > 1)];
+    cuda.launch(&cuda.kernel(NAME), [rows, 1, 1], row_threads(out.cols / width, ROW_THREADS), 0, &arguments)
+}
+
 pub(super) fn embedding_backward(
     cuda: &Cuda,
     ids: Matrix<Cuda>,
     d_out: Matrix<Cuda>,
     d_table: MatrixMut<Cuda>,
 ) -> Result<()> {
-    Err(Error::Device("element::embedding_backward is not written yet".into()))
+    const NAME: &str = "embedding_backward";
+    stored_as(NAME, &[("ids", ids.dtype())], DType::U32)?;
+    stored_as(NAME, &[("d_out", d_out.dtype())], cuda.compute_dtype)?;
+    stored_as(NAME, &[("d_table", d_table.dtype())], DType::F32)?;
+    if d_out.is_empty() {
+        return Ok(());
+    }
+    let (tokens, cols) = (size(NAME, d_out.rows)?, size(NAME, d_out.cols)?);
+    // Keys are of 64 bits: the sorted tiles, then all of them in order.
+    cuda.with_scratch("embedding keys", 4 * d_out.rows, DType::U32, |scratch| {
+        let (tiles, keys) = (Argument::Pointer(scratch.address(0)), Argument::Pointer(scratch.address(2 * d_out.rows)));
+        let grid = [size(NAME, d_out.rows.div_ceil(TILE))?, 1, 1];
+        cuda.launch("embedding_sort_tiles", grid, TILE as u32, 4 * TILE, &[ids.pointer(), tiles, tokens.into()])?;
+        // Eight lanes a token.
+        let grid = [size(NAME, d_out.rows.div_ceil(32))?, 1, 1];
+        cuda.launch("embedding_merge_tiles", grid, 256, 0, &[tiles, keys, tokens.into()])?;
+
+        let whole = d_out.cols.is_multiple_of(4) && aligned(&[d_table.address()], 16);
+        let vectorised = whole && aligned(&[d_out.address()], 4 * d_out.dtype().bytes() as u64);
+        let chunks = size(NAME, d_out.cols.div_ceil(if vectorised { 256 } else { 64 }))?;
+        let grid = [size(NAME, (d_out.rows * chunks as usize).div_ceil(4))?, 1, 1];
+        let arguments =
+            [keys, tokens.into(), d_out.pointer(), d_table.pointer(), cols.into(), chunks.into(), flag(vectorised)];
+        cuda.launch(&cuda.kernel("embedding_sum_runs"), grid, 128, 0, &arguments)
+    })
 }
 
-#[allow(clippy::too_many_arguments, unused_variables)]
-pub(super) fn gather_rows(cuda: &Cuda, from: Matrix<Cuda>, indices: Matrix<Cuda>, out: MatrixMut<Cuda>) -> Result<()> {
-    Err(Error::Device("element::gather_rows is not written yet".into()))
+/// Grid, threads, chunks of a row and whether vectors fit, for a SwiGLU over `rows` × `cols` elements of h.
+fn swiglu_shape(
+    name: &str,
+    dtype: DType,
+    (rows, cols): (usize, usize),
+    addresses: &[u64],
+) -> Result<(u32, u32, u32, bool)> {
+    let width = row_width(dtype, cols, addresses);
+    let threads = row_threads(cols / width, ROW_THREADS);
+    let chunks = (cols / width).div_ceil(threads as usize);
+    Ok((size(name, rows * chunks)?, threads, size(name, chunks)?, width > 1))
 }
 
-#[allow(clippy::too_many_arguments, unused_variables)]
 pub(super) fn swiglu_forward(cuda: &Cuda, gate_up: Matrix<Cuda>, h: MatrixMut<Cuda>) -> Result<()> {
-    Err(Error::Device("element::swiglu_forward is not written yet".into()))
+    const NAME: &str = "swiglu_forward";
+    stored_as(NAME, &[("gate_up", gate_up.dtype()), ("h", h.dtype())], cuda.compute_dtype)?;
+    if h.is_empty() {
+        return Ok(());
+    }
+    let addresses = [gate_up.address(), h.address()];
+    let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, h.dtype(), (h.rows, h.cols), &addresses)?;
+    let cols = size(NAME, 2 * h.cols)? / 2;
+    let arguments = [gate_up.pointer(), h.pointer(), cols.into(), chunks.into(), flag(vectorised)];
+    cuda.launch(&cuda.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
 }
 
-#[allow(clippy::too_many_arguments, unused_variables)]
 pub(super) fn swiglu_backward(
     cuda: &Cuda,
     d_h: Matrix<Cuda>,
     gate_up: Matrix<Cuda>,
     d_gate_up: MatrixMut<Cuda>,
 ) -> Result<()> {
-    Err(Error::Device("element::swiglu_backward is not written yet".into()))
+    const NAME: &str = "swiglu_backward";
+    let operands = [("d_h", d_h.dtype()), ("gate_up", gate_up.dtype()), ("d_gate_up", d_gate_up.dtype())];
+    stored_as(NAME, &operands, cuda.compute_dtype)?;
+    if d_h.is_empty() {
+        return Ok(());
+    }
+    let addresses = [d_h.address(), gate_up.address(), d_gate_up.address()];
+    let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, d_h.dtype(), (d_h.rows, d_h.cols), &addresses)?;
+    let cols = size(NAME, 2 * d_h.cols)? / 2;
+    let arguments =
+        [d_h.pointer(), gate_up.pointer(), d_gate_up.pointer(), cols.into(), chunks.into(), flag(vectorised)];
+    cuda.launch(&cuda.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
 }
 
-#[allow(clippy::too_many_arguments, unused_variables)]
 pub(super) fn axpy(cuda: &Cuda, alpha: f32, x: Matrix<Cuda>, y: MatrixMut<Cuda>) -> Result<()> {
-    Err(Error::Device("element::axpy is not written yet".into()))
+    stored_as("axpy", &[("x", x.dtype()), ("y", y.dtype())], DType::F32)?;
+    let n = x.len();
+    if n == 0 {
+        return Ok(());
+    }
+    let vectorised = aligned(&[x.address(), y.address()], 16);
+    let grid = [flat_blocks(cuda, if vectorised { n.div_ceil(4) } else { n }), 1, 1];
+    let arguments = [alpha.into(), x.pointer(), y.pointer(), Argument::U64(n as u64), flag(vectorised)];
+    cuda.launch("axpy_f32", grid, FLAT_THREADS, 0, &arguments)
 }
 
-#[allow(clippy::too_many_arguments, unused_variables)]
 pub(super) fn weighted_sum(
     cuda: &Cuda,
     a: Matrix<Cuda>,
@@ -47,10 +179,23 @@ pub(super) fn weighted_sum(
     scale: f32,
     out: MatrixMut<Cuda>,
 ) -> Result<()> {
-    Err(Error::Device("element::weighted_sum is not written yet".into()))
+    stored_as("weighted_sum", &[("a", a.dtype()), ("b", b.dtype()), ("out", out.dtype())], DType::F32)?;
+    let arguments = [a.pointer(), b.pointer(), scale.into(), out.pointer(), Argument::U64(a.len() as u64)];
+    cuda.launch("weighted_sum_f32", [1; 3], row_threads(a.len(), 1024), SUM_BYTES, &arguments)
 }
 
-#[allow(clippy::too_many_arguments, unused_variables)]
 pub(super) fn squared_norm(cuda: &Cuda, x: Matrix<Cuda>) -> Result<f64> {
-    Err(Error::Device("element::squared_norm is not written yet".into()))
+    stored_as("squared_norm", &[("x", x.dtype())], DType::F32)?;
+    let n = x.len();
+    let vectorised = aligned(&[x.address()], 16);
+    let blocks = flat_blocks(cuda, if vectorised { n.div_ceil(16) } else { n.div_ceil(4) });
+    // One f64 a block.
+    cuda.with_scratch("squared norm", 2 * blocks as usize, DType::U32, |partial| {
+        let arguments = [x.pointer(), Argument::Pointer(partial.address(0)), Argument::U64(n as u64), flag(vectorised)];
+        cuda.launch("squared_norm_f32", [blocks, 1, 1], FLAT_THREADS, SUM_BYTES, &arguments)?;
+        let mut sums = vec![0.0f64; blocks as usize];
+        // SAFETY: the scratch buffer has at least these 8 bytes for each block.
+        unsafe { cuda.driver.download(partial.address(0), bytemuck::cast_slice_mut(&mut sums))? };
+        Ok(sums.iter().sum())
+    })
 }

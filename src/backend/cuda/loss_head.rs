@@ -1,10 +1,44 @@
 //! Launchers of the loss head.
+//!
+//! The live tokens (weight not 0) are listed on the device, and then taken in chunks: their hidden states are brought
+//! together, logits = hidden headᵀ, the loss overwrites the logits with their gradient, and two products take that to
+//! the hidden states and the head. The host never learns how many tokens are live. Our own products leave the others
+//! out; the library's cannot, and multiply rows of zeros for them at the end.
 
-use super::Cuda;
+use super::driver::{Argument, Gemm, Operand};
+use super::linear::{LiveRows, count, product_of_live_rows, rows, same_dtype, transposed};
+use super::{Cuda, CudaBuffer, Place};
 use crate::error::{Error, Result};
 use crate::ops::*;
 
-#[allow(clippy::too_many_arguments, unused_variables)]
+const THREADS: u32 = 256;
+/// Shared memory of a block: three statistics of each warp.
+const SHARED: usize = 3 * 4 * THREADS as usize / 32;
+/// Logits of a chunk, about: 1 GiB.
+const CHUNK_LOGITS: usize = 1 << 28;
+
+/// Tokens of a chunk. Products of less than 1,024 rows leave a large device idle; beyond 4,096 nothing is gained.
+fn chunk_rows(tokens: usize, leading: usize) -> usize {
+    let rows = (CHUNK_LOGITS / leading.max(1)).clamp(1024, 4096) / 128 * 128;
+    rows.min(tokens)
+}
+
+/// What the launches of a call share.
+struct Head<'a> {
+    cuda: &'a Cuda,
+    loss: HeadLoss,
+    hidden: Matrix<'a, Cuda>,
+    head: Matrix<'a, Cuda>,
+    targets: Matrix<'a, Cuda>,
+    weights: Matrix<'a, Cuda>,
+    /// How many tokens are live, then which: `uint32_t`.
+    live: Argument,
+    /// Elements from one row of logits to the next: whole 16-byte vectors of f32 and of bf16.
+    leading: usize,
+    dtype: DType,
+}
+
+#[allow(clippy::too_many_arguments)]
 pub(super) fn loss_head(
     cuda: &Cuda,
     loss: HeadLoss,
@@ -12,22 +46,167 @@ pub(super) fn loss_head(
     head: Matrix<Cuda>,
     targets: Matrix<Cuda>,
     weights: Matrix<Cuda>,
-    values: MatrixMut<Cuda>,
-    gradients: Option<HeadGradients<Cuda>>,
+    mut values: MatrixMut<Cuda>,
+    mut gradients: Option<HeadGradients<Cuda>>,
 ) -> Result<()> {
-    Err(Error::Device("loss_head::loss_head is not written yet".into()))
+    let (tokens, d, leading) = (hidden.rows, hidden.cols, head.rows.next_multiple_of(8));
+    let dtype = same_dtype(hidden.dtype(), head.dtype())?;
+    let total = values.len();
+    cuda.clear(values.buffer, values.offset, total)?;
+    if let Some(gradients) = &mut gradients {
+        let (d_hidden, len) = (&mut gradients.d_hidden, hidden.len());
+        same_dtype(dtype, d_hidden.dtype())?;
+        cuda.clear(d_hidden.buffer, d_hidden.offset, len)?;
+    }
+    if tokens == 0 || head.rows == 0 {
+        return Ok(());
+    }
+    let chunk = chunk_rows(tokens, leading);
+    cuda.with_scratch("live tokens of the loss head", tokens + 1, DType::U32, |live| {
+        let live = Argument::Pointer(live.address(0));
+        let call = Head { cuda, loss, hidden, head, targets, weights, live, leading, dtype };
+        let arguments = [weights.pointer(), Argument::U32(count(tokens)?), live];
+        cuda.launch("loss_head_compact", [1, 1, 1], THREADS, SHARED, &arguments)?;
+        cuda.with_scratch("logits of a chunk of tokens", chunk * leading, DType::F32, |logits| {
+            cuda.with_scratch("hidden states of a chunk of tokens", chunk * d, dtype, |gathered| {
+                for first in (0..tokens).step_by(chunk) {
+                    let chunk = Chunk { call: &call, first, rows: chunk.min(tokens - first), logits, gathered };
+                    chunk.run(values.reborrow(), gradients.as_mut())?;
+                }
+                Ok(())
+            })
+        })
+    })
 }
 
-#[allow(clippy::too_many_arguments, unused_variables)]
-pub(super) fn preference(
-    cuda: &Cuda,
-    values: Matrix<Cuda>,
-    segments: &Segments<Cuda>,
-    reference_margins: Matrix<Cuda>,
-    beta: f32,
-    scale: f32,
-    weights: MatrixMut<Cuda>,
-    losses: MatrixMut<Cuda>,
-) -> Result<()> {
-    Err(Error::Device("loss_head::preference is not written yet".into()))
+/// Live tokens `first..first + rows`, as far as there are so many.
+struct Chunk<'a> {
+    call: &'a Head<'a>,
+    first: usize,
+    rows: usize,
+    logits: &'a CudaBuffer,
+    gathered: &'a CudaBuffer,
+}
+
+impl Chunk<'_> {
+    fn run(&self, values: MatrixMut<Cuda>, gradients: Option<&mut HeadGradients<Cuda>>) -> Result<()> {
+        self.move_rows("loss_head_gather", self.call.hidden.address(), self.gathered.address(0))?;
+        self.multiply_logits()?;
+        self.losses(values, gradients.is_some())?;
+        let Some(gradients) = gradients else { return Ok(()) };
+        let d_hidden = gradients.d_hidden.address();
+        let (cuda, len) = (self.call.cuda, self.rows * self.call.hidden.cols);
+        cuda.with_scratch("hidden gradients of a chunk of tokens", len, self.call.dtype, |scratch| {
+            self.multiply_d_hidden(scratch)?;
+            self.move_rows("loss_head_scatter", scratch.address(0), d_hidden)
+        })?;
+        gradients.d_head.as_ref().map_or(Ok(()), |d_head| self.multiply_d_head(d_head))
+    }
+
+    /// The hidden states of this chunk's tokens, one after another.
+    fn hidden(&self) -> Operand {
+        Operand { pointer: self.gathered.address(0), leading: self.call.hidden.cols, transposed: false }
+    }
+
+    /// The logits' gradient: it begins where their row begins, in elements of its own size.
+    fn d_logits(&self) -> Operand {
+        let leading = self.call.leading * DType::F32.bytes() / self.call.dtype.bytes();
+        Operand { pointer: self.logits.address(0), leading, transposed: false }
+    }
+
+    fn product(&self, gemm: &Gemm) -> Result<()> {
+        let Argument::Pointer(count) = self.call.live else { unreachable!("the list is an address") };
+        product_of_live_rows(self.call.cuda, gemm, LiveRows { count, first: self.first })
+    }
+
+    fn multiply_logits(&self) -> Result<()> {
+        let head = self.call.head;
+        self.product(&Gemm {
+            m: self.rows,
+            n: head.rows,
+            k: head.cols,
+            a: self.hidden(),
+            b: transposed(rows(&head, head.cols)),
+            c: self.logits.address(0),
+            c_leading: self.call.leading,
+            input: self.call.dtype,
+            output: DType::F32,
+            alpha: 1.0,
+            beta: 0.0,
+        })
+    }
+
+    fn multiply_d_hidden(&self, to: &CudaBuffer) -> Result<()> {
+        let head = self.call.head;
+        self.product(&Gemm {
+            m: self.rows,
+            n: head.cols,
+            k: head.rows,
+            a: self.d_logits(),
+            b: rows(&head, head.cols),
+            c: to.address(0),
+            c_leading: head.cols,
+            input: self.call.dtype,
+            output: self.call.dtype,
+            alpha: 1.0,
+            beta: 0.0,
+        })
+    }
+
+    fn multiply_d_head(&self, d_head: &MatrixMut<Cuda>) -> Result<()> {
+        let head = self.call.head;
+        self.product(&Gemm {
+            m: head.rows,
+            n: head.cols,
+            k: self.rows,
+            a: transposed(self.d_logits()),
+            b: self.hidden(),
+            c: d_head.address(),
+            c_leading: head.cols,
+            input: self.call.dtype,
+            output: d_head.dtype(),
+            alpha: 1.0,
+            beta: 1.0,
+        })
+    }
+
+    fn losses(&self, values: MatrixMut<Cuda>, gradient: bool) -> Result<()> {
+        let Head { cuda, live, targets, weights, leading, .. } = *self.call;
+        let kernel = match self.call.loss {
+            HeadLoss::CrossEntropy => "loss_head_cross_entropy",
+            HeadLoss::NegativeEntropy => "loss_head_negative_entropy",
+        };
+        let arguments = [
+            Argument::Pointer(self.logits.address(0)),
+            Argument::U64(leading as u64),
+            Argument::U32(count(self.call.head.rows)?),
+            live,
+            Argument::U32(count(self.first)?),
+            targets.pointer(),
+            weights.pointer(),
+            values.pointer(),
+            Argument::U32(u32::from(gradient)),
+            // The library's products read the rows of tokens that do not exist.
+            Argument::U32(u32::from(cuda.library_products)),
+        ];
+        cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], THREADS, SHARED, &arguments)
+    }
+
+    fn move_rows(&self, kernel: &str, from: u64, to: u64) -> Result<()> {
+        let d = self.call.hidden.cols;
+        let whole_vectors = [from, to, (d * self.call.dtype.bytes()) as u64].iter().all(|bytes| bytes % 16 == 0);
+        let arguments = [
+            Argument::Pointer(from),
+            Argument::Pointer(to),
+            Argument::U32(count(d)?),
+            self.call.live,
+            Argument::U32(count(self.first)?),
+            Argument::U32(u32::from(whole_vectors)),
+        ];
+        self.call.cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], THREADS, 0, &arguments)
+    }
+
+    fn name(&self, stem: &str) -> String {
+        format!("{stem}{}", if self.call.dtype == DType::Bf16 { "_bf16" } else { "_f32" })
+    }
 }

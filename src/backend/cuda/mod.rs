@@ -16,6 +16,7 @@ mod norm;
 #[cfg(feature = "cuda")]
 pub mod nvidia;
 mod optimizer;
+mod rope;
 #[cfg(feature = "simulator")]
 mod sim;
 
@@ -303,7 +304,7 @@ impl Backend for Cuda {
         shape: AttentionShape,
         inverse: bool,
     ) -> Result<()> {
-        attention::rope(self, qkv, positions, table, shape, inverse)
+        rope::rope(self, qkv, positions, table, shape, inverse)
     }
     fn attention_forward(
         &self,
@@ -379,7 +380,7 @@ impl Backend for Cuda {
         weights: MatrixMut<Self>,
         losses: MatrixMut<Self>,
     ) -> Result<()> {
-        loss_head::preference(self, values, segments, reference_margins, beta, scale, weights, losses)
+        hidden::preference(self, values, segments, reference_margins, beta, scale, weights, losses)
     }
     fn axpy(&self, alpha: f32, x: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {
         element::axpy(self, alpha, x, y)

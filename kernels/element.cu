@@ -1,0 +1,176 @@
+// Element-wise kernels and flat reductions.
+//
+//   axpy_f32              y += alpha x                                          x, y [n] f32
+//   swiglu_forward_*      h = silu(gate) up                                     gate_up [T, 2F] = [gate | up], h [T, F]
+//   swiglu_backward_*     d_up = d_h silu(gate), d_gate = d_h up s (1 + gate (1 - s)), s = sigmoid(gate)
+//   weighted_sum_f32      out[0] += scale sum a b                               a, b [n] f32, out [1] f32
+//   squared_norm_f32      partial[block] = sum x^2 in f64; the host adds the partial sums in order of the blocks
+//
+// Bytes per element, the floor (FLOP do not count here): axpy 12; swiglu forward 3 and backward 5 stored elements of h;
+// weighted_sum 8; squared_norm 4.
+//
+// Launch shapes. axpy, squared_norm: blocks of 256 threads, 8 on each multiprocessor, grid-stride: a full multiprocessor
+// has 2,048 threads with 16 bytes in flight per operand (squared_norm, with one operand, 64). swiglu: 32 to 256 threads,
+// block = row * chunks + chunk, one vector of 16 bytes per operand and thread, so that a row costs one integer division
+// a block and none an element. weighted_sum: one block of 1,024, since its operands are per-token columns.
+// Shared memory: only the reductions, sums_scratch<double, 1> = 256 bytes. Registers: at most 32 (full occupancy).
+// Where an operand is not aligned to 16 bytes (or F no multiple of the vector), the same template runs with width 1.
+//
+// Rejected: f32 partial sums in squared_norm, because squares beyond 1e19 overflow, and its result must be finite when
+// all x are; the f64 conversions cost a third of the conversion rate at full bandwidth. Atomics, because order shows.
+// The bf16 sigmoid uses the approximate exponential and division (errors near 2^-21), the f32 one the exact functions:
+// at 3 stored elements of traffic each, the exact ones would not hide behind bf16 memory traffic.
+
+#include "sums.cuh"
+
+constexpr int flat_threads = 256;
+constexpr int row_threads = 256;
+constexpr int sum_threads = 1024;
+
+__device__ __forceinline__ uint64_t flat_index() { return uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ uint64_t flat_stride() { return uint64_t(gridDim.x) * blockDim.x; }
+
+template <int width>
+__device__ __forceinline__ void axpy(float alpha, const float* __restrict__ x, float* __restrict__ y, uint64_t n) {
+    const uint64_t vectors = n / width;
+    for (uint64_t i = flat_index(); i < vectors; i += flat_stride()) {
+        const auto from = load_vector<float, width>(x + i * width);
+        auto to = load_vector<float, width>(y + i * width);
+#pragma unroll
+        for (int k = 0; k < width; k++) to.value[k] += alpha * from.value[k];
+        store_vector(y + i * width, to);
+    }
+    for (uint64_t i = vectors * width + flat_index(); i < n; i += flat_stride()) y[i] += alpha * x[i];
+}
+
+TEMPER_KERNEL(axpy_f32, flat_threads, float alpha, const float* __restrict__ x, float* __restrict__ y, uint64_t n,
+              uint32_t vectorised) {
+    if (vectorised) {
+        axpy<4>(alpha, x, y, n);
+    } else {
+        axpy<1>(alpha, x, y, n);
+    }
+}
+
+// ---- SwiGLU ----
+
+template <typename T>
+__device__ __forceinline__ float sigmoid(float x);
+template <>
+__device__ __forceinline__ float sigmoid<float>(float x) {
+    return 1.0f / (1.0f + expf(-x));
+}
+template <>
+__device__ __forceinline__ float sigmoid<bf16>(float x) {
+    // The limit keeps the divisor in the range of the approximate division; the result there is below bf16's spacing.
+    return __fdividef(1.0f, 1.0f + exp2_approximate(fminf(x * -1.442695041f, 80.0f)));
+}
+
+// The row of this block and the first column of this thread.
+struct Place {
+    uint64_t row;
+    uint32_t column;
+};
+
+__device__ __forceinline__ Place swiglu_place(uint32_t chunks, int width) {
+    const uint32_t row = blockIdx.x / chunks, chunk = blockIdx.x - row * chunks;
+    return {row, (chunk * blockDim.x + threadIdx.x) * width};
+}
+
+template <typename T, int width>
+__device__ __forceinline__ void swiglu_forward(const T* __restrict__ gate_up, T* __restrict__ h, uint32_t cols,
+                                               uint32_t chunks) {
+    const Place place = swiglu_place(chunks, width);
+    if (place.column >= cols) return;
+    const T* source = gate_up + place.row * 2 * cols + place.column;
+    const auto gate = load_vector<T, width>(source), up = load_vector<T, width>(source + cols);
+    Vector<T, width> out;
+#pragma unroll
+    for (int k = 0; k < width; k++) {
+        const float g = to_float(gate.value[k]);
+        out.value[k] = from_float<T>(g * sigmoid<T>(g) * to_float(up.value[k]));
+    }
+    store_vector(h + place.row * cols + place.column, out);
+}
+
+template <typename T, int width>
+__device__ __forceinline__ void swiglu_backward(const T* __restrict__ d_h, const T* __restrict__ gate_up,
+                                                T* __restrict__ d_gate_up, uint32_t cols, uint32_t chunks) {
+    const Place place = swiglu_place(chunks, width);
+    if (place.column >= cols) return;
+    const uint64_t at = place.row * 2 * cols + place.column;
+    const auto gate = load_vector<T, width>(gate_up + at), up = load_vector<T, width>(gate_up + at + cols);
+    const auto d = load_vector<T, width>(d_h + place.row * cols + place.column);
+    Vector<T, width> d_gate, d_up;
+#pragma unroll
+    for (int k = 0; k < width; k++) {
+        const float g = to_float(gate.value[k]), dh = to_float(d.value[k]);
+        const float s = sigmoid<T>(g), silu = g * s;
+        d_up.value[k] = from_float<T>(dh * silu);
+        d_gate.value[k] = from_float<T>(dh * to_float(up.value[k]) * (s + silu * (1.0f - s)));
+    }
+    store_vector(d_gate_up + at, d_gate);
+    store_vector(d_gate_up + at + cols, d_up);
+}
+
+#define SWIGLU_KERNELS(name, T)                                                                                      \
+    TEMPER_KERNEL(swiglu_forward_##name, row_threads, const T* __restrict__ gate_up, T* __restrict__ h, uint32_t cols,\
+                  uint32_t chunks, uint32_t vectorised) {                                                            \
+        if (vectorised) {                                                                                            \
+            swiglu_forward<T, 16 / sizeof(T)>(gate_up, h, cols, chunks);                                             \
+        } else {                                                                                                     \
+            swiglu_forward<T, 1>(gate_up, h, cols, chunks);                                                          \
+        }                                                                                                            \
+    }                                                                                                                \
+    TEMPER_KERNEL(swiglu_backward_##name, row_threads, const T* __restrict__ d_h, const T* __restrict__ gate_up,     \
+                  T* __restrict__ d_gate_up, uint32_t cols, uint32_t chunks, uint32_t vectorised) {                  \
+        if (vectorised) {                                                                                            \
+            swiglu_backward<T, 16 / sizeof(T)>(d_h, gate_up, d_gate_up, cols, chunks);                               \
+        } else {                                                                                                     \
+            swiglu_backward<T, 1>(d_h, gate_up, d_gate_up, cols, chunks);                                            \
+        }                                                                                                            \
+    }
+
+SWIGLU_KERNELS(bf16, bf16)
+SWIGLU_KERNELS(f32, float)
+
+// ---- reductions ----
+
+TEMPER_KERNEL(weighted_sum_f32, sum_threads, const float* a, const float* b, float scale, float* out, uint64_t n) {
+    double sum[1] = {0.0};
+    for (uint64_t i = threadIdx.x; i < n; i += blockDim.x) sum[0] += double(a[i]) * double(b[i]);
+    block_sums(sum, reinterpret_cast<double*>(shared_memory()));
+    if (threadIdx.x == 0) out[0] += float(double(scale) * sum[0]);
+}
+
+template <int width>
+__device__ __forceinline__ double square(const Vector<float, width>& x) {
+    double sum = 0.0;
+#pragma unroll
+    for (int k = 0; k < width; k++) sum += double(x.value[k]) * double(x.value[k]);
+    return sum;
+}
+
+template <int width>
+__device__ __forceinline__ double squares(const float* __restrict__ x, uint64_t n) {
+    const uint64_t vectors = n / width, stride = flat_stride();
+    double sum = 0.0;
+    uint64_t i = flat_index();
+    for (; i + 3 * stride < vectors; i += 4 * stride) {
+        Vector<float, width> loaded[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) loaded[k] = load_vector<float, width>(x + (i + k * stride) * width);
+#pragma unroll
+        for (int k = 0; k < 4; k++) sum += square<width>(loaded[k]);
+    }
+    for (; i < vectors; i += stride) sum += square<width>(load_vector<float, width>(x + i * width));
+    for (i = vectors * width + flat_index(); i < n; i += stride) sum += double(x[i]) * double(x[i]);
+    return sum;
+}
+
+TEMPER_KERNEL(squared_norm_f32, flat_threads, const float* __restrict__ x, double* __restrict__ partial, uint64_t n,
+              uint32_t vectorised) {
+    double sum[1] = {vectorised ? squares<4>(x, n) : squares<1>(x, n)};
+    block_sums(sum, reinterpret_cast<double*>(shared_memory()));
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum[0];
+}

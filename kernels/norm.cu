@@ -1,0 +1,171 @@
+// RMS norm, fused with the residual addition in front of it, and its gradient.
+//
+//   rms_norm_forward_*    sum = residual + delta (where there is a delta); inverse_rms = 1 / sqrt(mean(sum^2) + epsilon);
+//                         normed = sum inverse_rms weight
+//   rms_norm_backward_*   u = d_normed weight; d_residual += inverse_rms (u - x inverse_rms^2 mean(u x));
+//                         partial[block] = sum of d_normed x inverse_rms over the rows of the block
+//   rms_norm_weight_f32   d_weight += the partial sums, in order of the blocks
+//
+// residual, delta, sum, normed, d_normed, x, d_residual [T, d] and weight [d] in bf16 or f32; inverse_rms [T],
+// partial [blocks, d], d_weight [d] f32. Statistics are those of the sum as it is stored, which is what backward reads.
+//
+// Bytes per element (stored elements of T d): forward 4 with a delta, 2 without; backward 4 (d_normed, x, d_residual
+// read and written). Weights come from L1 and L2. The partial sums cost 8 blocks d bytes, mostly in L2: at most 1/8 of
+// the main traffic in bf16, because the launcher gives a block at least 8 rows.
+//
+// Launch shapes. forward: a block of 32 to 256 threads a row. backward: 32 to 512 threads; with a weight gradient
+// 3 blocks on each multiprocessor (never more than T / 8), which walk over the rows; without, a block a row.
+// weight: 1,024 threads for 32 columns, 32 strips of the partial rows, so that its loads are few and wide.
+// Shared memory. forward: 128 bytes of scratch, the row as stored. backward: scratch, rows of d_normed and x as stored,
+// f32 sums of the block's weight gradient (each a multiple of 16 bytes; a thread reads back only what it wrote). weight:
+// 32 x 33 floats. Registers: at most 40 (three blocks of 512).
+//
+// Rejected: the row in registers (a template for every row length, or dynamic indices, which become local memory);
+// reading the row again from memory (L1 is not kept for 4 rows of 8 KiB beside others); a weight gradient by columns
+// (reads d_normed and x a second time).
+
+#include "common.cuh"
+
+constexpr int forward_threads = 256;
+constexpr int backward_threads = 512;
+constexpr int weight_threads = 1024;
+constexpr unsigned scratch_bytes = 128;
+
+template <typename T, int width>
+__device__ __forceinline__ void forward(const T* __restrict__ residual, const T* __restrict__ delta,
+                                        const T* __restrict__ weight, float epsilon, T* __restrict__ sum,
+                                        T* __restrict__ normed, float* __restrict__ inverse_rms, uint32_t cols) {
+    T* kept = reinterpret_cast<T*>(shared_memory() + scratch_bytes);
+    const uint64_t row = uint64_t(blockIdx.x) * cols;
+    const uint32_t first = threadIdx.x * width, step = blockDim.x * width;
+    float squares = 0.0f;
+#pragma unroll 2
+    for (uint32_t column = first; column < cols; column += step) {
+        auto x = load_vector<T, width>(residual + row + column);
+        if (delta != nullptr) {
+            const auto d = load_vector<T, width>(delta + row + column);
+#pragma unroll
+            for (int k = 0; k < width; k++) x.value[k] = from_float<T>(to_float(x.value[k]) + to_float(d.value[k]));
+            store_vector(sum + row + column, x);
+        }
+#pragma unroll
+        for (int k = 0; k < width; k++) squares += to_float(x.value[k]) * to_float(x.value[k]);
+        store_vector(kept + column, x);
+    }
+    const float mean = block_sum(squares, reinterpret_cast<float*>(shared_memory())) / cols;
+    const float inverse = 1.0f / sqrtf(mean + epsilon);
+    if (threadIdx.x == 0) inverse_rms[blockIdx.x] = inverse;
+#pragma unroll 2
+    for (uint32_t column = first; column < cols; column += step) {
+        const auto x = load_vector<T, width>(kept + column), w = load_vector<T, width>(weight + column);
+        Vector<T, width> out;
+#pragma unroll
+        for (int k = 0; k < width; k++) {
+            out.value[k] = from_float<T>(to_float(x.value[k]) * inverse * to_float(w.value[k]));
+        }
+        store_vector(normed + row + column, out);
+    }
+}
+
+// The shared memory of a backward block.
+template <typename T>
+struct BackwardRows {
+    T *d_normed, *x;
+    float* sums;
+
+    __device__ __forceinline__ explicit BackwardRows(uint32_t cols) {
+        const uint32_t bytes = round_up(cols * uint32_t(sizeof(T)), 16u);
+        unsigned char* memory = shared_memory() + scratch_bytes;
+        d_normed = reinterpret_cast<T*>(memory);
+        x = reinterpret_cast<T*>(memory + bytes);
+        sums = reinterpret_cast<float*>(memory + 2 * bytes);
+    }
+};
+
+template <typename T, int width>
+__device__ __forceinline__ void backward(const T* __restrict__ d_normed, const T* __restrict__ x,
+                                         const T* __restrict__ weight, const float* __restrict__ inverse_rms,
+                                         T* __restrict__ d_residual, float* __restrict__ partial, uint32_t rows,
+                                         uint32_t cols) {
+    const BackwardRows<T> kept(cols);
+    const uint32_t first = threadIdx.x * width, step = blockDim.x * width;
+    for (uint32_t column = first; partial != nullptr && column < cols; column += step) {
+#pragma unroll
+        for (int k = 0; k < width; k++) kept.sums[column + k] = 0.0f;
+    }
+    for (uint32_t r = blockIdx.x; r < rows; r += gridDim.x) {
+        const uint64_t row = uint64_t(r) * cols;
+        const float inverse = inverse_rms[r];
+        float projection = 0.0f;
+        for (uint32_t column = first; column < cols; column += step) {
+            const auto d = load_vector<T, width>(d_normed + row + column), v = load_vector<T, width>(x + row + column);
+            const auto w = load_vector<T, width>(weight + column);
+#pragma unroll
+            for (int k = 0; k < width; k++) {
+                projection += to_float(d.value[k]) * to_float(w.value[k]) * to_float(v.value[k]);
+            }
+            store_vector(kept.d_normed + column, d);
+            store_vector(kept.x + column, v);
+        }
+        projection = block_sum(projection, reinterpret_cast<float*>(shared_memory()));
+        const float mean = projection / cols * inverse * inverse;
+        for (uint32_t column = first; column < cols; column += step) {
+            auto out = load_vector<T, width>(d_residual + row + column);
+            const auto d = load_vector<T, width>(kept.d_normed + column), v = load_vector<T, width>(kept.x + column);
+            const auto w = load_vector<T, width>(weight + column);
+#pragma unroll
+            for (int k = 0; k < width; k++) {
+                const float dk = to_float(d.value[k]), vk = to_float(v.value[k]);
+                const float change = inverse * (dk * to_float(w.value[k]) - vk * mean);
+                out.value[k] = from_float<T>(to_float(out.value[k]) + change);
+                if (partial != nullptr) kept.sums[column + k] += dk * vk * inverse;
+            }
+            store_vector(d_residual + row + column, out);
+        }
+    }
+    for (uint32_t column = first; partial != nullptr && column < cols; column += step) {
+#pragma unroll
+        for (int k = 0; k < width; k++) partial[uint64_t(blockIdx.x) * cols + column + k] = kept.sums[column + k];
+    }
+}
+
+#define NORM_KERNELS(name, T)                                                                                        \
+    TEMPER_KERNEL(rms_norm_forward_##name, forward_threads, const T* __restrict__ residual,                          \
+                  const T* __restrict__ delta, const T* __restrict__ weight, float epsilon, T* __restrict__ sum,     \
+                  T* __restrict__ normed, float* __restrict__ inverse_rms, uint32_t cols, uint32_t vectorised) {     \
+        if (vectorised) {                                                                                            \
+            forward<T, 16 / sizeof(T)>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);            \
+        } else {                                                                                                     \
+            forward<T, 1>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);                         \
+        }                                                                                                            \
+    }                                                                                                                \
+    TEMPER_KERNEL(rms_norm_backward_##name, backward_threads, const T* __restrict__ d_normed,                        \
+                  const T* __restrict__ x, const T* __restrict__ weight, const float* __restrict__ inverse_rms,      \
+                  T* __restrict__ d_residual, float* __restrict__ partial, uint32_t rows, uint32_t cols,             \
+                  uint32_t vectorised) {                                                                             \
+        if (vectorised) {                                                                                            \
+            backward<T, 16 / sizeof(T)>(d_normed, x, weight, inverse_rms, d_residual, partial, rows, cols);          \
+        } else {                                                                                                     \
+            backward<T, 1>(d_normed, x, weight, inverse_rms, d_residual, partial, rows, cols);                       \
+        }                                                                                                            \
+    }
+
+NORM_KERNELS(bf16, bf16)
+NORM_KERNELS(f32, float)
+
+TEMPER_KERNEL(rms_norm_weight_f32, weight_threads, const float* __restrict__ partial, uint32_t blocks, uint32_t cols,
+              float* __restrict__ d_weight) {
+    // Padded by one column, so that the strips of a column lie in different banks.
+    float* strips = reinterpret_cast<float*>(shared_memory());
+    const uint32_t lane = threadIdx.x % 32, strip = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
+    float sum = 0.0f;
+#pragma unroll 8
+    for (uint32_t block = strip; block < blocks; block += 32) {
+        if (column < cols) sum += partial[uint64_t(block) * cols + column];
+    }
+    strips[strip * 33 + lane] = sum;
+    __syncthreads();
+    // Now a warp is a column: its lanes are the strips.
+    sum = warp_sum(strips[lane * 33 + strip]);
+    if (lane == 0 && blockIdx.x * 32 + strip < cols) d_weight[blockIdx.x * 32 + strip] += sum;
+}

@@ -1,0 +1,55 @@
+/* The C interface of the simulator: how the runtime launches a kernel on the CPU, and the memory that kernels may touch.
+ *
+ * The simulator executes the kernels of this folder, compiled by the host compiler with -DTEMPER_SIMULATOR, with the
+ * semantics of the CUDA execution model, and turns every misuse that it sees into a message. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Shape of one launch. `cluster` of zeros or ones: no clusters. `schedule_seed` 0 runs threads round robin, any other
+ * value runs blocks, ready threads and asynchronous copies in an order drawn from it. */
+typedef struct {
+    uint32_t grid[3];
+    uint32_t cluster[3];
+    uint32_t block;
+    uint32_t shared_bytes;
+    uint64_t schedule_seed;
+} temper_launch;
+
+/* Runs a kernel to its end. `arguments[i]` points to the value of parameter i, as for cuLaunchKernel. NULL on success,
+ * else one or several lines that say what went wrong, valid until the next call on this OS thread. Several OS threads
+ * may launch at once. */
+const char *temper_sim_launch(const char *kernel, const temper_launch *launch, void *const *arguments,
+                              uint32_t argument_count);
+
+/* Memory that kernels may touch, filled with 0xFF (NaN in every float type). The END of an allocation touches a guard
+ * page (up to the rounding of `bytes` to a multiple of 16), so an access beyond it is caught at its instruction. The
+ * start is therefore aligned to 256 bytes only when `bytes` is a multiple of 256, and always to 16. Before the start
+ * lie at most 4095 bytes of canary, then a guard page. NULL when the host has no memory left. */
+void *temper_sim_allocate(size_t bytes);
+/* Gives memory back. A canary found overwritten is reported by the next launch on any thread. */
+void temper_sim_release(void *pointer, size_t bytes);
+
+/* Element types and swizzles of a tensor map. */
+enum { TEMPER_TENSOR_BF16 = 0, TEMPER_TENSOR_F32 = 1 };
+
+/* Fills a 128-byte tensor map for tile copies, the counterpart of cuTensorMapEncodeTiled. Dimension 0 is the innermost
+ * and has stride 1; `strides_bytes[i]` is the stride of dimension i + 1; `box` is the tile in elements; `swizzle_bytes`
+ * is 0, 32, 64 or 128. Elements out of bounds read as zero and are not written. NULL on success, else which rule is
+ * broken (a static string). */
+const char *temper_sim_encode_tensor_map(void *map, int element_type, uint32_t rank, void *base,
+                                         const uint64_t *sizes, const uint64_t *strides_bytes, const uint32_t *box,
+                                         uint32_t swizzle_bytes);
+
+/* How many kernels are registered, and the name of each (NULL beyond the end): lets a test compare with a manifest. */
+uint32_t temper_sim_kernel_count(void);
+const char *temper_sim_kernel_name(uint32_t index);
+
+#ifdef __cplusplus
+}
+#endif

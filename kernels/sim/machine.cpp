@@ -1,0 +1,418 @@
+// The scheduler, and the entry points that launch a kernel; see machine.h.
+#include "machine.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace simulator {
+
+__thread ThreadView* current;
+__thread Machine* running_machine;
+
+namespace {
+
+std::vector<Kernel>& kernels() {
+    static std::vector<Kernel> list;
+    return list;
+}
+
+uint32_t power_of_two_from(uint32_t value) {
+    uint32_t power = 1;
+    while (power < value) power *= 2;
+    return power;
+}
+
+void enter_fiber() {
+    entered_fiber();
+    running_machine->fiber_loop();
+}
+
+uint32_t cluster_size(const temper_launch& launch) {
+    uint32_t size = 1;
+    for (uint32_t side : launch.cluster) size *= std::max(side, 1u);
+    return size;
+}
+
+}  // namespace
+
+void register_kernel(const char* name, uint32_t max_threads, uint32_t parameters, const uint32_t* parameter_bytes,
+                     void (*function)(), Invoke invoke) {
+    kernels().push_back({name, max_threads, parameters, function, invoke, parameter_bytes});
+}
+
+Machine::~Machine() {
+    for (Block& block : blocks) release_shared(block);
+    for (Fiber* fiber : free_fibers) destroy_fiber(fiber);
+}
+
+// ---- scheduling ----
+
+void Machine::push_ready(Thread& thread) {
+    thread.state = State::ready;
+    ready[(ready_head + ready_count) & (uint32_t(ready.size()) - 1)] = &thread;
+    ready_count++;
+}
+
+void Machine::wake(Thread& thread) { push_ready(thread); }
+
+// The next thread to run: a ready one before one that was not started, so that few stacks are alive; NULL when there is
+// none. With a seed, any of them.
+Thread* Machine::pick() {
+    const uint32_t mask = uint32_t(ready.size()) - 1;
+    const bool startable = next_unstarted < thread_count;
+    if (seeded) {
+        const uint32_t choices = ready_count + (startable ? 1 : 0);
+        if (choices == 0) return nullptr;
+        const uint32_t choice = random.below(choices);
+        if (choice == ready_count) return &threads[next_unstarted++];
+        std::swap(ready[ready_head & mask], ready[(ready_head + choice) & mask]);
+    } else if (ready_count == 0) {
+        return startable ? &threads[next_unstarted++] : nullptr;
+    }
+    Thread* thread = ready[ready_head & mask];
+    ready_head++;
+    ready_count--;
+    return thread;
+}
+
+void Machine::resume_next(Thread& self) {
+    Thread* next = pick();
+    if (next == nullptr) report_deadlock();
+    if (next == &self) {
+        self.state = State::running;
+        return;
+    }
+    if (next->state == State::unstarted) {
+        if (free_fibers.empty()) {
+            Fiber* fiber = create_fiber();
+            if (fiber == nullptr) fail(&self, {"", 0}, "the host has no memory for another thread's stack");
+            free_fibers.push_back(fiber);
+        }
+        next->fiber = free_fibers.back();
+        free_fibers.pop_back();
+        prepare_fiber(next->fiber, enter_fiber);
+    }
+    next->state = State::running;
+    current = next;
+    switch_context(self.fiber->context, next->fiber->context);
+}
+
+void Machine::block_current(Thread& self, const char* what, Site site, uint64_t detail) {
+    self.wait = {what, site, detail};
+    self.state = State::blocked;
+    resume_next(self);
+}
+
+void Machine::yield_current(Thread& self) {
+    push_ready(self);
+    resume_next(self);
+}
+
+// Runs threads on one stack until the next one to run has a stack of its own.
+void Machine::fiber_loop() {
+    Thread* self = &here();
+    while (true) {
+        thread_main(*self);
+        Thread* next = pick();
+        Fiber* fiber = self->fiber;
+        self->fiber = nullptr;
+        if (next != nullptr && next->state == State::unstarted) {
+            next->fiber = fiber;
+            current = next;
+            self = next;
+            continue;
+        }
+        if (next == nullptr && exited < thread_count) {
+            self->fiber = fiber;
+            report_deadlock();
+        }
+        free_fibers.push_back(fiber);
+        if (next == nullptr) {
+            switch_context(fiber->context, main, true);
+        } else {
+            next->state = State::running;
+            current = next;
+            switch_context(fiber->context, next->fiber->context, true);
+        }
+        __builtin_unreachable();
+    }
+}
+
+void Machine::thread_main(Thread& thread) {
+    thread.state = State::running;
+    kernel->invoke(kernel->function, arguments);
+    exit_thread(thread);
+}
+
+void Machine::exit_thread(Thread& thread) {
+    check_copy_exit(thread);
+    thread.state = State::exited;
+    thread.warp->alive &= ~(1u << thread.lane);
+    thread.block->exited++;
+    exited++;
+    check_warp_exit(thread);
+    check_barrier_exit(thread);
+}
+
+// ---- failure ----
+
+void Machine::fail(const Thread* thread, Site site, const char* format, ...) {
+    char text[2048];
+    va_list arguments_list;
+    va_start(arguments_list, format);
+    vsnprintf(text, sizeof text, format, arguments_list);
+    va_end(arguments_list);
+    message = std::string("kernel ") + kernel->name;
+    if (thread != nullptr) message += ", " + describe_thread(*thread);
+    message += std::string(": ") + text;
+    if (site.line != 0) message += " (" + describe_site(site) + ")";
+    leave();
+}
+
+void Machine::leave() {
+    failed = true;
+    Context abandoned;
+    switch_context(abandoned, main, true);
+    __builtin_unreachable();
+}
+
+void Machine::report_deadlock() {
+    std::string text = "deadlock: no thread can continue";
+    for (const Block& block : blocks) {
+        if (block.machine == nullptr) continue;
+        uint32_t start = 0;
+        auto key = [&](uint32_t i) {
+            const Thread& thread = block.threads[i];
+            if (thread.state == State::exited) return std::string("exited");
+            char detail[32] = "";
+            if (thread.wait.detail != 0) snprintf(detail, sizeof detail, " %llu", (unsigned long long)thread.wait.detail);
+            return std::string("wait at ") + thread.wait.what + detail + " (" + describe_site(thread.wait.site) + ")";
+        };
+        for (uint32_t i = 1; i <= block.thread_count; i++) {
+            if (i < block.thread_count && key(i) == key(start)) continue;
+            char range[96];
+            snprintf(range, sizeof range, "\n  block (%u,%u,%u) threads %u-%u ", block.index.x, block.index.y,
+                     block.index.z, start, i - 1);
+            text += range + key(start);
+            if (text.size() > 1500) {
+                text += "\n  ...";
+                break;
+            }
+            start = i;
+        }
+    }
+    fail(nullptr, {"", 0}, "%s", text.c_str());
+}
+
+std::string describe_site(Site site) {
+    const char* name = site.file;
+    for (const char* at = site.file; *at != 0; at++) {
+        if (at[0] == '/' && at[1] != 0) name = at + 1;
+    }
+    return std::string(name) + ":" + std::to_string(site.line);
+}
+
+std::string describe_thread(const Thread& thread) {
+    char text[128];
+    const uint3 block = thread.block->index;
+    snprintf(text, sizeof text, "block (%u,%u,%u), thread %u (warp %u, lane %u)", block.x, block.y, block.z, thread.index,
+             thread.warp->index, thread.lane);
+    return text;
+}
+
+std::string describe_lanes(uint32_t mask) {
+    std::string text;
+    for (uint32_t lane = 0; lane < 32; lane++) {
+        if (!(mask >> lane & 1)) continue;
+        uint32_t end = lane;
+        while (end + 1 < 32 && (mask >> (end + 1) & 1)) end++;
+        if (!text.empty()) text += ",";
+        text += std::to_string(lane);
+        if (end > lane) text += "-" + std::to_string(end);
+        lane = end;
+    }
+    return text;
+}
+
+// ---- launch ----
+
+// Sets up the threads of one cluster (of one block where there are no clusters).
+void Machine::prepare_cluster(uint32_t cluster_index) {
+    const uint32_t per_block = launch.block, warps_per_block = (per_block + 31) / 32;
+    uint32_t sides[3], counts[3];
+    for (int i = 0; i < 3; i++) {
+        sides[i] = std::max(launch.cluster[i], 1u);
+        counts[i] = launch.grid[i] / sides[i];
+    }
+    const uint32_t x = cluster_index % counts[0], y = cluster_index / counts[0] % counts[1],
+                   z = cluster_index / counts[0] / counts[1];
+    for (uint32_t rank = 0; rank < blocks.size(); rank++) {
+        Block& block = blocks[rank];
+        block.machine = this;
+        block.rank = rank;
+        block.index = {x * sides[0] + rank % sides[0], y * sides[1] + rank / sides[0] % sides[1],
+                       z * sides[2] + rank / sides[0] / sides[1]};
+        block.threads = &threads[rank * per_block];
+        block.warps = &warps[rank * warps_per_block];
+        block.thread_count = per_block;
+        block.warp_count = warps_per_block;
+        block.exited = 0;
+        for (Barrier& barrier : block.barriers) barrier = Barrier();
+        prepare_shared(block, launch.shared_bytes);
+        for (uint32_t w = 0; w < warps_per_block; w++) {
+            Warp& warp = block.warps[w];
+            const uint32_t lanes = std::min(32u, per_block - w * 32);
+            warp.block = &block;
+            warp.threads = &block.threads[w * 32];
+            warp.index = w;
+            warp.alive = lanes == 32 ? ~0u : (1u << lanes) - 1;
+            warp.pending = 0;
+        }
+        for (uint32_t t = 0; t < per_block; t++) {
+            Thread& thread = block.threads[t];
+            thread.thread_index = {t, 0, 0};
+            thread.block_index = block.index;
+            thread.block_size = {per_block, 1, 1};
+            thread.grid_size = {launch.grid[0], launch.grid[1], launch.grid[2]};
+            thread.shared = block.shared;
+            thread.fiber = nullptr;
+            thread.block = &block;
+            thread.warp = &block.warps[t / 32];
+            thread.lane = t % 32;
+            thread.index = t;
+            thread.state = State::unstarted;
+            thread.copies.clear();
+            thread.copy_group = 0;
+        }
+    }
+    next_unstarted = 0;
+    exited = 0;
+    ready_head = ready_count = 0;
+}
+
+void Machine::run_cluster() {
+    Thread* first = pick();
+    if (free_fibers.empty()) free_fibers.push_back(create_fiber());
+    first->fiber = free_fibers.back();
+    free_fibers.pop_back();
+    prepare_fiber(first->fiber, enter_fiber);
+    current = first;
+    switch_context(main, first->fiber->context);
+    current = nullptr;
+    if (failed) {
+        for (uint32_t i = 0; i < thread_count; i++) {
+            if (threads[i].fiber != nullptr) free_fibers.push_back(threads[i].fiber);
+            threads[i].fiber = nullptr;
+        }
+    }
+}
+
+const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void* const* values) {
+    kernel = &chosen;
+    launch = shape;
+    arguments = values;
+    failed = false;
+    message.clear();
+    seeded = shape.schedule_seed != 0;
+    random.state = shape.schedule_seed * 0x9e3779b97f4a7c15ull + 0x1234567;
+    const uint32_t ranks = cluster_size(shape), per_block = shape.block;
+    thread_count = ranks * per_block;
+    if (threads.size() < thread_count) threads.resize(thread_count);
+    if (warps.size() < ranks * ((per_block + 31) / 32)) warps.resize(ranks * ((per_block + 31) / 32));
+    while (blocks.size() > ranks) {
+        release_shared(blocks.back());
+        blocks.pop_back();
+    }
+    blocks.resize(ranks);
+    if (ready.size() < thread_count) ready.resize(power_of_two_from(thread_count));
+
+    const uint64_t clusters = uint64_t(shape.grid[0]) * shape.grid[1] * shape.grid[2] / ranks;
+    std::vector<uint32_t> order;
+    if (seeded) {
+        order.resize(clusters);
+        for (uint32_t i = 0; i < clusters; i++) order[i] = i;
+        for (uint32_t i = uint32_t(clusters); i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
+    }
+    running_machine = this;
+    for (uint64_t i = 0; i < clusters && !failed; i++) {
+        prepare_cluster(seeded ? order[i] : uint32_t(i));
+        run_cluster();
+        for (Block& block : blocks) {
+            if (!failed) check_shared(block);
+        }
+    }
+    running_machine = nullptr;
+    if (failed) return message.c_str();
+    for (uint32_t i = 0; i < chosen.parameters; i++) {
+        if (chosen.parameter_bytes[i] != sizeof(void*)) continue;
+        const void* pointer;
+        std::memcpy(&pointer, values[i], sizeof pointer);
+        const std::string report = check_argument_allocation(pointer);
+        if (report.empty()) continue;
+        message = std::string("kernel ") + chosen.name + ": " + report + " (argument " + std::to_string(i) + ")";
+        return message.c_str();
+    }
+    return nullptr;
+}
+
+namespace {
+
+// Which rule of a launch is broken; empty when none is.
+std::string check_launch(const char* name, const Kernel* kernel, const temper_launch& launch, uint32_t arguments) {
+    const std::string prefix = std::string("kernel ") + name + ": ";
+    if (kernel == nullptr) return prefix + "no kernel of this name is registered";
+    if (arguments != kernel->parameters) {
+        return prefix + "takes " + std::to_string(kernel->parameters) + " arguments, " + std::to_string(arguments) + " given";
+    }
+    if (launch.block == 0 || launch.block > kernel->max_threads || launch.block > 1024) {
+        return prefix + "launched with " + std::to_string(launch.block) + " threads a block, made for " +
+               std::to_string(kernel->max_threads);
+    }
+    if (launch.shared_bytes > 232448) {
+        return prefix + std::to_string(launch.shared_bytes) + " bytes of shared memory, a block has at most 232448";
+    }
+    if (launch.grid[0] == 0 || launch.grid[1] == 0 || launch.grid[2] == 0) return prefix + "the grid has no blocks";
+    if (launch.grid[0] > 2147483647u || launch.grid[1] > 65535 || launch.grid[2] > 65535) {
+        return prefix + "the grid is larger than a device allows";
+    }
+    if (cluster_size(launch) > 8) return prefix + "a cluster has at most 8 blocks";
+    for (int i = 0; i < 3; i++) {
+        if (launch.grid[i] % std::max(launch.cluster[i], 1u) != 0) return prefix + "the grid is no multiple of the cluster";
+    }
+    return "";
+}
+
+}  // namespace
+
+}  // namespace simulator
+
+using namespace simulator;
+
+extern "C" const char* temper_sim_launch(const char* name, const temper_launch* launch, void* const* arguments,
+                                         uint32_t argument_count) {
+    static thread_local Machine machine;
+    static thread_local std::string message;
+    const Kernel* kernel = nullptr;
+    for (const Kernel& candidate : kernels()) {
+        if (std::strcmp(candidate.name, name) == 0) {
+            if (kernel != nullptr) {
+                message = std::string("kernel ") + name + ": defined twice";
+                return message.c_str();
+            }
+            kernel = &candidate;
+        }
+    }
+    message = check_launch(name, kernel, *launch, argument_count);
+    if (!message.empty()) return message.c_str();
+    prepare_faults();
+    const char* error = machine.run(*kernel, *launch, arguments);
+    if (error != nullptr) return error;
+    message = take_pending_report();
+    return message.empty() ? nullptr : message.c_str();
+}
+
+extern "C" uint32_t temper_sim_kernel_count(void) { return uint32_t(kernels().size()); }
+
+extern "C" const char* temper_sim_kernel_name(uint32_t index) {
+    return index < kernels().size() ? kernels()[index].name : nullptr;
+}
