@@ -13,7 +13,7 @@ use std::sync::Arc;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use temper::backend::cuda::nvidia::{Code, EMBEDDED, Nvidia, Parameter, TensorMap, Tiles, Unavailable, survey};
 use temper::backend::cuda::{Argument, Cuda, Driver, Gemm, Launch, Operand};
-use temper::ops::{Backend, DType};
+use temper::ops::{Backend, DType, Tensor, axpy as axpy_of_tensors, linear_forward};
 use temper::random::{Random, Stream};
 
 type LaunchFunction = unsafe extern "C" fn(*const c_char, *const c_void, *const *const c_void, u32) -> *const c_char;
@@ -397,4 +397,19 @@ fn the_backend_runs(doubles: &Doubles) {
     cuda.upload_f32(&mut buffer, 1, &[1.0, 2.0]).expect("an upload");
     assert_eq!(cuda.download_f32(&buffer, 0, 4).expect("a download"), [0.0, 1.0, 2.0, 0.0]);
     assert!(doubles.alive() > 0);
+
+    // y = x wᵀ by the library, y += 2 x by a kernel.
+    let tensor = |rows, cols, values: &[f32]| Tensor::from_f32(&cuda, "values", rows, cols, values).expect("memory");
+    let (x, w) = (tensor(1, 2, &[1.0, 2.0]), tensor(3, 2, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]));
+    let mut y = tensor(1, 3, &[f32::NAN; 3]);
+    linear_forward(&cuda, x.view(), w.view(), y.view_mut()).expect("a product");
+    assert_eq!(y.to_vec(&cuda).expect("a download"), [1.0, 2.0, 3.0]);
+    let f32_on_device = |values: &[f32]| {
+        let mut tensor = Tensor::zeros(&cuda, "values", 1, values.len(), DType::F32).expect("memory");
+        cuda.upload_f32(tensor.buffer_mut(), 0, values).expect("an upload");
+        tensor
+    };
+    let (x, mut y) = (f32_on_device(&[1.0, 2.0, 3.0, 4.0, 5.0]), f32_on_device(&[1.0; 5]));
+    axpy_of_tensors(&cuda, 2.0, x.view(), y.view_mut()).expect("a sum");
+    assert_eq!(y.to_vec(&cuda).expect("a download"), [3.0, 5.0, 7.0, 9.0, 11.0]);
 }
