@@ -157,17 +157,14 @@ __device__ __forceinline__ void sum_key_value(const KeyValue<D>& work, uint32_t 
         wgmma_hold(flat(p));
 
         const Statistics* here = work.stage_statistics + stage.index * rows;
-        const auto visible = [&](int n, int e) {
-            const uint32_t row = query + 8 * n + lane % 4 * 2 + e % 2;
-            return attention_visible(row, key + e / 2 * 8, work.segment.valid, window) && row < work.segment.length;
-        };
 #pragma unroll
         for (int n = 0; n < rows / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float log_sum_exp = here[8 * n + lane % 4 * 2 + e % 2].log_sum_exp;
-                const float value = exp2_approximate(fmaf(p[0][n][e], scale, -log_sum_exp));
-                p[0][n][e] = visible(n, e) ? value : 0.0f;
+                const uint32_t column = 8 * n + lane % 4 * 2 + e % 2;
+                const float value = exp2_approximate(fmaf(p[0][n][e], scale, -here[column].log_sum_exp));
+                const bool visible = attention_visible(query + column, key + e / 2 * 8, work.segment.valid, window);
+                p[0][n][e] = visible ? value : 0.0f;
             }
         }
         hopper_pack(packed_p, p);

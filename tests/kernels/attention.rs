@@ -87,7 +87,12 @@ fn run(cuda: &Cuda, case: &Case, qkv: &[f32]) -> Results {
     let values = |pair: &Pair| pair.cpu.to_vec(&Cpu).expect("values");
     let saved_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &values(&out));
     let saved = Pair::new(cuda, DType::F32, tokens, shape.num_attention_heads, &values(&log_sum_exp));
-    let d_out = Pair::random(cuda, &mut random(99), tokens, shape.query_cols(), 1.0);
+    // NaN where the output is NaN, so that a bad sequence is bad in everything that the backward pass reads.
+    let mut d_out = normals(&mut random(99), tokens * shape.query_cols(), 1.0);
+    for (d_out, out) in d_out.iter_mut().zip(values(&out)).filter(|(_, out)| out.is_nan()) {
+        *d_out = out;
+    }
+    let d_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &d_out);
     let mut d_qkv = Pair::poisoned(cuda, dtype, tokens, shape.qkv_cols());
     attention_backward(
         &Cpu,
@@ -223,6 +228,28 @@ fn padding_is_not_read_as_keys() {
                 }
             }
             check(&cuda, &case, &qkv);
+        }
+    }
+}
+
+/// A sequence of NaN between two others: tiles that reach over the end of a sequence must not carry anything of the next
+/// one into its results, nor anything of the one before.
+#[test]
+fn sequences_do_not_mix() {
+    for cuda in devices() {
+        for heads in [(2, 1, 128), (2, 2, 64), (2, 1, 16)] {
+            let case = case(&[(70, 65), (130, 130), (67, 30)], heads);
+            let (cols, mut qkv) = (case.shape().qkv_cols(), case.qkv(6));
+            qkv[70 * cols..200 * cols].fill(f32::NAN);
+            let results = run(&cuda, &case, &qkv);
+            for (name, pair) in [("out", &results.out), ("d_qkv", &results.d_qkv)] {
+                let (mut found, mut expected) = columns(&cuda, pair, 0..pair.cpu.cols());
+                for values in [&mut found, &mut expected] {
+                    values.drain(70 * pair.cpu.cols()..200 * pair.cpu.cols());
+                }
+                let error = relative_error(&found, &expected);
+                assert!(error <= bound(cuda.compute_dtype()), "{name}: {error:.2e}, {}", case.describe(&cuda));
+            }
         }
     }
 }
