@@ -2,7 +2,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{AttentionShape, Backend, DType, Segment, Segments, attention_backward, attention_forward};
+use temper::ops::{AttentionShape, Backend, DType, Matrix, Segment, Segments, attention_backward, attention_forward};
 
 use crate::support::{Pair, bound, modes, normals, random, relative_error};
 
@@ -251,6 +251,25 @@ fn sequences_do_not_mix() {
                 assert!(error <= bound(cuda.compute_dtype()), "{name}: {error:.2e}, {}", case.describe(&cuda));
             }
         }
+    }
+}
+
+/// Rows that do not begin at 16-byte addresses: no vectors there, so the general kernels take over.
+#[test]
+fn operands_at_odd_addresses_agree_with_the_cpu() {
+    for cuda in devices() {
+        let (case, dtype) = (case(&[(37, 30)], (2, 1, 64)), cuda.compute_dtype());
+        let (shape, tokens) = (case.shape(), case.tokens());
+        let qkv = case.qkv(7);
+        let expected = run(&cuda, &case, &qkv).out.cpu.to_vec(&Cpu).expect("values");
+        let shifted = Pair::new(&cuda, dtype, 1, qkv.len() + 1, &[&[0.0], &qkv[..]].concat());
+        let segments = Segments::new(&cuda, case.segments()).expect("segments");
+        let mut out = Pair::poisoned(&cuda, dtype, tokens, shape.query_cols());
+        let mut sums = Pair::poisoned(&cuda, DType::F32, tokens, shape.num_attention_heads);
+        let qkv = Matrix { buffer: shifted.cuda.buffer(), offset: 1, rows: tokens, cols: shape.qkv_cols() };
+        attention_forward(&cuda, qkv, &segments, shape, out.cuda.view_mut(), sums.cuda.view_mut()).expect("forward");
+        let error = relative_error(&out.cuda.to_vec(&cuda).expect("a download"), &expected);
+        assert!(error <= bound(dtype), "{error:.2e}");
     }
 }
 
