@@ -215,9 +215,7 @@ void drain_engine(Machine& machine) {
     while (!machine.failed && !engine.queue.empty()) {
         const EngineCopy& copy = *engine.queue[0];
         if (copy.kind == CopyKind::load) {
-            machine.message = std::string("kernel ") + machine.kernel->name + ", " + describe_thread(*copy.thread) +
-                              ": a load was still in flight when the block ended (" + describe_site(copy.site) + ")";
-            machine.failed = true;
+            machine.fail_after(copy.thread, copy.site, "this load was still in flight when the block ended");
         } else {
             step(machine, 0);
         }
@@ -225,9 +223,8 @@ void drain_engine(Machine& machine) {
     for (uint32_t i = 0; !machine.failed && i < engine.mbarrier_count; i++) {
         const Mbarrier& barrier = *engine.mbarriers[i];
         if (barrier.bytes == 0) continue;
-        machine.message = std::string("kernel ") + machine.kernel->name + ": the block ended with bytes outstanding at a wait" +
-                          describe_mbarrier(barrier) + " (" + describe_site(barrier.site) + ")";
-        machine.failed = true;
+        machine.fail_after(nullptr, barrier.site, "the block ended with bytes outstanding at a wait%s",
+                           describe_mbarrier(barrier).c_str());
     }
     if (machine.failed) engine.queue.clear();
 }

@@ -81,7 +81,7 @@ namespace {
 
 constexpr size_t stack_bytes = TEMPER_ADDRESS_SANITIZER ? 256 * 1024 : 64 * 1024;
 // Large, so that a large local array does not reach across it into the stack of a neighbour. Costs addresses, no memory.
-constexpr size_t guard_bytes = 256 * 1024;
+constexpr size_t guard_bytes = 512 * 1024;
 
 #if TEMPER_ADDRESS_SANITIZER
 // The context that was left by the latest switch, to learn the bounds of stacks that the simulator did not make.
@@ -144,6 +144,13 @@ void switch_context(Context& from, Context& to, [[maybe_unused]] bool abandon) {
 void entered_fiber() {
 #if TEMPER_ADDRESS_SANITIZER
     __sanitizer_finish_switch_fiber(nullptr, &left_context->stack_bottom, &left_context->stack_size);
+#endif
+}
+
+void entered_landing([[maybe_unused]] const void* bottom, [[maybe_unused]] size_t bytes) {
+#if TEMPER_ADDRESS_SANITIZER
+    __sanitizer_start_switch_fiber(nullptr, bottom, bytes);
+    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
 }
 

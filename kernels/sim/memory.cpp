@@ -115,12 +115,8 @@ void check_shared(Block& block) {
     const unsigned char* end = block.mapping + shared_mapping;
     const bool before = intact(block.shared - shared_alignment, block.shared);
     if (before && intact(block.shared + block.shared_bytes, end)) return;
-    Machine& machine = *block.machine;
-    char text[160];
-    snprintf(text, sizeof text, ", block (%u,%u,%u): memory %s the %u bytes of shared memory was overwritten", block.index.x,
-             block.index.y, block.index.z, before ? "behind" : "before", block.shared_bytes);
-    machine.message = std::string("kernel ") + machine.kernel->name + text;
-    machine.failed = true;
+    block.machine->fail_after(&block.threads[0], {"", 0}, "memory %s the %u bytes of shared memory was overwritten by this block",
+                              before ? "behind" : "before", block.shared_bytes);
 }
 
 void release_shared(Block& block) {
@@ -151,26 +147,28 @@ struct sigaction previous_segv, previous_bus;
 constexpr size_t landing_bytes = 64 * 1024;
 __thread unsigned char* landing_stack;
 
-std::string describe_address(Machine& machine, const void* address) {
-    char text[200];
+Text describe_address(Machine& machine, const void* address) {
+    Text text;
     const unsigned char* byte = static_cast<const unsigned char*>(address);
     for (const Block& block : machine.blocks) {
         if (byte >= block.mapping - page_bytes() && byte < block.mapping + shared_mapping + page_bytes()) {
-            snprintf(text, sizeof text, "offset %td of the %u bytes of shared memory", byte - block.shared, block.shared_bytes);
+            text.add("offset %td of the %u bytes of shared memory", byte - block.shared, block.shared_bytes);
             return text;
         }
     }
     std::lock_guard<std::mutex> guard(allocations_lock);
     if (const Allocation* allocation = nearest_allocation(byte)) {
-        snprintf(text, sizeof text, "offset %td of the allocation of %zu bytes at %p", byte - allocation->start,
-                 allocation->bytes, static_cast<void*>(allocation->start));
-        return text;
+        text.add("offset %td of the allocation of %zu bytes at %p", byte - allocation->start, allocation->bytes,
+                 static_cast<void*>(allocation->start));
+    } else {
+        text.add("no memory of the simulator");
     }
-    return "no memory of the simulator";
+    return text;
 }
 
 // Where the handler sends the faulting thread: an ordinary function on a stack of its own.
 void land() {
+    entered_landing(landing_stack, landing_bytes);
     Thread& self = here();
     Machine& machine = *self.block->machine;
     const Site site = site_of_instruction(fault.instruction);

@@ -57,14 +57,15 @@ Site site_of(const void* instruction, Site site) {
     return instruction == nullptr ? site : site_of_instruction(static_cast<const char*>(instruction) - 1);
 }
 
-std::string describe_write(Machine& machine, const Granule& granule) {
+Text describe_write(Machine& machine, const Granule& granule) {
     const Thread& writer = machine.threads[granule.writer];
-    std::string text = "thread " + std::to_string(writer.index);
+    Text text;
+    text.add("thread %u", writer.index);
     if (granule.write_instruction != 0) {
         // The upper half is that of the kernel, which lies in the same object.
         const uintptr_t near = reinterpret_cast<uintptr_t>(machine.kernel->function);
         const uintptr_t address = (near & ~uintptr_t(0xffffffff)) | granule.write_instruction;
-        text += " (" + describe_site(site_of_instruction(reinterpret_cast<const char*>(address) - 1)) + ")";
+        text.add(" (%s)", describe_site(site_of_instruction(reinterpret_cast<const char*>(address) - 1)).c_str());
     }
     return text;
 }
@@ -316,14 +317,15 @@ TEMPER_HOOK(4)
 TEMPER_HOOK(8)
 TEMPER_HOOK(16)
 
+// Declared as the compiler itself declares them.
 extern "C" void __tsan_init(void) {}
 extern "C" void __tsan_func_entry(void*) {}
-extern "C" void __tsan_func_exit(void) {}
-extern "C" void __tsan_vptr_update(void**, void*) {}
-extern "C" void __tsan_vptr_read(void**) {}
-extern "C" void __tsan_read_range(void* address, size_t bytes) {
-    if (bytes != 0) simulator::watched_access(address, bytes, false, __builtin_return_address(0));
+extern "C" void __tsan_func_exit(void*) {}
+extern "C" void __tsan_vptr_update(void*, void*) {}
+extern "C" void __tsan_vptr_read(void*) {}
+extern "C" void __tsan_read_range(void* address, long bytes) {
+    if (bytes > 0) simulator::watched_access(address, size_t(bytes), false, __builtin_return_address(0));
 }
-extern "C" void __tsan_write_range(void* address, size_t bytes) {
-    if (bytes != 0) simulator::watched_access(address, bytes, true, __builtin_return_address(0));
+extern "C" void __tsan_write_range(void* address, long bytes) {
+    if (bytes > 0) simulator::watched_access(address, size_t(bytes), true, __builtin_return_address(0));
 }

@@ -52,7 +52,7 @@ TEMPER_KERNEL(mirror, 64, float* out, const float* in, int fault) {
     float* shared = reinterpret_cast<float*>(shared_memory());
     const int i = threadIdx.x;
     // 1: no barrier. 2: half of the threads return before it. 3: half of them wait at another one.
-    // 4: out of shared memory by one element. 5: far out. 6: one element is never written. 7: before its start.
+    // 4: out of shared memory by one element. 5: further out. 6: one element is never written. 7: before its start.
     shared[i] = in[i];
     if (fault == 2 && i >= 32) { MARK(); return; }
     if (fault == 3 && i >= 32) {
@@ -61,7 +61,7 @@ TEMPER_KERNEL(mirror, 64, float* out, const float* in, int fault) {
         __syncthreads();
     }
     if (fault == 4 && i == 7) { MARK(); shared[512] = 1.0f; }
-    if (fault == 5 && i == 7) { MARK(); shared[1 << 20] = 1.0f; }
+    if (fault == 5 && i == 7) { MARK(); shared[1500] = 1.0f; }
     if (fault == 7 && i == 7) shared[-1] = 1.0f;
     if (fault == 6) { MARK(); out[i] = shared[64 + 63 - i]; return; }
     MARK(); out[i] = shared[63 - i];
@@ -230,7 +230,7 @@ static AddCase hand_over_4 = plant("hand_over", 4, same, {"named barrier 16"});
 
 // A local array that no thread has room for.
 __attribute__((noinline)) static float large_array(float value) {
-    volatile float large[40000];
+    volatile float large[80000];
     large[0] = value;
     return large[0] + float(sizeof large);
 }

@@ -81,14 +81,14 @@ fn check(tiles: &Tiles) -> Result<(), &'static str> {
             tiles.tile.len() != rank || tiles.strides.len() + 1 != rank,
             "every dimension has a tile, all but the first a stride",
         ),
-        (tiles.address % 16 != 0, "the address is a multiple of 16"),
+        (!tiles.address.is_multiple_of(16), "the address is a multiple of 16"),
         (tiles.sizes.iter().any(|&size| size == 0 || size > 1 << 32), "sizes are 1 to 2^32"),
         (
-            tiles.strides.iter().any(|&stride| stride % 16 != 0 || stride >= 1 << 40),
+            tiles.strides.iter().any(|&stride| !stride.is_multiple_of(16) || stride >= 1 << 40),
             "strides are multiples of 16 below 2^40",
         ),
         (tiles.tile.iter().any(|&extent| extent == 0 || extent > 256), "a tile has 1 to 256 elements in a dimension"),
-        (inner_bytes % 16 != 0, "a tile's rows are a multiple of 16 bytes"),
+        (!inner_bytes.is_multiple_of(16), "a tile's rows are a multiple of 16 bytes"),
         (![0, 32, 64, 128].contains(&tiles.swizzle), "the swizzle is 0, 32, 64 or 128 bytes"),
         (tiles.swizzle != 0 && inner_bytes > u64::from(tiles.swizzle), "a tile's rows are no longer than the swizzle"),
     ];
