@@ -1,5 +1,5 @@
-// Shared by the attention kernels: which rows and keys a block works on, and tiles of bf16 in shared memory with the two
-// matrix products that forward and backward are made of.
+// Shared by the attention kernels: which rows and keys a block works on, and tiles of bf16 in shared memory with the
+// two matrix products that forward and backward are made of.
 //
 // A query q of a segment sees key k when k <= q, q - k < window and k < valid. With unsigned numbers the first two are
 // one comparison: q - k < window, because a key after the query wraps to a number beyond any window. "No window" is
@@ -73,8 +73,8 @@ __device__ __forceinline__ void attention_load(unsigned char* tile, const bf16* 
     }
 }
 
-// The same address as attention_offset(row + lane's row, 2 * pair + low), but with what depends on the lane in `lane_part`
-// = attention_offset(lane's row, low), low being 0 or 1: so few registers hold the addresses of a whole tile.
+// The same address as attention_offset(row + lane's row, 2 * pair + low), but with what depends on the lane in
+// `lane_part` = attention_offset(lane's row, low), low being 0 or 1: few registers hold the addresses of a whole tile.
 template <int rows>
 __device__ __forceinline__ uint32_t attention_step(uint32_t lane_part, uint32_t row, uint32_t pair) {
     return (lane_part ^ (pair % 4 * 32)) + pair / 4 * (rows * 128) + row * 128;
@@ -109,11 +109,11 @@ __device__ __forceinline__ void attention_product_transposed(float (&c)[row_tile
     }
 }
 
-// c[i][n] += a b: accumulators `a` of an earlier product, rounded to bf16, as the left operand (an accumulator holds its
-// elements where the operand wants them), and the rows of tile b, as many as `a` has columns.
+// c[i][n] += a b: accumulators `a` of an earlier product, rounded to bf16, as the left operand (an accumulator holds
+// its elements where the operand wants them), and the rows of tile b, as many as `a` has columns.
 template <int D, int b_rows, int row_tiles, int k_tiles>
-__device__ __forceinline__ void attention_product(float (&c)[row_tiles][D / 8][4], const float (&a)[row_tiles][k_tiles][4],
-                                                  const unsigned char* b) {
+__device__ __forceinline__ void attention_product(float (&c)[row_tiles][D / 8][4],
+                                                  const float (&a)[row_tiles][k_tiles][4], const unsigned char* b) {
     const uint32_t lane = threadIdx.x % 32, b_lane = attention_offset<b_rows>(lane % 16, lane / 16);
 #pragma unroll
     for (int k = 0; k < k_tiles / 2; ++k) {
@@ -142,9 +142,9 @@ __device__ __forceinline__ void attention_product(float (&c)[row_tiles][D / 8][4
 // Writes a warp's accumulators, times `factor`, as rows tile_row.. of a bf16 matrix, through the same rows of `tile`,
 // which nobody else may be using: so that the matrix is written 16 bytes at a time. Rows from `end` on are not written.
 template <int D, int rows, int row_tiles>
-__device__ __forceinline__ void attention_store(const float (&c)[row_tiles][D / 8][4], float factor, unsigned char* tile,
-                                                uint32_t tile_row, bf16* target, uint64_t stride, uint32_t first,
-                                                uint32_t end) {
+__device__ __forceinline__ void attention_store(const float (&c)[row_tiles][D / 8][4], float factor,
+                                                unsigned char* tile, uint32_t tile_row, bf16* target, uint64_t stride,
+                                                uint32_t first, uint32_t end) {
     const uint32_t lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 4;
     const uint32_t lane_part = attention_offset<rows>(tile_row + group, 0) + pair;
 #pragma unroll
@@ -178,7 +178,8 @@ __device__ __forceinline__ void attention_clear(float (&c)[row_tiles][column_til
 
 // Multiplies the two rows that this lane holds of each fragment.
 template <int row_tiles, int column_tiles>
-__device__ __forceinline__ void attention_scale(float (&c)[row_tiles][column_tiles][4], const float (&factor)[row_tiles][2]) {
+__device__ __forceinline__ void attention_scale(float (&c)[row_tiles][column_tiles][4],
+                                                const float (&factor)[row_tiles][2]) {
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
 #pragma unroll
@@ -222,8 +223,8 @@ struct AttentionSoftmax {
         }
     }
 
-    // Scores become exp(score - maximum), and `shrink` what earlier results have to be multiplied with because the maximum
-    // grew. `scale` includes log2(e).
+    // Scores become exp(score - maximum), and `shrink` what earlier results have to be multiplied with because the
+    // maximum grew. `scale` includes log2(e).
     template <int column_tiles>
     __device__ __forceinline__ void add(float (&scores)[row_tiles][column_tiles][4], float scale,
                                         float (&shrink)[row_tiles][2]) {

@@ -11,25 +11,27 @@
 //
 // A warp owns 32 queries (two fragments of 16 rows, so that each fragment of K and V that ldmatrix loads is used twice;
 // with one, ldmatrix needs all of the bandwidth of shared memory). Scores, probabilities and output stay in registers.
-// Tiles of 32 keys at D = 128, 64 at D = 64; the next tile of k and v arrives while this one is used, one barrier a tile.
+// Tiles of 32 keys at D = 128, 64 at D = 64; the next tile of k and v arrives while this one is used; one
+// barrier for each tile.
 //
 // Shared memory (bytes at D = 128 / 64): q 32,768 / 16,384; two stages of k and v, 4 x 8,192; together 65,536 / 49,152,
 // so that two blocks fit a multiprocessor of 163 KiB. The output leaves through q's place.
-// Registers: output 16 D / 16 = 128 / 64, scores 32 / 64, fragments, addresses and sums about 50; at most 255, since two
-// blocks of 128 threads share the file. No spills.
+// Registers: output 16 D / 16 = 128 / 64, scores 32 / 64, fragments, addresses and sums about 50; at most 255, since
+// two blocks of 128 threads share the file. No spills.
 //
-// Floor: 4 D FLOP for each visible pair of query and key and head; reads q, k, v and writes out once, 4 D bytes for each
-// query row and head, plus k and v again from L2 for each query block. Speed: not measured.
+// Floor: 4 D FLOP for each visible pair of query and key and head; reads q, k, v and writes out once, 4 D bytes for
+// each query row and head, plus k and v again from L2 for each query block. Speed: not measured.
 //
-// Rejected: tiles of 64 keys at D = 128 (scores need 64 registers; ptxas spills); 8 warps of 16 rows (ldmatrix, above); a
-// schedule from the host's segment table (a copy each call; the grid above has the same order).
+// Rejected: tiles of 64 keys at D = 128 (scores need 64 registers; ptxas spills); 8 warps of 16 rows (ldmatrix, above);
+// a schedule from the host's segment table (a copy each call; the grid above has the same order).
 #include "attention.cuh"
 
 namespace {
 
 template <int D>
 struct Forward {
-    static constexpr int queries = 128, keys = D == 128 ? 32 : 64, threads = 128, row_tiles = 2, column_tiles = keys / 8;
+    static constexpr int queries = 128, keys = D == 128 ? 32 : 64, threads = 128;
+    static constexpr int row_tiles = 2, column_tiles = keys / 8;
     static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2;
     using Scores = float[row_tiles][column_tiles][4];
     using Output = float[row_tiles][D / 8][4];

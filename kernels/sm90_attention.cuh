@@ -1,8 +1,9 @@
 // Shared by the Hopper attention kernels: products of a warpgroup on tiles that tile copies brought, and the ring of
 // stages between the producer and the consumers.
 //
-// A tile has the layout of attention.cuh: panels of 64 columns with rows of 128 bytes and 128-byte swizzle. A tensor map
-// with dimensions (64 columns, rows, panels) and a box (64, rows of the tile, D / 64) writes it with one instruction.
+// A tile has the layout of attention.cuh: panels of 64 columns with rows of 128 bytes and 128-byte swizzle. A tensor
+// map with dimensions (64 columns, rows, panels) and a box (64, rows of the tile, D / 64) writes it with one
+// instruction.
 #pragma once
 
 #include "attention.cuh"
@@ -25,7 +26,8 @@ __device__ __forceinline__ void hopper_product_transposed(float (&c)[1][b_rows /
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) {
         // The address in a descriptor counts 16 bytes.
-        const uint32_t a_step = (k / 4 * (a_rows * 128) + k % 4 * 32) / 16, b_step = (k / 4 * (b_rows * 128) + k % 4 * 32) / 16;
+        const uint32_t a_step = (k / 4 * (a_rows * 128) + k % 4 * 32) / 16;
+        const uint32_t b_step = (k / 4 * (b_rows * 128) + k % 4 * 32) / 16;
         wgmma<b_rows>(flat(c), left + a_step, right + b_step, k != 0);
     }
 }
@@ -53,8 +55,8 @@ __device__ __forceinline__ void hopper_pack(uint32_t (&a)[columns / 2][4], const
     }
 }
 
-// Clears the rows from `first` on of a tile that reaches over the end of its sequence: their factors are 0, but what lies
-// there may not be finite. Both consumer warpgroups call it, then hopper_cleared.
+// Clears the rows from `first` on of a tile that reaches over the end of its sequence: their factors are 0, but what
+// lies there may not be finite. Both consumer warpgroups call it, then hopper_cleared.
 template <int D, int rows>
 __device__ __forceinline__ void hopper_clear_rows(unsigned char* tile, uint32_t first) {
     constexpr uint32_t chunks = D / 8;
@@ -70,7 +72,7 @@ __device__ __forceinline__ void hopper_cleared() {
     named_barrier_sync(1, hopper_consumers);  // 2 and 3 are those of hopper_meet
 }
 
-// Waits until every warp of this consumer warpgroup has finished with its left operands, whose place results leave through.
+// Waits until every warp of this consumer warpgroup has finished with its left operands: results leave through them.
 __device__ __forceinline__ void hopper_meet() { named_barrier_sync(1 + threadIdx.x / 128, 128); }
 
 // Which stage of a ring comes next, and the parity of its barriers.

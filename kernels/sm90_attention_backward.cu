@@ -1,19 +1,20 @@
-// Attention, backward, bf16, head sizes 64 and 128, on Hopper: formulas, operands, statistics and the two kernels (one for
-// d_k and d_v, one for d_q, and why) are those of attention_backward.cu; here with tile copies and wgmma.
+// Attention, backward, bf16, head sizes 64 and 128, on Hopper: formulas, operands, statistics and the two kernels (one
+// for d_k and d_v, one for d_q, and why) are those of attention_backward.cu; here with tile copies and wgmma.
 //
-// In both kernels warpgroup 0 is the producer, and warpgroups 1 and 2 own 64 of the 128 fixed rows each. A step is: issue
-// the scores and dP; P from the scores while dP is multiplied; issue d_v; dS; issue d_k (or d_q). What was issued last is
-// waited for after the scores of the next step are issued, so the tensor cores have work during the exponentials. P and
-// dS are packed to bf16 in registers: kernel 1 computes transposed scores, so that they are left operands as they are.
+// In both kernels warpgroup 0 is the producer, and warpgroups 1 and 2 own 64 of the 128 fixed rows each. A step is:
+// issue the scores; wait for the step before and free its stage; issue dP; P from the scores while dP is multiplied;
+// issue d_v; dS; issue d_k (or d_q). So the tensor cores have work during most of the exponentials, and the other
+// warpgroup's between steps. P and dS are packed to bf16 in registers: kernel 1 computes transposed scores, so that
+// they are left operands as they are.
 //
-// 1. sm90_attention_backward_key_value: fixed 128 keys and values, streamed 64 queries and their d_out, three stages. One
-//    thread fetches tiles, and one warp copies the statistics of their rows, which have no alignment that a tile copy asks
-//    for; both count towards the barrier of the stage.
+// 1. sm90_attention_backward_key_value: fixed 128 keys and values, streamed 64 queries and their d_out, three stages.
+//    One thread fetches tiles, and one warp copies the statistics of their rows, which have no alignment that a tile
+//    copy asks for; both count towards the barrier of the stage.
 // 2. sm90_attention_backward_query: fixed 128 queries and d_out, streamed 128 keys and values, two stages.
 //
-// Launch: 384 threads; grids as attention_backward.cu. `qkv` and `d_out` are maps of (64 columns, rows, panels) with boxes
-// of 64 rows (kernel 1) or 128 rows (kernel 2). A box may bring rows of the next sequence: of fixed rows nothing is
-// stored there; streamed rows are cleared in shared memory in a last tile, because they are multiplied with zeros.
+// Launch: 384 threads; grids as attention_backward.cu. `qkv` and `d_out` are maps of (64 columns, rows, panels) with
+// boxes of 64 rows (kernel 1) or 128 rows (kernel 2). A box may bring rows of the next sequence: of fixed rows nothing
+// is stored there; streamed rows are cleared in shared memory in a last tile, because they are multiplied with zeros.
 //
 // Shared memory (bytes at D = 128 / 64):
 //   kernel 1: fixed k and v, each two tiles of 64 rows, 65,536 / 32,768; three stages of q and d_out, 98,304 / 49,152;
@@ -21,13 +22,15 @@
 //   kernel 2: fixed q and d_out 65,536 / 32,768; two stages of k and v, 131,072 / 65,536; barriers 40; together
 //             196,648 / 98,344
 // Results leave through the fixed tiles.
-// Registers: producer 24, consumers 240. Kernel 1 at D = 128: d_k and d_v 128, P and dP 64, packed 32. Kernel 2: d_q 64,
-// P and dP 128, packed 32.
+// Registers: producer 24, consumers 240. Kernel 1 at D = 128: d_k and d_v 128, P and dP 64, packed 32. Kernel 2: d_q
+// 64, P and dP 128, packed 32.
 //
 // Floor: as attention_backward.cu. Speed: not measured.
 //
-// Rejected: 128 streamed queries in kernel 1 (P and dP would need 128 registers beside 128 of sums); P and dS through
-// shared memory as FlashAttention-3 does (it needs dS for d_q in the same kernel; here d_q has its own).
+// Rejected: issuing dP before the wait for the step before (its packed operands would live beside the sums, P and dP:
+// ptxas then runs the products one by one); 128 streamed queries in kernel 1 (P and dP would need 128 registers beside
+// 128 of sums); P and dS through shared memory as FlashAttention-3 does (it needs dS for d_q in the same kernel; here
+// d_q has its own).
 #include "sm90_attention.cuh"
 
 namespace {
@@ -83,7 +86,8 @@ __device__ __forceinline__ void fetch_tiles(const TensorMap& d_out, const Tensor
     using Work = KeyValue<D>;
     auto& barriers = *work.barriers;
     const int start = int(work.segment.start), panels = D / 64;
-    const int key_panel = int(query_heads + work.group) * panels, value_panel = key_panel + int(key_value_heads) * panels;
+    const int key_panel = int(query_heads + work.group) * panels;
+    const int value_panel = key_panel + int(key_value_heads) * panels;
     mbarrier_arrive_expect(&barriers.fixed, 4 * Work::half_bytes);
     for (int half = 0; half < 2; ++half) {
         const int row = start + int(work.first) + half * half_rows;
@@ -102,7 +106,8 @@ __device__ __forceinline__ void fetch_tiles(const TensorMap& d_out, const Tensor
 }
 
 template <int D>
-__device__ __forceinline__ void fetch_statistics(const Statistics* statistics, const KeyValue<D>& work, uint32_t tokens) {
+__device__ __forceinline__ void fetch_statistics(const Statistics* statistics, const KeyValue<D>& work,
+                                                 uint32_t tokens) {
     using Work = KeyValue<D>;
     HopperStage<Work::stages> stage;
     for (uint32_t step = 0; step < work.steps; ++step, stage.next()) {
@@ -125,7 +130,8 @@ __device__ __forceinline__ void sum_key_value(const KeyValue<D>& work, uint32_t 
     using Work = KeyValue<D>;
     constexpr int rows = Work::streamed_rows;
     auto& barriers = *work.barriers;
-    const uint32_t lane = threadIdx.x % 32, key = work.first + half * half_rows + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t key = work.first + half * half_rows + threadIdx.x % 128 / 32 * 16 + lane / 4;
     const unsigned char *k = work.k + half * Work::half_bytes, *v = work.v + half * Work::half_bytes;
     float p[1][rows / 8][4], ds[1][rows / 8][4];
     uint32_t packed_p[rows / 16][4], packed_ds[rows / 16][4];
@@ -157,17 +163,14 @@ __device__ __forceinline__ void sum_key_value(const KeyValue<D>& work, uint32_t 
         wgmma_hold(flat(p));
 
         const Statistics* here = work.stage_statistics + stage.index * rows;
-        const auto visible = [&](int n, int e) {
-            const uint32_t row = query + 8 * n + lane % 4 * 2 + e % 2;
-            return attention_visible(row, key + e / 2 * 8, work.segment.valid, window) && row < work.segment.length;
-        };
 #pragma unroll
         for (int n = 0; n < rows / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float log_sum_exp = here[8 * n + lane % 4 * 2 + e % 2].log_sum_exp;
-                const float value = exp2_approximate(fmaf(p[0][n][e], scale, -log_sum_exp));
-                p[0][n][e] = visible(n, e) ? value : 0.0f;
+                const uint32_t column = 8 * n + lane % 4 * 2 + e % 2;
+                const float value = exp2_approximate(fmaf(p[0][n][e], scale, -here[column].log_sum_exp));
+                const bool visible = attention_visible(query + column, key + e / 2 * 8, work.segment.valid, window);
+                p[0][n][e] = visible ? value : 0.0f;
             }
         }
         hopper_pack(packed_p, p);
@@ -216,7 +219,8 @@ __device__ __forceinline__ void attention_backward_key_value(const TensorMap& d_
     work.v = work.k + 2 * Work::half_bytes;
     work.stage_tiles = work.v + 2 * Work::half_bytes;
     work.stage_statistics = reinterpret_cast<Statistics*>(work.q_tile(Work::stages));
-    work.barriers = reinterpret_cast<Barriers<Work::stages>*>(work.stage_statistics + Work::stages * Work::streamed_rows);
+    Statistics* statistics_end = work.stage_statistics + Work::stages * Work::streamed_rows;
+    work.barriers = reinterpret_cast<Barriers<Work::stages>*>(statistics_end);
     start(*work.barriers, 1 + 32);
     if (threadIdx.x < 128) {
         registers_decrease<24>();
@@ -250,11 +254,13 @@ struct Query {
     static constexpr uint32_t tile_bytes = fixed_rows * D * 2;  // of fixed and of streamed tiles
     AttentionSegment segment;
     AttentionRange range;
-    uint32_t first, last, head, group, tiles;
+    uint32_t first, head, group, tiles;
     unsigned char *q, *d_out, *stage_tiles;
     Barriers<stages>* barriers;
 
-    __device__ __forceinline__ unsigned char* k_tile(uint32_t stage) const { return stage_tiles + stage * 2 * tile_bytes; }
+    __device__ __forceinline__ unsigned char* k_tile(uint32_t stage) const {
+        return stage_tiles + stage * 2 * tile_bytes;
+    }
 };
 
 template <int D>
@@ -263,7 +269,8 @@ __device__ __forceinline__ void fetch_tiles(const TensorMap& d_out, const Tensor
     using Work = Query<D>;
     auto& barriers = *work.barriers;
     const int start = int(work.segment.start), panels = D / 64, panel = int(work.head) * panels;
-    const int key_panel = int(query_heads + work.group) * panels, value_panel = key_panel + int(key_value_heads) * panels;
+    const int key_panel = int(query_heads + work.group) * panels;
+    const int value_panel = key_panel + int(key_value_heads) * panels;
     mbarrier_arrive_expect(&barriers.fixed, 2 * Work::tile_bytes);
     tma_load(work.q, &qkv, &barriers.fixed, {0, start + int(work.first), panel});
     tma_load(work.d_out, &d_out, &barriers.fixed, {0, start + int(work.first), panel});
@@ -355,8 +362,8 @@ __device__ __forceinline__ void attention_backward_query(const TensorMap& d_out,
     if (work.first >= length) return;
     work.head = blockIdx.x % query_heads;
     work.group = work.head / (query_heads / key_value_heads);
-    work.last = min(work.first + fixed_rows, length) - 1;
-    work.range = attention_keys(work.first, work.last, work.segment.valid, window, Work::streamed_rows);
+    const uint32_t last = min(work.first + fixed_rows, length) - 1;
+    work.range = attention_keys(work.first, last, work.segment.valid, window, Work::streamed_rows);
     work.tiles =
         work.range.begin < work.range.end ? ceil_divide(work.range.end - work.range.begin, Work::streamed_rows) : 0;
     work.q = shared_memory();
@@ -392,14 +399,14 @@ __device__ __forceinline__ void attention_backward_query(const TensorMap& d_out,
 }  // namespace
 
 #define BACKWARD_KERNELS(D)                                                                                           \
-    TEMPER_KERNEL_ALONE(sm90_attention_backward_key_value_##D##_bf16, 384, const __grid_constant__ TensorMap d_out,         \
+    TEMPER_KERNEL_ALONE(sm90_attention_backward_key_value_##D##_bf16, 384, const __grid_constant__ TensorMap d_out,   \
                   const __grid_constant__ TensorMap qkv, const Statistics* statistics, const uint32_t* segments,      \
                   bf16* d_qkv, uint32_t tokens, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,      \
                   float score_scale) {                                                                                \
         attention_backward_key_value<D>(d_out, qkv, statistics, segments, d_qkv, tokens, query_heads,                 \
                                         key_value_heads, window, score_scale);                                        \
     }                                                                                                                 \
-    TEMPER_KERNEL_ALONE(sm90_attention_backward_query_##D##_bf16, 384, const __grid_constant__ TensorMap d_out,             \
+    TEMPER_KERNEL_ALONE(sm90_attention_backward_query_##D##_bf16, 384, const __grid_constant__ TensorMap d_out,       \
                   const __grid_constant__ TensorMap qkv, const Statistics* statistics, const uint32_t* segments,      \
                   bf16* d_qkv, uint32_t tokens, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,      \
                   float score_scale) {                                                                                \

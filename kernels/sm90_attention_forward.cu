@@ -2,13 +2,14 @@
 // attention_forward.cu, with tile copies, wgmma and warps of two kinds (FlashAttention-3, arXiv 2407.08608).
 //
 // Warpgroup 0 is the producer: one thread fetches q once and then k and v of one tile of 128 keys after the other, two
-// stages of each, k and v with barriers of their own so that scores need not wait for v. Warpgroups 1 and 2 own 64 of the
-// 128 queries each. The scores of a tile are issued before p v of the tile before, so that the softmax of one tile runs
-// while the tensor cores multiply the other; p is packed to bf16 in registers and never goes through shared memory.
+// stages of each, k and v with barriers of their own so that scores need not wait for v. Warpgroups 1 and 2 own 64 of
+// the 128 queries each. The scores of a tile are issued before p v of the tile before, so that the softmax of one tile
+// runs while the tensor cores multiply the other; p is packed to bf16 in registers and never goes through shared
+// memory.
 //
-// Launch: 384 threads; grid as attention_forward.cu. `qkv` is a map of (64 columns, rows, panels) with boxes of 128 rows:
-// a box may bring rows of the next sequence, which scores hide. Rows of v that are not keys are cleared in shared memory,
-// in the last tile only: their probabilities are 0, but 0 times what lies there has to be 0.
+// Launch: 384 threads; grid as attention_forward.cu. `qkv` is a map of (64 columns, rows, panels) with boxes of 128
+// rows: a box may bring rows of the next sequence, which scores hide. Rows of v that are not keys are cleared in shared
+// memory, in the last tile only: their probabilities are 0, but 0 times what lies there has to be 0.
 //
 // Shared memory (bytes at D = 128 / 64): q 32,768 / 16,384; two stages of k and v, 4 x 32,768 / 16,384; barriers 72;
 // together 163,912 / 81,992. The output leaves through q's place.
@@ -45,7 +46,8 @@ __device__ __forceinline__ void produce(const TensorMap& qkv, const Work<D>& wor
                                         uint32_t key_value_heads) {
     Barriers& barriers = *work.barriers;
     const int start = int(work.segment.start), panels = D / 64;
-    const int key_panel = int(query_heads + work.group) * panels, value_panel = key_panel + int(key_value_heads) * panels;
+    const int key_panel = int(query_heads + work.group) * panels;
+    const int value_panel = key_panel + int(key_value_heads) * panels;
     mbarrier_arrive_expect(&barriers.query, Work<D>::tile_bytes);
     tma_load(work.q, &qkv, &barriers.query, {0, start + int(work.first), int(work.head) * panels});
     HopperStage<stages> stage;
@@ -94,7 +96,8 @@ __device__ __forceinline__ void consume(const Work<D>& work, uint32_t row, uint3
         wgmma_hold(flat(scores));
         wgmma_hold(flat(output));
         wgmma_fence();
-        hopper_product_transposed<D, tile_rows, tile_rows>(scores, work.q, row, work.k + stage.index * Work<D>::tile_bytes);
+        const unsigned char* k = work.k + stage.index * Work<D>::tile_bytes;
+        hopper_product_transposed<D, tile_rows, tile_rows>(scores, work.q, row, k);
         wgmma_commit();
         mbarrier_wait(&barriers.value_full[before.index], before.parity);
         wgmma_fence();
@@ -179,14 +182,14 @@ __device__ __forceinline__ void attention_forward(const TensorMap& qkv, const ui
 
 }  // namespace
 
-TEMPER_KERNEL_ALONE(sm90_attention_forward_64_bf16, 384, const __grid_constant__ TensorMap qkv, const uint32_t* segments,
-              bf16* out, float* log_sum_exp, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,
-              float score_scale) {
+TEMPER_KERNEL_ALONE(sm90_attention_forward_64_bf16, 384, const __grid_constant__ TensorMap qkv,
+                    const uint32_t* segments, bf16* out, float* log_sum_exp, uint32_t query_heads,
+                    uint32_t key_value_heads, uint32_t window, float score_scale) {
     attention_forward<64>(qkv, segments, out, log_sum_exp, query_heads, key_value_heads, window, score_scale);
 }
 
-TEMPER_KERNEL_ALONE(sm90_attention_forward_128_bf16, 384, const __grid_constant__ TensorMap qkv, const uint32_t* segments,
-              bf16* out, float* log_sum_exp, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,
-              float score_scale) {
+TEMPER_KERNEL_ALONE(sm90_attention_forward_128_bf16, 384, const __grid_constant__ TensorMap qkv,
+                    const uint32_t* segments, bf16* out, float* log_sum_exp, uint32_t query_heads,
+                    uint32_t key_value_heads, uint32_t window, float score_scale) {
     attention_forward<128>(qkv, segments, out, log_sum_exp, query_heads, key_value_heads, window, score_scale);
 }

@@ -2,7 +2,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{AttentionShape, Backend, DType, Segment, Segments, attention_backward, attention_forward};
+use temper::ops::{AttentionShape, Backend, DType, Matrix, Segment, Segments, attention_backward, attention_forward};
 
 use crate::support::{Pair, bound, modes, normals, random, relative_error};
 
@@ -87,7 +87,12 @@ fn run(cuda: &Cuda, case: &Case, qkv: &[f32]) -> Results {
     let values = |pair: &Pair| pair.cpu.to_vec(&Cpu).expect("values");
     let saved_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &values(&out));
     let saved = Pair::new(cuda, DType::F32, tokens, shape.num_attention_heads, &values(&log_sum_exp));
-    let d_out = Pair::random(cuda, &mut random(99), tokens, shape.query_cols(), 1.0);
+    // NaN where the output is NaN, so that a bad sequence is bad in everything that the backward pass reads.
+    let mut d_out = normals(&mut random(99), tokens * shape.query_cols(), 1.0);
+    for (d_out, out) in d_out.iter_mut().zip(values(&out)).filter(|(_, out)| out.is_nan()) {
+        *d_out = out;
+    }
+    let d_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &d_out);
     let mut d_qkv = Pair::poisoned(cuda, dtype, tokens, shape.qkv_cols());
     attention_backward(
         &Cpu,
@@ -224,6 +229,47 @@ fn padding_is_not_read_as_keys() {
             }
             check(&cuda, &case, &qkv);
         }
+    }
+}
+
+/// A sequence of NaN between two others: tiles that reach over the end of a sequence must not carry anything of the next
+/// one into its results, nor anything of the one before.
+#[test]
+fn sequences_do_not_mix() {
+    for cuda in devices() {
+        for heads in [(2, 1, 128), (2, 2, 64), (2, 1, 16)] {
+            let case = case(&[(70, 65), (130, 130), (67, 30)], heads);
+            let (cols, mut qkv) = (case.shape().qkv_cols(), case.qkv(6));
+            qkv[70 * cols..200 * cols].fill(f32::NAN);
+            let results = run(&cuda, &case, &qkv);
+            for (name, pair) in [("out", &results.out), ("d_qkv", &results.d_qkv)] {
+                let (mut found, mut expected) = columns(&cuda, pair, 0..pair.cpu.cols());
+                for values in [&mut found, &mut expected] {
+                    values.drain(70 * pair.cpu.cols()..200 * pair.cpu.cols());
+                }
+                let error = relative_error(&found, &expected);
+                assert!(error <= bound(cuda.compute_dtype()), "{name}: {error:.2e}, {}", case.describe(&cuda));
+            }
+        }
+    }
+}
+
+/// Rows that do not begin at 16-byte addresses: no vectors there, so the general kernels take over.
+#[test]
+fn operands_at_odd_addresses_agree_with_the_cpu() {
+    for cuda in devices() {
+        let (case, dtype) = (case(&[(37, 30)], (2, 1, 64)), cuda.compute_dtype());
+        let (shape, tokens) = (case.shape(), case.tokens());
+        let qkv = case.qkv(7);
+        let expected = run(&cuda, &case, &qkv).out.cpu.to_vec(&Cpu).expect("values");
+        let shifted = Pair::new(&cuda, dtype, 1, qkv.len() + 1, &[&[0.0], &qkv[..]].concat());
+        let segments = Segments::new(&cuda, case.segments()).expect("segments");
+        let mut out = Pair::poisoned(&cuda, dtype, tokens, shape.query_cols());
+        let mut sums = Pair::poisoned(&cuda, DType::F32, tokens, shape.num_attention_heads);
+        let qkv = Matrix { buffer: shifted.cuda.buffer(), offset: 1, rows: tokens, cols: shape.qkv_cols() };
+        attention_forward(&cuda, qkv, &segments, shape, out.cuda.view_mut(), sums.cuda.view_mut()).expect("forward");
+        let error = relative_error(&out.cuda.to_vec(&cuda).expect("a download"), &expected);
+        assert!(error <= bound(dtype), "{error:.2e}");
     }
 }
 
