@@ -8,7 +8,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include "machine.h"
+#include "hopper.h"
 
 namespace simulator {
 
@@ -59,6 +59,13 @@ bool intact(const unsigned char* from, const unsigned char* to) {
     return true;
 }
 
+void fill_canaries(const Allocation& allocation) {
+    unsigned char* end = allocation.start + allocation.bytes;
+    std::memset(allocation.pages, canary, size_t(allocation.start - allocation.pages));
+    std::memset(end, canary, size_t(allocation.pages + allocation.page_total - end));
+}
+
+// What is wrong, once: the canary is mended.
 std::string canary_report(const Allocation& allocation) {
     char text[160] = "";
     if (!intact(allocation.pages, allocation.start)) {
@@ -68,6 +75,7 @@ std::string canary_report(const Allocation& allocation) {
         snprintf(text, sizeof text, "memory behind the allocation of %zu bytes at %p was overwritten", allocation.bytes,
                  static_cast<void*>(allocation.start));
     }
+    if (text[0] != 0) fill_canaries(allocation);
     return text;
 }
 
@@ -169,6 +177,10 @@ void land() {
     if (self.fiber != nullptr && in_stack_guard(self.fiber, fault.address)) {
         machine.fail(&self, site, "the thread's stack overflowed (local arrays are too large)");
     }
+    if (const EngineCopy* copy = machine.engine->working) {
+        machine.fail(copy->thread, copy->site, "out of bounds: the copy engine accessed address %p, %s", fault.address,
+                     describe_address(machine, fault.address).c_str());
+    }
     machine.fail(&self, site, "out of bounds: access to address %p, %s", fault.address,
                  describe_address(machine, fault.address).c_str());
 }
@@ -254,9 +266,8 @@ extern "C" void* temper_sim_allocate(size_t bytes) {
     unsigned char* start = map_guarded(pages);
     if (start == nullptr) return nullptr;
     Allocation allocation = {start + pages - round_up(bytes, 16), bytes, start, pages};
-    std::memset(start, canary, size_t(allocation.start - start));
+    fill_canaries(allocation);
     std::memset(allocation.start, 0xff, bytes);
-    std::memset(allocation.start + bytes, canary, pages - size_t(allocation.start - start) - bytes);
     std::lock_guard<std::mutex> guard(allocations_lock);
     allocations()[allocation.start] = allocation;
     return allocation.start;

@@ -9,32 +9,16 @@ use cudarc::driver::sys::{
 };
 
 use super::error::during;
+use crate::backend::cuda::Tiles;
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
 /// A kernel parameter that describes tiles of a tensor. Elements beyond its bounds read as zero and are not written.
 #[repr(transparent)]
-pub struct TensorMap(CUtensorMap);
+pub struct TensorMap(pub(super) CUtensorMap);
 
 // The kernel parameter is 128 bytes, aligned to 64 at least.
 const _: () = assert!(size_of::<TensorMap>() == 128 && align_of::<TensorMap>() >= 64);
-
-/// A tensor and its tiles. Dimension 0 is the innermost, with stride 1.
-#[derive(Clone, Copy, Debug)]
-pub struct Tiles<'a> {
-    /// How elements are stored.
-    pub dtype: DType,
-    /// Device address of the first element.
-    pub address: u64,
-    /// Elements in each dimension.
-    pub sizes: &'a [u64],
-    /// Bytes from one element to the next in dimensions 1, 2, …
-    pub strides: &'a [u64],
-    /// Elements of a tile in each dimension.
-    pub tile: &'a [u32],
-    /// Bytes over which 16-byte chunks are permuted in shared memory: 0 (not at all), 32, 64 or 128.
-    pub swizzle: u32,
-}
 
 impl TensorMap {
     /// The map of these tiles.
