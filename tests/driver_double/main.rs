@@ -228,6 +228,7 @@ fn graphs_replay(device: &Arc<Nvidia>) {
         unsafe { device.launch(&launch, arguments)? };
         drop(dropped); // released when the capture ends, not with every replay
         assert!(device.allocate("inside", 16).is_err());
+        assert!(device.synchronize().is_err() && device.record_event().is_err());
         // SAFETY: inside the memory.
         assert!(unsafe { device.upload(x.1, &[0; 4]) }.is_err());
         Ok(())

@@ -331,10 +331,13 @@ impl Driver for Nvidia {
 
     fn synchronize(&self) -> Result<()> {
         self.bind()?;
+        self.not_captured("waiting")?;
         self.stream.synchronize().map_err(during("waiting for the device"))
     }
 
     fn record_event(&self) -> Result<Event> {
+        self.bind()?;
+        self.not_captured("an event")?;
         let mut events = lock(&self.events);
         let event = match events.spare.pop() {
             Some(event) => event,
