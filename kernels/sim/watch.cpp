@@ -329,3 +329,19 @@ extern "C" void __tsan_read_range(void* address, long bytes) {
 extern "C" void __tsan_write_range(void* address, long bytes) {
     if (bytes > 0) simulator::watched_access(address, size_t(bytes), true, __builtin_return_address(0));
 }
+
+// What clang calls in place of the library's functions.
+extern "C" void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+    __tsan_read_range(const_cast<void*>(from), long(bytes));
+    __tsan_write_range(to, long(bytes));
+    return memcpy(to, from, bytes);
+}
+extern "C" void* __tsan_memmove(void* to, const void* from, size_t bytes) {
+    __tsan_read_range(const_cast<void*>(from), long(bytes));
+    __tsan_write_range(to, long(bytes));
+    return memmove(to, from, bytes);
+}
+extern "C" void* __tsan_memset(void* to, int value, size_t bytes) {
+    __tsan_write_range(to, long(bytes));
+    return memset(to, value, bytes);
+}

@@ -1,6 +1,8 @@
 // Runs every case: right under several schedules, then wrong; and the tables. Prints what failed; exit status 1 if any did.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include "harness.h"
 
@@ -76,6 +78,29 @@ void check_wrong(const Case& test) {
     if (!complaint.empty()) complain(test, "wrong kernel", complaint);
 }
 
+// Launches of several OS threads do not meet.
+int check_threads() {
+    std::atomic<int> failures = 0;
+    std::vector<std::thread> workers;
+    for (int worker = 0; worker < 4; worker++) {
+        workers.emplace_back([&, worker] {
+            for (uint64_t seed = 0; seed < 20; seed++) {
+                Buffer<float> in(64), out(64);
+                for (int i = 0; i < 64; i++) in[i] = float(i + worker);
+                const temper_launch shape = {{1, 1, 1}, {1, 1, 1}, 64, 2048, seed};
+                // Every fourth launch fails, by a fault or by a report.
+                const int fault = seed % 4 != 3 ? 0 : worker % 2 ? 3 : 4;
+                const std::string report = launch("mirror", shape, out.data, (const float*)in.data, fault);
+                if (report.empty() != (fault == 0)) failures++;
+                for (int i = 0; i < 64 && fault == 0; i++) failures += out[i] != float(63 - i + worker);
+            }
+        });
+    }
+    for (std::thread& worker : workers) worker.join();
+    if (failures != 0) printf("FAIL launches from several threads: %d\n", failures.load());
+    return failures;
+}
+
 }  // namespace
 
 int main() {
@@ -85,6 +110,7 @@ int main() {
     }
     failures += check_tables();
     failures += check_launches();
+    failures += check_threads();
     printf("%zu planted bugs%s, %d failures\n", cases().size(), watched ? ", watched" : "", failures);
     return failures != 0;
 }
