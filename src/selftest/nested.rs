@@ -148,13 +148,8 @@ fn streams(seed: u64) -> Result<Streams> {
 }
 
 fn settings(seed: u64) -> Settings {
-    let adapter = AdapterConfig {
-        rank: 4,
-        alpha: 8.0,
-        dropout: 0.1,
-        rank_stabilised: false,
-        targets: Projection::ALL.to_vec(),
-    };
+    let adapter =
+        AdapterConfig { rank: 4, alpha: 8.0, dropout: 0.1, rank_stabilised: false, targets: Projection::ALL.to_vec() };
     let adversary = |name: &str, adapter| Adversary {
         name: name.into(),
         source: AdversarySource::One("attack".into()),

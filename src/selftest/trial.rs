@@ -7,7 +7,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Finding;
-use super::compare::compare;
+use super::compare::{Bound, compare};
 use super::reference::Numbers;
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
@@ -296,7 +296,8 @@ impl<'a> Trial<'a> {
         let mut operands = Vec::new();
         for tensor in tensors {
             let values = tensor.to_vec(self.cuda)?;
-            let table = Table { rows: tensor.rows(), cols: tensor.cols(), kept: Some(values), function: Arc::new(|_| 0.0) };
+            let table =
+                Table { rows: tensor.rows(), cols: tensor.cols(), kept: Some(values), function: Arc::new(|_| 0.0) };
             operands.push(Operand { tensor, table });
         }
         let Ok(operands) = <[Operand; N]>::try_from(operands) else { unreachable!("one operand an output") };
@@ -316,8 +317,7 @@ impl<'a> Trial<'a> {
     fn download(&self, tensor: &Tensor<Cuda>) -> Result<Found> {
         let (rows, cols) = samples(self.seed, tensor.rows(), tensor.cols());
         let wanted: Vec<usize> = rows.iter().flat_map(|r| cols.iter().map(move |c| r * tensor.cols() + c)).collect();
-        let mut found =
-            Found { rows, cols, values: Vec::with_capacity(wanted.len()), not_written: 0, checksum: 0 };
+        let mut found = Found { rows, cols, values: Vec::with_capacity(wanted.len()), not_written: 0, checksum: 0 };
         let mut wanted = wanted.into_iter().peekable();
         for (first, len) in pieces(tensor.rows() * tensor.cols()) {
             let piece = self.cuda.download_f32(tensor.buffer(), first, len)?;
@@ -335,7 +335,7 @@ impl<'a> Trial<'a> {
         &mut self,
         output: &str,
         found: &Found,
-        bound: f64,
+        bound: Bound,
         formula: impl Fn(usize, &[usize]) -> Vec<f64> + Sync,
     ) {
         let expected: Vec<f64> = found.rows.par_iter().flat_map_iter(|&row| formula(row, &found.cols)).collect();
@@ -344,10 +344,10 @@ impl<'a> Trial<'a> {
     }
 
     /// Compares numbers.
-    pub fn check_values(&mut self, output: &str, found: &[f64], expected: &[f64], not_written: usize, bound: f64) {
+    pub fn check_values(&mut self, output: &str, found: &[f64], expected: &[f64], not_written: usize, bound: Bound) {
         let mut comparison = compare(found, expected);
         comparison.not_written = comparison.not_written.max(not_written);
-        self.findings.push(Finding::compared(output, comparison, bound));
+        self.findings.push(Finding::compared(output, comparison, bound.of(found.len())));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Case, shapes};
 use crate::error::Result;
 use crate::ops::{self, AttentionShape, DType, RopeTable, Tensor};
-use crate::selftest::compare::{EXACT, rounded_once, summed};
+use crate::selftest::compare::{Bound, EXACT, rounded_once, summed};
 use crate::selftest::reference::{self, Numbers};
 use crate::selftest::trial::Trial;
 
@@ -13,8 +13,7 @@ const REAL_TABLES: [(usize, usize, usize); 1] = [(4095, 128_256, 4096)];
 /// (tokens, heads, key/value heads, head size, inverse).
 const ROTATIONS: [(usize, usize, usize, usize, bool); 4] =
     [(3, 1, 1, 6, false), (19, 4, 2, 16, true), (5, 2, 1, 128, false), (7, 3, 3, 64, true)];
-const REAL_ROTATIONS: [(usize, usize, usize, usize, bool); 2] =
-    [(4096, 32, 8, 128, false), (4096, 32, 8, 128, true)];
+const REAL_ROTATIONS: [(usize, usize, usize, usize, bool); 2] = [(4096, 32, 8, 128, false), (4096, 32, 8, 128, true)];
 /// (tokens, intermediate size).
 const GATES: [(usize, usize); 3] = [(2, 5), (13, 136), (3, 1033)];
 const REAL_GATES: [(usize, usize); 1] = [(2047, 14336)];
@@ -32,8 +31,12 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     }
     for (tokens, heads, groups, size, inverse) in shapes(full, &ROTATIONS, &REAL_ROTATIONS) {
         let shape = format!("{tokens} x ({heads} + 2 x {groups}) x {size}");
-        let heads =
-            AttentionShape { num_attention_heads: heads, num_key_value_heads: groups, head_dim: size, sliding_window: None };
+        let heads = AttentionShape {
+            num_attention_heads: heads,
+            num_key_value_heads: groups,
+            head_dim: size,
+            sliding_window: None,
+        };
         let name = if inverse { "rope, inverse" } else { "rope" };
         cases.push(Case::new(name, shape, move |trial| rope(trial, tokens, heads, inverse)));
     }
@@ -76,7 +79,7 @@ fn embedding_backward(trial: &mut Trial, tokens: usize, rows: usize, cols: usize
         ops::embedding_backward(cuda, ids.tensor.view(), d_out.tensor.view(), d_table.view_mut())
     })?;
     let formula = reference::embedding_backward(&ids.values, &d_out, d_table.start());
-    trial.check("", &found, summed(DType::F32), formula);
+    trial.check("", &found, summed(DType::F32, tokens), formula);
     Ok(())
 }
 
@@ -93,7 +96,12 @@ fn rope(trial: &mut Trial, tokens: usize, shape: AttentionShape, inverse: bool) 
     let [found] = trial
         .launch([&qkv], |[qkv]| ops::rope(cuda, qkv.view_mut(), positions.tensor.view(), &table, shape, inverse))?;
     let angles = (&cos_numbers as &dyn Numbers, &sin_numbers as &dyn Numbers);
-    trial.check("", &found, rounded_once(dtype), reference::rope(qkv.start(), &positions.values, angles, shape, inverse));
+    trial.check(
+        "",
+        &found,
+        rounded_once(dtype),
+        reference::rope(qkv.start(), &positions.values, angles, shape, inverse),
+    );
     Ok(())
 }
 
@@ -132,17 +140,16 @@ fn weighted_sum(trial: &mut Trial, len: usize) -> Result<()> {
     let a = trial.changed(DType::F32, (1, len), |_, x| x.abs())?;
     let b = trial.changed(DType::F32, (1, len), |i, x| if i % 3 == 2 { 0.0 } else { x.abs() })?;
     let out = trial.starting(DType::F32, 1, 1, 1.0);
-    let [found] = trial.launch([&out], |[out]| {
-        ops::weighted_sum(cuda, a.tensor.view(), b.tensor.view(), 0.25, out.view_mut())
-    })?;
+    let [found] = trial
+        .launch([&out], |[out]| ops::weighted_sum(cuda, a.tensor.view(), b.tensor.view(), 0.25, out.view_mut()))?;
     let sum = 0.25 * reference::dot(&a.row(0), &b.row(0));
-    trial.check("", &found, summed(DType::F32), |_, _| vec![out.start().at(0, 0) + sum]);
+    trial.check("", &found, summed(DType::F32, len), |_, _| vec![out.start().at(0, 0) + sum]);
     Ok(())
 }
 
 /// The host reads an f64: squares of f32 are exact in it, so only its own sums round.
 fn squared_norm(trial: &mut Trial, len: usize) -> Result<()> {
-    const F64_SUM: f64 = 1e-12;
+    const F64_SUM: Bound = Bound::fixed(1e-12);
     let cuda = trial.cuda();
     let x = trial.normal_f32(1, len, 3.0)?;
     let norm = |tensor: &Tensor<_>| ops::squared_norm(cuda, tensor.view());

@@ -46,9 +46,8 @@ fn weight_scale(summands: usize) -> f64 {
 fn forward(trial: &mut Trial, cuda: &Cuda, (tokens, outputs, inputs): Shape) -> Result<()> {
     let (x, w) = (trial.normal(tokens, inputs, 1.0)?, trial.normal(outputs, inputs, weight_scale(inputs))?);
     let y = trial.poisoned(trial.compute(), tokens, outputs);
-    let [y] = trial
-        .launch([&y], |[y]| ops::linear_forward(cuda, x.tensor.view(), w.tensor.view(), y.view_mut()))?;
-    trial.check("", &y, summed(trial.compute()), reference::linear_forward(&x, &w));
+    let [y] = trial.launch([&y], |[y]| ops::linear_forward(cuda, x.tensor.view(), w.tensor.view(), y.view_mut()))?;
+    trial.check("", &y, summed(trial.compute(), inputs), reference::linear_forward(&x, &w));
     Ok(())
 }
 
@@ -58,7 +57,7 @@ fn backward_input(trial: &mut Trial, cuda: &Cuda, (tokens, outputs, inputs): Sha
     let [dx] = trial.launch([&dx], |[dx]| {
         ops::linear_backward_input(cuda, dy.tensor.view(), w.tensor.view(), dx.view_mut(), false)
     })?;
-    trial.check("", &dx, summed(trial.compute()), reference::linear_backward_input(&dy, &w, None));
+    trial.check("", &dx, summed(trial.compute(), outputs), reference::linear_backward_input(&dy, &w, None));
     Ok(())
 }
 
@@ -69,7 +68,7 @@ fn backward_input_onto(trial: &mut Trial, cuda: &Cuda, (tokens, outputs, inputs)
         ops::linear_backward_input(cuda, dy.tensor.view(), w.tensor.view(), dx.view_mut(), true)
     })?;
     let formula = reference::linear_backward_input(&dy, &w, Some(dx.start()));
-    trial.check("", &found, summed(trial.compute()), formula);
+    trial.check("", &found, summed(trial.compute(), outputs), formula);
     Ok(())
 }
 
@@ -79,6 +78,6 @@ fn backward_weight(trial: &mut Trial, cuda: &Cuda, (tokens, outputs, inputs): Sh
     let dw = trial.starting(DType::F32, outputs, inputs, (tokens as f64).sqrt());
     let [found] = trial
         .launch([&dw], |[dw]| ops::linear_backward_weight(cuda, dy.tensor.view(), x.tensor.view(), dw.view_mut()))?;
-    trial.check("", &found, summed(DType::F32), reference::linear_backward_weight(&dy, &x, dw.start()));
+    trial.check("", &found, summed(DType::F32, tokens), reference::linear_backward_weight(&dy, &x, dw.start()));
     Ok(())
 }

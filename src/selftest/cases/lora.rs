@@ -4,7 +4,7 @@ use super::{Case, shapes};
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
 use crate::ops::{self, DType, Dropout, LoraGradients, LoraSlice, Matrix};
-use crate::selftest::compare::rounded_twice;
+use crate::selftest::compare::{rounded_twice, summed};
 use crate::selftest::reference::{self, Dropped, Factors, Part};
 use crate::selftest::trial::{Operand, Trial};
 
@@ -138,8 +138,8 @@ fn forward(trial: &mut Trial, shape: Shape) -> Result<()> {
     let parts = adapted.parts();
     let factors = adapted.factors(&parts);
     let dropped = Dropped { x: &x, dropout: adapted.dropout() };
-    trial.check("s", &found_s, rounded_twice(dtype), reference::lora_low(&dropped, &factors));
-    trial.check("y", &found_y, rounded_twice(dtype), reference::lora_out(&dropped, &factors, y.start()));
+    trial.check("s", &found_s, summed(dtype, shape.inputs), reference::lora_low(&dropped, &factors));
+    trial.check("y", &found_y, rounded_twice(dtype, shape.inputs), reference::lora_out(&dropped, &factors, y.start()));
     Ok(())
 }
 
@@ -163,9 +163,8 @@ fn backward(trial: &mut Trial, shape: Shape) -> Result<()> {
     let factors = adapted.factors(&parts);
     let dropped = Dropped { x: &x, dropout: adapted.dropout() };
     let formula = reference::lora_backward_input(&dy, &dropped, &factors, dx.start());
-    trial.check("dx", &found_dx, rounded_twice(dtype), formula);
-    let formula =
-        reference::lora_backward_factors(&dy, &dropped, &s, &factors, &adapted.places, gradient.start());
-    trial.check("da, db", &found_gradient, rounded_twice(dtype), formula);
+    trial.check("dx", &found_dx, rounded_twice(dtype, shape.outputs), formula);
+    let formula = reference::lora_backward_factors(&dy, &dropped, &s, &factors, &adapted.places, gradient.start());
+    trial.check("da, db", &found_gradient, rounded_twice(dtype, shape.outputs), formula);
     Ok(())
 }

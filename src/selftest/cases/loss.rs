@@ -3,7 +3,7 @@
 use super::{Case, shapes};
 use crate::error::Result;
 use crate::ops::{self, DType, HeadGradients, HeadLoss, IGNORE_INDEX, Segment, Segments};
-use crate::selftest::compare::{several_roundings, summed};
+use crate::selftest::compare::{rounded_twice, summed};
 use crate::selftest::reference::{self, Head, Numbers};
 use crate::selftest::trial::{Operand, Trial};
 
@@ -59,7 +59,8 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
     let (cuda, dtype) = (trial.cuda(), trial.compute());
     let Shape { tokens, vocabulary, cols, every } = shape;
     // Logits of standard deviation 2: neither uniform nor one-hot.
-    let (hidden, head) = (trial.normal(tokens, cols, 1.0)?, trial.normal(vocabulary, cols, 2.0 / (cols as f64).sqrt())?);
+    let (hidden, head) =
+        (trial.normal(tokens, cols, 1.0)?, trial.normal(vocabulary, cols, 2.0 / (cols as f64).sqrt())?);
     let mut targets = trial.indices(tokens, vocabulary)?.values;
     if tokens > 4 {
         targets[every] = IGNORE_INDEX;
@@ -79,13 +80,13 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
     let call = Head { loss, hidden: &hidden, head: &head, targets: &targets.values, weights: &weights };
     let expected = call.run(&found_hidden.rows, &found_head.rows);
     // Logits are f32 sums of exact products in both modes.
-    trial.check("values", &found_values, summed(DType::F32), |t, _| vec![expected.values[t]]);
+    trial.check("values", &found_values, summed(DType::F32, cols), |t, _| vec![expected.values[t]]);
     let row = |rows: &[usize], row| rows.binary_search(&row).unwrap_or(0);
     // The logits' gradient is rounded before it is multiplied on.
-    trial.check("d_hidden", &found_hidden, several_roundings(dtype), |t, cols| {
+    trial.check("d_hidden", &found_hidden, rounded_twice(dtype, vocabulary), |t, cols| {
         cols.iter().map(|&col| expected.d_hidden[row(&found_hidden.rows, t)][col]).collect()
     });
-    trial.check("d_head", &found_head, several_roundings(dtype), |v, cols| {
+    trial.check("d_head", &found_head, rounded_twice(dtype, tokens), |v, cols| {
         let sum = |col: usize| expected.d_head[row(&found_head.rows, v)][col];
         cols.iter().map(|&col| d_head.start().at(v, col) + sum(col)).collect()
     });
@@ -108,11 +109,11 @@ fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
         let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
         ops::representation_distance(cuda, hidden, reference, weights.tensor.view(), values, d_hidden)
     })?;
-    trial.check("values", &found_values, summed(DType::F32), |t, _| {
+    trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
         vec![reference::distance(&hidden, &reference_states, t).0]
     });
     let formula = reference::distance_gradient(&hidden, &reference_states, &weights, d_hidden.start());
-    trial.check("d_hidden", &found, summed(dtype), formula);
+    trial.check("d_hidden", &found, summed(dtype, cols), formula);
     Ok(())
 }
 
@@ -129,11 +130,11 @@ fn mapping(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
         let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
         ops::random_mapping(cuda, hidden, table, ids, weights.tensor.view(), values, d_hidden)
     })?;
-    trial.check("values", &found_values, summed(DType::F32), |t, _| {
+    trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
         vec![reference::mapping_value(&hidden, &table, &ids.values, t)]
     });
     let formula = reference::mapping_gradient(&hidden, &table, &ids.values, &weights, d_hidden.start());
-    trial.check("d_hidden", &found, summed(dtype), formula);
+    trial.check("d_hidden", &found, summed(dtype, cols), formula);
     Ok(())
 }
 
@@ -160,7 +161,7 @@ fn preference(trial: &mut Trial, lengths: &[usize]) -> Result<()> {
     })?;
     let factors = (f64::from(BETA), f64::from(SCALE));
     let (losses, after) = reference::preference(&values, &segments.host, &margins, factors, weights.start());
-    trial.check("losses", &found_losses, summed(DType::F32), |pair, _| vec![losses[pair]]);
-    trial.check("weights", &found_weights, summed(DType::F32), |t, _| vec![after[t]]);
+    trial.check("losses", &found_losses, summed(DType::F32, tokens), |pair, _| vec![losses[pair]]);
+    trial.check("weights", &found_weights, summed(DType::F32, tokens), |t, _| vec![after[t]]);
     Ok(())
 }

@@ -56,7 +56,7 @@ fn forward(trial: &mut Trial, tokens: usize, cols: usize, with_delta: bool) -> R
         trial.check("sum", &sum, rounded_once(dtype), |t, cols| pick(row(t), cols));
     }
     // The statistics are those of the rounded sum.
-    let bound = if with_delta { rounded_twice(dtype) } else { summed(dtype) };
+    let bound = if with_delta { rounded_twice(dtype, cols) } else { summed(dtype, cols) };
     let epsilon = f64::from(EPSILON);
     trial.check("normed", &normed, bound, |t, cols| pick(reference::normed(&row(t), &weight, epsilon), cols));
     let bound = if with_delta { rounded_once(dtype) } else { rounded_once(DType::F32) };
@@ -68,7 +68,8 @@ fn backward(trial: &mut Trial, tokens: usize, cols: usize, with_weight: bool) ->
     let (cuda, dtype) = (trial.cuda(), trial.compute());
     let (d_normed, x) = (trial.normal(tokens, cols, 1.0)?, trial.normal(tokens, cols, 1.5)?);
     let weight = weight(trial, cols)?;
-    let inverses: Vec<f32> = (0..tokens).map(|t| reference::inverse_rms(&x.row(t), f64::from(EPSILON)) as f32).collect();
+    let inverses: Vec<f32> =
+        (0..tokens).map(|t| reference::inverse_rms(&x.row(t), f64::from(EPSILON)) as f32).collect();
     let inverse = trial.changed(DType::F32, (tokens, 1), move |t, _| inverses[t])?;
     let d_residual = trial.starting(dtype, tokens, cols, 0.5);
     let d_weight = trial.starting(DType::F32, 1, cols, 1.0);
@@ -79,10 +80,10 @@ fn backward(trial: &mut Trial, tokens: usize, cols: usize, with_weight: bool) ->
         ops::rms_norm_backward(cuda, d_normed, x, weight, inverse, d_residual.view_mut(), d_weight)
     })?;
     let formula = reference::rms_norm_backward(&d_normed, &x, &weight, &inverse, d_residual.start());
-    trial.check("d_residual", &found, summed(dtype), formula);
+    trial.check("d_residual", &found, summed(dtype, cols), formula);
     if with_weight {
         let formula = reference::rms_norm_weight(&d_normed, &x, &inverse, d_weight.start());
-        trial.check("d_weight", &found_weight, summed(DType::F32), formula);
+        trial.check("d_weight", &found_weight, summed(DType::F32, tokens), formula);
     }
     Ok(())
 }

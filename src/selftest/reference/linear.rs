@@ -147,10 +147,14 @@ pub fn lora_backward_input(
     move |token, cols| {
         let ds = lora_low_gradient(dy, slices, token);
         let element = |&col: &usize| {
-            let sum: f64 = ds.iter().enumerate().map(|(k, ds)| {
-                let (slice, k) = component(slices, k);
-                ds * slice.a.at(k, col)
-            }).sum();
+            let sum: f64 = ds
+                .iter()
+                .enumerate()
+                .map(|(k, ds)| {
+                    let (slice, k) = component(slices, k);
+                    ds * slice.a.at(k, col)
+                })
+                .sum();
             start.at(token, col) + x.mask(token, col) * sum
         };
         cols.iter().map(element).collect()
