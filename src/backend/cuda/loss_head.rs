@@ -8,7 +8,7 @@
 use super::driver::{Argument, Gemm, Operand};
 use super::linear::{LiveRows, count, product_of_live_rows, rows, same_dtype, transposed};
 use super::{Cuda, CudaBuffer, Place};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::*;
 
 const THREADS: u32 = 256;
