@@ -8,7 +8,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include "machine.h"
+#include "hopper.h"
 
 namespace simulator {
 
@@ -168,6 +168,10 @@ void land() {
     const Site site = site_of_instruction(fault.instruction);
     if (self.fiber != nullptr && in_stack_guard(self.fiber, fault.address)) {
         machine.fail(&self, site, "the thread's stack overflowed (local arrays are too large)");
+    }
+    if (const EngineCopy* copy = machine.engine->working) {
+        machine.fail(copy->thread, copy->site, "out of bounds: the copy engine accessed address %p, %s", fault.address,
+                     describe_address(machine, fault.address).c_str());
     }
     machine.fail(&self, site, "out of bounds: access to address %p, %s", fault.address,
                  describe_address(machine, fault.address).c_str());

@@ -8,4 +8,6 @@ mod norm;
 mod operand;
 mod optimizer;
 mod rope;
+mod lora;
+mod loss_head;
 mod support;
