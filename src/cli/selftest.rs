@@ -20,9 +20,12 @@ pub struct Arguments {
     /// Seed of the inputs, to repeat a run; drawn anew, and printed, where absent
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Also the shapes of Llama-3-8B in the simulator; a GPU has them in any case
-    #[arg(long, hide = true)]
+    /// Also the shapes of Llama-3-8B where they are left out otherwise (in the simulator of developers)
+    #[arg(long)]
     full: bool,
+    /// Only operations whose names contain this
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -61,6 +64,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let options = Options {
         seed: arguments.seed.unwrap_or_else(fresh_seed),
         full: arguments.full || arguments.device != Choice::Simulator,
+        only: arguments.only.clone(),
     };
     let start = Instant::now();
     eprintln!("temper: self-test of {}, seed {}", cuda.description(), options.seed);
@@ -68,13 +72,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         print::text(&line(["operation", "dtype", "shape", "rel. error", "bound", ""]))?;
     }
     let mut broken = None;
-    let rows = selftest::run(&cuda, options, &mut |row| {
+    let rows = selftest::run(&cuda, &options, &mut |row| {
         if !arguments.json && broken.is_none() {
             broken = print::text(&describe(row)).err();
         }
     })?;
     if let Some(error) = broken {
         return Err(error);
+    }
+    if rows.len() == 1 {
+        return Err(Error::config("--only", "no operation has such a name", "leave it out to see all names").into());
     }
     let failed = rows.iter().filter(|row| !row.ok).count();
     let seconds = start.elapsed().as_secs_f64();
@@ -137,7 +144,7 @@ fn line([operation, dtype, shape, error, bound, verdict]: [&str; 6]) -> String {
 
 fn describe(row: &Row) -> String {
     let error = row.error.map_or("-".into(), |error| format!("{error:.1e}"));
-    let bound = if row.bound == 0.0 { "exact".into() } else { format!("{:.0e}", row.bound) };
+    let bound = if row.bound == 0.0 { "exact".into() } else { format!("{:.1e}", row.bound) };
     let verdict = if row.ok { "ok" } else { "FAIL" };
     let text = line([&row.operation, row.dtype, &row.shape, &error, &bound, verdict]);
     match &row.problem {

@@ -23,12 +23,14 @@ use crate::ops::DType;
 pub use compare::{Comparison, compare};
 
 /// What to test, and with which numbers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Seed of all inputs.
     pub seed: u64,
     /// Also the shapes of Llama-3-8B: a minute or two on a GPU, days in the simulator.
     pub full: bool,
+    /// Only the operations whose names contain this.
+    pub only: String,
 }
 
 /// One comparison: a line of the table.
@@ -59,12 +61,15 @@ pub struct Row {
 ///
 /// # Errors
 /// When the device cannot be put into one of the modes.
-pub fn run(cuda: &Cuda, options: Options, show: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+pub fn run(cuda: &Cuda, options: &Options, show: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut twice = Twice::default();
     for dtype in [DType::Bf16, DType::F32] {
         let cuda = cuda.with_compute_dtype(dtype)?;
         for (index, case) in cases::all(options.full).into_iter().enumerate() {
+            if !case.operation.contains(&options.only) {
+                continue;
+            }
             let start = Instant::now();
             let mut trial = trial::Trial::new(&cuda, options.seed.wrapping_add((index as u64) << 32));
             let result = (case.run)(&mut trial);
@@ -78,6 +83,9 @@ pub fn run(cuda: &Cuda, options: Options, show: &mut dyn FnMut(&Row)) -> Result<
                 show(&row);
                 rows.push(row);
             }
+        }
+        if !nested::OPERATION.contains(&options.only) {
+            continue;
         }
         for row in nested::rows(&cuda, options.seed, dtype_name(dtype)) {
             show(&row);

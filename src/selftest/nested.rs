@@ -20,7 +20,8 @@ use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::random::{Random, Stream};
 use crate::tar::{Adversary, AdversarySource, Draw, Hardener, Settings, Streams, TrResistance};
 
-const OPERATION: &str = "nested loop against the CPU";
+/// The name of its rows.
+pub(super) const OPERATION: &str = "outer step against CPU";
 const VOCABULARY: usize = 67;
 const LENGTH: usize = 13;
 const INNER_STEPS: u64 = 4;
@@ -35,8 +36,8 @@ struct Bounds {
 impl Bounds {
     fn new(dtype: DType) -> Self {
         match dtype {
-            // A change of this relative error points within 3 degrees of the right one, cosine above 0.99 by far.
-            DType::Bf16 => Self { losses: 1e-2, gradient: 5e-2, change: 0.14 },
+            // Weights, activations and their gradients are rounded at every operation of two layers.
+            DType::Bf16 => Self { losses: 1e-2, gradient: 5e-2, change: 5e-2 },
             _ => Self { losses: 1e-5, gradient: 1e-4, change: 1e-3 },
         }
     }
@@ -173,7 +174,8 @@ fn settings(seed: u64) -> Settings {
         retain_representations: true,
         representations_over: EntropyOver::All,
         lower_bound: None,
-        outer: OptimizerConfig::new(OptimizerKind::ScheduleFreeAdamW, 2e-3),
+        // Not an Adam, whose first step is the signs of the gradient, in which any rounding of a small one shows.
+        outer: OptimizerConfig::new(OptimizerKind::SgdMomentum, 1e-2),
         adversaries: vec![adversary("all weights", None), adversary("LoRA", Some(adapter))],
         script: vec![draw(0), draw(1)],
     }
