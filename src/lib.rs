@@ -30,6 +30,7 @@ pub mod random;
 pub mod report;
 pub mod run;
 pub mod safeguard;
+pub mod selftest;
 pub mod tar;
 pub mod training;
 

@@ -52,7 +52,7 @@ macro_rules! on_device {
 }
 pub(super) use on_device;
 
-fn parse(text: &str) -> Result<Choice, String> {
+pub(super) fn parse(text: &str) -> Result<Choice, String> {
     match text {
         "auto" => Ok(Choice::Auto),
         "cpu" => Ok(Choice::Cpu),

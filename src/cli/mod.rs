@@ -12,6 +12,7 @@ mod merge;
 mod parse;
 mod plan;
 mod print;
+mod selftest;
 mod show;
 
 use clap::{Parser, Subcommand};
@@ -55,6 +56,8 @@ pub enum Command {
     Plan(plan::Arguments),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Arguments),
+    /// Prove this machine's GPU: every kernel against exact formulas, then a small nested loop
+    Selftest(selftest::Arguments),
     /// Look at training data
     #[command(subcommand)]
     Data(data::Command),
@@ -74,6 +77,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Selftest(arguments) => selftest::run(&arguments),
         Command::Data(command) => data::run(&command),
         Command::Merge(arguments) => merge::run(&arguments),
         Command::Ckpt(command) => checkpoint::run(&command),

@@ -72,6 +72,15 @@ impl Cuda {
         self
     }
 
+    /// The same device in another mode, with scratch memory of its own.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn with_compute_dtype(&self, compute_dtype: DType) -> Result<Self> {
+        let other = Self::new(Arc::clone(&self.driver), compute_dtype)?;
+        Ok(Self { library_products: self.library_products, ..other })
+    }
+
     /// The device's runtime.
     pub fn driver(&self) -> &dyn Driver {
         &*self.driver

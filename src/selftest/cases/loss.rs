@@ -1,0 +1,167 @@
+//! Losses at the head, on hidden states, and of preferences.
+
+use super::{Case, shapes};
+use crate::error::Result;
+use crate::ops::{self, DType, HeadGradients, HeadLoss, IGNORE_INDEX, Segment, Segments};
+use crate::selftest::compare::{rounded_twice, summed};
+use crate::selftest::reference::{self, Head, Numbers};
+use crate::selftest::trial::{Operand, Trial};
+
+/// A loss head: one token in `every` has a weight.
+#[derive(Clone, Copy)]
+struct Shape {
+    tokens: usize,
+    vocabulary: usize,
+    cols: usize,
+    every: usize,
+}
+
+const fn shape(tokens: usize, vocabulary: usize, cols: usize, every: usize) -> Shape {
+    Shape { tokens, vocabulary, cols, every }
+}
+
+const SMALL: [Shape; 4] = [shape(1, 2, 3, 1), shape(5, 37, 24, 1), shape(70, 259, 40, 2), shape(9, 1031, 17, 3)];
+/// The head of Llama-3-8B for some live tokens among many; the whole vocabulary for so many that they are taken in several
+/// chunks.
+const REAL: [Shape; 2] = [shape(2048, 128_256, 4096, 64), shape(2500, 128_256, 64, 1)];
+/// (tokens, columns).
+const HIDDEN: [(usize, usize); 3] = [(1, 3), (11, 40), (6, 1033)];
+const REAL_HIDDEN: [(usize, usize); 1] = [(4095, 4096)];
+
+pub(super) fn cases(full: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for shape in shapes(full, &SMALL, &REAL) {
+        let text = format!("{} x {} x {}, 1/{} live", shape.tokens, shape.vocabulary, shape.cols, shape.every);
+        for (name, loss) in
+            [("cross-entropy head", HeadLoss::CrossEntropy), ("entropy head", HeadLoss::NegativeEntropy)]
+        {
+            cases.push(Case::new(name, text.clone(), move |trial| head(trial, shape, loss)));
+        }
+    }
+    for (tokens, cols) in shapes(full, &HIDDEN, &REAL_HIDDEN) {
+        let text = format!("{tokens} x {cols}");
+        cases.push(Case::new("representation_distance", text.clone(), move |trial| distance(trial, tokens, cols)));
+        cases.push(Case::new("random_mapping", text, move |trial| mapping(trial, tokens, cols)));
+    }
+    for lengths in shapes::<&[usize]>(full, &[&[1, 1], &[7, 12, 40, 3]], &[&[700, 1100, 1000, 1296]]) {
+        let text = lengths.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
+        cases.push(Case::new("preference", text, move |trial| preference(trial, lengths)));
+    }
+    cases
+}
+
+/// Weights of tokens: positive for one in `every`, else 0.
+fn token_weights(trial: &mut Trial, tokens: usize, every: usize) -> Result<Operand> {
+    trial.changed(DType::F32, (tokens, 1), move |t, x| if t % every == 0 { 0.5 + x.abs() } else { 0.0 })
+}
+
+fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
+    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let Shape { tokens, vocabulary, cols, every } = shape;
+    // Logits of standard deviation 2: neither uniform nor one-hot.
+    let (hidden, head) =
+        (trial.normal(tokens, cols, 1.0)?, trial.normal(vocabulary, cols, 2.0 / (cols as f64).sqrt())?);
+    let mut targets = trial.indices(tokens, vocabulary)?.values;
+    if tokens > 4 {
+        targets[every] = IGNORE_INDEX;
+    }
+    let targets = trial.integers(targets)?;
+    let weights = token_weights(trial, tokens, every)?;
+    let values = trial.poisoned(DType::F32, tokens, 1);
+    let d_hidden = trial.poisoned(dtype, tokens, cols);
+    let d_head = trial.starting(DType::F32, vocabulary, cols, 0.01);
+    let [found_values, found_hidden, found_head] =
+        trial.launch([&values, &d_hidden, &d_head], |[values, d_hidden, d_head]| {
+            let gradients = HeadGradients { d_hidden: d_hidden.view_mut(), d_head: Some(d_head.view_mut()) };
+            let (hidden, head) = (hidden.tensor.view(), head.tensor.view());
+            let (targets, weights) = (targets.tensor.view(), weights.tensor.view());
+            ops::loss_head(cuda, loss, hidden, head, targets, weights, values.view_mut(), Some(gradients))
+        })?;
+    let call = Head { loss, hidden: &hidden, head: &head, targets: &targets.values, weights: &weights };
+    let expected = call.run(&found_hidden.rows, &found_head.rows);
+    // Logits are f32 sums of exact products in both modes.
+    trial.check("values", &found_values, summed(DType::F32, cols), |t, _| vec![expected.values[t]]);
+    let row = |rows: &[usize], row| rows.binary_search(&row).unwrap_or(0);
+    // The logits' gradient is rounded before it is multiplied on.
+    trial.check("d_hidden", &found_hidden, rounded_twice(dtype, vocabulary), |t, cols| {
+        cols.iter().map(|&col| expected.d_hidden[row(&found_hidden.rows, t)][col]).collect()
+    });
+    trial.check("d_head", &found_head, rounded_twice(dtype, tokens), |v, cols| {
+        let sum = |col: usize| expected.d_head[row(&found_head.rows, v)][col];
+        cols.iter().map(|&col| d_head.start().at(v, col) + sum(col)).collect()
+    });
+    Ok(())
+}
+
+/// The first token's distance is 0, and its gradient nothing.
+fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
+    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let hidden = trial.normal(tokens, cols, 1.0)?;
+    let first: Vec<f32> = (0..cols).map(|col| hidden.at(0, col) as f32).collect();
+    let same = tokens > 1;
+    let reference_states =
+        trial.changed(dtype, (tokens, cols), move |i, x| if same && i < cols { first[i] } else { x })?;
+    let weights = token_weights(trial, tokens, 3)?;
+    let values = trial.poisoned(DType::F32, tokens, 1);
+    let d_hidden = trial.starting(dtype, tokens, cols, 0.1 / (cols as f64).sqrt());
+    let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
+        let (hidden, reference) = (hidden.tensor.view(), reference_states.tensor.view());
+        let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
+        ops::representation_distance(cuda, hidden, reference, weights.tensor.view(), values, d_hidden)
+    })?;
+    trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
+        vec![reference::distance(&hidden, &reference_states, t).0]
+    });
+    let formula = reference::distance_gradient(&hidden, &reference_states, &weights, d_hidden.start());
+    trial.check("d_hidden", &found, summed(dtype, cols), formula);
+    Ok(())
+}
+
+fn mapping(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
+    const VOCABULARY: usize = 61;
+    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let (hidden, table) = (trial.normal(tokens, cols, 1.0)?, trial.normal_f32(VOCABULARY, cols, 1.0)?);
+    let ids = trial.indices(tokens, VOCABULARY)?;
+    let weights = token_weights(trial, tokens, 2)?;
+    let values = trial.poisoned(DType::F32, tokens, 1);
+    let d_hidden = trial.starting(dtype, tokens, cols, 0.1 / cols as f64);
+    let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
+        let (hidden, table, ids) = (hidden.tensor.view(), table.tensor.view(), ids.tensor.view());
+        let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
+        ops::random_mapping(cuda, hidden, table, ids, weights.tensor.view(), values, d_hidden)
+    })?;
+    trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
+        vec![reference::mapping_value(&hidden, &table, &ids.values, t)]
+    });
+    let formula = reference::mapping_gradient(&hidden, &table, &ids.values, &weights, d_hidden.start());
+    trial.check("d_hidden", &found, summed(dtype, cols), formula);
+    Ok(())
+}
+
+/// Chosen and rejected in turn; margins near zero, so that the sigmoid is neither 0 nor 1.
+fn preference(trial: &mut Trial, lengths: &[usize]) -> Result<()> {
+    const BETA: f32 = 0.1;
+    const SCALE: f32 = 3.0;
+    let cuda = trial.cuda();
+    let (mut start, tokens) = (0, lengths.iter().sum());
+    let segment = |&length: &usize| {
+        start += length;
+        Segment { start: start - length, length, valid: length }
+    };
+    let segments = Segments::new(cuda, lengths.iter().map(segment).collect())?;
+    let scale = 5.0 / (tokens as f32).sqrt();
+    let values = trial.changed(DType::F32, (tokens, 1), move |_, x| scale * x.abs())?;
+    let margins = trial.normal_f32(lengths.len() / 2, 1, 3.0)?;
+    let weights = trial.starting_with((tokens, 1), |t, _| if t % 4 == 0 { 0.0 } else { 1.0 });
+    let weights = trial.output(DType::F32, weights);
+    let losses = trial.poisoned(DType::F32, lengths.len() / 2, 1);
+    let [found_weights, found_losses] = trial.launch([&weights, &losses], |[weights, losses]| {
+        let (values, margins) = (values.tensor.view(), margins.tensor.view());
+        ops::preference(cuda, values, &segments, margins, BETA, SCALE, weights.view_mut(), losses.view_mut())
+    })?;
+    let factors = (f64::from(BETA), f64::from(SCALE));
+    let (losses, after) = reference::preference(&values, &segments.host, &margins, factors, weights.start());
+    trial.check("losses", &found_losses, summed(DType::F32, tokens), |pair, _| vec![losses[pair]]);
+    trial.check("weights", &found_weights, summed(DType::F32, tokens), |t, _| vec![after[t]]);
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! The self-test: proves a device. Every kernel, at odd and at real shapes, with fresh random inputs, against formulas
+//! that are evaluated here in f64 and share no code with a backend; then one outer step of the nested loop against the
+//! CPU backend.
+//!
+//! To test a new kernel, add a case to the list at the top of its family's file in `cases/`, and its formula to
+//! `reference`. A [`Trial`](trial::Trial) does the rest: operands, poisoned outputs, the second run that must give the
+//! same bits, samples of large outputs, and the row of the table.
+
+mod cases;
+mod compare;
+mod nested;
+mod reference;
+mod trial;
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::backend::cuda::Cuda;
+use crate::error::Result;
+use crate::ops::DType;
+
+pub use compare::{Comparison, compare};
+
+/// What to test, and with which numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Seed of all inputs.
+    pub seed: u64,
+    /// Also the shapes of Llama-3-8B: a minute or two on a GPU, days in the simulator.
+    pub full: bool,
+    /// Only the operations whose names contain this.
+    pub only: String,
+}
+
+/// One comparison: a line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The operation, and which of its outputs.
+    pub operation: String,
+    /// How the device keeps weights and activations: `bf16` or `f32`.
+    pub dtype: &'static str,
+    /// The shape.
+    pub shape: String,
+    /// ‖found − expected‖ / ‖expected‖; absent where there was nothing to compare.
+    pub error: Option<f64>,
+    /// Largest deviation of one element, relative to itself or to the root mean square, whichever is more.
+    pub worst: Option<f64>,
+    /// What `error` may be at most; `worst` may be ten times as much.
+    pub bound: f64,
+    /// Whether all is well.
+    pub ok: bool,
+    /// What is not.
+    pub problem: Option<String>,
+    /// Time of the case that this row belongs to, reference included.
+    pub seconds: f64,
+}
+
+/// Runs all cases in both modes of the device, and gives each row to `show` as soon as it is known. A case that fails is a row
+/// that says so; the others run nevertheless.
+///
+/// # Errors
+/// When the device cannot be put into one of the modes.
+pub fn run(cuda: &Cuda, options: &Options, show: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let mut twice = Twice::default();
+    for dtype in [DType::Bf16, DType::F32] {
+        let cuda = cuda.with_compute_dtype(dtype)?;
+        for (index, case) in cases::all(options.full).into_iter().enumerate() {
+            if !case.operation.contains(&options.only) {
+                continue;
+            }
+            let start = Instant::now();
+            let mut trial = trial::Trial::new(&cuda, options.seed.wrapping_add((index as u64) << 32));
+            let result = (case.run)(&mut trial);
+            let (mut found, launches, unstable) = trial.finish();
+            twice.launches += launches;
+            twice.unstable += unstable;
+            found.extend(result.err().map(|error| Finding::failed("", error.to_string())));
+            let seconds = start.elapsed().as_secs_f64();
+            for finding in found {
+                let row = finding.row(case.operation, dtype_name(dtype), &case.shape, seconds);
+                show(&row);
+                rows.push(row);
+            }
+        }
+        if !nested::OPERATION.contains(&options.only) {
+            continue;
+        }
+        for row in nested::rows(&cuda, options.seed, dtype_name(dtype)) {
+            show(&row);
+            rows.push(row);
+        }
+    }
+    let row = twice.row();
+    show(&row);
+    rows.push(row);
+    Ok(rows)
+}
+
+fn dtype_name(dtype: DType) -> &'static str {
+    if dtype == DType::Bf16 { "bf16" } else { "f32" }
+}
+
+/// How many launches of operations were repeated, and how many of them gave other bits.
+#[derive(Default)]
+struct Twice {
+    launches: usize,
+    unstable: usize,
+}
+
+impl Twice {
+    fn row(&self) -> Row {
+        let problem = (self.unstable > 0).then(|| format!("{} operations gave other bits", self.unstable));
+        Row {
+            operation: "same bits in two runs".into(),
+            dtype: "both",
+            shape: format!("{} operations", self.launches),
+            error: None,
+            worst: None,
+            bound: 0.0,
+            ok: self.unstable == 0 && self.launches > 0,
+            problem,
+            seconds: 0.0,
+        }
+    }
+}
+
+/// What a case found out about one of its outputs.
+pub(crate) struct Finding {
+    /// Which output; empty where the operation has one.
+    output: String,
+    comparison: Option<Comparison>,
+    bound: f64,
+    problem: Option<String>,
+}
+
+impl Finding {
+    fn compared(output: &str, comparison: Comparison, bound: f64) -> Self {
+        let problem = comparison.problem(bound);
+        Self { output: output.into(), comparison: Some(comparison), bound, problem }
+    }
+
+    fn failed(output: &str, problem: String) -> Self {
+        Self { output: output.into(), comparison: None, bound: 0.0, problem: Some(problem) }
+    }
+
+    fn row(self, operation: &str, dtype: &'static str, shape: &str, seconds: f64) -> Row {
+        let operation =
+            if self.output.is_empty() { operation.to_string() } else { format!("{operation}: {}", self.output) };
+        Row {
+            operation,
+            dtype,
+            shape: shape.into(),
+            error: self.comparison.as_ref().map(|c| c.error),
+            worst: self.comparison.as_ref().map(|c| c.worst),
+            bound: self.bound,
+            ok: self.problem.is_none(),
+            problem: self.problem,
+            seconds,
+        }
+    }
+}
