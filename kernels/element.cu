@@ -22,6 +22,7 @@
 // at 3 stored elements of traffic each, the exact ones would not hide behind bf16 memory traffic.
 
 #include "sums.cuh"
+#include "vectors.cuh"
 
 constexpr int flat_threads = 256;
 constexpr int row_threads = 256;
@@ -62,8 +63,8 @@ __device__ __forceinline__ float sigmoid<float>(float x) {
 }
 template <>
 __device__ __forceinline__ float sigmoid<bf16>(float x) {
-    // The limit keeps the divisor in the range of the approximate division; the result there is below bf16's spacing.
-    return __fdividef(1.0f, 1.0f + exp2_approximate(fminf(x * -1.442695041f, 80.0f)));
+    // The limit keeps the divisor below 2^126, where the approximate division ends; the sigmoid is 0 to bf16 from there.
+    return __fdividef(1.0f, 1.0f + exp2_approximate(fminf(x * -1.442695041f, 125.0f)));
 }
 
 // The row of this block and the first column of this thread.
@@ -83,14 +84,12 @@ __device__ __forceinline__ void swiglu_forward(const T* __restrict__ gate_up, T*
     const Place place = swiglu_place(chunks, width);
     if (place.column >= cols) return;
     const T* source = gate_up + place.row * 2 * cols + place.column;
-    const auto gate = load_vector<T, width>(source), up = load_vector<T, width>(source + cols);
-    Vector<T, width> out;
+    float gate[width], up[width], out[width];
+    load_floats<T, width>(source, gate);
+    load_floats<T, width>(source + cols, up);
 #pragma unroll
-    for (int k = 0; k < width; k++) {
-        const float g = to_float(gate.value[k]);
-        out.value[k] = from_float<T>(g * sigmoid<T>(g) * to_float(up.value[k]));
-    }
-    store_vector(h + place.row * cols + place.column, out);
+    for (int k = 0; k < width; k++) out[k] = gate[k] * sigmoid<T>(gate[k]) * up[k];
+    store_floats<T, width>(h + place.row * cols + place.column, out);
 }
 
 template <typename T, int width>
@@ -99,18 +98,18 @@ __device__ __forceinline__ void swiglu_backward(const T* __restrict__ d_h, const
     const Place place = swiglu_place(chunks, width);
     if (place.column >= cols) return;
     const uint64_t at = place.row * 2 * cols + place.column;
-    const auto gate = load_vector<T, width>(gate_up + at), up = load_vector<T, width>(gate_up + at + cols);
-    const auto d = load_vector<T, width>(d_h + place.row * cols + place.column);
-    Vector<T, width> d_gate, d_up;
+    float gate[width], up[width], d[width];
+    load_floats<T, width>(gate_up + at, gate);
+    load_floats<T, width>(gate_up + at + cols, up);
+    load_floats<T, width>(d_h + place.row * cols + place.column, d);
 #pragma unroll
     for (int k = 0; k < width; k++) {
-        const float g = to_float(gate.value[k]), dh = to_float(d.value[k]);
-        const float s = sigmoid<T>(g), silu = g * s;
-        d_up.value[k] = from_float<T>(dh * silu);
-        d_gate.value[k] = from_float<T>(dh * to_float(up.value[k]) * (s + silu * (1.0f - s)));
+        const float s = sigmoid<T>(gate[k]), silu = gate[k] * s;
+        gate[k] = d[k] * up[k] * (s + silu * (1.0f - s));
+        up[k] = d[k] * silu;
     }
-    store_vector(d_gate_up + at, d_gate);
-    store_vector(d_gate_up + at + cols, d_up);
+    store_floats<T, width>(d_gate_up + at, gate);
+    store_floats<T, width>(d_gate_up + at + cols, up);
 }
 
 #define SWIGLU_KERNELS(name, T)                                                                                      \

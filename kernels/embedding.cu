@@ -17,14 +17,14 @@
 // Launch shapes. gather: a block of 32 to 256 threads a row. sort: 512 threads a tile. merge: 256 threads for 32 tokens.
 // sum: 128 threads, a warp for each (key, 256 columns; 64 with width 1): most warps add one row, so a row of 4,096
 // columns keeps 16 warps busy, and a warp whose key is not the first of its run leaves at once. A warp reads 32 keys
-// with one access and has 4 rows in flight before it adds them, because a frequent id (a beginning of sequence,
+// with one access and has 8 rows (f32: 4) in flight before it adds them, because a frequent id (a beginning of sequence,
 // "the") is one long chain of additions whose loads must not be a chain too.
 // Shared memory: sort 2,048 bytes (the ids of the tile). Registers: at most 64.
 //
 // Rejected: atomicAdd (order shows); a linked list of equal ids (every hop waits for memory twice); counting per
 // vocabulary entry (touches V entries for T tokens); comparing all pairs of tokens (T^2: 4e9 at T = 64k).
 
-#include "common.cuh"
+#include "vectors.cuh"
 
 constexpr int gather_threads = 256;
 constexpr int tile = 512;
@@ -91,7 +91,7 @@ template <typename T, int width>
 __device__ __forceinline__ void sum_runs(const uint64_t* __restrict__ keys, uint32_t tokens, const T* __restrict__ d_out,
                                          float* __restrict__ d_table, uint32_t cols, uint32_t chunks) {
     // Two groups of 32 * width columns, so that each access of the warp is one contiguous piece in both dtypes.
-    constexpr int groups = 2, span = 32 * width, depth = 4;
+    constexpr int groups = 2, span = 32 * width, depth = sizeof(T) == 2 ? 8 : 4;
     const uint32_t lane = threadIdx.x % 32;
     const uint64_t work = uint64_t(blockIdx.x) * (sum_threads / 32) + threadIdx.x / 32;
     const uint32_t slot = uint32_t(work / chunks), chunk = uint32_t(work % chunks);
@@ -101,24 +101,24 @@ __device__ __forceinline__ void sum_runs(const uint64_t* __restrict__ keys, uint
 
     const uint32_t column = chunk * groups * span + lane * width;
     float* row = d_table + uint64_t(id) * cols + column;
-    Vector<float, width> sum[groups] = {};
+    float sum[groups][width] = {};
 #pragma unroll
     for (int g = 0; g < groups; g++) {
-        if (column + g * span < cols) sum[g] = load_vector<float, width>(row + g * span);
+        if (column + g * span < cols) load_floats<float, width>(row + g * span, sum[g]);
     }
     uint32_t run = 32;
     for (uint32_t first = slot; run == 32; first += 32) {
         const uint64_t key = first + lane < tokens ? keys[first + lane] : ~uint64_t(0);
         run = __popc(__ballot_sync(full_warp, uint32_t(key >> 32) == id));
         for (uint32_t begin = 0; begin < run; begin += depth) {
-            Vector<T, width> loaded[depth][groups] = {};
+            Packed<T, width> loaded[depth][groups] = {};
 #pragma unroll
             for (int r = 0; r < depth; r++) {
                 const uint32_t token = __shfl_sync(full_warp, uint32_t(key), begin + r);
 #pragma unroll
                 for (int g = 0; g < groups; g++) {
                     if (begin + r < run && column + g * span < cols) {
-                        loaded[r][g] = load_vector<T, width>(d_out + uint64_t(token) * cols + column + g * span);
+                        loaded[r][g] = load_packed<T, width>(d_out + uint64_t(token) * cols + column + g * span);
                     }
                 }
             }
@@ -127,15 +127,17 @@ __device__ __forceinline__ void sum_runs(const uint64_t* __restrict__ keys, uint
                 if (begin + r >= run) break;
 #pragma unroll
                 for (int g = 0; g < groups; g++) {
+                    float added[width];
+                    unpack(loaded[r][g], added);
 #pragma unroll
-                    for (int k = 0; k < width; k++) sum[g].value[k] += to_float(loaded[r][g].value[k]);
+                    for (int k = 0; k < width; k++) sum[g][k] += added[k];
                 }
             }
         }
     }
 #pragma unroll
     for (int g = 0; g < groups; g++) {
-        if (column + g * span < cols) store_vector(row + g * span, sum[g]);
+        if (column + g * span < cols) store_floats<float, width>(row + g * span, sum[g]);
     }
 }
 

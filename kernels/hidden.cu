@@ -16,51 +16,30 @@
 // Rejected: a second pass over memory for the gradient; a warp a token (rows of 4,096 columns want more bytes in flight).
 
 #include "sums.cuh"
+#include "vectors.cuh"
 
 constexpr int hidden_threads = 256;
 constexpr unsigned scratch_bytes = 512;
 constexpr float least_norm = 1e-8f;
 
-// Loads and stores `width` f32, in accesses of at most 16 bytes.
-template <int width>
-__device__ __forceinline__ void load_floats(const float* source, float (&values)[width]) {
-    constexpr int part = width < 4 ? width : 4;
-#pragma unroll
-    for (int i = 0; i < width; i += part) {
-        const auto loaded = load_vector<float, part>(source + i);
-#pragma unroll
-        for (int k = 0; k < part; k++) values[i + k] = loaded.value[k];
-    }
-}
-template <int width>
-__device__ __forceinline__ void store_floats(float* target, const float (&values)[width]) {
-    constexpr int part = width < 4 ? width : 4;
-#pragma unroll
-    for (int i = 0; i < width; i += part) {
-        Vector<float, part> stored;
-#pragma unroll
-        for (int k = 0; k < part; k++) stored.value[k] = values[i + k];
-        store_vector(target + i, stored);
-    }
-}
-
 template <typename T, int width>
 __device__ __forceinline__ void distance(const T* __restrict__ hidden, const T* __restrict__ reference,
                                          const float* __restrict__ weights, float* __restrict__ values,
                                          T* __restrict__ d_hidden, uint32_t cols) {
-    float* difference = reinterpret_cast<float*>(shared_memory() + scratch_bytes);
+    const SharedFloats<width> difference{reinterpret_cast<float*>(shared_memory() + scratch_bytes), cols / width};
     const uint64_t row = uint64_t(blockIdx.x) * cols;
     const uint32_t first = threadIdx.x * width, step = blockDim.x * width;
     float squares[1] = {0.0f};
     for (uint32_t column = first; column < cols; column += step) {
-        const auto a = load_vector<T, width>(hidden + row + column), b = load_vector<T, width>(reference + row + column);
-        float change[width];
+        float change[width], other[width];
+        load_floats<T, width>(hidden + row + column, change);
+        load_floats<T, width>(reference + row + column, other);
 #pragma unroll
         for (int k = 0; k < width; k++) {
-            change[k] = to_float(a.value[k]) - to_float(b.value[k]);
+            change[k] -= other[k];
             squares[0] += change[k] * change[k];
         }
-        if (d_hidden != nullptr) store_floats<width>(difference + column, change);
+        if (d_hidden != nullptr) difference.store(column / width, change);
     }
     block_sums(squares, reinterpret_cast<float*>(shared_memory()));
     const float value = sqrtf(squares[0]);
@@ -68,14 +47,12 @@ __device__ __forceinline__ void distance(const T* __restrict__ hidden, const T* 
     if (d_hidden == nullptr || value == 0.0f) return;
     const float factor = weights[blockIdx.x] / value;
     for (uint32_t column = first; column < cols; column += step) {
-        auto gradient = load_vector<T, width>(d_hidden + row + column);
-        float change[width];
-        load_floats<width>(difference + column, change);
+        float gradient[width], change[width];
+        load_floats<T, width>(d_hidden + row + column, gradient);
+        difference.load(column / width, change);
 #pragma unroll
-        for (int k = 0; k < width; k++) {
-            gradient.value[k] = from_float<T>(to_float(gradient.value[k]) + factor * change[k]);
-        }
-        store_vector(d_hidden + row + column, gradient);
+        for (int k = 0; k < width; k++) gradient[k] += factor * change[k];
+        store_floats<T, width>(d_hidden + row + column, gradient);
     }
 }
 
@@ -83,26 +60,27 @@ template <typename T, int width>
 __device__ __forceinline__ void mapping(const T* __restrict__ hidden, const float* __restrict__ table,
                                         const uint32_t* __restrict__ ids, const float* __restrict__ weights,
                                         float* __restrict__ values, T* __restrict__ d_hidden, uint32_t cols) {
-    float* direction = reinterpret_cast<float*>(shared_memory() + scratch_bytes);
-    T* state = reinterpret_cast<T*>(direction + round_up(cols, 4u));
+    float* memory = reinterpret_cast<float*>(shared_memory() + scratch_bytes);
+    const SharedFloats<width> direction{memory, cols / width};
+    T* state = reinterpret_cast<T*>(memory + round_up(cols, 4u));
     const uint64_t row = uint64_t(blockIdx.x) * cols;
     const float* source = table + uint64_t(ids[blockIdx.x]) * cols;
     const uint32_t first = threadIdx.x * width, step = blockDim.x * width;
     float sums[3] = {0.0f, 0.0f, 0.0f};
     for (uint32_t column = first; column < cols; column += step) {
-        const auto h = load_vector<T, width>(hidden + row + column);
-        float r[width];
-        load_floats<width>(source + column, r);
+        const auto packed = load_packed<T, width>(hidden + row + column);
+        float h[width], r[width];
+        unpack(packed, h);
+        load_floats<float, width>(source + column, r);
 #pragma unroll
         for (int k = 0; k < width; k++) {
-            const float x = to_float(h.value[k]);
-            sums[0] += x * x;
+            sums[0] += h[k] * h[k];
             sums[1] += r[k] * r[k];
-            sums[2] += x * r[k];
+            sums[2] += h[k] * r[k];
         }
         if (d_hidden != nullptr) {
-            store_floats<width>(direction + column, r);
-            store_vector(state + column, h);
+            direction.store(column / width, r);
+            store_packed<T, width>(state + column, packed);
         }
     }
     block_sums(sums, reinterpret_cast<float*>(shared_memory()));
@@ -114,16 +92,13 @@ __device__ __forceinline__ void mapping(const T* __restrict__ hidden, const floa
     const float factor = cosine == 0.0f ? 0.0f : -weights[blockIdx.x] * copysignf(1.0f, cosine);
     const float along = factor / norm / length, back = factor * cosine / norm / norm;
     for (uint32_t column = first; column < cols; column += step) {
-        auto gradient = load_vector<T, width>(d_hidden + row + column);
-        const auto h = load_vector<T, width>(state + column);
-        float r[width];
-        load_floats<width>(direction + column, r);
+        float gradient[width], h[width], r[width];
+        load_floats<T, width>(d_hidden + row + column, gradient);
+        load_floats<T, width>(state + column, h);
+        direction.load(column / width, r);
 #pragma unroll
-        for (int k = 0; k < width; k++) {
-            const float change = along * r[k] - back * to_float(h.value[k]);
-            gradient.value[k] = from_float<T>(to_float(gradient.value[k]) + change);
-        }
-        store_vector(d_hidden + row + column, gradient);
+        for (int k = 0; k < width; k++) gradient[k] += along * r[k] - back * h[k];
+        store_floats<T, width>(d_hidden + row + column, gradient);
     }
 }
 

@@ -13,7 +13,8 @@
 // inherit. Price: 4 bytes more a logit for the product to write and 8 more for this kernel to read. Why 2 reads and not 1: a row of
 // 128,256 logits fits neither registers nor shared memory; the second read finds part of it in L2.
 //
-// Launch: cross_entropy, negative_entropy, gather, scatter: a block of 256 threads a row; compact: one block of 256.
+// Launch: cross_entropy, negative_entropy, gather, scatter: a block a row, of 256 threads or as many as a short row feeds;
+//   compact: one block of 256.
 // Shared memory: the statistics of 8 warps, 96 bytes (compact: 8 counts). Registers: below 64, so that 4 blocks or more
 // keep a multiprocessor's loads in flight.
 // Floor for a row: V (4 + 4 + 4 or 2) bytes: two reads and a write (one read without gradients); about 2 exponentials a
@@ -26,8 +27,6 @@
 
 namespace {
 
-constexpr int threads = 256;
-constexpr int warps = threads / 32;
 constexpr float lowest = -3.402823466e38f;
 
 enum class Loss { cross_entropy, negative_entropy };
@@ -69,7 +68,7 @@ struct Statistics {
 template <bool entropy>
 __device__ __forceinline__ Statistics row_statistics(const float* logits, uint32_t vocabulary) {
     Statistics own;
-    for (uint32_t at = threadIdx.x * 4; at < vocabulary; at += threads * 4) {
+    for (uint32_t at = threadIdx.x * 4; at < vocabulary; at += blockDim.x * 4) {
         // Rows are padded to whole vectors, so the last one can be read whole and used in part.
         const Vector<float, 4> four = load_vector<float, 4>(logits + at);
         float largest = own.maximum;
@@ -105,7 +104,7 @@ __device__ __forceinline__ Statistics block_statistics(Statistics own) {
     }
     __syncthreads();
     Statistics all;
-    for (int warp = 0; warp < warps; warp++) {
+    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) {
         Statistics other;
         other.maximum = shared[warp * 3];
         other.sum = shared[warp * 3 + 1];
@@ -123,8 +122,8 @@ template <typename T, typename Gradient>
 __device__ __forceinline__ void overwrite(float* logits, uint32_t vocabulary, Gradient gradient) {
     T* out = reinterpret_cast<T*>(logits);
     uint32_t allowed = 0;
-    for (uint32_t iteration = 0; iteration * threads * 4 < vocabulary; iteration++) {
-        const uint32_t at = (iteration * threads + threadIdx.x) * 4;
+    for (uint32_t iteration = 0; iteration * blockDim.x * 4 < vocabulary; iteration++) {
+        const uint32_t at = (iteration * blockDim.x + threadIdx.x) * 4;
         Vector<T, 4> result = {};
         if (at < vocabulary) {
             const Vector<float, 4> four = load_vector<float, 4>(logits + at);
@@ -209,14 +208,14 @@ __device__ void compact(const float* weights, uint32_t tokens, uint32_t* live_ro
     uint32_t* counts = reinterpret_cast<uint32_t*>(shared_memory());
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t found = 0;
-    for (uint32_t first = 0; first < tokens; first += threads) {
+    for (uint32_t first = 0; first < tokens; first += blockDim.x) {
         const uint32_t token = first + threadIdx.x;
         const bool live = token < tokens && weights[token] != 0.0f;
         const uint32_t votes = __ballot_sync(full_warp, live);
         if (lane == 0) counts[warp] = __popc(votes);
         __syncthreads();
         uint32_t before = found + __popc(votes & ((1u << lane) - 1));
-        for (uint32_t other = 0; other < warps; other++) {
+        for (uint32_t other = 0; other < blockDim.x / 32; other++) {
             if (other < warp) before += counts[other];
             found += counts[other];
         }
@@ -228,7 +227,7 @@ __device__ void compact(const float* weights, uint32_t tokens, uint32_t* live_ro
 
 template <typename T, int width>
 __device__ __forceinline__ void copy_row(T* to, const T* from, uint32_t columns) {
-    for (uint32_t at = threadIdx.x * width; at < columns; at += threads * width) {
+    for (uint32_t at = threadIdx.x * width; at < columns; at += blockDim.x * width) {
         store_vector<T, width>(to + at, load_vector<T, width>(from + at));
     }
 }
@@ -241,7 +240,7 @@ __device__ void move_rows(const T* from, T* to, uint32_t columns, const uint32_t
     T* target = to + uint64_t(blockIdx.x) * columns;
     if (index >= live_rows[0]) {
         // What a product reads of a row that is no token's must at least be finite.
-        for (uint32_t at = threadIdx.x; gather && at < columns; at += threads) target[at] = T{};
+        for (uint32_t at = threadIdx.x; gather && at < columns; at += blockDim.x) target[at] = T{};
         return;
     }
     const T* source = from + uint64_t(gather ? live_rows[1 + index] : blockIdx.x) * columns;

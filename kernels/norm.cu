@@ -14,24 +14,25 @@
 // the main traffic in bf16, because the launcher gives a block at least 8 rows.
 //
 // Launch shapes. forward: a block of 32 to 256 threads a row. backward: 32 to 512 threads; with a weight gradient
-// 3 blocks on each multiprocessor (never more than T / 8), which walk over the rows; without, a block a row.
+// 1,536 threads on each multiprocessor (never more than T / 8 blocks), which walk over the rows; without, a block a row.
 // weight: 1,024 threads for 32 columns, 32 strips of the partial rows, so that its loads are few and wide.
 // Shared memory. forward: 128 bytes of scratch, the row as stored. backward: scratch, rows of d_normed and x as stored,
 // f32 sums of the block's weight gradient (each a multiple of 16 bytes; a thread reads back only what it wrote). weight:
-// 32 x 33 floats. Registers: at most 40 (three blocks of 512).
+// 32 x 33 floats. Registers: at most 40 (three backward blocks of 512 threads).
 //
 // Rejected: the row in registers (a template for every row length, or dynamic indices, which become local memory);
 // reading the row again from memory (L1 is not kept for 4 rows of 8 KiB beside others); a weight gradient by columns
-// (reads d_normed and x a second time).
+// (reads d_normed and x a second time); loops unrolled by hand (the compiler then splits vector stores to shared memory
+// into words, and the other warps of a full multiprocessor keep as many bytes in flight).
 
-#include "common.cuh"
+#include "vectors.cuh"
 
 constexpr int forward_threads = 256;
 constexpr int backward_threads = 512;
 constexpr int weight_threads = 1024;
 constexpr unsigned scratch_bytes = 128;
 
-template <typename T, int width>
+template <typename T, int width, bool added>
 __device__ __forceinline__ void forward(const T* __restrict__ residual, const T* __restrict__ delta,
                                         const T* __restrict__ weight, float epsilon, T* __restrict__ sum,
                                         T* __restrict__ normed, float* __restrict__ inverse_rms, uint32_t cols) {
@@ -39,93 +40,100 @@ __device__ __forceinline__ void forward(const T* __restrict__ residual, const T*
     const uint64_t row = uint64_t(blockIdx.x) * cols;
     const uint32_t first = threadIdx.x * width, step = blockDim.x * width;
     float squares = 0.0f;
-#pragma unroll 2
     for (uint32_t column = first; column < cols; column += step) {
-        auto x = load_vector<T, width>(residual + row + column);
-        if (delta != nullptr) {
-            const auto d = load_vector<T, width>(delta + row + column);
+        auto packed = load_packed<T, width>(residual + row + column);
+        float x[width];
+        unpack(packed, x);
+        if constexpr (added) {
+            float d[width];
+            load_floats<T, width>(delta + row + column, d);
 #pragma unroll
-            for (int k = 0; k < width; k++) x.value[k] = from_float<T>(to_float(x.value[k]) + to_float(d.value[k]));
-            store_vector(sum + row + column, x);
+            for (int k = 0; k < width; k++) d[k] += x[k];
+            packed = pack<T, width>(d);
+            store_packed<T, width>(sum + row + column, packed);
+            unpack(packed, x);
         }
+        store_packed<T, width>(kept + column, packed);
 #pragma unroll
-        for (int k = 0; k < width; k++) squares += to_float(x.value[k]) * to_float(x.value[k]);
-        store_vector(kept + column, x);
+        for (int k = 0; k < width; k++) squares += x[k] * x[k];
     }
     const float mean = block_sum(squares, reinterpret_cast<float*>(shared_memory())) / cols;
     const float inverse = 1.0f / sqrtf(mean + epsilon);
     if (threadIdx.x == 0) inverse_rms[blockIdx.x] = inverse;
-#pragma unroll 2
     for (uint32_t column = first; column < cols; column += step) {
-        const auto x = load_vector<T, width>(kept + column), w = load_vector<T, width>(weight + column);
-        Vector<T, width> out;
+        float x[width], w[width];
+        load_floats<T, width>(kept + column, x);
+        load_floats<T, width>(weight + column, w);
 #pragma unroll
-        for (int k = 0; k < width; k++) {
-            out.value[k] = from_float<T>(to_float(x.value[k]) * inverse * to_float(w.value[k]));
-        }
-        store_vector(normed + row + column, out);
+        for (int k = 0; k < width; k++) x[k] = x[k] * inverse * w[k];
+        store_floats<T, width>(normed + row + column, x);
     }
 }
 
-// The shared memory of a backward block.
-template <typename T>
-struct BackwardRows {
-    T *d_normed, *x;
-    float* sums;
-
-    __device__ __forceinline__ explicit BackwardRows(uint32_t cols) {
-        const uint32_t bytes = round_up(cols * uint32_t(sizeof(T)), 16u);
-        unsigned char* memory = shared_memory() + scratch_bytes;
-        d_normed = reinterpret_cast<T*>(memory);
-        x = reinterpret_cast<T*>(memory + bytes);
-        sums = reinterpret_cast<float*>(memory + 2 * bytes);
+template <typename T, int width>
+__device__ __forceinline__ void forward_row(const T* residual, const T* delta, const T* weight, float epsilon, T* sum,
+                                            T* normed, float* inverse_rms, uint32_t cols) {
+    if (delta != nullptr) {
+        forward<T, width, true>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);
+    } else {
+        forward<T, width, false>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);
     }
-};
+}
 
 template <typename T, int width>
 __device__ __forceinline__ void backward(const T* __restrict__ d_normed, const T* __restrict__ x,
                                          const T* __restrict__ weight, const float* __restrict__ inverse_rms,
                                          T* __restrict__ d_residual, float* __restrict__ partial, uint32_t rows,
                                          uint32_t cols) {
-    const BackwardRows<T> kept(cols);
+    const uint32_t row_bytes = round_up(cols * uint32_t(sizeof(T)), 16u);
+    T* kept_d = reinterpret_cast<T*>(shared_memory() + scratch_bytes);
+    T* kept_x = reinterpret_cast<T*>(shared_memory() + scratch_bytes + row_bytes);
+    float* all_sums = reinterpret_cast<float*>(shared_memory() + scratch_bytes + 2 * row_bytes);
+    const SharedFloats<width> sums{all_sums, cols / width};
     const uint32_t first = threadIdx.x * width, step = blockDim.x * width;
     for (uint32_t column = first; partial != nullptr && column < cols; column += step) {
-#pragma unroll
-        for (int k = 0; k < width; k++) kept.sums[column + k] = 0.0f;
+        const float zeros[width] = {};
+        sums.store(column / width, zeros);
     }
     for (uint32_t r = blockIdx.x; r < rows; r += gridDim.x) {
         const uint64_t row = uint64_t(r) * cols;
         const float inverse = inverse_rms[r];
         float projection = 0.0f;
         for (uint32_t column = first; column < cols; column += step) {
-            const auto d = load_vector<T, width>(d_normed + row + column), v = load_vector<T, width>(x + row + column);
-            const auto w = load_vector<T, width>(weight + column);
+            const auto packed_d = load_packed<T, width>(d_normed + row + column);
+            const auto packed_x = load_packed<T, width>(x + row + column);
+            float d[width], v[width], w[width];
+            load_floats<T, width>(weight + column, w);
+            unpack(packed_d, d);
+            unpack(packed_x, v);
 #pragma unroll
-            for (int k = 0; k < width; k++) {
-                projection += to_float(d.value[k]) * to_float(w.value[k]) * to_float(v.value[k]);
-            }
-            store_vector(kept.d_normed + column, d);
-            store_vector(kept.x + column, v);
+            for (int k = 0; k < width; k++) projection += d[k] * w[k] * v[k];
+            store_packed<T, width>(kept_d + column, packed_d);
+            store_packed<T, width>(kept_x + column, packed_x);
         }
         projection = block_sum(projection, reinterpret_cast<float*>(shared_memory()));
         const float mean = projection / cols * inverse * inverse;
         for (uint32_t column = first; column < cols; column += step) {
-            auto out = load_vector<T, width>(d_residual + row + column);
-            const auto d = load_vector<T, width>(kept.d_normed + column), v = load_vector<T, width>(kept.x + column);
-            const auto w = load_vector<T, width>(weight + column);
+            float out[width], d[width], v[width], w[width];
+            load_floats<T, width>(d_residual + row + column, out);
+            load_floats<T, width>(kept_d + column, d);
+            load_floats<T, width>(kept_x + column, v);
+            load_floats<T, width>(weight + column, w);
 #pragma unroll
-            for (int k = 0; k < width; k++) {
-                const float dk = to_float(d.value[k]), vk = to_float(v.value[k]);
-                const float change = inverse * (dk * to_float(w.value[k]) - vk * mean);
-                out.value[k] = from_float<T>(to_float(out.value[k]) + change);
-                if (partial != nullptr) kept.sums[column + k] += dk * vk * inverse;
+            for (int k = 0; k < width; k++) out[k] += inverse * (d[k] * w[k] - v[k] * mean);
+            store_floats<T, width>(d_residual + row + column, out);
+            if (partial != nullptr) {
+                sums.load(column / width, w);
+#pragma unroll
+                for (int k = 0; k < width; k++) w[k] += d[k] * v[k] * inverse;
+                sums.store(column / width, w);
             }
-            store_vector(d_residual + row + column, out);
         }
     }
     for (uint32_t column = first; partial != nullptr && column < cols; column += step) {
-#pragma unroll
-        for (int k = 0; k < width; k++) partial[uint64_t(blockIdx.x) * cols + column + k] = kept.sums[column + k];
+        float sum[width];
+        sums.load(column / width, sum);
+        store_floats<float, width>(partial + uint64_t(blockIdx.x) * cols + column, sum);
     }
 }
 
@@ -134,9 +142,9 @@ __device__ __forceinline__ void backward(const T* __restrict__ d_normed, const T
                   const T* __restrict__ delta, const T* __restrict__ weight, float epsilon, T* __restrict__ sum,     \
                   T* __restrict__ normed, float* __restrict__ inverse_rms, uint32_t cols, uint32_t vectorised) {     \
         if (vectorised) {                                                                                            \
-            forward<T, 16 / sizeof(T)>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);            \
+            forward_row<T, 16 / sizeof(T)>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);        \
         } else {                                                                                                     \
-            forward<T, 1>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);                         \
+            forward_row<T, 1>(residual, delta, weight, epsilon, sum, normed, inverse_rms, cols);                     \
         }                                                                                                            \
     }                                                                                                                \
     TEMPER_KERNEL(rms_norm_backward_##name, backward_threads, const T* __restrict__ d_normed,                        \

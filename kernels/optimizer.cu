@@ -12,8 +12,7 @@
 // two, 20 with one, in both storage forms. At most about 70 instructions an element (two square roots and a division),
 // where 28 bytes at 4.3 TB/s leave 180.
 //
-// Launch: blocks of 256 threads, 8 on each multiprocessor (as many of them resident as registers allow), grid-stride
-// over vectors of 4 elements: 16 bytes of each f32 array and 8 of each 16-bit one, so that every access of a warp is one
+// Launch: blocks of 256 threads, 4 on each multiprocessor, all of them resident, grid-stride over vectors of 4 elements: 16 bytes of each f32 array and 8 of each 16-bit one, so that every access of a warp is one
 // contiguous piece in both. 4 and more operands in flight are 64 bytes a thread. No shared memory. Registers: at most
 // 64, so 1,024 threads and 64 KiB in flight on a multiprocessor. Width 1 where a pointer does not allow vectors.
 //
@@ -40,36 +39,51 @@ struct FloatWeights {
     }
 };
 
+// The upper 16 bits as bf16, nearest and ties away from zero, and what that leaves over below it; a NaN becomes the one
+// NaN without remainder, because rounding up its bits could leave the range of NaNs.
+__device__ __forceinline__ uint32_t weight_bits(float value) { return value != value ? 0x7fc00000u : __float_as_uint(value); }
+
+// Two elements at a time, in words: 16-bit registers would be extracted and inserted one by one.
 struct SplitWeights {
     bf16* weights;
     int16_t* remainder;
 
     template <int width>
     __device__ __forceinline__ Vector<float, width> load(uint64_t at) const {
-        const auto high = load_vector<bf16, width>(weights + at);
-        const auto low = load_vector<int16_t, width>(remainder + at);
         Vector<float, width> values;
+        if constexpr (width == 1) {
+            const uint32_t high = uint32_t(weights[at].bits) << 16;
+            values.value[0] = __uint_as_float(high + uint32_t(int32_t(remainder[at])));
+        } else {
+            const auto high = load_vector<uint32_t, width / 2>(reinterpret_cast<const uint32_t*>(weights + at));
+            const auto low = load_vector<uint32_t, width / 2>(reinterpret_cast<const uint32_t*>(remainder + at));
 #pragma unroll
-        for (int k = 0; k < width; k++) {
-            values.value[k] = __uint_as_float((uint32_t(high.value[k].bits) << 16) + uint32_t(int32_t(low.value[k])));
+            for (int i = 0; i < width / 2; i++) {
+                const uint32_t first = uint32_t(int32_t(int16_t(low.value[i])));
+                const uint32_t second = uint32_t(int32_t(low.value[i]) >> 16);
+                values.value[2 * i] = __uint_as_float((high.value[i] << 16) + first);
+                values.value[2 * i + 1] = __uint_as_float((high.value[i] & 0xffff0000u) + second);
+            }
         }
         return values;
     }
-    // Nearest bf16, ties away from zero, and what that leaves over; a NaN becomes the one NaN without remainder, because
-    // rounding up its bits could leave the range of NaNs.
     template <int width>
     __device__ __forceinline__ void store(uint64_t at, const Vector<float, width>& values) const {
-        Vector<bf16, width> high;
-        Vector<int16_t, width> low;
+        if constexpr (width == 1) {
+            const uint32_t bits = weight_bits(values.value[0]);
+            weights[at].bits = uint16_t((bits + 0x8000u) >> 16);
+            remainder[at] = int16_t(uint16_t(bits));
+        } else {
+            Vector<uint32_t, width / 2> high, low;
 #pragma unroll
-        for (int k = 0; k < width; k++) {
-            const float value = values.value[k];
-            const uint32_t bits = value != value ? 0x7fc00000u : __float_as_uint(value);
-            high.value[k].bits = uint16_t((bits + 0x8000u) >> 16);
-            low.value[k] = int16_t(uint16_t(bits));
+            for (int i = 0; i < width / 2; i++) {
+                const uint32_t first = weight_bits(values.value[2 * i]), second = weight_bits(values.value[2 * i + 1]);
+                high.value[i] = (first + 0x8000u) >> 16 | ((second + 0x8000u) & 0xffff0000u);
+                low.value[i] = (first & 0xffffu) | second << 16;
+            }
+            store_vector(reinterpret_cast<uint32_t*>(weights + at), high);
+            store_vector(reinterpret_cast<uint32_t*>(remainder + at), low);
         }
-        store_vector(weights + at, high);
-        store_vector(remainder + at, low);
     }
 };
 

@@ -13,20 +13,9 @@
 // Rejected: rotation in the attention kernel's prologue: keys would be turned once for every query tile and head that
 // reads them, and backward needs the turned values anyway.
 
-#include "common.cuh"
+#include "vectors.cuh"
 
 constexpr int rope_threads = 256;
-
-template <int width>
-__device__ __forceinline__ void load_angles(const float* source, float (&angles)[width]) {
-    constexpr int part = width < 4 ? width : 4;
-#pragma unroll
-    for (int i = 0; i < width; i += part) {
-        const auto loaded = load_vector<float, part>(source + i);
-#pragma unroll
-        for (int k = 0; k < part; k++) angles[i + k] = loaded.value[k];
-    }
-}
 
 template <typename T, int width>
 __device__ __forceinline__ void rotate(T* __restrict__ qkv, const uint32_t* __restrict__ positions,
@@ -40,19 +29,21 @@ __device__ __forceinline__ void rotate(T* __restrict__ qkv, const uint32_t* __re
     T* row = qkv + uint64_t(blockIdx.x) * cols;
     for (uint32_t i = threadIdx.x % lanes * width; i < half; i += lanes * width) {
         float cosine[width], sine[width];
-        load_angles<width>(cosines + angle + i, cosine);
-        load_angles<width>(sines + angle + i, sine);
+        load_floats<float, width>(cosines + angle + i, cosine);
+        load_floats<float, width>(sines + angle + i, sine);
         for (uint32_t head = first_head; head < heads; head += step) {
             T* low = row + head * 2 * half + i;
-            auto a = load_vector<T, width>(low), b = load_vector<T, width>(low + half);
+            float a[width], b[width];
+            load_floats<T, width>(low, a);
+            load_floats<T, width>(low + half, b);
 #pragma unroll
             for (int k = 0; k < width; k++) {
-                const float x = to_float(a.value[k]), y = to_float(b.value[k]), s = sign * sine[k];
-                a.value[k] = from_float<T>(x * cosine[k] - y * s);
-                b.value[k] = from_float<T>(y * cosine[k] + x * s);
+                const float x = a[k], y = b[k], s = sign * sine[k];
+                a[k] = x * cosine[k] - y * s;
+                b[k] = y * cosine[k] + x * s;
             }
-            store_vector(low, a);
-            store_vector(low + half, b);
+            store_floats<T, width>(low, a);
+            store_floats<T, width>(low + half, b);
         }
     }
 }

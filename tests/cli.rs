@@ -83,13 +83,16 @@ fn wrong_usage_exits_with_2_and_says_what_is_right() {
 }
 
 #[test]
-fn doctor_says_what_it_found_and_that_there_is_no_gpu_backend() {
+fn doctor_says_what_it_found_and_what_of_a_gpu() {
     let output = temper(&["doctor"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    for words in
-        ["CPU features", "threads", "memory", "temporary directory", "the CUDA backend is not part of this build"]
-    {
+    let gpu = if cfg!(feature = "cuda") {
+        ["GPU driver", "GPU kernels", "GPU products"]
+    } else {
+        ["the CUDA backend is not part of this build"; 3]
+    };
+    for words in ["CPU features", "threads", "memory", "temporary directory"].into_iter().chain(gpu) {
         assert!(text.contains(words), "{text}");
     }
     let json: serde_json::Value = serde_json::from_slice(&temper(&["doctor", "--json"]).stdout).unwrap();

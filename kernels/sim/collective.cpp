@@ -49,6 +49,7 @@ void rendezvous(Execute execute, const char* what, uint32_t mask, void* record, 
         return;
     }
     execute(meeting->records, mask, machine);
+    if (machine.watched && mask == warp.alive) watch_warp(warp);
     for (uint32_t rest = mask & ~bit; rest != 0; rest &= rest - 1) machine.wake(warp.threads[__builtin_ctz(rest)]);
     warp.pending--;
     if (meeting != &warp.rendezvous[warp.pending]) *meeting = warp.rendezvous[warp.pending];
@@ -180,10 +181,13 @@ void synchronize_warp(uint32_t mask, Site site) {
 
 namespace {
 
+constexpr const char* block_barrier = "__syncthreads";
+
 void complete_barrier(Machine& machine, Barrier& barrier) {
     Thread* thread = barrier.waiting;
     while (thread != nullptr) {
         Thread* next = thread->next_waiting;
+        if (machine.watched) watch_acquire(*thread, barrier.clock);
         machine.wake(*thread);
         thread = next;
     }
@@ -211,11 +215,10 @@ bool count_arrival(Thread& self, uint32_t id, uint32_t expected, const char* wha
         machine.fail(&self, site, "barrier %u: this thread expects %u threads, earlier ones expect %u (%s)", id, expected,
                      barrier.expected, describe_site(barrier.site).c_str());
     }
+    if (what != block_barrier) watch_release(self, barrier.clock);
     barrier.arrived++;
     return barrier.arrived == barrier.expected;
 }
-
-constexpr const char* block_barrier = "__syncthreads";
 
 }  // namespace
 
@@ -236,6 +239,7 @@ int synchronize_block_count(int predicate, Site site) {
     if (count_arrival(self, 0, block.thread_count, block_barrier, site)) {
         block.last_predicate_count = barrier.predicate_count + (predicate != 0);
         complete_barrier(machine, barrier);
+        watch_block(block);
     } else {
         barrier.predicate_count += predicate != 0;
         wait_in(barrier, self);
@@ -264,6 +268,7 @@ void synchronize_named(uint32_t id, uint32_t threads, Site site) {
     Machine& machine = *self.block->machine;
     Barrier& barrier = self.block->barriers[id];
     if (count_arrival(self, id, threads, "named barrier", site)) {
+        watch_acquire(self, barrier.clock);
         complete_barrier(machine, barrier);
     } else {
         wait_in(barrier, self);

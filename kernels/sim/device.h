@@ -18,9 +18,6 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __align__(bytes) alignas(bytes)
-#ifndef __noinline__
-#define __noinline__ __attribute__((noinline))
-#endif
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
@@ -66,6 +63,8 @@ struct ThreadView {
     dim3 block_size;
     dim3 grid_size;
     unsigned char* shared;
+    // Bytes from `shared` that belong to the block or to the canary behind it.
+    uint32_t shared_span;
 };
 
 // The simulated thread that this OS thread executes now.
@@ -84,6 +83,7 @@ int synchronize_block_count(int predicate, Site site);
 void synchronize_named(uint32_t barrier, uint32_t threads, Site site);
 void arrive_named(uint32_t barrier, uint32_t threads, Site site);
 void check_alignment(const void* address, size_t bytes, const char* what, Site site);
+void note_atomic(const void* address, size_t bytes);
 [[noreturn]] void trap(const char* message, Site site);
 
 template <typename T>
@@ -99,7 +99,7 @@ inline T shuffle_value(ShuffleMode mode, uint32_t mask, T value, uint32_t argume
 // Registers a kernel under its name. `invoke` unpacks the argument pointers; one instance per parameter list.
 using Invoke = void (*)(void (*function)(), void* const* arguments);
 void register_kernel(const char* name, uint32_t max_threads, uint32_t parameters, const uint32_t* parameter_bytes,
-                     void (*function)(), Invoke invoke);
+                     void (*function)(), Invoke invoke, bool watched);
 
 template <typename T>
 inline T load_argument(void* const* arguments, size_t index) {
@@ -113,6 +113,20 @@ inline void invoke_with(void (*function)(), void* const* arguments, std::index_s
     reinterpret_cast<void (*)(Parameters...)>(function)(load_argument<Parameters>(arguments, indices)...);
 }
 
+#if defined(__SANITIZE_THREAD__)
+constexpr bool compiled_with_watch = true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+constexpr bool compiled_with_watch = true;
+#else
+constexpr bool compiled_with_watch = false;
+#endif
+#else
+constexpr bool compiled_with_watch = false;
+#endif
+
+namespace {
+
 struct Registration {
     template <typename... Parameters>
     Registration(const char* name, uint32_t max_threads, void (*function)(Parameters...)) {
@@ -120,9 +134,12 @@ struct Registration {
         register_kernel(name, max_threads, sizeof...(Parameters), bytes, reinterpret_cast<void (*)()>(function),
                         [](void (*erased)(), void* const* arguments) {
                             invoke_with<Parameters...>(erased, arguments, std::index_sequence_for<Parameters...>());
-                        });
+                        },
+                        compiled_with_watch);
     }
 };
+
+}  // namespace
 
 }  // namespace simulator
 
@@ -188,13 +205,17 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __trap(TEMPER_SITE_ONLY) { simulator::trap("the kernel called __trap", site); }
 
-// One launch is one OS thread, and a thread is only left at collectives: plain updates are atomic.
-template <typename T, typename V> inline T atomicAdd(T* address, V value) { T old = *address; *address = T(old + T(value)); return old; }
-template <typename T, typename V> inline T atomicMax(T* address, V value) { T old = *address; if (T(value) > old) *address = T(value); return old; }
-template <typename T, typename V> inline T atomicMin(T* address, V value) { T old = *address; if (T(value) < old) *address = T(value); return old; }
-template <typename T, typename V> inline T atomicOr(T* address, V value) { T old = *address; *address = T(old | T(value)); return old; }
-template <typename T, typename V> inline T atomicExch(T* address, V value) { T old = *address; *address = T(value); return old; }
-template <typename T, typename V, typename W> inline T atomicCAS(T* address, V expected, W value) {
+// One launch is one OS thread, and a thread is only left at collectives: plain updates are atomic. The watch is told that
+// they happened, not how they are ordered.
+#define TEMPER_ATOMIC template <typename T, typename V> __attribute__((no_sanitize("thread"))) inline T
+TEMPER_ATOMIC atomicAdd(T* address, V value) { simulator::note_atomic(address, sizeof(T)); T old = *address; *address = T(old + T(value)); return old; }
+TEMPER_ATOMIC atomicMax(T* address, V value) { simulator::note_atomic(address, sizeof(T)); T old = *address; if (T(value) > old) *address = T(value); return old; }
+TEMPER_ATOMIC atomicMin(T* address, V value) { simulator::note_atomic(address, sizeof(T)); T old = *address; if (T(value) < old) *address = T(value); return old; }
+TEMPER_ATOMIC atomicOr(T* address, V value) { simulator::note_atomic(address, sizeof(T)); T old = *address; *address = T(old | T(value)); return old; }
+TEMPER_ATOMIC atomicExch(T* address, V value) { simulator::note_atomic(address, sizeof(T)); T old = *address; *address = T(value); return old; }
+template <typename T, typename V, typename W>
+__attribute__((no_sanitize("thread"))) inline T atomicCAS(T* address, V expected, W value) {
+    simulator::note_atomic(address, sizeof(T));
     T old = *address;
     if (old == T(expected)) *address = T(value);
     return old;

@@ -1,5 +1,5 @@
 // The scheduler, and the entry points that launch a kernel; see machine.h.
-#include "machine.h"
+#include "hopper.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -36,12 +36,17 @@ uint32_t cluster_size(const temper_launch& launch) {
 }  // namespace
 
 void register_kernel(const char* name, uint32_t max_threads, uint32_t parameters, const uint32_t* parameter_bytes,
-                     void (*function)(), Invoke invoke) {
-    kernels().push_back({name, max_threads, parameters, function, invoke, parameter_bytes});
+                     void (*function)(), Invoke invoke, bool watched) {
+    kernels().push_back({name, max_threads, parameters, function, invoke, parameter_bytes, watched});
 }
 
+Machine::Machine() : engine(std::make_unique<Engine>()) {}
+
 Machine::~Machine() {
-    for (Block& block : blocks) release_shared(block);
+    for (Block& block : blocks) {
+        release_shared(block);
+        release_shadow(block);
+    }
     for (Fiber* fiber : free_fibers) destroy_fiber(fiber);
 }
 
@@ -75,8 +80,16 @@ Thread* Machine::pick() {
     return thread;
 }
 
-void Machine::resume_next(Thread& self) {
+// The copy engine works now and then, and whenever nobody else can.
+Thread* Machine::next_thread() {
+    if (!engine->queue.empty() && random.below(8) == 0) advance_engine(*this);
     Thread* next = pick();
+    while (next == nullptr && advance_engine(*this)) next = pick();
+    return next;
+}
+
+void Machine::resume_next(Thread& self) {
+    Thread* next = next_thread();
     if (next == nullptr) report_deadlock();
     if (next == &self) {
         self.state = State::running;
@@ -97,7 +110,7 @@ void Machine::resume_next(Thread& self) {
     switch_context(self.fiber->context, next->fiber->context);
 }
 
-void Machine::block_current(Thread& self, const char* what, Site site, uint64_t detail) {
+void Machine::block_current(Thread& self, const char* what, Site site, int64_t detail) {
     self.wait = {what, site, detail};
     self.state = State::blocked;
     resume_next(self);
@@ -113,7 +126,7 @@ void Machine::fiber_loop() {
     Thread* self = &here();
     while (true) {
         thread_main(*self);
-        Thread* next = pick();
+        Thread* next = exited < thread_count ? next_thread() : nullptr;
         Fiber* fiber = self->fiber;
         self->fiber = nullptr;
         if (next != nullptr && next->state == State::unstarted) {
@@ -146,92 +159,14 @@ void Machine::thread_main(Thread& thread) {
 
 void Machine::exit_thread(Thread& thread) {
     check_copy_exit(thread);
+    check_bulk_exit(thread);
+    check_product_exit(thread);
     thread.state = State::exited;
     thread.warp->alive &= ~(1u << thread.lane);
     thread.block->exited++;
     exited++;
     check_warp_exit(thread);
     check_barrier_exit(thread);
-}
-
-// ---- failure ----
-
-void Machine::fail(const Thread* thread, Site site, const char* format, ...) {
-    char text[2048];
-    va_list arguments_list;
-    va_start(arguments_list, format);
-    vsnprintf(text, sizeof text, format, arguments_list);
-    va_end(arguments_list);
-    message = std::string("kernel ") + kernel->name;
-    if (thread != nullptr) message += ", " + describe_thread(*thread);
-    message += std::string(": ") + text;
-    if (site.line != 0) message += " (" + describe_site(site) + ")";
-    leave();
-}
-
-void Machine::leave() {
-    failed = true;
-    Context abandoned;
-    switch_context(abandoned, main, true);
-    __builtin_unreachable();
-}
-
-void Machine::report_deadlock() {
-    std::string text = "deadlock: no thread can continue";
-    for (const Block& block : blocks) {
-        if (block.machine == nullptr) continue;
-        uint32_t start = 0;
-        auto key = [&](uint32_t i) {
-            const Thread& thread = block.threads[i];
-            if (thread.state == State::exited) return std::string("exited");
-            char detail[32] = "";
-            if (thread.wait.detail != 0) snprintf(detail, sizeof detail, " %llu", (unsigned long long)thread.wait.detail);
-            return std::string("wait at ") + thread.wait.what + detail + " (" + describe_site(thread.wait.site) + ")";
-        };
-        for (uint32_t i = 1; i <= block.thread_count; i++) {
-            if (i < block.thread_count && key(i) == key(start)) continue;
-            char range[96];
-            snprintf(range, sizeof range, "\n  block (%u,%u,%u) threads %u-%u ", block.index.x, block.index.y,
-                     block.index.z, start, i - 1);
-            text += range + key(start);
-            if (text.size() > 1500) {
-                text += "\n  ...";
-                break;
-            }
-            start = i;
-        }
-    }
-    fail(nullptr, {"", 0}, "%s", text.c_str());
-}
-
-std::string describe_site(Site site) {
-    const char* name = site.file;
-    for (const char* at = site.file; *at != 0; at++) {
-        if (at[0] == '/' && at[1] != 0) name = at + 1;
-    }
-    return std::string(name) + ":" + std::to_string(site.line);
-}
-
-std::string describe_thread(const Thread& thread) {
-    char text[128];
-    const uint3 block = thread.block->index;
-    snprintf(text, sizeof text, "block (%u,%u,%u), thread %u (warp %u, lane %u)", block.x, block.y, block.z, thread.index,
-             thread.warp->index, thread.lane);
-    return text;
-}
-
-std::string describe_lanes(uint32_t mask) {
-    std::string text;
-    for (uint32_t lane = 0; lane < 32; lane++) {
-        if (!(mask >> lane & 1)) continue;
-        uint32_t end = lane;
-        while (end + 1 < 32 && (mask >> (end + 1) & 1)) end++;
-        if (!text.empty()) text += ",";
-        text += std::to_string(lane);
-        if (end > lane) text += "-" + std::to_string(end);
-        lane = end;
-    }
-    return text;
 }
 
 // ---- launch ----
@@ -268,6 +203,12 @@ void Machine::prepare_cluster(uint32_t cluster_index) {
             warp.alive = lanes == 32 ? ~0u : (1u << lanes) - 1;
             warp.pending = 0;
         }
+        prepare_registers(block);
+        watch_begin(block);
+        for (WarpGroup& group : block.groups) {
+            group.arrived = 0;
+            group.waiting = nullptr;
+        }
         for (uint32_t t = 0; t < per_block; t++) {
             Thread& thread = block.threads[t];
             thread.thread_index = {t, 0, 0};
@@ -275,6 +216,7 @@ void Machine::prepare_cluster(uint32_t cluster_index) {
             thread.block_size = {per_block, 1, 1};
             thread.grid_size = {launch.grid[0], launch.grid[1], launch.grid[2]};
             thread.shared = block.shared;
+            thread.shared_span = (launch.shared_bytes + 1023) / 1024 * 1024;
             thread.fiber = nullptr;
             thread.block = &block;
             thread.warp = &block.warps[t / 32];
@@ -283,8 +225,25 @@ void Machine::prepare_cluster(uint32_t cluster_index) {
             thread.state = State::unstarted;
             thread.copies.clear();
             thread.copy_group = 0;
+            thread.waited.clear();
+            thread.wait_mbarrier = nullptr;
+            thread.bulk_group = 0;
+            thread.waits_for_bulk = false;
+            thread.products.queue.clear();
+            if (thread.products.touched) {
+                thread.products.touched = false;
+                for (Accumulator& slot : thread.products.slots) slot = Accumulator();
+                thread.products.group = 0;
+                thread.products.fenced = false;
+            }
+            thread.fences = 0;
         }
     }
+    engine->queue.clear();
+    engine->mbarrier_count = 0;
+    engine->spins = 0;
+    engine->cluster = Barrier();
+    engine->working = nullptr;
     next_unstarted = 0;
     exited = 0;
     ready_head = ready_count = 0;
@@ -298,6 +257,7 @@ void Machine::run_cluster() {
     prepare_fiber(first->fiber, enter_fiber);
     current = first;
     switch_context(main, first->fiber->context);
+    if (!failed && engine->mbarrier_count + engine->queue.size() != 0) drain_engine(*this);
     current = nullptr;
     if (failed) {
         for (uint32_t i = 0; i < thread_count; i++) {
@@ -313,6 +273,7 @@ const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void*
     arguments = values;
     failed = false;
     message.clear();
+    watched = chosen.watched;
     seeded = shape.schedule_seed != 0;
     random.state = shape.schedule_seed * 0x9e3779b97f4a7c15ull + 0x1234567;
     const uint32_t ranks = cluster_size(shape), per_block = shape.block;
@@ -321,6 +282,7 @@ const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void*
     if (warps.size() < ranks * ((per_block + 31) / 32)) warps.resize(ranks * ((per_block + 31) / 32));
     while (blocks.size() > ranks) {
         release_shared(blocks.back());
+        release_shadow(blocks.back());
         blocks.pop_back();
     }
     blocks.resize(ranks);
@@ -337,8 +299,10 @@ const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void*
     for (uint64_t i = 0; i < clusters && !failed; i++) {
         prepare_cluster(seeded ? order[i] : uint32_t(i));
         run_cluster();
+        current = nullptr;
         for (Block& block : blocks) {
             if (!failed) check_shared(block);
+            if (!failed) check_registers(block);
         }
     }
     running_machine = nullptr;

@@ -5,16 +5,22 @@
 #pragma once
 
 #include <cstdarg>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "device.h"
 #include "fiber.h"
+#include "instructions.h"
 #include "interface.h"
+#include "products.h"
+#include "watch.h"
 
 namespace simulator {
 
 struct Machine;
+struct Mbarrier;
+struct Engine;
 
 enum class State : uint8_t { unstarted, ready, running, blocked, exited };
 
@@ -22,7 +28,7 @@ enum class State : uint8_t { unstarted, ready, running, blocked, exited };
 struct Wait {
     const char* what = "";
     Site site = {"", 0};
-    uint64_t detail = 0;
+    int64_t detail = -1;
 };
 
 // A cp.async that was issued and not yet waited for.
@@ -31,6 +37,13 @@ struct PendingCopy {
     const void* global;
     bool valid;
     uint32_t group;
+    Site site;
+};
+
+// The latest phase of an mbarrier that a source line of one thread has waited for.
+struct WaitedPhase {
+    const Mbarrier* barrier;
+    uint64_t phase;
     Site site;
 };
 
@@ -45,6 +58,14 @@ struct Thread : ThreadView {
     Thread* next_waiting = nullptr;
     std::vector<PendingCopy> copies;
     uint32_t copy_group = 0;
+    // Hopper: phases seen, bulk groups committed, products in flight.
+    std::vector<WaitedPhase> waited;
+    const Mbarrier* wait_mbarrier = nullptr;
+    uint32_t bulk_group = 0;
+    bool waits_for_bulk = false;
+    ThreadProducts products;
+    // Proxy fences executed, for watch.cpp.
+    uint32_t fences = 0;
 };
 
 // Computes a warp collective: `records[lane]` is what each lane of the mask passed in; results go into the records.
@@ -66,6 +87,12 @@ struct Warp {
     uint32_t index = 0;
     uint32_t alive = 0;
     uint32_t pending = 0;
+    // Registers that a thread of the warp holds (setmaxnreg).
+    uint32_t registers = 0;
+    // For watch.cpp: the warp's current step, the step that began when its lanes last met, and what it has seen.
+    uint32_t step = 1;
+    uint32_t met = 1;
+    Clock clock;
     Rendezvous rendezvous[32];
 };
 
@@ -78,7 +105,10 @@ struct Barrier {
     Thread* last = nullptr;
     const char* what = "";
     Site site = {"", 0};
+    Clock clock;
 };
+
+struct Shadow;
 
 struct Block {
     Machine* machine = nullptr;
@@ -94,6 +124,10 @@ struct Block {
     unsigned char* shared = nullptr;
     uint32_t shared_bytes = 0;
     unsigned char* mapping = nullptr;
+    WarpGroup groups[8];
+    uint32_t registers = 0;
+    Thread* register_waiting = nullptr;
+    Shadow* shadow = nullptr;
 };
 
 struct Kernel {
@@ -103,6 +137,8 @@ struct Kernel {
     void (*function)();
     Invoke invoke;
     const uint32_t* parameter_bytes;
+    // Compiled with the calls that watch.cpp answers.
+    bool watched;
 };
 
 // A small generator for schedules (xorshift).
@@ -123,6 +159,7 @@ struct Machine {
     temper_launch launch = {};
     Random random;
     bool seeded = false;
+    bool watched = false;
 
     std::vector<Thread> threads;
     std::vector<Warp> warps;
@@ -141,11 +178,14 @@ struct Machine {
     bool failed = false;
     std::string message;
 
+    std::unique_ptr<Engine> engine;
+
+    Machine();
     ~Machine();
     const char* run(const Kernel& kernel, const temper_launch& launch, void* const* arguments);
 
     // Blocks the running thread until somebody calls wake on it.
-    void block_current(Thread& self, const char* what, Site site, uint64_t detail = 0);
+    void block_current(Thread& self, const char* what, Site site, int64_t detail = -1);
     // Lets others run, then continues.
     void yield_current(Thread& self);
     void wake(Thread& thread);
@@ -153,6 +193,9 @@ struct Machine {
     // Ends the launch with a message. Never returns: the running stacks are abandoned.
     [[noreturn]] void fail(const Thread* thread, Site site, const char* format, ...)
         __attribute__((format(printf, 4, 5)));
+    // Ends it from the scheduler's own stack, after the threads have run.
+    void fail_after(const Thread* thread, Site site, const char* format, ...) __attribute__((format(printf, 4, 5)));
+    void note_failure(const Thread* thread, Site site, const char* format, va_list values);
     [[noreturn]] void leave();
 
     void prepare_cluster(uint32_t cluster_index);
@@ -160,6 +203,7 @@ struct Machine {
     void thread_main(Thread& thread);
     void exit_thread(Thread& thread);
     Thread* pick();
+    Thread* next_thread();
     void resume_next(Thread& self);
     [[noreturn]] void fiber_loop();
     [[noreturn]] void report_deadlock();
@@ -171,9 +215,16 @@ extern __thread Machine* running_machine __attribute__((tls_model("initial-exec"
 
 inline Thread& here() { return *static_cast<Thread*>(current); }
 
-std::string describe_thread(const Thread& thread);
-std::string describe_lanes(uint32_t mask);
-std::string describe_site(Site site);
+// A piece of a message, cut at its length. Owns no memory, because failing abandons the stack that it lies on.
+struct Text {
+    char characters[320] = "";
+    void add(const char* format, ...) __attribute__((format(printf, 2, 3)));
+    const char* c_str() const { return characters; }
+};
+
+Text describe_thread(const Thread& thread);
+Text describe_lanes(uint32_t mask);
+Text describe_site(Site site);
 
 // Meets the other lanes of `mask`; the last to arrive executes.
 void rendezvous(Execute execute, const char* what, uint32_t mask, void* record, Site site);
@@ -182,6 +233,12 @@ void rendezvous(Execute execute, const char* what, uint32_t mask, void* record, 
 void check_warp_exit(Thread& thread);
 void check_barrier_exit(Thread& thread);
 void check_copy_exit(Thread& thread);
+void check_bulk_exit(Thread& thread);
+void check_product_exit(Thread& thread);
+
+// The register file of a block (setmaxnreg).
+void prepare_registers(Block& block);
+void check_registers(Block& block);
 
 // Shared memory of a block: mapped once per cluster rank, filled with 0xFF and canaries before a block starts.
 void prepare_shared(Block& block, uint32_t bytes);

@@ -81,6 +81,7 @@ void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* ro
                                       size_t(static_cast<const unsigned char*>(row) - self.shared));
         }
     }
+    if (self.lane < uint32_t(matrices) * 8) watch_read(self, row, 16, site);
     static constexpr Execute table[3][2] = {{execute_load<1, false>, execute_load<1, true>},
                                             {execute_load<2, false>, execute_load<2, true>},
                                             {execute_load<4, false>, execute_load<4, true>}};

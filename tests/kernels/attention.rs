@@ -52,12 +52,13 @@ impl Case {
 
     fn describe(&self, cuda: &Cuda) -> String {
         format!(
-            "{:?}, H G D {:?}, window {:?}, scale {}, {:?}",
+            "{:?}, H G D {:?}, window {:?}, scale {}, {:?} on {}",
             self.lengths,
             self.heads,
             self.window,
             self.scale,
-            cuda.compute_dtype()
+            cuda.compute_dtype(),
+            cuda.driver().device().name
         )
     }
 }
@@ -153,8 +154,14 @@ fn check(cuda: &Cuda, case: &Case, qkv: &[f32]) {
     }
 }
 
+/// The devices of all kernels: both modes, and the bf16 kernels of Hopper.
+fn devices() -> Vec<Cuda> {
+    let hopper = Cuda::simulated_as(DType::Bf16, (9, 0), 0).expect("a simulated device");
+    modes().into_iter().chain([hopper]).collect()
+}
+
 fn check_all(cases: &[Case]) {
-    for cuda in modes() {
+    for cuda in devices() {
         for (seed, case) in cases.iter().enumerate() {
             check(&cuda, case, &case.qkv(seed as u64));
         }
@@ -168,6 +175,7 @@ fn head_size_128_agrees_with_the_cpu() {
     check_all(&[
         case(&[(1, 1), (65, 63), (129, 129), (0, 0), (64, 0)], (4, 2, 128)),
         case(&[(127, 127), (130, 31)], (2, 1, 128)),
+        case(&[(390, 389)], (2, 1, 128)),
         Case { window: Some(33), ..case(&[(200, 200), (63, 64 - 1)], (1, 1, 128)) },
     ]);
 }
@@ -205,7 +213,7 @@ fn saturated_probabilities_agree_with_the_cpu() {
 /// Keys and values of padding are NaN: nothing of them may reach a result, since no query sees them.
 #[test]
 fn padding_is_not_read_as_keys() {
-    for cuda in modes() {
+    for cuda in devices() {
         for heads in [(2, 1, 128), (2, 2, 64), (2, 1, 16)] {
             let case = case(&[(70, 65), (130, 0), (67, 30)], heads);
             let (shape, mut qkv) = (case.shape(), case.qkv(5));
@@ -244,9 +252,9 @@ fn too_large_heads_are_refused() {
 #[test]
 fn every_schedule_gives_the_same_bits() {
     let cases = [case(&[(129, 129), (70, 50)], (2, 1, 128)), case(&[(40, 33)], (2, 1, 16))];
-    for case in &cases {
+    for (case, capability) in cases.iter().flat_map(|case| [(case, (8, 0)), (case, (9, 0))]) {
         let bits = |seed| {
-            let cuda = Cuda::simulated_as(DType::Bf16, (8, 0), seed).expect("a simulated device");
+            let cuda = Cuda::simulated_as(DType::Bf16, capability, seed).expect("a simulated device");
             let results = run(&cuda, case, &case.qkv(3));
             [results.out, results.log_sum_exp, results.d_qkv].map(|pair| {
                 pair.cuda.to_vec(&cuda).expect("a download").into_iter().map(f32::to_bits).collect::<Vec<_>>()

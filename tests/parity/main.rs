@@ -1,6 +1,37 @@
 //! Parity with the reference folders of `tests/fixtures`, which PyTorch, Transformers, PEFT and the TAR authors' own loop
-//! have computed.
+//! have computed: every check, on every backend.
 
 mod model;
 mod reference;
 mod tar;
+
+/// All checks on one backend.
+macro_rules! parity {
+    ($module:ident, $backend:expr, $bounds:expr, [$($check:path as $name:ident),* $(,)?]) => {
+        mod $module {
+            $(
+                #[test]
+                fn $name() {
+                    $check(&$backend, &$bounds);
+                }
+            )*
+        }
+    };
+    ($module:ident, $backend:expr, $bounds:expr) => {
+        parity!($module, $backend, $bounds, [
+            crate::model::logits_and_hidden_states_are_those_of_transformers as forward,
+            crate::model::cross_entropy_and_entropy_have_the_losses_and_gradients_of_pytorch as cross_entropy_and_entropy,
+            crate::model::retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch as retain_and_random_mapping,
+            crate::model::preference_loss_has_the_loss_and_gradients_of_pytorch as preference,
+            crate::model::full_parameter_attacks_follow_every_optimizer_of_pytorch as full_parameter_attacks,
+            crate::model::lora_attacks_follow_peft as lora_attacks,
+            crate::model::the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights as merged_gradient,
+            crate::tar::three_outer_steps_end_where_the_authors_loop_ends as nested_loop,
+            crate::tar::attacks_are_undone_bit_for_bit as restored,
+        ]);
+    };
+}
+
+parity!(cpu, temper::backend::cpu::Cpu, crate::reference::F32);
+#[cfg(feature = "simulator")]
+parity!(simulated_f32, temper::backend::cuda::Cuda::simulated(temper::ops::DType::F32).unwrap(), crate::reference::F32);

@@ -1,40 +1,35 @@
 //! Parity with PyTorch, Transformers and PEFT on the folders of `tests/fixtures`: forward, every loss's gradients, every
-//! optimizer, LoRA. Two attention implementations of PyTorch differ by 2e-6 (forward) and 1e-5 (gradients) here.
+//! optimizer, LoRA. `main.rs` runs these checks on every backend.
 
-use crate::reference::{FOLDERS, Reference, padded_batch, relative, relative_to_update, within};
-use temper::backend::cpu::Cpu;
+use crate::reference::{Bounds, FOLDERS, Reference, load, padded_batch, relative, relative_to_update, within};
 use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, read_adapter};
 use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
-use temper::ops::Tensor;
+use temper::ops::{Backend, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
 use temper::training::Trainer;
 
-const FORWARD: f64 = 1e-5;
-const GRADIENT: f64 = 2e-5;
-
-#[test]
-fn logits_and_hidden_states_are_those_of_transformers() {
+pub fn logits_and_hidden_states_are_those_of_transformers<B: Backend>(backend: &B, bounds: &Bounds) {
     for folder in FOLDERS {
-        let reference = Reference::open(folder);
+        let reference = Reference::open(backend, folder);
         let mut evaluator = reference.evaluator();
         let batch = LossBatch::new(&reference.model, padded_batch(&reference)).unwrap();
         evaluator.forward(Subject::plain(&reference.weights), &batch).unwrap();
         let tokens = batch.host().len();
         let all: Vec<u32> = (0..tokens as u32).collect();
         let logits = reference.model.logits(&reference.weights, evaluator.workspace(), &all).unwrap();
-        within(&format!("{folder} logits"), relative(&logits, &reference.f32("logits")), FORWARD);
+        within(&format!("{folder} logits"), relative(&logits, &reference.f32("logits")), bounds.forward);
         for level in 0..=reference.model.config.num_hidden_layers {
             let hidden = evaluator.workspace().hidden_state(level, tokens);
-            let ours = &hidden.buffer.floats()[hidden.offset..hidden.offset + hidden.len()];
+            let ours = backend.download_f32(hidden.buffer, hidden.offset, hidden.len()).unwrap();
             let theirs = reference.f32(&format!("hidden.{level}"));
-            within(&format!("{folder} hidden state {level}"), relative(ours, &theirs), FORWARD);
+            within(&format!("{folder} hidden state {level}"), relative(&ours, &theirs), bounds.forward);
         }
     }
 }
 
 /// Checks every gradient tensor of `grad.<loss>.*`.
-fn check_gradients(reference: &Reference, loss: &str, gradients: &Gradients<Cpu>) {
-    let values = gradients.download(&Cpu).unwrap();
+fn check_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, loss: &str, gradients: &Gradients<B>) {
+    let values = gradients.download(reference.backend()).unwrap();
     for entry in gradients.layout().entries() {
         let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
         let name = format!("grad.{loss}.{}", entry.name);
@@ -45,24 +40,27 @@ fn check_gradients(reference: &Reference, loss: &str, gradients: &Gradients<Cpu>
             continue;
         }
         let theirs = reference.f32(&name);
-        within(&format!("{loss} gradient of {}", entry.name), relative(ours, &theirs), GRADIENT);
+        within(&format!("{loss} gradient of {}", entry.name), relative(ours, &theirs), bounds.gradient);
     }
 }
 
-struct Run<'a> {
-    reference: &'a Reference,
-    evaluator: Evaluator<Cpu>,
-    gradients: Gradients<Cpu>,
-    tape: LossTape<Cpu>,
+struct Run<'a, B: Backend> {
+    reference: &'a Reference<B>,
+    bounds: &'a Bounds,
+    evaluator: Evaluator<B>,
+    gradients: Gradients<B>,
+    tape: LossTape<B>,
 }
 
-impl<'a> Run<'a> {
-    fn new(reference: &'a Reference) -> Self {
+impl<'a, B: Backend> Run<'a, B> {
+    fn new(reference: &'a Reference<B>, bounds: &'a Bounds) -> Self {
+        let backend = reference.backend();
         Self {
             reference,
+            bounds,
             evaluator: reference.evaluator(),
-            gradients: Gradients::zeros(&Cpu, "gradient", reference.model.layout()).unwrap(),
-            tape: LossTape::new(&Cpu, 2).unwrap(),
+            gradients: Gradients::zeros(backend, "gradient", reference.model.layout()).unwrap(),
+            tape: LossTape::new(backend, 2).unwrap(),
         }
     }
 
@@ -70,28 +68,28 @@ impl<'a> Run<'a> {
     fn gradients(
         &mut self,
         loss: &str,
-        pass: impl FnOnce(&mut Evaluator<Cpu>, Subject<Cpu>, GradientTargets<Cpu>, &mut LossTape<Cpu>),
+        pass: impl FnOnce(&mut Evaluator<B>, Subject<B>, GradientTargets<B>, &mut LossTape<B>),
     ) -> Vec<f64> {
-        self.gradients.clear(&Cpu).unwrap();
-        self.tape.clear(&Cpu).unwrap();
+        let backend = self.reference.backend();
+        self.gradients.clear(backend).unwrap();
+        self.tape.clear(backend).unwrap();
         let targets = GradientTargets { weights: Some(&mut self.gradients), adapter: None };
         pass(&mut self.evaluator, Subject::plain(&self.reference.weights), targets, &mut self.tape);
-        check_gradients(self.reference, loss, &self.gradients);
-        self.tape.read(&Cpu).unwrap()
+        check_gradients(self.reference, self.bounds, loss, &self.gradients);
+        self.tape.read(backend).unwrap()
     }
 
     fn check_loss(&self, name: &str, ours: f64) {
         let theirs = self.reference.scalar(name);
-        within(&format!("{name} of {}", self.reference.path.display()), (ours / theirs - 1.0).abs(), FORWARD);
+        within(&format!("{name} of {}", self.reference.path.display()), (ours / theirs - 1.0).abs(), self.bounds.loss);
     }
 }
 
-#[test]
-fn cross_entropy_and_entropy_have_the_losses_and_gradients_of_pytorch() {
+pub fn cross_entropy_and_entropy_have_the_losses_and_gradients_of_pytorch<B: Backend>(backend: &B, bounds: &Bounds) {
     for folder in FOLDERS {
-        let reference = Reference::open(folder);
+        let reference = Reference::open(backend, folder);
         let batch = LossBatch::new(&reference.model, padded_batch(&reference)).unwrap();
-        let mut run = Run::new(&reference);
+        let mut run = Run::new(&reference, bounds);
         let losses = run.gradients("ce", |evaluator, subject, targets, tape| {
             evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), tape, 0).unwrap();
         });
@@ -105,16 +103,15 @@ fn cross_entropy_and_entropy_have_the_losses_and_gradients_of_pytorch() {
     }
 }
 
-#[test]
-fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch() {
+pub fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch<B: Backend>(backend: &B, bounds: &Bounds) {
     for folder in FOLDERS {
-        let reference = Reference::open(folder);
+        let reference = Reference::open(backend, folder);
         let base = reference.base();
         let batch = LossBatch::new(&reference.model, reference.batch("retain_ids")).unwrap();
         let config = &reference.model.config;
         let directions = reference.f32("random_mapping_table");
-        let table = Tensor::from_f32(&Cpu, "table", config.vocab_size, config.hidden_size, &directions).unwrap();
-        let mut run = Run::new(&reference);
+        let table = Tensor::from_f32(backend, "table", config.vocab_size, config.hidden_size, &directions).unwrap();
+        let mut run = Run::new(&reference, bounds);
         let over = EntropyOver::All;
         let losses = run.gradients("retain", |evaluator, subject, targets, tape| {
             evaluator.retain(subject, &base, &batch, over, 1.0, targets, tape, 0).unwrap();
@@ -128,18 +125,17 @@ fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch() {
     }
 }
 
-#[test]
-fn preference_loss_has_the_loss_and_gradients_of_pytorch() {
+pub fn preference_loss_has_the_loss_and_gradients_of_pytorch<B: Backend>(backend: &B, bounds: &Bounds) {
     for folder in FOLDERS {
-        let reference = Reference::open(folder);
+        let reference = Reference::open(backend, folder);
         let batch = LossBatch::new(&reference.model, preference_pairs(&reference)).unwrap();
         let theirs = |name: &str| reference.f32(name);
         let margins: Vec<f32> =
             theirs("dpo.ref_chosen").iter().zip(theirs("dpo.ref_rejected")).map(|(c, r)| c - r).collect();
-        let mut run = Run::new(&reference);
+        let mut run = Run::new(&reference, bounds);
         let base = reference.base();
         let ours = run.evaluator.preference_margins(Subject::plain(&base), &batch).unwrap();
-        within("reference margins", relative(&ours, &margins), 1e-4);
+        within("reference margins", relative(&ours, &margins), bounds.margins);
         let beta = reference.scalar("dpo.beta") as f32;
         let losses = run.gradients("dpo", |evaluator, subject, targets, tape| {
             evaluator.preference(subject, &batch, &margins, beta, 1.0, Some(targets), tape, 0).unwrap();
@@ -149,7 +145,7 @@ fn preference_loss_has_the_loss_and_gradients_of_pytorch() {
 }
 
 /// `dpo.chosen` and `dpo.rejected`, interleaved; the first 8 tokens are the prompt.
-fn preference_pairs(reference: &Reference) -> temper::model::Batch {
+fn preference_pairs<B: Backend>(reference: &Reference<B>) -> temper::model::Batch {
     let (chosen, rejected) = (reference.batch("dpo.chosen"), reference.batch("dpo.rejected"));
     let mut pairs = temper::model::Batch::default();
     for (a, b) in chosen.segments.iter().zip(&rejected.segments) {
@@ -177,52 +173,53 @@ const ATTACKS: [(&str, OptimizerKind, f64, u64); 9] = [
 ];
 
 /// Runs eight attack steps on `attack.batch.*` and returns their losses.
-fn attack(reference: &Reference, trainer: &mut Trainer<Cpu>, weights: &mut Parameters<Cpu>) -> Vec<f64> {
+fn attack<B: Backend>(reference: &Reference<B>, trainer: &mut Trainer<B>, weights: &mut Parameters<B>) -> Vec<f64> {
+    let backend = reference.backend();
     let mut evaluator = match trainer.adapter() {
         None => reference.evaluator(),
         Some(adapter) => Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap(),
     };
-    let mut tape = LossTape::new(&Cpu, 8).unwrap();
+    let mut tape = LossTape::new(backend, 8).unwrap();
     for step in 0..8 {
         let batch = LossBatch::new(&reference.model, reference.batch(&format!("attack.batch.{step}"))).unwrap();
         trainer.cross_entropy_step(&mut evaluator, weights, &batch, &mut tape, step).unwrap();
     }
-    tape.read(&Cpu).unwrap()
+    tape.read(backend).unwrap()
 }
 
-fn check_losses(what: &str, ours: &[f64], theirs: &[f64]) {
+fn check_losses(bounds: &Bounds, what: &str, ours: &[f64], theirs: &[f64]) {
     for (step, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        within(&format!("{what}, loss of step {step}"), (a / b - 1.0).abs(), FORWARD);
+        within(&format!("{what}, loss of step {step}"), (a / b - 1.0).abs(), bounds.loss);
     }
 }
 
-#[test]
-fn full_parameter_attacks_follow_every_optimizer_of_pytorch() {
-    let reference = Reference::open("llama3");
-    let start = reference.weights.download(&Cpu).unwrap();
+pub fn full_parameter_attacks_follow_every_optimizer_of_pytorch<B: Backend>(backend: &B, bounds: &Bounds) {
+    let reference = Reference::open(backend, "llama3");
+    let start = reference.weights.download(backend).unwrap();
     for (name, kind, lr, warmup) in ATTACKS {
         let schedule = Schedule { warmup, ..Schedule::constant() };
         let config = OptimizerConfig { schedule, ..OptimizerConfig::new(kind, lr) };
-        let mut trainer = Trainer::full(&Cpu, reference.model.layout(), config).unwrap();
-        let mut weights = Parameters::from_host(&Cpu, "weights", reference.model.layout(), &start).unwrap();
+        let mut trainer = Trainer::full(backend, reference.model.layout(), config).unwrap();
+        let mut weights = Parameters::from_host(backend, "weights", reference.model.layout(), &start).unwrap();
         let losses = attack(&reference, &mut trainer, &mut weights);
-        check_losses(name, &losses, &reference.losses(&format!("attack.full.{name}.losses")));
+        check_losses(bounds, name, &losses, &reference.losses(&format!("attack.full.{name}.losses")));
         let tensor = "model.layers.1.mlp.down_proj.weight";
         let block = reference.model.layout().find(tensor).unwrap().block;
         let place = block.offset..block.offset + block.len();
-        let after = weights.download(&Cpu).unwrap();
+        let after = weights.download(backend).unwrap();
         let theirs = reference.f32(&format!("attack.full.{name}.{tensor}"));
         let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
-        within(&format!("{name} weights"), error, 1e-4);
+        within(&format!("{name} weights"), error, bounds.update);
     }
 }
 
 /// The adapter of the folder, as a trainer with AdamW at 1e-3.
-fn lora_trainer(reference: &Reference) -> Trainer<Cpu> {
+fn lora_trainer<B: Backend>(reference: &Reference<B>) -> Trainer<B> {
+    let backend = reference.backend();
     let (config, factors) = read_adapter(&reference.path.join("adapter"), &reference.model.config).unwrap();
-    let mut adapter = Adapter::zeros(&Cpu, &reference.model.config, config).unwrap();
-    adapter.parameters.upload(&Cpu, &factors).unwrap();
-    Trainer::lora(&Cpu, adapter, OptimizerConfig::new(OptimizerKind::AdamW, 1e-3), 0).unwrap()
+    let mut adapter = Adapter::zeros(backend, &reference.model.config, config).unwrap();
+    adapter.parameters.upload(backend, &factors).unwrap();
+    Trainer::lora(backend, adapter, OptimizerConfig::new(OptimizerKind::AdamW, 1e-3), 0).unwrap()
 }
 
 /// PEFT's name of a factor inside a training process.
@@ -230,79 +227,81 @@ fn peft_name(name: &str) -> String {
     name.replace(".weight", ".default.weight")
 }
 
-#[test]
-fn lora_attacks_follow_peft() {
+pub fn lora_attacks_follow_peft<B: Backend>(backend: &B, bounds: &Bounds) {
     for folder in FOLDERS {
-        let reference = Reference::open(folder);
+        let reference = Reference::open(backend, folder);
         let mut trainer = lora_trainer(&reference);
-        let start = trainer.adapter().unwrap().parameters.download(&Cpu).unwrap();
-        check_lora_gradients(&reference, &mut trainer);
-        let mut weights = crate::reference::load(&reference.model, &reference.path);
+        let start = trainer.adapter().unwrap().parameters.download(backend).unwrap();
+        check_lora_gradients(&reference, bounds, &mut trainer);
+        let mut weights = load(&reference.model, &reference.path);
         let losses = attack(&reference, &mut trainer, &mut weights);
-        check_losses(folder, &losses, &reference.losses("attack.lora.adamw.losses"));
+        check_losses(bounds, folder, &losses, &reference.losses("attack.lora.adamw.losses"));
         let adapter = &trainer.adapter().unwrap().parameters;
-        let after = adapter.download(&Cpu).unwrap();
+        let after = adapter.download(backend).unwrap();
         let mut all = Vec::new();
         for entry in adapter.layout().entries() {
             let place = entry.block.offset..entry.block.offset + entry.block.len();
             let theirs = reference.f32(&format!("lora.after.{}", peft_name(&entry.name)));
             let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
-            within(&format!("{folder} {}", entry.name), error, factor_bound(folder, &entry.name));
+            within(&format!("{folder} {}", entry.name), error, factor_bound(bounds, folder, &entry.name));
             all.extend(theirs);
         }
-        within(&format!("{folder}, all factors"), relative_to_update(&after, &all, &start), 1e-4);
+        within(&format!("{folder}, all factors"), relative_to_update(&after, &all, &start), bounds.update);
     }
 }
 
 /// 1e-4 of the update's norm, but for one small factor that holds an element whose first gradient is rounding noise: Adam
 /// makes a whole step of its sign. PyTorch's own two attention implementations end 2.6e-4 apart there.
-fn factor_bound(folder: &str, name: &str) -> f64 {
+fn factor_bound(bounds: &Bounds, folder: &str, name: &str) -> f64 {
     let noisy = "base_model.model.model.layers.1.mlp.gate_proj.lora_A.weight";
-    if (folder, name) == ("llama31", noisy) { 3e-4 } else { 1e-4 }
+    if (folder, name) == ("llama31", noisy) { 3.0 * bounds.update } else { bounds.update }
 }
 
-fn check_lora_gradients(reference: &Reference, trainer: &mut Trainer<Cpu>) {
+fn check_lora_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, trainer: &mut Trainer<B>) {
+    let backend = reference.backend();
     let adapter = trainer.adapter().unwrap();
     let mut evaluator = Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap();
     let batch = LossBatch::new(&reference.model, reference.batch("attack.batch.0")).unwrap();
-    let mut tape = LossTape::new(&Cpu, 1).unwrap();
+    let mut tape = LossTape::new(backend, 1).unwrap();
     trainer
         .accumulate(&mut evaluator, &reference.weights, |evaluator, subject, targets| {
             evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), &mut tape, 0)
         })
         .unwrap();
-    let gradients = trainer.gradients().download(&Cpu).unwrap();
+    let gradients = trainer.gradients().download(backend).unwrap();
     for entry in trainer.gradients().layout().entries() {
         let ours = &gradients[entry.block.offset..entry.block.offset + entry.block.len()];
         let theirs = reference.f32(&format!("lora.grad.{}", peft_name(&entry.name)));
-        within(&format!("gradient of {}", entry.name), relative(ours, &theirs), GRADIENT);
+        within(&format!("gradient of {}", entry.name), relative(ours, &theirs), bounds.gradient);
     }
 }
 
 /// TAR with a LoRA adversary: the tamper-resistance gradient is that of the merged weights.
-#[test]
-fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights() {
+pub fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights<B: Backend>(
+    backend: &B,
+    bounds: &Bounds,
+) {
     for folder in FOLDERS {
-        let reference = Reference::open(folder);
+        let reference = Reference::open(backend, folder);
         let mut trainer = lora_trainer(&reference);
-        let mut weights = crate::reference::load(&reference.model, &reference.path);
+        let mut weights = load(&reference.model, &reference.path);
         attack(&reference, &mut trainer, &mut weights);
         let adapter = trainer.adapter().unwrap();
         let mut evaluator = Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap();
-        let mut gradients = Gradients::zeros(&Cpu, "gradient", reference.model.layout()).unwrap();
-        let mut tape = LossTape::new(&Cpu, 1).unwrap();
+        let mut gradients = Gradients::zeros(backend, "gradient", reference.model.layout()).unwrap();
+        let mut tape = LossTape::new(backend, 1).unwrap();
         let batch = LossBatch::new(&reference.model, reference.batch("attack.batch.7")).unwrap();
         let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
         let subject = trainer.subject(&weights);
         evaluator.negative_entropy(subject, &batch, EntropyOver::All, 1.0, Some(targets), &mut tape, 0).unwrap();
-        let loss = tape.read_one(&Cpu, 0).unwrap();
-        within("entropy", (loss / reference.scalar("loss.entropy_after_lora") - 1.0).abs(), FORWARD);
-        let values = gradients.download(&Cpu).unwrap();
+        let loss = tape.read_one(backend, 0).unwrap();
+        within("entropy", (loss / reference.scalar("loss.entropy_after_lora") - 1.0).abs(), bounds.loss);
+        let values = gradients.download(backend).unwrap();
         let layout: &ParameterLayout = gradients.layout();
         for entry in layout.entries() {
             let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
             let theirs = reference.f32(&format!("grad.entropy_after_lora.{}", entry.name));
-            within(&format!("{folder} {}", entry.name), relative(ours, &theirs), GRADIENT);
+            within(&format!("{folder} {}", entry.name), relative(ours, &theirs), bounds.gradient);
         }
     }
 }

@@ -1,20 +1,42 @@
-//! What the parity tests share: the reference folders and the metric.
+//! What the parity tests share: the reference folders, the metric, and what each backend is held to.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use temper::backend::cpu::Cpu;
 use temper::model::{Batch, Model, ModelDirectory, Parameters, TensorFile};
 use temper::objective::Evaluator;
-use temper::ops::IGNORE_INDEX;
+use temper::ops::{Backend, IGNORE_INDEX};
+
+/// The largest errors that a backend may make, as relative norms.
+pub struct Bounds {
+    /// Logits and hidden states.
+    pub forward: f64,
+    /// A loss: |a / b − 1|.
+    pub loss: f64,
+    /// A gradient tensor.
+    pub gradient: f64,
+    /// Preference margins, which are differences of sums.
+    pub margins: f64,
+    /// The weights that eight steps of an attack end at, as a fraction of how far they moved.
+    pub update: f64,
+    /// The same of three outer steps of the nested loop.
+    pub nested: f64,
+    /// The norm of an outer gradient: |a / b − 1|.
+    pub outer_norm: f64,
+}
+
+/// f32 on any device. Two attention implementations of PyTorch differ by 2e-6 (forward) and 1e-5 (gradients) here, and
+/// PyTorch against itself by 4e-4 after the nested loop.
+pub const F32: Bounds =
+    Bounds { forward: 1e-5, loss: 1e-5, gradient: 2e-5, margins: 1e-4, update: 1e-4, nested: 2e-3, outer_norm: 1e-3 };
 
 /// A folder of `tests/fixtures`: a tiny model, and what PyTorch, Transformers and PEFT compute with it.
-pub struct Reference {
+pub struct Reference<B: Backend> {
     pub path: PathBuf,
     pub tensors: TensorFile,
     pub scalars: serde_json::Value,
-    pub model: Arc<Model<Cpu>>,
-    pub weights: Parameters<Cpu>,
+    pub model: Arc<Model<B>>,
+    pub weights: Parameters<B>,
 }
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -24,11 +46,11 @@ pub fn fixture(name: &str) -> PathBuf {
 /// The folders that every check runs on.
 pub const FOLDERS: [&str; 4] = ["llama3", "llama31", "llama32-tied", "mistral"];
 
-impl Reference {
-    pub fn open(name: &str) -> Self {
+impl<B: Backend> Reference<B> {
+    pub fn open(backend: &B, name: &str) -> Self {
         let path = fixture(name);
         let directory = ModelDirectory::open(&path).unwrap();
-        let model = Arc::new(Model::new(Cpu, directory.config.clone(), 256).unwrap());
+        let model = Arc::new(Model::new(backend.clone(), directory.config.clone(), 256).unwrap());
         let weights = load(&model, &path);
         let scalars = std::fs::read_to_string(path.join("reference.json")).unwrap();
         Self {
@@ -40,12 +62,16 @@ impl Reference {
         }
     }
 
+    pub fn backend(&self) -> &B {
+        &self.model.backend
+    }
+
     /// The model of the `base` folder: the frozen reference of the retain loss.
-    pub fn base(&self) -> Parameters<Cpu> {
+    pub fn base(&self) -> Parameters<B> {
         load(&self.model, &self.path.join("base"))
     }
 
-    pub fn evaluator(&self) -> Evaluator<Cpu> {
+    pub fn evaluator(&self) -> Evaluator<B> {
         Evaluator::new(Arc::clone(&self.model), 256, &[]).unwrap()
     }
 
@@ -78,13 +104,13 @@ pub fn rows(tensors: &TensorFile, name: &str) -> Batch {
     batch
 }
 
-pub fn load(model: &Model<Cpu>, path: &Path) -> Parameters<Cpu> {
+pub fn load<B: Backend>(model: &Model<B>, path: &Path) -> Parameters<B> {
     let values = ModelDirectory::open(path).unwrap().read_weights().unwrap();
-    Parameters::from_host(&Cpu, "weights", model.layout(), &values).unwrap()
+    Parameters::from_host(&model.backend, "weights", model.layout(), &values).unwrap()
 }
 
 /// The right-padded batch `input_ids` with its `attention_mask` and `labels`.
-pub fn padded_batch(reference: &Reference) -> Batch {
+pub fn padded_batch<B: Backend>(reference: &Reference<B>) -> Batch {
     let read = |name: &str| reference.tensors.read_i64(name).unwrap();
     let (ids, mask, labels) = (read("input_ids"), read("attention_mask"), read("labels"));
     let length = reference.tensors.info("input_ids").unwrap().shape[1];

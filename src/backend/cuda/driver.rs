@@ -33,7 +33,32 @@ pub enum Argument {
     U64(u64),
     /// `float`.
     F32(f32),
+    /// A description of tiles, by value.
+    TensorMap(TensorMap),
 }
+
+/// A tensor and its tiles, as Hopper's copy engine moves them. Dimension 0 is the innermost, with stride 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiles<'a> {
+    /// How elements are stored.
+    pub dtype: DType,
+    /// Device address of the first element.
+    pub address: u64,
+    /// Elements in each dimension.
+    pub sizes: &'a [u64],
+    /// Bytes from one element to the next in dimensions 1, 2, …
+    pub strides: &'a [u64],
+    /// Elements of a tile in each dimension.
+    pub tile: &'a [u32],
+    /// Bytes over which 16-byte chunks are permuted in shared memory: 0 (not at all), 32, 64 or 128.
+    pub swizzle: u32,
+}
+
+/// [`Tiles`] in the form of a kernel parameter, which [`Driver::tensor_map`] makes. Elements beyond the bounds of the tensor
+/// read as zero and are not written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
 
 impl From<u32> for Argument {
     fn from(value: u32) -> Self {
@@ -155,6 +180,9 @@ pub trait Driver: Send + Sync {
     /// `arguments` are the kernel's parameters in number, order and type, and what it reads and writes through them is
     /// allocated device memory.
     unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()>;
+
+    /// The kernel parameter that describes these tiles. An error names the rule of the copy engine that they break.
+    fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap>;
 
     /// A matrix product by the device's library; `false` where there is no such library, and nothing was done.
     ///

@@ -5,8 +5,9 @@ use super::{Argument, Cuda, Place};
 use crate::error::{Error, Result};
 use crate::ops::{DType, Matrix, MatrixMut};
 
-/// Threads of a flat kernel, and its blocks on each multiprocessor: together a full one.
+/// Threads of a block of a flat kernel.
 pub(super) const FLAT_THREADS: u32 = 256;
+/// Blocks that fill a multiprocessor, with at most 32 registers a thread.
 const FLAT_BLOCKS: u32 = 8;
 /// Most threads of a kernel with a block for each row.
 pub(super) const ROW_THREADS: u32 = 256;
@@ -57,9 +58,10 @@ pub(super) fn fits(name: &str, cuda: &Cuda, cols: usize, bytes: usize) -> Result
     Err(Error::Device(format!("{name}: rows of {cols} need {bytes} bytes of shared memory, the device has {most}")))
 }
 
-/// Blocks of a flat kernel that has work for `threads` threads.
-pub(super) fn flat_blocks(cuda: &Cuda, threads: usize) -> u32 {
-    let full = cuda.driver.device().multiprocessors * FLAT_BLOCKS;
+/// Blocks of a flat kernel that has work for `threads` threads: as many as are resident at once, `resident` on each
+/// multiprocessor, so that none has to wait for another's end.
+pub(super) fn flat_blocks(cuda: &Cuda, threads: usize, resident: u32) -> u32 {
+    let full = cuda.driver.device().multiprocessors * resident;
     threads.div_ceil(FLAT_THREADS as usize).clamp(1, full as usize) as u32
 }
 
@@ -167,7 +169,7 @@ pub(super) fn axpy(cuda: &Cuda, alpha: f32, x: Matrix<Cuda>, y: MatrixMut<Cuda>)
         return Ok(());
     }
     let vectorised = aligned(&[x.address(), y.address()], 16);
-    let grid = [flat_blocks(cuda, if vectorised { n.div_ceil(4) } else { n }), 1, 1];
+    let grid = [flat_blocks(cuda, if vectorised { n.div_ceil(4) } else { n }, FLAT_BLOCKS), 1, 1];
     let arguments = [alpha.into(), x.pointer(), y.pointer(), Argument::U64(n as u64), flag(vectorised)];
     cuda.launch("axpy_f32", grid, FLAT_THREADS, 0, &arguments)
 }
@@ -188,7 +190,7 @@ pub(super) fn squared_norm(cuda: &Cuda, x: Matrix<Cuda>) -> Result<f64> {
     stored_as("squared_norm", &[("x", x.dtype())], DType::F32)?;
     let n = x.len();
     let vectorised = aligned(&[x.address()], 16);
-    let blocks = flat_blocks(cuda, if vectorised { n.div_ceil(16) } else { n.div_ceil(4) });
+    let blocks = flat_blocks(cuda, if vectorised { n.div_ceil(16) } else { n.div_ceil(4) }, FLAT_BLOCKS);
     // One f64 a block.
     cuda.with_scratch("squared norm", 2 * blocks as usize, DType::U32, |partial| {
         let arguments = [x.pointer(), Argument::Pointer(partial.address(0)), Argument::U64(n as u64), flag(vectorised)];

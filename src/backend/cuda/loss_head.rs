@@ -8,9 +8,10 @@
 use super::driver::{Argument, Gemm, Operand};
 use super::linear::{LiveRows, count, product_of_live_rows, rows, same_dtype, transposed};
 use super::{Cuda, CudaBuffer, Place};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::*;
 
+/// Most threads of a block.
 const THREADS: u32 = 256;
 /// Shared memory of a block: three statistics of each warp.
 const SHARED: usize = 3 * 4 * THREADS as usize / 32;
@@ -21,6 +22,11 @@ const CHUNK_LOGITS: usize = 1 << 28;
 fn chunk_rows(tokens: usize, leading: usize) -> usize {
     let rows = (CHUNK_LOGITS / leading.max(1)).clamp(1024, 4096) / 128 * 128;
     rows.min(tokens)
+}
+
+/// Threads for a row of so many elements, `width` at a time.
+fn threads(columns: usize, width: usize) -> u32 {
+    (columns.div_ceil(width).next_multiple_of(32)).clamp(32, THREADS as usize) as u32
 }
 
 /// What the launches of a call share.
@@ -189,12 +195,14 @@ impl Chunk<'_> {
             // The library's products read the rows of tokens that do not exist.
             Argument::U32(u32::from(cuda.library_products)),
         ];
-        cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], THREADS, SHARED, &arguments)
+        let threads = threads(self.call.head.rows, 4);
+        cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], threads, SHARED, &arguments)
     }
 
     fn move_rows(&self, kernel: &str, from: u64, to: u64) -> Result<()> {
         let d = self.call.hidden.cols;
         let whole_vectors = [from, to, (d * self.call.dtype.bytes()) as u64].iter().all(|bytes| bytes % 16 == 0);
+        let threads = threads(d, if whole_vectors { 16 / self.call.dtype.bytes() } else { 1 });
         let arguments = [
             Argument::Pointer(from),
             Argument::Pointer(to),
@@ -203,7 +211,7 @@ impl Chunk<'_> {
             Argument::U32(count(self.first)?),
             Argument::U32(u32::from(whole_vectors)),
         ];
-        self.call.cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], THREADS, 0, &arguments)
+        self.call.cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], threads, 0, &arguments)
     }
 
     fn name(&self, stem: &str) -> String {

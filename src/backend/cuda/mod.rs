@@ -23,7 +23,7 @@ mod sim;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand};
+pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand, TensorMap, Tiles};
 pub use memory::CudaBuffer;
 
 use crate::error::{Error, Result};

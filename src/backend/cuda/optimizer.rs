@@ -7,6 +7,8 @@ use crate::ops::{DType, Matrix, MatrixMut, UpdateRule};
 
 /// Elements that a thread updates at once, where alignment allows.
 const WIDTH: usize = 4;
+/// Blocks that are resident on a multiprocessor, with at most 64 registers a thread.
+const RESIDENT: u32 = 4;
 
 /// A rule's part of its kernel's name.
 fn rule_name(rule: UpdateRule) -> &'static str {
@@ -62,6 +64,6 @@ pub(super) fn update(
         Argument::U64(n as u64),
         flag(vectorised),
     ];
-    let grid = [flat_blocks(cuda, if vectorised { n.div_ceil(WIDTH) } else { n }), 1, 1];
+    let grid = [flat_blocks(cuda, if vectorised { n.div_ceil(WIDTH) } else { n }, RESIDENT), 1, 1];
     cuda.launch(&format!("optimizer_{}_{suffix}", rule_name(rule)), grid, FLAT_THREADS, 0, &arguments)
 }

@@ -40,5 +40,5 @@ pub(super) fn rope(
         (if inverse { -1.0 } else { 1.0f32 }).into(),
         flag(width > 1),
     ];
-    cuda.launch(&cuda.kernel(NAME), [size(NAME, qkv.rows)?, 1, 1], threads.max(32), 0, &arguments)
+    cuda.launch(&cuda.kernel(NAME), [size(NAME, qkv.rows)?, 1, 1], threads, 0, &arguments)
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys::{self, CUevent_flags_enum as EventFlags};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
-use super::super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch};
+use super::super::driver::{self, Argument, DeviceInfo, Driver, Event, Gemm, Launch, Tiles};
 use super::cublaslt::{self, Products};
 use super::embedded::{Code, EMBEDDED};
 use super::error::{Unavailable, during};
@@ -308,6 +308,10 @@ impl Driver for Nvidia {
         unsafe { self.launch_with(launch, [1; 3], &parameters) }
     }
 
+    fn tensor_map(&self, tiles: &Tiles) -> Result<driver::TensorMap> {
+        Ok(driver::TensorMap(TensorMap::new(tiles)?.0.opaque))
+    }
+
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool> {
         if gemm.m == 0 || gemm.n == 0 {
             return Ok(true);
@@ -377,6 +381,7 @@ impl Parameter<'_> {
             Self::Value(Argument::Pointer(value) | Argument::U64(value)) => std::ptr::from_ref(value).cast(),
             Self::Value(Argument::U32(value)) => std::ptr::from_ref(value).cast(),
             Self::Value(Argument::F32(value)) => std::ptr::from_ref(value).cast(),
+            Self::Value(Argument::TensorMap(map)) => std::ptr::from_ref(map).cast(),
             Self::TensorMap(map) => std::ptr::from_ref(*map).cast(),
         };
         value.cast_mut() // the driver only reads it
@@ -386,7 +391,7 @@ impl Parameter<'_> {
         match self {
             Self::Value(Argument::Pointer(_) | Argument::U64(_)) => 8,
             Self::Value(Argument::U32(_) | Argument::F32(_)) => 4,
-            Self::TensorMap(_) => size_of::<TensorMap>(),
+            Self::Value(Argument::TensorMap(_)) | Self::TensorMap(_) => size_of::<TensorMap>(),
         }
     }
 }

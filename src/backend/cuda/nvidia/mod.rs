@@ -25,7 +25,7 @@ pub use error::Unavailable;
 pub use graph::Graph;
 pub use pinned::PinnedBuffer;
 pub use survey::{Survey, survey};
-pub use tensor_map::{TensorMap, Tiles};
+pub use tensor_map::TensorMap;
 
 use super::Cuda;
 use crate::error::Result;

@@ -1,0 +1,289 @@
+//! The loss at the language-model head: values, gradients of hidden states and of the head.
+//!
+//! The oracle is written here, in f64: the entropy's gradient is a sum that nearly cancels, and at logits of 1e4 the CPU
+//! backend's f32 loses what is tested.
+
+use temper::backend::cpu::Cpu;
+use temper::backend::cuda::Cuda;
+use temper::ops::{Backend, DType, HeadGradients, HeadLoss, IGNORE_INDEX, loss_head};
+use temper::random::Random;
+
+use crate::support::{Pair, bound, modes, normals, random};
+
+const LOSSES: [HeadLoss; 2] = [HeadLoss::CrossEntropy, HeadLoss::NegativeEntropy];
+
+struct Operands {
+    hidden: Pair,
+    head: Pair,
+    targets: Pair,
+    target_ids: Vec<u32>,
+    weights: Pair,
+}
+
+impl Operands {
+    /// Every `dead`-th token has weight 0, every fifth of the others no target, and one a target beyond the vocabulary.
+    fn new(cuda: &Cuda, hidden: Pair, head: Pair, random: &mut Random, dead: usize) -> Self {
+        let (tokens, vocabulary) = (hidden.cuda.rows(), head.cuda.rows());
+        let target = |t: usize, random: &mut Random| match t % 5 {
+            3 => IGNORE_INDEX,
+            _ if t == 1 => vocabulary as u32,
+            _ => random.below(vocabulary) as u32,
+        };
+        let target_ids: Vec<u32> = (0..tokens).map(|t| target(t, random)).collect();
+        let weight = |t: usize, random: &mut Random| if t % dead == dead - 1 { 0.0 } else { random.normal() as f32 };
+        let weights: Vec<f32> = (0..tokens).map(|t| weight(t, random)).collect();
+        let targets = Pair::integers(cuda, &target_ids);
+        let weights = Pair::new(cuda, DType::F32, tokens, 1, &weights);
+        Self { hidden, head, targets, target_ids, weights }
+    }
+
+    fn random(cuda: &Cuda, (tokens, vocabulary, d): (usize, usize, usize), dead: usize) -> Self {
+        let mut random = random((tokens * 31 + vocabulary * 7 + d) as u64);
+        let hidden = Pair::random(cuda, &mut random, tokens, d, 1.5);
+        let head = Pair::random(cuda, &mut random, vocabulary, d, 1.0);
+        Self::new(cuda, hidden, head, &mut random, dead)
+    }
+}
+
+/// The outputs: of the device, and of the oracle in the place of the CPU.
+struct Results {
+    values: Pair,
+    d_hidden: Pair,
+    d_head: Pair,
+}
+
+/// The oracle's loss of a token with logits `z`, and its gradient.
+fn token(loss: HeadLoss, z: &[f64], target: u32, weight: f64) -> (f64, Vec<f64>) {
+    let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if z.iter().any(|z| !z.is_finite()) {
+        return (f64::NAN, vec![f64::NAN; z.len()]);
+    }
+    let log_sum = z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln() + largest;
+    let p = |z: &f64| (z - log_sum).exp();
+    match loss {
+        HeadLoss::CrossEntropy if target as usize >= z.len() => (0.0, vec![0.0; z.len()]),
+        HeadLoss::CrossEntropy => {
+            let mut gradient: Vec<f64> = z.iter().map(|z| weight * p(z)).collect();
+            gradient[target as usize] -= weight;
+            (log_sum - z[target as usize], gradient)
+        }
+        HeadLoss::NegativeEntropy => {
+            let value = z.iter().map(|z| p(z) * (z - log_sum)).sum();
+            (value, z.iter().map(|z| weight * p(z) * (z - log_sum - value)).collect())
+        }
+    }
+}
+
+/// Writes the oracle's results into the CPU's half of `results`, whose `d_head` holds what is added to.
+fn oracle(loss: HeadLoss, operands: &Operands, results: &mut Results, with_head: bool) {
+    let host =
+        |pair: &Pair| -> Vec<f64> { pair.cpu.to_vec(&Cpu).expect("values").into_iter().map(f64::from).collect() };
+    let (hidden, head, weights) = (host(&operands.hidden), host(&operands.head), host(&operands.weights));
+    let (d, targets) = (operands.hidden.cpu.cols(), operands.target_ids.as_slice());
+    let mut values = vec![0.0; weights.len()];
+    let (mut d_hidden, mut d_head) = (vec![0.0; hidden.len()], host(&results.d_head));
+    for (t, hidden) in hidden.chunks(d).enumerate().filter(|&(t, _)| weights[t] != 0.0) {
+        let z: Vec<f64> = head.chunks(d).map(|row| row.iter().zip(hidden).map(|(a, b)| a * b).sum()).collect();
+        let (value, dz) = token(loss, &z, targets[t], weights[t]);
+        values[t] = value;
+        for ((dz, row), d_row) in dz.iter().zip(head.chunks(d)).zip(d_head.chunks_mut(d)) {
+            d_hidden[t * d..][..d].iter_mut().zip(row).for_each(|(g, w)| *g += dz * w);
+            if with_head {
+                d_row.iter_mut().zip(hidden).for_each(|(g, h)| *g += dz * h);
+            }
+        }
+    }
+    for (pair, values) in
+        [(&mut results.values, values), (&mut results.d_hidden, d_hidden), (&mut results.d_head, d_head)]
+    {
+        let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+        Cpu.upload_f32(pair.cpu.buffer_mut(), 0, &values).expect("an upload");
+    }
+}
+
+/// Both results of a call with gradients; `d_head` begins with the same random numbers on both.
+fn run(cuda: &Cuda, loss: HeadLoss, operands: &Operands, with_head: bool) -> Results {
+    let (tokens, d, vocabulary) = (operands.hidden.cuda.rows(), operands.hidden.cuda.cols(), operands.head.cuda.rows());
+    let mut results = Results {
+        values: Pair::poisoned(cuda, DType::F32, tokens, 1),
+        d_hidden: Pair::poisoned(cuda, cuda.compute_dtype(), tokens, d),
+        d_head: Pair::random_f32(cuda, &mut random(3), vocabulary, d, 0.1),
+    };
+    oracle(loss, operands, &mut results, with_head);
+    let (values, d_head) = (results.values.cuda.view_mut(), results.d_head.cuda.view_mut());
+    let d_hidden = results.d_hidden.cuda.view_mut();
+    let gradients = HeadGradients { d_hidden, d_head: with_head.then_some(d_head) };
+    let (hidden, head) = (operands.hidden.cuda.view(), operands.head.cuda.view());
+    let (targets, weights) = (operands.targets.cuda.view(), operands.weights.cuda.view());
+    loss_head(cuda, loss, hidden, head, targets, weights, values, Some(gradients)).expect("a launch");
+    results
+}
+
+fn check(cuda: &Cuda, operands: &Operands, what: &str) {
+    for loss in LOSSES {
+        let what = format!("{what}, {loss:?}, {}", cuda.description());
+        let results = run(cuda, loss, operands, true);
+        let bound = bound(cuda.compute_dtype());
+        println!(
+            "{what}: values {:.1e}, d_hidden {:.1e}, d_head {:.1e}",
+            results.values.error(cuda),
+            results.d_hidden.error(cuda),
+            results.d_head.error(cuda)
+        );
+        // Logits and losses are f32 in both modes.
+        results.values.assert_close(cuda, 1e-5, &format!("{what}: values"));
+        results.d_hidden.assert_close(cuda, bound, &format!("{what}: d_hidden"));
+        results.d_head.assert_close(cuda, bound, &format!("{what}: d_head"));
+    }
+}
+
+/// On the library's products and on ours, in both modes.
+fn devices() -> Vec<Cuda> {
+    modes().into_iter().flat_map(|cuda| [cuda.clone(), cuda.with_own_products()]).collect()
+}
+
+/// Vocabularies of one, of few, of no multiple of anything, of several rounds of a block (whose gradients overwrite logits
+/// that other threads read).
+#[test]
+fn losses_and_gradients_agree_with_the_oracle() {
+    for cuda in devices() {
+        for shape in [(1, 1, 3), (9, 7, 5), (40, 301, 24), (6, 1024, 8), (5, 5003, 16)] {
+            check(&cuda, &Operands::random(&cuda, shape, 4), &format!("{shape:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_real_vocabulary_is_no_problem() {
+    for cuda in modes() {
+        check(&cuda, &Operands::random(&cuda, (2, 128_256, 8), 4), "V = 128,256");
+    }
+}
+
+/// More tokens than a chunk holds: the last chunk is full, holds some tokens, or none at all.
+#[test]
+fn tokens_beyond_a_chunk_are_not_lost() {
+    let [bf16, f32] = modes();
+    for (cuda, dead) in
+        [(bf16.clone(), 100), (bf16.with_own_products(), 3), (f32.clone(), 3), (f32.with_own_products(), 100)]
+    {
+        check(&cuda, &Operands::random(&cuda, (4200, 7, 4), dead), &format!("every {dead}th token dead"));
+    }
+}
+
+/// Exact logits of ±9,984 and a few units: e^1e4 must not overflow, and the units decide between many that are as large.
+#[test]
+fn logits_of_ten_thousand_are_no_problem() {
+    for cuda in devices() {
+        let mut random = random(11);
+        let mut rows = |rows: usize, first: f32| -> Vec<f32> {
+            let mut row = |r: usize| {
+                let sign = if r % 3 == 1 { -first } else { first };
+                [sign, random.below(5) as f32 - 2.0, random.below(5) as f32 - 2.0, random.below(3) as f32]
+            };
+            (0..rows).flat_map(&mut row).collect()
+        };
+        let (hidden, head) = (rows(12, 9984.0), rows(999, 1.0));
+        let hidden = Pair::new(&cuda, cuda.compute_dtype(), 12, 4, &hidden);
+        let head = Pair::new(&cuda, cuda.compute_dtype(), 999, 4, &head);
+        let operands = Operands::new(&cuda, hidden, head, &mut crate::support::random(12), 5);
+        check(&cuda, &operands, "logits of 1e4");
+    }
+}
+
+/// Weight 0: value and gradient are exactly 0, whatever the hidden state holds. No target: the same, for cross-entropy.
+#[test]
+fn tokens_that_do_not_count_give_exact_zeros() {
+    for cuda in devices() {
+        let mut random = random(21);
+        let mut hidden = normals(&mut random, 8 * 6, 1.0);
+        hidden[3 * 6] = f32::NAN;
+        let hidden = Pair::new(&cuda, cuda.compute_dtype(), 8, 6, &hidden);
+        let head = Pair::random(&cuda, &mut random, 50, 6, 1.0);
+        let operands = Operands::new(&cuda, hidden, head, &mut random, 4);
+        let results = run(&cuda, HeadLoss::CrossEntropy, &operands, true);
+        let values = results.values.cuda.to_vec(&cuda).expect("a download");
+        let d_hidden = results.d_hidden.cuda.to_vec(&cuda).expect("a download");
+        for token in [1, 3, 7] {
+            assert_eq!(values[token], 0.0, "value of token {token}");
+            assert_eq!(d_hidden[token * 6..][..6], [0.0; 6], "gradient of token {token}");
+        }
+        results.d_head.assert_close(&cuda, bound(cuda.compute_dtype()), "d_head");
+    }
+}
+
+/// A token whose logits are not finite has value and gradient NaN, and its neighbours have theirs.
+#[test]
+fn logits_that_are_not_finite_show_and_do_not_spread() {
+    for cuda in devices() {
+        for loss in LOSSES {
+            let mut random = random(31);
+            let mut hidden = normals(&mut random, 6 * 8, 1.0);
+            hidden[2 * 8 + 5] = f32::INFINITY;
+            hidden[4 * 8] = f32::NAN;
+            let hidden = Pair::new(&cuda, cuda.compute_dtype(), 6, 8, &hidden);
+            let head = Pair::random(&cuda, &mut random, 37, 8, 1.0);
+            let results = run(&cuda, loss, &Operands::new(&cuda, hidden, head, &mut random, 100), false);
+            let found = [&results.values, &results.d_hidden].map(|pair| pair.cuda.to_vec(&cuda).expect("a download"));
+            let expected = [&results.values, &results.d_hidden].map(|pair| pair.cpu.to_vec(&Cpu).expect("values"));
+            for (found, expected) in found.iter().zip(&expected) {
+                let cols = found.len() / 6;
+                for token in 0..6 {
+                    let (found, expected) = (&found[token * cols..][..cols], &expected[token * cols..][..cols]);
+                    if [2, 4].contains(&token) {
+                        assert!(found.iter().all(|x| x.is_nan()), "{loss:?}, token {token}: {found:?}");
+                    } else {
+                        let error = crate::support::relative_error(found, expected);
+                        assert!(error <= bound(cuda.compute_dtype()), "{loss:?}, token {token}: {error:.2e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Without gradients only values are written; without a gradient of the head it is left alone.
+#[test]
+fn absent_gradients_are_not_touched() {
+    for cuda in devices() {
+        for loss in LOSSES {
+            let operands = Operands::random(&cuda, (21, 130, 12), 3);
+            let full = run(&cuda, loss, &operands, true);
+            let frozen = run(&cuda, loss, &operands, false);
+            let bits = |pair: &Pair| -> Vec<u32> {
+                pair.cuda.to_vec(&cuda).expect("a download").iter().map(|x| x.to_bits()).collect()
+            };
+            assert_eq!(bits(&full.values), bits(&frozen.values));
+            assert_eq!(bits(&full.d_hidden), bits(&frozen.d_hidden));
+            assert_eq!(bits(&frozen.d_head), bits(&Pair::random_f32(&cuda, &mut random(3), 130, 12, 0.1)));
+
+            let mut values = Pair::poisoned(&cuda, DType::F32, 21, 1);
+            let Operands { hidden, head, targets, weights, .. } = &operands;
+            let (hidden, head) = (hidden.cuda.view(), head.cuda.view());
+            let (targets, weights) = (targets.cuda.view(), weights.cuda.view());
+            loss_head(&cuda, loss, hidden, head, targets, weights, values.cuda.view_mut(), None).expect("a launch");
+            assert_eq!(bits(&values), bits(&full.values));
+        }
+    }
+}
+
+/// The bits do not depend on the order in which threads run.
+#[test]
+fn losses_are_deterministic() {
+    for dtype in [DType::Bf16, DType::F32] {
+        for loss in LOSSES {
+            let run = |seed| {
+                let cuda = Cuda::simulated_as(dtype, (8, 0), seed).expect("a simulated device").with_own_products();
+                let results = run(&cuda, loss, &Operands::random(&cuda, (7, 2500, 12), 3), true);
+                [results.values, results.d_hidden, results.d_head].map(|pair| {
+                    let values = pair.cuda.to_vec(&cuda).expect("a download");
+                    values.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                })
+            };
+            let expected = run(0);
+            for seed in [1, 2, 3] {
+                assert!(run(seed) == expected, "{dtype:?}, {loss:?}, schedule {seed}");
+            }
+        }
+    }
+}

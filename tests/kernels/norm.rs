@@ -1,0 +1,136 @@
+//! RMS norm with the residual addition, and its gradient.
+
+use temper::backend::cpu::Cpu;
+use temper::backend::cuda::Cuda;
+use temper::ops::{self, Backend, DType};
+
+use crate::operand::{OFFSETS, Operand, SHAPES, assert_schedule_does_not_show};
+use crate::support::{bound, modes, random};
+
+const EPSILON: f32 = 1e-5;
+
+/// With and without a delta; the statistics belong to the sum as it is stored.
+#[test]
+fn forward() {
+    for cuda in modes() {
+        let dtype = cuda.compute_dtype();
+        for (case, shape) in SHAPES.into_iter().enumerate() {
+            for offset in OFFSETS {
+                let mut random = random(case as u64);
+                let residual = Operand::random(&cuda, &mut random, dtype, shape, offset, 1.0);
+                let delta = Operand::random(&cuda, &mut random, dtype, shape, 0, 1.0);
+                let weight = Operand::random(&cuda, &mut random, dtype, (1, shape.1), offset, 1.0);
+                for with_delta in [true, false] {
+                    let [mut sum, mut normed] = [offset, 0].map(|at| Operand::poisoned(&cuda, dtype, shape, at));
+                    let mut inverse = Operand::poisoned(&cuda, DType::F32, (shape.0, 1), 1);
+                    ops::rms_norm_forward(
+                        &Cpu,
+                        residual.cpu(),
+                        with_delta.then(|| delta.cpu()),
+                        weight.cpu(),
+                        EPSILON,
+                        if with_delta { Some(sum.cpu_mut()) } else { None },
+                        normed.cpu_mut(),
+                        inverse.cpu_mut(),
+                    )
+                    .expect("forward");
+                    ops::rms_norm_forward(
+                        &cuda,
+                        residual.cuda(),
+                        with_delta.then(|| delta.cuda()),
+                        weight.cuda(),
+                        EPSILON,
+                        if with_delta { Some(sum.cuda_mut()) } else { None },
+                        normed.cuda_mut(),
+                        inverse.cuda_mut(),
+                    )
+                    .expect("forward");
+                    if with_delta {
+                        sum.assert_close(&cuda, bound(dtype), "sum");
+                    }
+                    normed.assert_close(&cuda, bound(dtype), "normed");
+                    inverse.assert_close(&cuda, bound(dtype), "inverse rms");
+                }
+            }
+        }
+    }
+}
+
+/// d_residual and d_weight of one call on the device and on the CPU, both added to what was there.
+fn backward(cuda: &Cuda, case: u64, shape: (usize, usize), offset: usize, with_weight: bool) -> [Operand; 2] {
+    let (dtype, random) = (cuda.compute_dtype(), &mut random(case));
+    let d_normed = Operand::random(cuda, random, dtype, shape, offset, 1.0);
+    let x = Operand::random(cuda, random, dtype, shape, 0, 2.0);
+    let weight = Operand::random(cuda, random, dtype, (1, shape.1), offset, 1.0);
+    let inverses: Vec<f32> = x
+        .expected()
+        .chunks(shape.1)
+        .map(|row| 1.0 / (row.iter().map(|x| x * x).sum::<f32>() / shape.1 as f32 + EPSILON).sqrt())
+        .collect();
+    let inverse = Operand::new(cuda, DType::F32, (shape.0, 1), 1, inverses);
+    let mut d_residual = Operand::random(cuda, random, dtype, shape, offset, 1.0);
+    let mut d_weight = Operand::random(cuda, random, DType::F32, (1, shape.1), offset, 1.0);
+    ops::rms_norm_backward(
+        &Cpu,
+        d_normed.cpu(),
+        x.cpu(),
+        weight.cpu(),
+        inverse.cpu(),
+        d_residual.cpu_mut(),
+        if with_weight { Some(d_weight.cpu_mut()) } else { None },
+    )
+    .expect("backward");
+    ops::rms_norm_backward(
+        cuda,
+        d_normed.cuda(),
+        x.cuda(),
+        weight.cuda(),
+        inverse.cuda(),
+        d_residual.cuda_mut(),
+        if with_weight { Some(d_weight.cuda_mut()) } else { None },
+    )
+    .expect("backward");
+    [d_residual, d_weight]
+}
+
+/// Few rows, and so many that blocks walk over several.
+#[test]
+fn gradients_are_added() {
+    for cuda in modes() {
+        let dtype = cuda.compute_dtype();
+        for (case, shape) in SHAPES.into_iter().chain([(100, 16), (800, 5)]).enumerate() {
+            for offset in OFFSETS {
+                let [d_residual, d_weight] = backward(&cuda, case as u64, shape, offset, true);
+                d_residual.assert_close(&cuda, bound(dtype), "d_residual");
+                // Summed in f32 from stored operands in both modes.
+                d_weight.assert_close(&cuda, 1e-5, "d_weight");
+                let [frozen, untouched] = backward(&cuda, case as u64, shape, offset, false);
+                assert_eq!(frozen.found(&cuda), d_residual.found(&cuda), "with a frozen weight");
+                untouched.assert_same(&cuda, "the gradient of a frozen weight");
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_do_not_depend_on_the_schedule() {
+    for dtype in [DType::Bf16, DType::F32] {
+        assert_schedule_does_not_show(dtype, |cuda| {
+            let [d_residual, d_weight] = backward(cuda, 0, (70, 72), 0, true);
+            [d_residual.found(cuda), d_weight.found(cuda)].concat()
+        });
+    }
+}
+
+/// A row must fit the shared memory of a block: said, not tried.
+#[test]
+fn rows_beyond_shared_memory_are_refused() {
+    let cuda = Cuda::simulated(DType::F32).expect("a simulated device");
+    let shape = (1, 50_000);
+    let x = Operand::random(&cuda, &mut random(0), DType::F32, shape, 0, 1.0);
+    let mut normed = Operand::poisoned(&cuda, DType::F32, shape, 0);
+    let mut inverse = Operand::poisoned(&cuda, DType::F32, (1, 1), 0);
+    let (normed, inverse) = (normed.cuda_mut(), inverse.cuda_mut());
+    let refused = ops::rms_norm_forward(&cuda, x.cuda(), None, x.cuda(), EPSILON, None, normed, inverse);
+    assert!(refused.expect_err("too long").to_string().contains("50000"));
+}
