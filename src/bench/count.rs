@@ -27,10 +27,7 @@ pub fn lora_forward(tokens: usize, input: usize, outputs: &[usize], rank: usize,
     let (t, i, r) = (tokens as f64, input as f64, rank as f64);
     let (slices, o) = (outputs.len() as f64, outputs.iter().sum::<usize>() as f64);
     let factors = slices * r * i + o * r;
-    Work {
-        flop: 2.0 * t * r * (slices * i + o),
-        bytes: element * (t * i + factors + t * slices * r + 2.0 * t * o),
-    }
+    Work { flop: 2.0 * t * r * (slices * i + o), bytes: element * (t * i + factors + t * slices * r + 2.0 * t * o) }
 }
 
 /// ds = dy b; db += dyᵀ s; da += dsᵀ x; dx += ds a.
@@ -117,12 +114,8 @@ mod tests {
     #[test]
     fn counts_agree_with_the_published_roofline() {
         let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 5e-3;
-        let shape = AttentionShape {
-            num_attention_heads: 32,
-            num_key_value_heads: 8,
-            head_dim: 128,
-            sliding_window: None,
-        };
+        let shape =
+            AttentionShape { num_attention_heads: 32, num_key_value_heads: 8, head_dim: 128, sliding_window: None };
         let layer = 4096.0 * (6144.0 + 4096.0 + 3.0 * 14_336.0);
         let pass = Pass {
             matmul_weights: 32.0 * layer + 128_256.0 * 4096.0,

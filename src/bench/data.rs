@@ -23,13 +23,7 @@ pub(super) struct Data {
 
 impl Data {
     pub fn new(cuda: &Cuda, elements: usize) -> Self {
-        Self {
-            cuda: cuda.clone(),
-            elements,
-            pools: RefCell::default(),
-            start: Cell::new(0),
-            ids_drawn: Cell::new(0),
-        }
+        Self { cuda: cuda.clone(), elements, pools: RefCell::default(), start: Cell::new(0), ids_drawn: Cell::new(0) }
     }
 
     /// A matrix of normal numbers.

@@ -162,7 +162,8 @@ fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
     step.run(0)?;
     cuda.driver().synchronize()?;
     let (host, wall) = queued_and_finished(cuda, &mut step, 1)?;
-    let samples = ((4.0 * effort.minimum_milliseconds / wall).ceil() as usize).clamp(effort.samples.0, effort.samples.1);
+    let samples =
+        ((4.0 * effort.minimum_milliseconds / wall).ceil() as usize).clamp(effort.samples.0, effort.samples.1);
     let device = device_milliseconds(bench, &mut step, samples.min(10), host)?;
     let (host, wall) = queued_and_finished(cuda, &mut step, samples)?;
     let loss = step.tape.read_one(cuda, 0)?;

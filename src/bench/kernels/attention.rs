@@ -56,9 +56,8 @@ fn row(bench: &mut Bench, length: usize, backward: bool) {
     };
     let pass = if backward { "backward" } else { "forward" };
     let AttentionShape { num_attention_heads, num_key_value_heads, head_dim, .. } = shape;
-    let described = format!(
-        "{sequences} × {length}, causal, {num_attention_heads} and {num_key_value_heads} heads of {head_dim}"
-    );
+    let described =
+        format!("{sequences} × {length}, causal, {num_attention_heads} and {num_key_value_heads} heads of {head_dim}");
     let spec = Spec::new(format!("attention_{pass}/{sequences}x{length}"), described, work);
     bench.row(spec, |bench| {
         let (cuda, tokens) = (bench.cuda.clone(), sequences * length);
@@ -70,11 +69,9 @@ fn row(bench: &mut Bench, length: usize, backward: bool) {
             set.forward(&cuda, &segments, shape)?;
             Ok(set)
         })?;
-        Ok(move |i| {
-            match backward {
-                false => sets.at(i).forward(&cuda, &segments, shape),
-                true => sets.at(i).backward(&cuda, &segments, shape),
-            }
+        Ok(move |i| match backward {
+            false => sets.at(i).forward(&cuda, &segments, shape),
+            true => sets.at(i).backward(&cuda, &segments, shape),
         })
     });
 }

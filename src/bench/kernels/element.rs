@@ -73,7 +73,15 @@ fn rms_norm_backward(bench: &mut Bench, with_weight: bool) {
             let [d_normed, x, d_residual] = sets.at(i);
             let d_weight = if with_weight { Some(d_weight.view_mut()) } else { None };
             let (x, inverse_rms) = (x.view(), inverse_rms.view());
-            ops::rms_norm_backward(&cuda, d_normed.view(), x, weight.view(), inverse_rms, d_residual.view_mut(), d_weight)
+            ops::rms_norm_backward(
+                &cuda,
+                d_normed.view(),
+                x,
+                weight.view(),
+                inverse_rms,
+                d_residual.view_mut(),
+                d_weight,
+            )
         })
     });
 }
@@ -98,9 +106,7 @@ fn rope(bench: &mut Bench) {
         let positions: Vec<u32> = (0..sequences).flat_map(|_| 0..length as u32).collect();
         let positions = Tensor::from_u32(&cuda, "positions", &positions)?;
         let mut sets = sets(bench, work.bytes / 2.0, |_| bench.data.matrix("qkv", tokens, shape.qkv_cols()))?;
-        Ok(move |i| {
-            ops::rope(&cuda, sets.at(i).view_mut(), positions.view(), &table, shape, false)
-        })
+        Ok(move |i| ops::rope(&cuda, sets.at(i).view_mut(), positions.view(), &table, shape, false))
     });
 }
 
@@ -154,9 +160,7 @@ fn embedding_forward(bench: &mut Bench) {
         let ids = Tensor::from_u32(&cuda, "tokens", &ids)?;
         let table = bench.data.matrix("embedding", v, d)?;
         let mut sets = sets(bench, work.bytes, |_| bench.data.matrix("embedded", tokens, d))?;
-        Ok(move |i| {
-            ops::embedding_forward(&cuda, ids.view(), table.view(), sets.at(i).view_mut())
-        })
+        Ok(move |i| ops::embedding_forward(&cuda, ids.view(), table.view(), sets.at(i).view_mut()))
     });
 }
 
@@ -170,9 +174,7 @@ fn embedding_backward(bench: &mut Bench) {
         let ids = Tensor::from_u32(&cuda, "tokens", &ids)?;
         let mut d_table = bench.data.sums("gradient of embedding", v, d)?;
         let mut sets = sets(bench, work.bytes, |_| bench.data.matrix("gradient of embedded", tokens, d))?;
-        Ok(move |i| {
-            ops::embedding_backward(&cuda, ids.view(), sets.at(i).view(), d_table.view_mut())
-        })
+        Ok(move |i| ops::embedding_backward(&cuda, ids.view(), sets.at(i).view(), d_table.view_mut()))
     });
 }
 

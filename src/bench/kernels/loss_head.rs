@@ -18,7 +18,9 @@ pub(super) fn run(bench: &mut Bench) {
         if !losses.iter().any(|(name, _)| bench.wants(name)) && !bench.wants(&products_name) {
             continue;
         }
-        let library = products(bench, products_name, d_head);
+        let products = products(bench, products_name, d_head);
+        // Without a library the bare products are our own too, and no measure for the head.
+        let library = products.filter(|_| bench.cuda.driver().gemm_library().is_some());
         for (name, loss) in losses {
             row(bench, name, loss, d_head, library);
         }
@@ -87,10 +89,8 @@ fn row(bench: &mut Bench, name: String, loss: HeadLoss, d_head: bool, library: O
         })?;
         Ok(move |i| {
             let Tokens { hidden, d_hidden, values } = sets.at(i);
-            let gradients = HeadGradients {
-                d_hidden: d_hidden.view_mut(),
-                d_head: d_weight.as_mut().map(Tensor::view_mut),
-            };
+            let gradients =
+                HeadGradients { d_hidden: d_hidden.view_mut(), d_head: d_weight.as_mut().map(Tensor::view_mut) };
             let (targets, weights, values) = (targets.view(), weights.view(), values.view_mut());
             ops::loss_head(&cuda, loss, hidden.view(), head.view(), targets, weights, values, Some(gradients))
         })

@@ -29,11 +29,7 @@ fn rules() -> [(&'static str, UpdateRule, [f32; COEFFICIENTS]); 7] {
         ("adadelta", UpdateRule::Adadelta, [1e-5, 0.9, 0.1, 1e-6, 0.0, 0.0, 0.0, 0.0, 0.0]),
         ("nadam", UpdateRule::NAdam, [m, 0.999, v, 1e-8, 0.0, 1000.0, 1e-5, 1e-5, 0.0]),
         ("radam", UpdateRule::RAdam, [m, 0.999, v, 1e-8, 0.0, 1e-5, 0.0, 0.0, 0.0]),
-        (
-            "schedule_free_adamw",
-            UpdateRule::ScheduleFreeAdamW,
-            [0.999, v, 1e-8, 0.01, 0.5, 1e-5, -5e-6, 1000.0, 0.0],
-        ),
+        ("schedule_free_adamw", UpdateRule::ScheduleFreeAdamW, [0.999, v, 1e-8, 0.01, 0.5, 1e-5, -5e-6, 1000.0, 0.0]),
     ]
 }
 
