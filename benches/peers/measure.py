@@ -6,6 +6,7 @@ On the CPU (--device cpu) everything runs, wall clocks stand in for events, and 
 import argparse, json, math, platform, statistics, sys, time
 
 import torch
+import torch._functorch.config
 
 # Rows run one backward pass again and again over the same forward pass.
 torch._functorch.config.donated_buffer = False
