@@ -135,6 +135,11 @@ pub trait Driver: Send + Sync {
     /// What device it is.
     fn device(&self) -> &DeviceInfo;
 
+    /// Whether a CPU plays the device, so that times mean nothing.
+    fn is_simulated(&self) -> bool {
+        false
+    }
+
     /// Allocates `bytes` of device memory, at least 16-byte aligned, with undefined content. `name` is for the message
     /// when memory is short.
     fn allocate(&self, name: &str, bytes: usize) -> Result<u64>;

@@ -70,6 +70,10 @@ impl Driver for Simulator {
         &self.info
     }
 
+    fn is_simulated(&self) -> bool {
+        true
+    }
+
     fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
         // SAFETY: any size may be asked for; null means that there is no memory.
         let pointer = unsafe { temper_sim_allocate(bytes) };
