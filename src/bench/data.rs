@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::backend::cuda::{Cuda, CudaBuffer};
 use crate::error::Result;
@@ -47,17 +48,16 @@ impl Data {
     pub fn fill(&self, buffer: &mut CudaBuffer, offset: usize, len: usize, deviation: f32) -> Result<()> {
         let key = (buffer.dtype(), deviation.to_bits());
         let mut pools = self.pools.borrow_mut();
-        if !pools.contains_key(&key) {
-            pools.insert(key, self.pool(buffer.dtype(), deviation)?);
-        }
-        let pool = &pools[&key];
+        let pool = match pools.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.pool(buffer.dtype(), deviation)?),
+        };
         let (mut done, mut from) = (0, self.start.get());
         while done < len {
             let part = (self.elements - from).min(len - done);
             self.cuda.copy(pool, from, buffer, offset + done, part)?;
             (done, from) = (done + part, 0);
         }
-        // 16-byte aligned starts in every dtype are not needed: the copy engine takes any.
         self.start.set((self.start.get() + self.elements / 3 + 7) % self.elements);
         Ok(())
     }

@@ -57,7 +57,7 @@ pub fn kernels(cuda: &Cuda, options: &Options, observe: &mut dyn FnMut(&Row)) ->
 /// Measures whole training steps of a model with random weights.
 ///
 /// # Errors
-/// As [`kernels`].
+/// As [`kernels()`].
 pub fn steps(cuda: &Cuda, options: &Options) -> Result<Report> {
     let mut unobserved = |_: &Row| {};
     let mut bench = Bench::new(cuda, options, &mut unobserved)?;
