@@ -27,6 +27,8 @@ pub struct Nvidia {
     kernels: Arc<Kernels>,
     products: Option<Products>,
     staging: Mutex<Staging>,
+    /// Page-locked memory that the backend holds, by address.
+    parked: Mutex<HashMap<u64, PinnedBuffer>>,
     events: Mutex<Events>,
     /// Whether calls are recorded into a graph instead of being executed.
     pub(super) capturing: AtomicBool,
@@ -107,6 +109,7 @@ impl Nvidia {
             kernels,
             products,
             staging,
+            parked: Mutex::default(),
             events: Mutex::default(),
             capturing: AtomicBool::new(false),
             released: Mutex::default(),
@@ -256,6 +259,39 @@ impl Driver for Nvidia {
                 result::free_sync(pointer)
             }
         });
+    }
+
+    fn allocate_host(&self, name: &str, bytes: usize) -> Result<u64> {
+        self.not_captured("an allocation")?;
+        let buffer =
+            PinnedBuffer::new(&self.context, bytes).map_err(|error| Error::Device(format!("{name}: {error}")))?;
+        let mut parked = lock(&self.parked);
+        let pointer = buffer.as_slice().as_ptr() as u64;
+        parked.insert(pointer, buffer);
+        Ok(pointer)
+    }
+
+    unsafe fn release_host(&self, pointer: u64, _bytes: usize) {
+        // The driver may free page-locked memory under a copy that is still queued.
+        self.context.record_err(self.stream.synchronize());
+        lock(&self.parked).remove(&pointer);
+    }
+
+    unsafe fn park(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller vouches for the range, which this driver allocated and nobody else holds as a slice.
+        let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, bytes) };
+        // SAFETY: the caller vouches for the source; page-locked memory is given back behind the stream's copies.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(during("a copy to main memory"))
+    }
+
+    unsafe fn fetch(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: as in `park`.
+        let from = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
+        // SAFETY: as in `park`.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }
+            .map_err(during("a copy from main memory"))
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
