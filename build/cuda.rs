@@ -94,7 +94,7 @@ fn compile_all(nvcc: &Nvcc) -> Result<Table, String> {
         let chosen: Vec<&String> = architectures.iter().filter(|name| !special || *name == "90a").collect();
         if !chosen.is_empty() {
             let compiler = command(nvcc, &chosen, !special);
-            units.push(Unit { source, compiler, output: folder.join(format!("{stem}.fatbin")) });
+            units.push(Unit { source, included: None, compiler, output: folder.join(format!("{stem}.fatbin")) });
         }
     }
     compile::make_all(&units, &nvcc.version)?;

@@ -11,8 +11,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use temper::backend::cuda::nvidia::{Code, EMBEDDED, Nvidia, Parameter, TensorMap, Tiles, Unavailable, survey};
-use temper::backend::cuda::{Argument, Cuda, Driver, Gemm, Launch, Operand};
+use temper::backend::cuda::nvidia::{Code, EMBEDDED, Nvidia, Unavailable, survey};
+use temper::backend::cuda::{Argument, Cuda, Driver, Gemm, Launch, Operand, Tiles};
 use temper::ops::{Backend, DType, Tensor, axpy as axpy_of_tensors, linear_forward};
 use temper::random::{Random, Stream};
 
@@ -343,15 +343,12 @@ fn tensor_maps_are_encoded(device: &Nvidia) {
     let pointer = device.allocate("tensor", 4096).expect("memory");
     let (sizes, strides, tile) = (&[64u64, 8][..], &[128u64][..], &[64u32, 8][..]);
     let tiles = Tiles { dtype: DType::Bf16, address: pointer, sizes, strides, tile, swizzle: 128 };
-    let map = TensorMap::new(&tiles).expect("a map");
-    assert_eq!(std::ptr::from_ref(&map) as usize % 64, 0);
-    // SAFETY: a map is 128 plain bytes.
-    let words: [u64; 16] = unsafe { std::mem::transmute_copy(&map) };
-    assert_eq!(words[..6], [pointer, 64, 8, 128, 64 + (8 << 32), 3]);
-    assert!(TensorMap::new(&Tiles { strides: &[130], ..tiles }).is_err());
+    let map = device.tensor_map(&tiles).expect("a map");
+    assert_eq!(map.0[..6], [pointer, 64, 8, 128, 64 + (8 << 32), 3]);
+    assert!(device.tensor_map(&Tiles { strides: &[130], ..tiles }).is_err());
     let launch = Launch { kernel: "axpy_f32", grid: [1; 3], block: 32, shared_bytes: 0 };
     // SAFETY: refused before it is launched: the kernel takes no map.
-    let refused = unsafe { device.launch_with(&launch, [2, 1, 1], &[Parameter::TensorMap(&map)]) };
+    let refused = unsafe { device.launch_with(&launch, [2, 1, 1], &[Argument::TensorMap(map)]) };
     assert!(refused.expect_err("a misfit").to_string().contains("[128]"));
     // SAFETY: allocated above.
     unsafe { device.release(pointer, 4096) };

@@ -115,7 +115,8 @@ pub fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch<B: Bac
         let mut run = Run::new(&reference, bounds);
         let over = EntropyOver::All;
         let losses = run.gradients("retain", |evaluator, subject, targets, tape| {
-            evaluator.retain(subject, &base, &batch, over, 1.0, targets, tape, 0).unwrap();
+            let states = evaluator.hidden_states(&base, &batch).unwrap();
+            evaluator.retain(subject, states, &batch, over, 1.0, targets, tape, 0).unwrap();
         });
         run.check_loss("loss.retain_lm", losses[0]);
         run.check_loss("loss.retain_representation", losses[1]);

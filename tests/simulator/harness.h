@@ -14,6 +14,10 @@
 // The line that a report has to name: a kernel sets it on that line itself, MARK(); before the statement.
 extern volatile int guilty_line;
 #define MARK() (guilty_line = __LINE__)
+#define MARK_IF(condition)                   \
+    do {                                     \
+        if (condition) guilty_line = __LINE__; \
+    } while (false)
 
 // Whether the kernels were compiled with the calls that the watch answers.
 #if defined(TEMPER_WATCHED)
@@ -32,13 +36,8 @@ struct Case {
     // Words that the report must contain, all of them; "a|b" is either. Without any, wrong numbers are the report: a bug that the machine
     // executes faithfully, as a wrong swizzle.
     std::vector<const char*> words;
-    // The same when compiled without the watch, where that differs.
-    std::vector<const char*> words_unwatched;
-    bool differs_unwatched = false;
     // Invisible without the watch.
     bool only_watched = false;
-    // Shows under some schedules only: one of them has to be reported.
-    bool sometimes = false;
     // Whether the report names the marked line.
     bool names_line = true;
 };

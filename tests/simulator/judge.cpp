@@ -51,17 +51,15 @@ std::string judge_wrong(const Case& test, uint64_t seed) {
     std::vector<float> numbers;
     guilty_line = 0;
     const std::string report = test.run(test.fault, seed, numbers);
-    const bool differs = !watched && test.differs_unwatched;
-    const auto& words = differs ? test.words_unwatched : test.words;
-    if (words.empty()) {
+    if (test.words.empty()) {
         if (!report.empty()) return "wrong numbers were expected, not a report: " + report;
         return test.right(numbers) ? "the bug changes nothing" : "";
     }
     if (report.empty()) return "the bug is not reported";
-    for (const char* word : words) {
+    for (const char* word : test.words) {
         if (!contains(report, word)) return std::string("\"") + word + "\" is missing in: " + report;
     }
-    if (!differs && test.names_line && !contains(report, ":" + std::to_string(guilty_line))) {
+    if (test.names_line && !contains(report, ":" + std::to_string(guilty_line))) {
         return "the report does not name line " + std::to_string(guilty_line) + ": " + report;
     }
     return "";
@@ -70,9 +68,8 @@ std::string judge_wrong(const Case& test, uint64_t seed) {
 void check_wrong(const Case& test) {
     if (test.only_watched && !watched) return;
     std::string complaint;
-    for (uint64_t seed = 0; seed < (test.sometimes ? 16 : 3); seed++) {
+    for (uint64_t seed = 0; seed < 3; seed++) {
         const std::string found = judge_wrong(test, seed);
-        if (found.empty() && test.sometimes) return;
         if (!found.empty()) complaint = "seed " + std::to_string(seed) + ": " + found;
     }
     if (!complaint.empty()) complain(test, "wrong kernel", complaint);

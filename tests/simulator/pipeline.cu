@@ -61,8 +61,7 @@ __device__ void produce(Shared& shared, const TensorMap& a, const TensorMap& b, 
             // It goes on although the consumers may still read the stage.
         } else {
             const uint32_t parity = fault == parity_starts_wrong ? round & 1 : (round & 1) ^ 1;
-            if (fault == parity_starts_wrong || fault == consumer_does_not_release) MARK();
-            mbarrier_wait(&shared.empty[stage], parity);
+            MARK_IF(fault == parity_starts_wrong || fault == consumer_does_not_release); mbarrier_wait(&shared.empty[stage], parity);
         }
         uint32_t bytes = 2 * sizeof shared.a[0];
         if (fault == expects_too_much) bytes += 16;
@@ -71,9 +70,8 @@ __device__ void produce(Shared& shared, const TensorMap& a, const TensorMap& b, 
         unsigned char* tile = reinterpret_cast<unsigned char*>(shared.a[stage]);
         if (fault == tile_beyond_memory) tile = shared_memory() + sizeof(Shared) - 1024;
         if (fault == tile_misaligned) tile += 64;
-        if (fault == producer_does_not_wait || fault == tile_beyond_memory || fault == tile_misaligned) MARK();
-        if (fault == map_beyond_tensor) MARK();
-        tma_load(tile, &a, &shared.full[stage], {step * 64, 0});
+        const bool guilty = fault == tile_beyond_memory || fault == tile_misaligned || fault == map_beyond_tensor;
+        MARK_IF(guilty || fault == barrier_overwritten); tma_load(tile, &a, &shared.full[stage], {step * 64, 0});
         if (fault == map_of_other_rank) { MARK(); tma_load(shared.b[stage], &b, &shared.full[stage], {step * 64, 0, 0}); }
         tma_load(shared.b[stage], &b, &shared.full[stage], {step * 64, 0});
     }
@@ -93,17 +91,12 @@ __device__ void multiply_stage(Shared& shared, float (&c)[32], int stage, int st
         if (fault == operand_misaligned) b += 128;
         const uint64_t left = wgmma_descriptor(a, fault == swizzle_differs ? Swizzle::bytes_64 : Swizzle::bytes_128, 16, 1024);
         const uint64_t right = wgmma_descriptor(b, Swizzle::bytes_128, 16, fault == stride_differs ? 512 : 1024);
-        if (fault == no_wgmma_fence || fault == operand_beyond_memory || fault == operand_misaligned ||
-            fault == warp_issues_another || fault == no_wgmma_wait || fault == accumulator_touched) {
-            MARK();
-        }
-        wgmma<64>(c, left, right, step > 0 || slice > 0);
+        MARK_IF(fault >= operand_beyond_memory && fault <= warp_issues_another); wgmma<64>(c, left, right, step > 0 || slice > 0);
     }
     wgmma_commit();
     if (fault == accumulator_touched && threadIdx.x == 200) c[3] = 0.0f;
     if (fault == deadlock_of_warpgroup && threadIdx.x >= 224) return;
-    if (fault == deadlock_of_warpgroup) MARK();
-    if (fault != no_wgmma_wait) wgmma_wait<0>();
+    if (fault != no_wgmma_wait) { MARK_IF(fault == deadlock_of_warpgroup); wgmma_wait<0>(); }
     wgmma_hold(c);
 }
 
@@ -114,13 +107,12 @@ __device__ void consume(Shared& shared, const TensorMap& out, int fault) {
     for (int step = 0; step < steps; step++) {
         const int stage = step % stages;
         const uint32_t parity = fault == parity_not_flipped ? 0 : step / stages & 1;
-        if (fault == parity_not_flipped || fault == expects_too_much || fault == expects_too_little) MARK();
-        if (fault != reads_before_load) mbarrier_wait(&shared.full[stage], parity);
+        const bool guilty = fault == parity_not_flipped || fault == expects_too_much || fault == expects_too_little;
         if (fault == reads_before_load) { MARK(); c[0] += float(*static_cast<volatile uint16_t*>(&shared.a[stage][thread])); }
+        else { MARK_IF(guilty); mbarrier_wait(&shared.full[stage], parity); }
         multiply_stage(shared, c, stage, step, fault);
         if (lane == 0 && fault != consumer_does_not_release) {
-            if (fault == consumer_releases_twice) { MARK(); mbarrier_arrive(&shared.empty[stage]); }
-            if (fault == consumer_releases_twice) MARK();
+            if (fault == consumer_releases_twice) mbarrier_arrive(&shared.empty[stage]);
             mbarrier_arrive(&shared.empty[stage]);
         }
     }
@@ -131,8 +123,7 @@ __device__ void consume(Shared& shared, const TensorMap& out, int fault) {
     if (fault != no_proxy_fence) fence_proxy_async();
     if (fault != no_barrier_before_store) named_barrier_sync(1, 128);
     if (thread == 0) {
-        if (fault == no_proxy_fence || fault == no_barrier_before_store || fault == no_read_wait) MARK();
-        tma_store(&out, shared.result, {0, 0});
+        MARK_IF(fault == no_proxy_fence || fault == no_barrier_before_store || fault == no_read_wait); tma_store(&out, shared.result, {0, 0});
         bulk_commit();
         if (fault == overwrites_source) { MARK(); shared.result[5] = 1.0f; }
         if (fault != no_read_wait) bulk_wait_read<0>();
@@ -157,16 +148,13 @@ TEMPER_KERNEL(pipeline, 256, const __grid_constant__ TensorMap a, const __grid_c
     if (threadIdx.x < 128) {
         registers_decrease<40>();
         if (threadIdx.x < 32 && elect_one()) {
-            if (fault == barrier_not_made || fault == barrier_overwritten) MARK();
             produce(shared, a, b, fault);
         }
     } else {
-        if (fault == too_many_registers) MARK();
         if (fault == too_many_registers) {
             registers_increase<256>();
-            named_barrier_sync(2, 128);
             registers_decrease<40>();
-            registers_decrease<48>();
+            MARK(); registers_decrease<48>();
         }
         registers_increase<256>();
         consume(shared, out, fault);
@@ -232,37 +220,37 @@ AddCase plant_watched(const char* name, int fault, std::vector<const char*> word
 }
 
 const AddCase planted[] = {
-    plant("parity not flipped", parity_not_flipped, {"mbarrier", "waits for it again|deadlock", "parity"}, false),
-    plant("parity starts wrong", parity_starts_wrong, {"deadlock", "phase of parity 0", "lacks 4 of 4 arrivals"}, false),
+    plant("parity not flipped", parity_not_flipped, {"mbarrier", "waits for it again|deadlock", "parity"}),
+    plant("parity starts wrong", parity_starts_wrong, {"deadlock", "phase of parity 0", "lacks 4 of 4 arrivals"}),
     plant_watched("producer does not wait", producer_does_not_wait, {"race|in flight|one arrival more"}),
-    plant("consumer does not release", consumer_does_not_release, {"deadlock", "lacks 4 of 4 arrivals and 0 bytes"}, false),
+    plant("consumer does not release", consumer_does_not_release, {"deadlock", "lacks 4 of 4 arrivals and 0 bytes"}),
     plant_watched("consumer releases twice", consumer_releases_twice, {"one arrival more than the 4 of a phase|race|deadlock"}),
-    plant("expects too much", expects_too_much, {"deadlock", "lacks 0 of 1 arrivals and 16 bytes"}, false),
-    plant("expects too little", expects_too_little, {"deadlock", "and -16 bytes"}, false),
+    plant("expects too much", expects_too_much, {"deadlock", "lacks 0 of 1 arrivals and 16 bytes"}),
+    plant("expects too little", expects_too_little, {"deadlock", "and -16 bytes"}),
     plant("swizzle differs", swizzle_differs, {"misaligned wgmma: operand a", "512-byte pattern"}, false),
     plant("map not swizzled", map_not_swizzled, {}),
     plant("stride differs", stride_differs, {}),
-    plant("operand beyond memory", operand_beyond_memory, {"out of bounds|never written|fence_proxy_async", "wgmma"}, false),
-    plant("operand misaligned", operand_misaligned, {"misaligned wgmma: operand b"}, false),
-    plant("no wgmma wait", no_wgmma_wait, {"wgmmas in flight", "never waited"}, false),
-    plant("no wgmma fence", no_wgmma_fence, {"wgmma_fence is missing"}, false),
-    plant("accumulator touched", accumulator_touched, {"accumulator", "written before wgmma_wait", "thread 200 "}, false),
-    plant("warp issues another", warp_issues_another, {"divergence", "different wgmmas", "warp 5"}, false),
+    plant("operand beyond memory", operand_beyond_memory, {"out of bounds|never written|fence_proxy_async", "wgmma"}),
+    plant("operand misaligned", operand_misaligned, {"misaligned wgmma: operand b"}),
+    plant("no wgmma wait", no_wgmma_wait, {"wgmmas in flight", "never waited"}),
+    plant("no wgmma fence", no_wgmma_fence, {"wgmma_fence is missing"}),
+    plant("accumulator touched", accumulator_touched, {"accumulator", "written before wgmma_wait", "thread 200 "}),
+    plant("warp issues another", warp_issues_another, {"divergence", "different wgmmas", "warp 5"}),
     plant_watched("no proxy fence", no_proxy_fence, {"tma_store", "no fence_proxy_async"}),
     plant_watched("no barrier before store", no_barrier_before_store, {"tma_store|copy engine", "never written|race"}),
-    plant("no read wait", no_read_wait, {"bulk_wait_read is missing"}, false),
+    plant("no read wait", no_read_wait, {"bulk_wait_read is missing"}),
     plant_watched("overwrites source", overwrites_source, {"copy engine still reads", "bulk_wait_read"}),
     plant_watched("reads before load", reads_before_load, {"never written|in flight|race"}),
     plant("barrier not made", barrier_not_made, {"no mbarrier", "never initialised"}, false),
     plant("barrier made twice", barrier_made_twice, {"live mbarrier"}),
     plant("barrier overwritten", barrier_overwritten, {"no mbarrier", "overwritten"}, false),
-    plant("tile beyond memory", tile_beyond_memory, {"tma_load", "not within"}, false),
-    plant("tile misaligned", tile_misaligned, {"misaligned tma_load"}, false),
+    plant("tile beyond memory", tile_beyond_memory, {"tma_load", "not within"}),
+    plant("tile misaligned", tile_misaligned, {"misaligned tma_load"}),
     plant("map of other rank", map_of_other_rank, {"3 coordinates for a tensor map of 2 dimensions"}),
-    plant("map beyond tensor", map_beyond_tensor, {"out of bounds: the copy engine", "of the allocation of 32768 bytes"}, false),
-    plant("too many registers", too_many_registers, {"registers_decrease to 48: the warp has 40"}, false),
+    plant("map beyond tensor", map_beyond_tensor, {"out of bounds: the copy engine", "of the allocation of 32768 bytes"}),
+    plant("too many registers", too_many_registers, {"registers_decrease to 48: the warp has 40"}),
     plant("load not waited", load_not_waited, {"still in flight when the block ended|race|in flight|bytes outstanding"}, false),
-    plant("deadlock of warpgroup", deadlock_of_warpgroup, {"deadlock", "wgmma_wait", "mbarrier|exited"}, false),
+    plant("deadlock of warpgroup", deadlock_of_warpgroup, {"deadlock", "wgmma_wait", "mbarrier|exited"}),
 };
 
 }  // namespace

@@ -150,6 +150,27 @@ pub trait Driver: Send + Sync {
     /// `pointer` came from [`Driver::allocate`] with the same `bytes` and is not used again.
     unsafe fn release(&self, pointer: u64, bytes: usize);
 
+    /// Allocates `bytes` of page-locked main memory, zero at first. `name` is for the message when memory is short.
+    fn allocate_host(&self, name: &str, bytes: usize) -> Result<u64>;
+
+    /// Gives page-locked memory back, after all queued copies.
+    ///
+    /// # Safety
+    /// `pointer` came from [`Driver::allocate_host`] with the same `bytes` and is not used again.
+    unsafe fn release_host(&self, pointer: u64, bytes: usize);
+
+    /// Copies from the device to page-locked memory, in the order of the stream.
+    ///
+    /// # Safety
+    /// `from` is allocated device memory and `to` page-locked memory of this driver, of at least `bytes`.
+    unsafe fn park(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Copies from page-locked memory to the device, in the order of the stream.
+    ///
+    /// # Safety
+    /// As for [`Driver::park`], the other way.
+    unsafe fn fetch(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
     /// Copies host bytes to the device. `from` may be reused as soon as the call returns.
     ///
     /// # Safety

@@ -88,6 +88,28 @@ impl Driver for Simulator {
         unsafe { temper_sim_release(pointer as *mut c_void, bytes) }
     }
 
+    fn allocate_host(&self, name: &str, bytes: usize) -> Result<u64> {
+        let pointer = self.allocate(name, bytes)?;
+        // SAFETY: just allocated with this size.
+        unsafe { self.clear(pointer, bytes)? };
+        Ok(pointer)
+    }
+
+    unsafe fn release_host(&self, pointer: u64, bytes: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.release(pointer, bytes) }
+    }
+
+    unsafe fn park(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.copy(from, to, bytes) }
+    }
+
+    unsafe fn fetch(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.copy(from, to, bytes) }
+    }
+
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         // SAFETY: the caller vouches for the destination; host and simulated device memory do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };

@@ -8,49 +8,43 @@ use cudarc::driver::sys::{
     CUtensorMapSwizzle_enum as Pattern, cuTensorMapEncodeTiled,
 };
 
+use super::super::driver::{TensorMap, Tiles};
 use super::error::during;
-use crate::backend::cuda::Tiles;
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
-/// A kernel parameter that describes tiles of a tensor. Elements beyond its bounds read as zero and are not written.
-#[repr(transparent)]
-pub struct TensorMap(pub(super) CUtensorMap);
-
 // The kernel parameter is 128 bytes, aligned to 64 at least.
-const _: () = assert!(size_of::<TensorMap>() == 128 && align_of::<TensorMap>() >= 64);
+const _: () = assert!(size_of::<CUtensorMap>() == size_of::<TensorMap>() && align_of::<TensorMap>() >= 64);
 
-impl TensorMap {
-    /// The map of these tiles.
-    ///
-    /// # Errors
-    /// When the copy engine cannot do that: the message names the rule.
-    pub fn new(tiles: &Tiles) -> Result<Self> {
-        check(tiles).map_err(|rule| Error::Device(format!("tensor map: {rule}, but: {tiles:?}")))?;
-        let (element, pattern) = (element(tiles.dtype), pattern(tiles.swizzle));
-        let steps = vec![1u32; tiles.sizes.len()];
-        let mut map = CUtensorMap { opaque: [0; 16] };
-        // SAFETY: the arrays have as many entries as the rank says (strides one less), which was checked, and the map
-        // is aligned as its type demands. The driver reads none of the tensor's memory.
-        let status = unsafe {
-            cuTensorMapEncodeTiled(
-                &mut map,
-                element,
-                tiles.sizes.len() as u32,
-                tiles.address as *mut c_void,
-                tiles.sizes.as_ptr(),
-                tiles.strides.as_ptr(),
-                tiles.tile.as_ptr(),
-                steps.as_ptr(),
-                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                pattern,
-                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        status.result().map_err(during(format_args!("tensor map of {tiles:?}")))?;
-        Ok(Self(map))
-    }
+/// The map of these tiles.
+///
+/// # Errors
+/// When the copy engine cannot do that: the message names the rule.
+pub(super) fn encode(tiles: &Tiles) -> Result<TensorMap> {
+    check(tiles).map_err(|rule| Error::Device(format!("tensor map: {rule}, but: {tiles:?}")))?;
+    let (element, pattern) = (element(tiles.dtype), pattern(tiles.swizzle));
+    let steps = vec![1u32; tiles.sizes.len()];
+    let mut map = CUtensorMap { opaque: [0; 16] };
+    // SAFETY: the arrays have as many entries as the rank says (strides one less), which was checked, and the map
+    // is aligned as its type demands. The driver reads none of the tensor's memory.
+    let status = unsafe {
+        cuTensorMapEncodeTiled(
+            &mut map,
+            element,
+            tiles.sizes.len() as u32,
+            tiles.address as *mut c_void,
+            tiles.sizes.as_ptr(),
+            tiles.strides.as_ptr(),
+            tiles.tile.as_ptr(),
+            steps.as_ptr(),
+            Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            pattern,
+            Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    status.result().map_err(during(format_args!("tensor map of {tiles:?}")))?;
+    Ok(TensorMap(map.opaque))
 }
 
 fn element(dtype: DType) -> Element {
