@@ -386,7 +386,7 @@ fn samples(seed: u64, rows: usize, cols: usize) -> (Vec<usize>, Vec<usize>) {
         return ((0..rows).collect(), (0..cols).collect());
     }
     let row_count = rows.min(COMPARED_ROWS).max(COMPARED / cols.max(1)).min(rows);
-    (some(seed, rows, row_count), some(seed + 1, cols, (COMPARED / row_count).min(cols)))
+    (some(seed, rows, row_count), some(seed.wrapping_add(1), cols, (COMPARED / row_count).min(cols)))
 }
 
 /// About `count` of 0..`of`, in order.

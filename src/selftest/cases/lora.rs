@@ -21,10 +21,11 @@ struct Shape {
     dropout: bool,
 }
 
-// Once without aligned rows, once with them and once with aligned inputs only: each has kernels of its own.
-const SMALL: [Shape; 4] = [
+/// Without aligned rows, with them and with aligned inputs only, with and without dropout: each has kernels of its own.
+const SMALL: [Shape; 5] = [
     Shape { tokens: 5, inputs: 7, outputs: 11, rank: 3, projections: &[(2, 9)], dropout: false },
     Shape { tokens: 33, inputs: 48, outputs: 96, rank: 8, projections: &[(0, 64), (64, 16), (80, 16)], dropout: true },
+    Shape { tokens: 40, inputs: 40, outputs: 64, rank: 8, projections: &[(0, 48), (48, 16)], dropout: false },
     Shape { tokens: 21, inputs: 24, outputs: 27, rank: 5, projections: &[(3, 9), (12, 15)], dropout: true },
     Shape { tokens: 70, inputs: 65, outputs: 40, rank: 16, projections: &[(0, 16), (24, 16)], dropout: true },
 ];

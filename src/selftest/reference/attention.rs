@@ -5,7 +5,7 @@ use crate::ops::{AttentionShape, Segment};
 
 /// The operands of attention.
 pub struct Attention<'a> {
-    /// [T, (H+2G)·D].
+    /// `[T, (H+2G)·D]`.
     pub qkv: &'a dyn Numbers,
     pub segments: &'a [Segment],
     pub shape: AttentionShape,
@@ -87,7 +87,7 @@ impl Attention<'_> {
         }
     }
 
-    /// log Σ exp of the scores, [T, H].
+    /// log Σ exp of the scores, `[T, H]`.
     pub fn log_sum_exp(&self) -> impl Fn(usize, &[usize]) -> Vec<f64> {
         |row, cols| cols.iter().map(|&head| self.scores(row, head).1).collect()
     }
