@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct Unit {
     /// The source, below `kernels/`.
     pub source: PathBuf,
+    /// A file that the source includes by a name that is in the arguments.
+    pub included: Option<PathBuf>,
     /// Program and every argument but source and output.
     pub compiler: Vec<String>,
     /// Written by the compiler. Beside it: its digest and what the compiler said.
@@ -37,7 +39,7 @@ impl Unit {
         for argument in &self.compiler {
             digest.add(argument.as_bytes());
         }
-        for file in with_includes(&self.source)? {
+        for file in with_includes(std::iter::once(&self.source).chain(&self.included))? {
             digest.add(file.as_os_str().as_encoded_bytes());
             digest.add(read(&file)?.as_bytes());
         }
@@ -86,10 +88,10 @@ pub fn make_all(units: &[Unit], version: &str) -> Result<(), String> {
     if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
 }
 
-/// The file and, transitively, every file below `kernels/` that it includes, in a fixed order.
-fn with_includes(source: &Path) -> Result<BTreeSet<PathBuf>, String> {
+/// The files and, transitively, every file below `kernels/` that they include, in a fixed order.
+fn with_includes<'a>(sources: impl Iterator<Item = &'a PathBuf>) -> Result<BTreeSet<PathBuf>, String> {
     let mut found = BTreeSet::new();
-    let mut open = vec![source.to_path_buf()];
+    let mut open: Vec<PathBuf> = sources.cloned().collect();
     while let Some(file) = open.pop() {
         if !found.insert(file.clone()) {
             continue;

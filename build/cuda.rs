@@ -15,6 +15,9 @@ use super::ptxas;
 const OLDEST: u32 = 80;
 /// Oldest toolkit: the first that knows sm_90a.
 const OLDEST_TOOLKIT: (u32, u32) = (12, 0);
+/// First toolkit that packs images tightly. Line tables make them five times as big otherwise, and they are in every
+/// program that links temper; a driver of that version, which is the oldest that we accept, unpacks them.
+const COMPRESSING_TOOLKIT: (u32, u32) = (12, 8);
 
 pub fn build() -> Result<(), String> {
     let table = match find_nvcc() {
@@ -91,7 +94,7 @@ fn compile_all(nvcc: &Nvcc) -> Result<Table, String> {
         let chosen: Vec<&String> = architectures.iter().filter(|name| !special || *name == "90a").collect();
         if !chosen.is_empty() {
             let compiler = command(nvcc, &chosen, !special);
-            units.push(Unit { source, compiler, output: folder.join(format!("{stem}.fatbin")) });
+            units.push(Unit { source, included: None, compiler, output: folder.join(format!("{stem}.fatbin")) });
         }
     }
     compile::make_all(&units, &nvcc.version)?;
@@ -116,6 +119,9 @@ fn command(nvcc: &Nvcc, architectures: &[&String], generic: bool) -> Vec<String>
     let mut command = vec![nvcc.program.clone()];
     command.extend(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v", "-Ikernels"].map(String::from));
     command.push("-allow-unsupported-compiler".into());
+    if nvcc.release >= COMPRESSING_TOOLKIT {
+        command.push("--compress-mode=size".into());
+    }
     if let Some(host) = compile::variable("NVCC_CCBIN").or_else(|| compile::variable("CXX")) {
         command.push(format!("-ccbin={host}"));
     }

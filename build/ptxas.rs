@@ -34,7 +34,7 @@ pub fn read(log: &str) -> Report {
                 spill_load_bytes: 0,
                 local_bytes: 0,
             });
-        } else if line.contains("warning") || line.contains("Potential Performance Loss") {
+        } else if line.contains("warning") || line.contains("(C75") {
             report.warnings.push(line.trim().to_string());
         } else if let Some(last) = report.resources.last_mut() {
             last.stack_bytes += number_before(line, " bytes stack frame");

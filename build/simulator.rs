@@ -1,6 +1,6 @@
 //! The kernels and the machine in `kernels/sim` as a static library of this crate.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use super::compile::{self, Unit};
@@ -11,7 +11,8 @@ const FLAGS: [&str; 6] = ["-std=gnu++20", "-O2", "-g1", "-fno-strict-aliasing", 
 
 pub fn build() -> Result<(), String> {
     let kernels = compile::files("kernels", "cu");
-    let machine = compile::files("kernels/sim", "cpp");
+    let mut machine = compile::files("kernels/sim", "cpp");
+    machine.retain(|file| !file.ends_with("unit.cpp"));
     if machine.is_empty() {
         return Ok(());
     }
@@ -20,14 +21,25 @@ pub fn build() -> Result<(), String> {
     let mut command: Vec<String> = std::iter::once(compiler.as_str()).chain(FLAGS).map(String::from).collect();
     command.extend(compile::variable("CXXFLAGS").iter().flat_map(|flags| flags.split_whitespace()).map(String::from));
     command.push("-c".into());
-    let kernel_flags = ["-DTEMPER_SIMULATOR", "-x", "c++"].map(String::from);
-    let unit = |source: &PathBuf, more: &[String]| Unit {
-        source: source.clone(),
-        compiler: [&command, more].concat(),
-        output: folder.join(format!("{}.o", source.file_name().unwrap_or_default().display())),
-    };
-    let mut units: Vec<Unit> = machine.iter().map(|source| unit(source, &["-DTEMPER_SIMULATOR".into()])).collect();
-    units.extend(kernels.iter().map(|source| unit(source, &kernel_flags)));
+    command.push("-DTEMPER_SIMULATOR".into());
+    let object = |file: &Path| folder.join(format!("{}.o", file.file_name().unwrap_or_default().display()));
+    let mut units: Vec<Unit> = Vec::new();
+    for source in machine {
+        units.push(Unit { output: object(&source), source, included: None, compiler: command.clone() });
+    }
+    for kernel in kernels {
+        // In a namespace of its own: templates of one name in two kernel files would be merged by the linker.
+        let stem = kernel.file_stem().unwrap_or_default().display().to_string();
+        let mut compiler = command.clone();
+        compiler.push(format!("-DTEMPER_UNIT=unit_{stem}"));
+        compiler.push(format!("-DTEMPER_UNIT_FILE=\"../{stem}.cu\""));
+        units.push(Unit {
+            source: Path::new("kernels/sim/unit.cpp").into(),
+            output: object(&kernel),
+            included: Some(kernel),
+            compiler,
+        });
+    }
     compile::make_all(&units, &version)?;
     archive(&folder.join("libtemper_simulator.a"), &units)?;
 

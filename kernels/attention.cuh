@@ -1,5 +1,5 @@
-// Shared by the attention kernels: which rows and keys a block works on, and tiles of bf16 in shared memory with the two
-// matrix products that forward and backward are made of.
+// Shared by the attention kernels: which rows and keys a block works on, and tiles of bf16 in shared memory with the
+// two matrix products that forward and backward are made of.
 //
 // A query q of a segment sees key k when k <= q, q - k < window and k < valid. With unsigned numbers the first two are
 // one comparison: q - k < window, because a key after the query wraps to a number beyond any window. "No window" is
@@ -73,8 +73,8 @@ __device__ __forceinline__ void attention_load(unsigned char* tile, const bf16* 
     }
 }
 
-// The same address as attention_offset(row + lane's row, 2 * pair + low), but with what depends on the lane in `lane_part`
-// = attention_offset(lane's row, low), low being 0 or 1: so few registers hold the addresses of a whole tile.
+// The same address as attention_offset(row + lane's row, 2 * pair + low), but with what depends on the lane in
+// `lane_part` = attention_offset(lane's row, low), low being 0 or 1: few registers hold the addresses of a whole tile.
 template <int rows>
 __device__ __forceinline__ uint32_t attention_step(uint32_t lane_part, uint32_t row, uint32_t pair) {
     return (lane_part ^ (pair % 4 * 32)) + pair / 4 * (rows * 128) + row * 128;
@@ -109,11 +109,11 @@ __device__ __forceinline__ void attention_product_transposed(float (&c)[row_tile
     }
 }
 
-// c[i][n] += a b: accumulators `a` of an earlier product, rounded to bf16, as the left operand (an accumulator holds its
-// elements where the operand wants them), and the rows of tile b, as many as `a` has columns.
+// c[i][n] += a b: accumulators `a` of an earlier product, rounded to bf16, as the left operand (an accumulator holds
+// its elements where the operand wants them), and the rows of tile b, as many as `a` has columns.
 template <int D, int b_rows, int row_tiles, int k_tiles>
-__device__ __forceinline__ void attention_product(float (&c)[row_tiles][D / 8][4], const float (&a)[row_tiles][k_tiles][4],
-                                                  const unsigned char* b) {
+__device__ __forceinline__ void attention_product(float (&c)[row_tiles][D / 8][4],
+                                                  const float (&a)[row_tiles][k_tiles][4], const unsigned char* b) {
     const uint32_t lane = threadIdx.x % 32, b_lane = attention_offset<b_rows>(lane % 16, lane / 16);
 #pragma unroll
     for (int k = 0; k < k_tiles / 2; ++k) {
@@ -142,9 +142,9 @@ __device__ __forceinline__ void attention_product(float (&c)[row_tiles][D / 8][4
 // Writes a warp's accumulators, times `factor`, as rows tile_row.. of a bf16 matrix, through the same rows of `tile`,
 // which nobody else may be using: so that the matrix is written 16 bytes at a time. Rows from `end` on are not written.
 template <int D, int rows, int row_tiles>
-__device__ __forceinline__ void attention_store(const float (&c)[row_tiles][D / 8][4], float factor, unsigned char* tile,
-                                                uint32_t tile_row, bf16* target, uint64_t stride, uint32_t first,
-                                                uint32_t end) {
+__device__ __forceinline__ void attention_store(const float (&c)[row_tiles][D / 8][4], float factor,
+                                                unsigned char* tile, uint32_t tile_row, bf16* target, uint64_t stride,
+                                                uint32_t first, uint32_t end) {
     const uint32_t lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 4;
     const uint32_t lane_part = attention_offset<rows>(tile_row + group, 0) + pair;
 #pragma unroll
@@ -175,3 +175,106 @@ __device__ __forceinline__ void attention_clear(float (&c)[row_tiles][column_til
         for (int n = 0; n < column_tiles; ++n) c[i][n][0] = c[i][n][1] = c[i][n][2] = c[i][n][3] = 0.0f;
     }
 }
+
+// Multiplies the two rows that this lane holds of each fragment.
+template <int row_tiles, int column_tiles>
+__device__ __forceinline__ void attention_scale(float (&c)[row_tiles][column_tiles][4],
+                                                const float (&factor)[row_tiles][2]) {
+#pragma unroll
+    for (int i = 0; i < row_tiles; ++i) {
+#pragma unroll
+        for (int n = 0; n < column_tiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) c[i][n][e] *= factor[i][e / 2];
+        }
+    }
+}
+
+// Hides the keys that a row does not see.
+template <int row_tiles, int column_tiles>
+__device__ __forceinline__ void attention_hide(float (&scores)[row_tiles][column_tiles][4], uint32_t first_query,
+                                               uint32_t first_key, uint32_t valid, uint32_t window) {
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < row_tiles; ++i) {
+#pragma unroll
+        for (int n = 0; n < column_tiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const uint32_t query = first_query + 16 * i + lane / 4 + e / 2 * 8;
+                const uint32_t key = first_key + 8 * n + lane % 4 * 2 + e % 2;
+                if (!attention_visible(query, key, valid, window)) scores[i][n][e] = negative_infinity;
+            }
+        }
+    }
+}
+
+// The running softmax of the rows that this lane holds: lane / 4 and lane / 4 + 8 of each fragment.
+template <int row_tiles>
+struct AttentionSoftmax {
+    // Maximum of the scores seen so far, and this lane's part of the sum of exp(score - maximum).
+    float maximum[row_tiles][2], sum[row_tiles][2];
+
+    __device__ __forceinline__ void start() {
+#pragma unroll
+        for (int i = 0; i < row_tiles; ++i) {
+            maximum[i][0] = maximum[i][1] = negative_infinity;
+            sum[i][0] = sum[i][1] = 0.0f;
+        }
+    }
+
+    // Scores become exp(score - maximum), and `shrink` what earlier results have to be multiplied with because the
+    // maximum grew. `scale` includes log2(e).
+    template <int column_tiles>
+    __device__ __forceinline__ void add(float (&scores)[row_tiles][column_tiles][4], float scale,
+                                        float (&shrink)[row_tiles][2]) {
+#pragma unroll
+        for (int i = 0; i < row_tiles; ++i) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float largest = maximum[i][half];
+#pragma unroll
+                for (int n = 0; n < column_tiles; ++n) {
+                    largest = fmaxf(largest, fmaxf(scores[i][n][2 * half], scores[i][n][2 * half + 1]));
+                }
+                largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, 1));
+                largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, 2));
+                // A row without a visible key so far: any finite shift makes its terms 0 rather than NaN.
+                const float shift = largest == negative_infinity ? 0.0f : largest * scale;
+                shrink[i][half] = exp2_approximate(maximum[i][half] * scale - shift);
+                maximum[i][half] = largest;
+                float total = 0.0f;
+#pragma unroll
+                for (int n = 0; n < column_tiles; ++n) {
+#pragma unroll
+                    for (int e = 2 * half; e < 2 * half + 2; ++e) {
+                        scores[i][n][e] = exp2_approximate(fmaf(scores[i][n][e], scale, -shift));
+                        total += scores[i][n][e];
+                    }
+                }
+                sum[i][half] = sum[i][half] * shrink[i][half] + total;
+            }
+        }
+    }
+
+    // Writes log_sum_exp, `first_row` being the row in the segment of the first fragment's first row; `inverse` becomes
+    // what results have to be multiplied with.
+    __device__ __forceinline__ void finish(float scale, float (&inverse)[row_tiles][2], float* log_sum_exp,
+                                           uint32_t stride, uint32_t first_row, uint32_t length) {
+#pragma unroll
+        for (int i = 0; i < row_tiles; ++i) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float total = sum[i][half];
+                total += __shfl_xor_sync(full_warp, total, 1);
+                total += __shfl_xor_sync(full_warp, total, 2);
+                inverse[i][half] = total > 0.0f ? 1.0f / total : 0.0f;
+                const uint32_t row = first_row + 16 * i + 8 * half + threadIdx.x % 32 / 4;
+                if (threadIdx.x % 4 == 0 && row < length) {
+                    log_sum_exp[uint64_t(row) * stride] =
+                        total > 0.0f ? maximum[i][half] * (scale * natural_log_of_2) + logf(total) : negative_infinity;
+                }
+            }
+        }
+    }
+};

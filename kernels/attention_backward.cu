@@ -4,26 +4,27 @@
 //
 // qkv, d_qkv [T, (H + 2G) D] bf16, d_out, out [T, H D] bf16, log_sum_exp [T, H] f32. Three kernels:
 //
-// 1. attention_statistics: for every row and head (log_sum_exp times `unit`, delta), as [H, T] pairs of f32, so that the
-//    other two read neighbours; `unit` is log2(e) for these two, which use exp2, and 1 for those of attention_general.cu.
-//    A row that saw no key gets 0 instead of -infinity. One warp for a row and head.
+// 1. attention_statistics: for every row and head (log_sum_exp times `unit`, delta), as [H, T] pairs of f32, so that
+//    the other two read neighbours; `unit` is log2(e) for these two, which use exp2, and 1 for those of
+//    attention_general.cu. A row that saw no key gets 0 instead of -infinity. One warp for a row and head.
 // 2. attention_backward_key_value: a block holds 128 keys and values of one key/value head and passes over every query
 //    head of its group and every block of 64 queries that sees them. d_k and d_v have one writer: no atomics, no f32
 //    copies to clear and convert, and one order of summation, so the same bits on every run.
 // 3. attention_backward_query: a block holds 128 queries and their d_out and passes over blocks of 64 keys.
 //
 // Why d_q has a kernel of its own: 2 and 3 together do 4 + 3 = 7 products, where one kernel that also adds to d_q in
-// memory does 5. But many key blocks add to one d_q: in f32, 8 D bytes of traffic for each query and key block (8.6 GB
-// for a layer of 32 heads and 16,384 tokens in sequences of 2,048), a pass to clear and one to convert, and, to keep the order fixed,
-// blocks that wait for each other, which published kernels pay with 17 to 37 % of their speed. Two products more are 40 %
-// of FLOP and nothing else. Not measured.
+// memory does 5. But many key blocks add to one d_q: in f32, 8 D bytes of traffic for each query and key block (4.6 GB
+// for a layer of 32 heads and 16,384 tokens in sequences of 2,048), a pass to clear and one to convert, and, to keep
+// the order fixed, blocks that wait for each other, which published kernels pay with 17 to 37 % of their speed. Two
+// products more are 40 % of FLOP and nothing else. Not measured.
 //
-// Both large kernels have one shape: "fixed" tiles, whose rows the 8 warps divide (16 rows each), and "streamed" tiles in
-// two stages. Kernel 2 computes the transposed scores k q^T, so that in both kernels P and dS are accumulators that serve
-// as left operands of the next product where they are: no probability goes through shared memory.
+// Both large kernels have one shape: "fixed" tiles, whose rows the 8 warps divide (16 rows each), and "streamed" tiles
+// in two stages. Kernel 2 computes the transposed scores k q^T, so that in both kernels P and dS are accumulators that
+// serve as left operands of the next product where they are: no probability goes through shared memory.
 //
 // Launch: 256 threads; grid.x = segments * G (kernel 2) or segments * H (kernel 3); grid.y = blocks of 128 rows of the
-// longest segment. The longest blocks start first: those of the first keys in kernel 2, of the last queries in kernel 3.
+// longest segment. The longest blocks start first: those of the first keys in kernel 2, of the last queries in
+// kernel 3.
 //
 // Shared memory (bytes at D = 128 / 64): two fixed tiles, 65,536 / 32,768; two stages of two streamed tiles of 64 rows,
 // 65,536 / 32,768; kernel 2: statistics of two stages, 1,024. Results leave through the fixed tiles.
@@ -137,7 +138,8 @@ __device__ __forceinline__ void attention_backward_key_value(const bf16* d_out, 
         __syncthreads();  // this stage is there; nobody still reads the other one
         if (step + 1 < steps) mine = load(step + 1);
 
-        const unsigned char *q_tile = stages + step % 2 * 2 * streamed_bytes<D>, *d_out_tile = q_tile + streamed_bytes<D>;
+        const unsigned char* q_tile = stages + step % 2 * 2 * streamed_bytes<D>;
+        const unsigned char* d_out_tile = q_tile + streamed_bytes<D>;
         const uint32_t query = range.begin + step % blocks * streamed_rows;
         Scores p, ds;
         attention_clear(p);
@@ -176,7 +178,8 @@ __device__ __forceinline__ void attention_backward_query(const bf16* d_out, cons
     const uint32_t stride = (query_heads + 2 * key_value_heads) * D, out_stride = query_heads * D;
     const uint64_t start = segment.start, column = uint64_t(head) * D;
     const bf16 *rows = qkv + start * stride, *k = rows + (query_heads + group) * D, *v = k + key_value_heads * D;
-    unsigned char *q_tile = shared_memory(), *d_out_tile = q_tile + fixed_bytes<D>, *stages = d_out_tile + fixed_bytes<D>;
+    unsigned char *q_tile = shared_memory(), *d_out_tile = q_tile + fixed_bytes<D>;
+    unsigned char* stages = d_out_tile + fixed_bytes<D>;
 
     const uint32_t last = min(first + fixed_rows, segment.length) - 1;
     const AttentionRange range = attention_keys(first, last, segment.valid, window, streamed_rows);

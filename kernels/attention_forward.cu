@@ -11,121 +11,31 @@
 //
 // A warp owns 32 queries (two fragments of 16 rows, so that each fragment of K and V that ldmatrix loads is used twice;
 // with one, ldmatrix needs all of the bandwidth of shared memory). Scores, probabilities and output stay in registers.
-// Tiles of 32 keys at D = 128, 64 at D = 64; the next tile of k and v arrives while this one is used, one barrier a tile.
+// Tiles of 32 keys at D = 128, 64 at D = 64; the next tile of k and v arrives while this one is used; one
+// barrier for each tile.
 //
 // Shared memory (bytes at D = 128 / 64): q 32,768 / 16,384; two stages of k and v, 4 x 8,192; together 65,536 / 49,152,
 // so that two blocks fit a multiprocessor of 163 KiB. The output leaves through q's place.
-// Registers: output 16 D / 16 = 128 / 64, scores 32 / 64, fragments, addresses and sums about 50; at most 255, since two
-// blocks of 128 threads share the file. No spills.
+// Registers: output 16 D / 16 = 128 / 64, scores 32 / 64, fragments, addresses and sums about 50; at most 255, since
+// two blocks of 128 threads share the file. No spills.
 //
-// Floor: 4 D FLOP for each visible pair of query and key and head; reads q, k, v and writes out once, 4 D bytes for each
-// query row and head, plus k and v again from L2 for each query block. Speed: not measured.
+// Floor: 4 D FLOP for each visible pair of query and key and head; reads q, k, v and writes out once, 4 D bytes for
+// each query row and head, plus k and v again from L2 for each query block. Speed: not measured.
 //
-// Rejected: tiles of 64 keys at D = 128 (scores need 64 registers; ptxas spills); 8 warps of 16 rows (ldmatrix, above); a
-// schedule from the host's segment table (a copy each call; the grid above has the same order).
+// Rejected: tiles of 64 keys at D = 128 (scores need 64 registers; ptxas spills); 8 warps of 16 rows (ldmatrix, above);
+// a schedule from the host's segment table (a copy each call; the grid above has the same order).
 #include "attention.cuh"
 
 namespace {
 
 template <int D>
 struct Forward {
-    static constexpr int queries = 128, keys = D == 128 ? 32 : 64, threads = 128, row_tiles = 2, column_tiles = keys / 8;
+    static constexpr int queries = 128, keys = D == 128 ? 32 : 64, threads = 128;
+    static constexpr int row_tiles = 2, column_tiles = keys / 8;
     static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2;
     using Scores = float[row_tiles][column_tiles][4];
     using Output = float[row_tiles][D / 8][4];
-
-    // Maximum of the scores seen so far and sum of exp(score - maximum), for rows lane / 4 and lane / 4 + 8 of each
-    // fragment. The sum is this lane's part until the end.
-    float maximum[row_tiles][2], sum[row_tiles][2];
-
-    __device__ __forceinline__ void start() {
-#pragma unroll
-        for (int i = 0; i < row_tiles; ++i) {
-            maximum[i][0] = maximum[i][1] = negative_infinity;
-            sum[i][0] = sum[i][1] = 0.0f;
-        }
-    }
-
-    // Scores become exp(score - maximum); the output so far shrinks to the new maximum. `scale` includes log2(e).
-    __device__ __forceinline__ void soften(Scores& scores, Output& output, float scale) {
-#pragma unroll
-        for (int i = 0; i < row_tiles; ++i) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float largest = maximum[i][half];
-#pragma unroll
-                for (int n = 0; n < column_tiles; ++n) {
-                    largest = fmaxf(largest, fmaxf(scores[i][n][2 * half], scores[i][n][2 * half + 1]));
-                }
-                largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, 1));
-                largest = fmaxf(largest, __shfl_xor_sync(full_warp, largest, 2));
-                // A row without a visible key so far: any finite shift makes its terms 0 rather than NaN.
-                const float shift = largest == negative_infinity ? 0.0f : largest * scale;
-                const float shrink = exp2_approximate(maximum[i][half] * scale - shift);
-                maximum[i][half] = largest;
-                float total = 0.0f;
-#pragma unroll
-                for (int n = 0; n < column_tiles; ++n) {
-#pragma unroll
-                    for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                        scores[i][n][e] = exp2_approximate(fmaf(scores[i][n][e], scale, -shift));
-                        total += scores[i][n][e];
-                    }
-                }
-                sum[i][half] = sum[i][half] * shrink + total;
-#pragma unroll
-                for (int n = 0; n < D / 8; ++n) {
-                    output[i][n][2 * half] *= shrink;
-                    output[i][n][2 * half + 1] *= shrink;
-                }
-            }
-        }
-    }
-
-    // Divides the output by the sums and writes log_sum_exp. Row i of the warp is row `first_row` + i of the segment.
-    __device__ __forceinline__ void finish(Output& output, float scale, float* log_sum_exp, uint32_t stride,
-                                           uint32_t first_row, uint32_t length) {
-#pragma unroll
-        for (int i = 0; i < row_tiles; ++i) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float total = sum[i][half];
-                total += __shfl_xor_sync(full_warp, total, 1);
-                total += __shfl_xor_sync(full_warp, total, 2);
-                const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
-#pragma unroll
-                for (int n = 0; n < D / 8; ++n) {
-                    output[i][n][2 * half] *= inverse;
-                    output[i][n][2 * half + 1] *= inverse;
-                }
-                const uint32_t row = first_row + 16 * i + 8 * half + threadIdx.x % 32 / 4;
-                if (threadIdx.x % 4 == 0 && row < length) {
-                    log_sum_exp[uint64_t(row) * stride] =
-                        total > 0.0f ? maximum[i][half] * (scale * natural_log_of_2) + logf(total) : negative_infinity;
-                }
-            }
-        }
-    }
 };
-
-// Hides the keys that a row does not see.
-template <int row_tiles, int column_tiles>
-__device__ __forceinline__ void hide(float (&scores)[row_tiles][column_tiles][4], uint32_t first_query,
-                                     uint32_t first_key, uint32_t valid, uint32_t window) {
-    const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < row_tiles; ++i) {
-#pragma unroll
-        for (int n = 0; n < column_tiles; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const uint32_t query = first_query + 16 * i + lane / 4 + e / 2 * 8;
-                const uint32_t key = first_key + 8 * n + lane % 4 * 2 + e % 2;
-                if (!attention_visible(query, key, valid, window)) scores[i][n][e] = negative_infinity;
-            }
-        }
-    }
-}
 
 template <int D>
 __device__ __forceinline__ void attention_forward(const bf16* qkv, const uint32_t* segments, bf16* out,
@@ -148,8 +58,9 @@ __device__ __forceinline__ void attention_forward(const bf16* qkv, const uint32_
     const AttentionRange range = attention_keys(first, last, segment.valid, window, Tile::keys);
     const uint32_t warp_row = threadIdx.x / 32 * 32;
     const float scale = score_scale * log2_of_e;
-    Tile state;
-    state.start();
+    AttentionSoftmax<Tile::row_tiles> softmax;
+    float factor[Tile::row_tiles][2];
+    softmax.start();
     typename Tile::Output output;
     attention_clear(output);
 
@@ -173,13 +84,15 @@ __device__ __forceinline__ void attention_forward(const bf16* qkv, const uint32_
         attention_clear(scores);
         attention_product_transposed<D, Tile::queries, Tile::keys>(scores, q_tile, warp_row, k_tile);
         const bool all_visible = key + Tile::keys <= min(first + 1, segment.valid) && last - key < window;
-        if (!all_visible) hide(scores, first + warp_row, key, segment.valid, window);
-        state.soften(scores, output, scale);
+        if (!all_visible) attention_hide(scores, first + warp_row, key, segment.valid, window);
+        softmax.add(scores, scale, factor);
+        attention_scale(output, factor);
         attention_product<D, Tile::keys>(output, scores, v_tile);
     }
 
     const uint64_t first_out = segment.start * uint64_t(query_heads);
-    state.finish(output, scale, log_sum_exp + first_out + head, query_heads, first + warp_row, segment.length);
+    softmax.finish(scale, factor, log_sum_exp + first_out + head, query_heads, first + warp_row, segment.length);
+    attention_scale(output, factor);
     attention_store<D, Tile::queries>(output, 1.0f, q_tile, warp_row, out + (first_out + head) * D,
                                       uint64_t(query_heads) * D, first, segment.length);
 }

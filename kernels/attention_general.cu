@@ -1,6 +1,6 @@
-// Attention, forward and backward, any head size up to 256, bf16 or f32, without tensor cores. It is for f32 mode (parity
-// with the CPU to 1e-5) and for head sizes that the kernels of attention_forward.cu and attention_backward.cu do not
-// have: correct and deterministic, not tuned. Formulas, operands and their meaning are those of these two files.
+// Attention, forward and backward, any head size up to 256, bf16 or f32, without tensor cores. It is for f32 mode
+// (parity with the CPU to 1e-5) and for head sizes that the kernels of attention_forward.cu and attention_backward.cu
+// do not have: correct and deterministic, not tuned. Formulas, operands and their meaning are those of these two files.
 //
 // Every kernel has one shape. A block of 128 threads holds 16 "fixed" rows, 4 for each warp, and passes over "streamed"
 // tiles of 32 rows. For a score, a lane is a streamed row; for a sum, a lane is the columns lane, lane + 32 and so on.
@@ -8,9 +8,9 @@
 // group one after another, so that nothing needs atomics.
 //
 // Launch: 128 threads; grid.x = segments * H (d_k and d_v: * G), grid.y = blocks of 16 rows of the longest segment.
-// Shared memory, all f32: two fixed tiles [16, D], two streamed tiles [32, D + 1] (the odd row length keeps the 32 lanes
-// of a score in 32 banks), for each warp two tables [4, 32] of what sums are weighted with. Forward has one fixed tile
-// and one table. At most 102,656 bytes. Registers: sums 32 (d_k and d_v: 64), the rest about 40.
+// Shared memory, all f32: two fixed tiles [16, D], two streamed tiles [32, D + 1] (the odd row length keeps the 32
+// lanes of a score in 32 banks), for each warp two tables [4, 32] of what sums are weighted with. Forward has one fixed
+// tile and one table. At most 102,656 bytes. Registers: sums 32 (d_k and d_v: 64), the rest about 40.
 // Floor: as in the two files, but at the rate of f32 FMA. Speed: not measured.
 //
 // Rejected: tf32 products in f32 mode (10 bits of mantissa miss the bound); a template for each head size (compiles for
@@ -48,7 +48,8 @@ __device__ __forceinline__ void dot_rows(Rows& dots, const float* fixed, const f
 }
 
 // sums[r] += weights[r][k] streamed[k] over all streamed rows k. All lanes' weights have to be there (__syncwarp).
-__device__ __forceinline__ void add_rows(Columns& sums, const float* weights, const float* streamed, uint32_t head_dim) {
+__device__ __forceinline__ void add_rows(Columns& sums, const float* weights, const float* streamed,
+                                         uint32_t head_dim) {
 #pragma unroll 1
     for (uint32_t k = 0; k < streamed_rows; ++k) {
 #pragma unroll
@@ -72,8 +73,8 @@ __device__ __forceinline__ void clear(Columns& sums) {
 
 // Writes the warp's rows first.. that are before `end`.
 template <typename T>
-__device__ __forceinline__ void store_rows(const Columns& sums, float factor, T* target, uint64_t stride, uint32_t first,
-                                           uint32_t end, uint32_t head_dim) {
+__device__ __forceinline__ void store_rows(const Columns& sums, float factor, T* target, uint64_t stride,
+                                           uint32_t first, uint32_t end, uint32_t head_dim) {
     const uint32_t lane = threadIdx.x % 32;
     target += first * stride + lane;
 #pragma unroll
@@ -94,7 +95,8 @@ struct Tiles {
 
     // `pair`: whether there is a second fixed tile and a second table.
     __device__ __forceinline__ Tiles(uint32_t head_dim, bool pair) {
-        const uint32_t warp = threadIdx.x / 32, fixed = fixed_rows * head_dim, streamed = streamed_rows * (head_dim + 1);
+        const uint32_t warp = threadIdx.x / 32;
+        const uint32_t fixed = fixed_rows * head_dim, streamed = streamed_rows * (head_dim + 1);
         fixed_a = reinterpret_cast<float*>(shared_memory());
         fixed_b = fixed_a + (pair ? fixed : 0);
         streamed_a = fixed_b + fixed;
@@ -144,8 +146,9 @@ __device__ __forceinline__ void forward(const T* qkv, const uint32_t* segments, 
     load_rows(tiles.fixed_a, D, fixed_rows, rows + uint64_t(head) * D, stride, first, segment.length, D);
     for (uint32_t key = range.begin; key < range.end; key += streamed_rows) {
         __syncthreads();  // nobody still reads the last tiles
-        load_rows(tiles.streamed_a, D + 1, streamed_rows, rows + shape.key_column(group), stride, key, segment.valid, D);
-        load_rows(tiles.streamed_b, D + 1, streamed_rows, rows + shape.value_column(group), stride, key, segment.valid, D);
+        const T *k = rows + shape.key_column(group), *v = rows + shape.value_column(group);
+        load_rows(tiles.streamed_a, D + 1, streamed_rows, k, stride, key, segment.valid, D);
+        load_rows(tiles.streamed_b, D + 1, streamed_rows, v, stride, key, segment.valid, D);
         __syncthreads();
         Rows scores;
         dot_rows(scores, tiles.fixed_a + tiles.warp_row * D, tiles.streamed_a, D);
@@ -214,8 +217,9 @@ __device__ __forceinline__ void backward_query(const T* d_out, const T* qkv, con
     }
     for (uint32_t key = range.begin; key < range.end; key += streamed_rows) {
         __syncthreads();  // nobody still reads the last tiles
-        load_rows(tiles.streamed_a, D + 1, streamed_rows, rows + shape.key_column(group), stride, key, segment.valid, D);
-        load_rows(tiles.streamed_b, D + 1, streamed_rows, rows + shape.value_column(group), stride, key, segment.valid, D);
+        const T *k = rows + shape.key_column(group), *v = rows + shape.value_column(group);
+        load_rows(tiles.streamed_a, D + 1, streamed_rows, k, stride, key, segment.valid, D);
+        load_rows(tiles.streamed_b, D + 1, streamed_rows, v, stride, key, segment.valid, D);
         __syncthreads();
         Rows p, ds;
         dot_rows(p, tiles.fixed_a + tiles.warp_row * D, tiles.streamed_a, D);

@@ -9,20 +9,21 @@
 // `live` may name a number on the device: then only rows first_live.. below it exist, of C (nt, nn) or of both
 // operands (tn). The loss head uses it to leave out tokens that the host does not know to be dead.
 //
-// bf16 launch: 256 threads a tile of 128 x 128, k in steps of 32; grid = tiles, in bands of 8 tile rows so that blocks that run
-//   together share operands in L2. 8 warps as 2 x 4, each 64 x 32: 16 mma per 16 k for 6 ldmatrix.
-// bf16 shared memory, 64 KiB: four stages of [A tile 8 KiB | B tile 8 KiB], each [128][32] or, where k runs along memory's
-//   rows, [32][128]; swizzled (product_tile.cuh). Three stages are in flight while one is multiplied.
-// bf16 registers: 64 accumulators, 16 + 4 of fragments, addresses; at most 128, so that two blocks share a multiprocessor.
-// f32 launch: 256 threads a tile of 128 x 128, k in steps of 8; 8 x 8 numbers a thread as 2 x 2 quadrants of 4 x 4, so that
-//   16-byte reads of shared memory are free of conflicts. Shared memory, 16.5 KiB: two stages of [A 8 x 132 | B 8 x 132],
-//   k-major. Registers: 64 accumulators, 16 operands, 8 on their way from memory.
+// bf16 launch: 256 threads for a tile of 128 x 128, k in steps of 32; grid = tiles, in bands of 8 tile rows, so that
+//   blocks which run together share operands in L2. 8 warps as 2 x 4, each 64 x 32: 16 mma for 6 ldmatrix every 16 k.
+// bf16 shared memory, 64 KiB: four stages of [A tile 8 KiB | B tile 8 KiB], each [128][32] or, where k runs along
+//   memory's rows, [32][128]; swizzled (product_tile.cuh). Three stages are on their way while one is multiplied.
+// bf16 registers: 64 accumulators, 16 + 4 of fragments, addresses; at most 128, so that two blocks share a
+//   multiprocessor.
+// f32 launch: 256 threads for a tile of 128 x 128, k in steps of 8; 8 x 8 numbers a thread as 2 x 2 quadrants of 4 x 4,
+//   so that 16-byte reads of shared memory meet no bank conflict. Shared memory, 16.5 KiB: two stages of
+//   [A 8 x 132 | B 8 x 132], k-major. Registers: 64 accumulators, 16 operands, 8 on their way from memory; 139 at most.
 // Floor: 2 m n k FLOP; (m k + k n) element bytes in, m n out, twice m n with beta = 1.
 // Deterministic: one block sums a whole element of C, in ascending k.
-// Rejected: split-K (a second pass, or sums in an order of arrival; our shapes have tiles enough); a tile of 256 x 128 (its
-//   accumulators leave one block a multiprocessor, and the library is the fast path anyway); C by way of shared memory (f32 rows of a
-//   quad already fill 32-byte sectors, bf16 half sectors meet in L2); wgmma (sm_90a only; where it matters the library
-//   is present). None of these was measured.
+// Rejected: split-K (a second pass, or sums in an order of arrival; our shapes have tiles enough); a tile of 256 x 128
+//   (its accumulators leave one block a multiprocessor, and the library is the fast path anyway); C by way of shared
+//   memory (f32 pairs of a quad fill 32-byte sectors already, bf16 half sectors meet in L2); wgmma (sm_90a only, where
+//   the library is present when speed matters). None of these was measured.
 
 #include "product_tile.cuh"
 

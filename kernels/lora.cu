@@ -1,35 +1,40 @@
 // Low-rank adapters on a fused linear layer: several slices, each y[:, columns] += scale (dropout(x) a^T) b^T, share x.
 //
-// x, dx [T, in]; y, dy [T, out]; a_i [r_i, in]; b_i [out_i, r_i]; s, ds [T, R], R the sum of the r_i; all bf16 or all f32. Gradients of a
-// and b are f32 and added to. With m the mask of kept elements and c = 1 / (1 - p):
-//   down             s = c (m x) [a_1; a_2; ..]^T                           reads x once for 64 columns of s
-//   rank_gradients   ds_i = scale dy_i b_i and db_i += scale dy_i^T s_i     in one pass over dy for 32 columns of s
-//   factor_gradients da_i += c ds_i^T (m x)                                 reads x once for 64 columns of s
-//   input_gradient   dx += c m (ds [a_1; a_2; ..])                          one read and write of dx
-//   sum_parts        adds the parts of a sum that blocks of the second and third left in scratch, in their order
-// y += scale s b^T is a plain product with beta = 1 (gemm.cu or the library): it reads and writes y once, which is its floor.
-// These kernels are bf16 with rows aligned to 16 bytes and up to 4 slices. f32, and what is not aligned, goes through whole
-// products, for which `drop` writes m x and `add_kept` adds c m (ds a); so the mask lives here alone.
-// The mask: element i of x is kept if word i % 4 of the Philox block (i / 4, site, step) is not below p 2^32, as on the
-// CPU, bit for bit. The kernels zero the elements in shared memory, in the chunks of 8 that a thread itself copied, so no
-// barrier is added and every block of Philox is computed once a pass; c multiplies the f32 sums, so no element is rounded for it.
+// x, dx [T, in]; y, dy [T, out]; a_i [r_i, in]; b_i [out_i, r_i]; s, ds [T, R], R the sum of the r_i: all bf16 or all
+// f32. Gradients of a and b are f32 and added to. With m the mask of kept elements and c = 1 / (1 - p):
+//   down             s = c (m x) [a_1; a_2; ..]^T                         reads x once for 64 columns of s
+//   rank_gradients   ds_i = scale dy_i b_i, db_i += scale dy_i^T s_i      one pass over dy for 32 columns of s
+//   factor_gradients da_i += c ds_i^T (m x)                               reads x once for 64 columns of s
+//   input_gradient   dx += c m (ds [a_1; a_2; ..])                        one read and one write of dx
+//   sum_parts        adds up, in order, what blocks of the second and third left in scratch
+// y += scale s b^T is a plain product with beta = 1 (gemm.cu or the library): it reads and writes y once, its floor.
+// These kernels are bf16, with rows aligned to 16 bytes and up to 4 slices. f32, and what is not aligned, goes through
+// whole products, for which `drop` writes m x and `add_kept` adds c m (ds a).
 //
-// down: 256 threads for 32 tokens x 64 columns of s, in in steps of 64; 8 warps as 2 (16 tokens) x 4 (16 of a step), which
-//   meet in shared memory at the end. Shared memory, 48 KiB: four stages of [x 32 x 64 | a 64 x 64]; then 32 KiB of sums.
-//   Registers: 32 accumulators. Floor: T in 2 bytes; a comes from L2 once for 32 tokens.
-// rank_gradients, factor_gradients: 128 threads for a rectangle of `token_range` tokens x (256 columns of dy | 128 of x),
-//   walked in tiles of 64 x 64; a warp has 16 tokens of ds and 16 columns of db (da). The sums over tokens stay in registers
-//   (64 accumulators), those over columns last for a row of tiles (16). Shared memory, 60 or 56 KiB: four stages of a tile, 8 KiB each; three
-//   of s or ds, 64 x (32 | 64); b, 256 x 32. Floor: 2 bytes of dy (x) each once. Above it, for each element of dy: 4 r / token_range + 4 r / 256
-//   bytes of parts, written and read.
-// input_gradient: 256 threads for 64 tokens x 128 columns, R in steps of 64; 8 warps as 4 x 2. Shared memory, 33 KiB:
-//   [ds 64 x 64 | a 64 x 128], then the f32 sums, 64 rows of 132, from which dx is changed in vectors of 16 bytes.
-// Tiles are swizzled (product_tile.cuh). FLOP: 2 T r (in + out) forward and 4 T r (in + out) backward, far below the time of
-// the bytes for r up to 64.
-// Deterministic: blocks sum in a fixed order into parts of their own, and the parts are added in order.
-// Rejected: atomics on da and db (their order shows); the mask on fragments (a lane has 2 of the 4 elements of a Philox block, so either
-// twice the work or shuffles, and another arrangement for each layout); a block that keeps db for all tokens (its ds parts
-// would be as large as dy); a copy of dropout(x) (a write and two reads of x more). None was measured.
+// The mask: element i of x is kept if word i % 4 of the Philox block (i / 4, site, step) is not below p 2^32: on the
+// CPU the same, bit for bit. Elements are zeroed in shared memory, in the chunks of 8 that a thread copied itself: no
+// barrier is added, and a block of Philox is computed once a pass. c multiplies f32 sums, so no element is rounded for
+// it.
+//
+// down: 256 threads for 32 tokens x 64 columns of s, `in` in steps of 64; 8 warps as 2 (16 tokens) x 4 (16 of a step),
+//   which meet in shared memory at the end. Shared memory, 48 KiB: four stages of [x 32 x 64 | a 64 x 64]; afterwards
+//   the four parts of the sums, 32 x 72 f32 each. Registers: 32 accumulators, 87 in all at most. Floor: 2 T in bytes; a
+//   comes from L2 once for 32 tokens.
+// rank_gradients, factor_gradients: 128 threads for a rectangle of `token_range` tokens x (256 columns of dy | 128 of
+//   x), walked in tiles of 64 x 64; a warp has 16 tokens of ds and 16 columns of db (of da). Sums over tokens stay in
+//   registers (64 accumulators); those over columns last for a row of tiles (16). Shared memory, 60 | 56 KiB: four
+//   stages of a tile, 8 KiB each; three tiles of s | ds, 64 x (32 | 64); b, 256 x 32. Registers: 168 at most, so three
+//   blocks share a multiprocessor. Floor: 2 bytes for each element of dy (of x); above it, 4 r / token_range + 4 r /
+//   256 bytes of parts for each, written and read (4 r / token_range alone for x).
+// input_gradient: 256 threads for 64 tokens x 128 columns, R in steps of 64; 8 warps as 4 x 2. Shared memory, 34 KiB:
+//   [ds 64 x 64 | a 64 x 128]; afterwards the f32 sums, 64 x 136, from which dx is changed in vectors of 16 bytes.
+//   Registers: 32 accumulators, 93 in all at most. Floor: 4 T in bytes.
+// Tiles are swizzled (product_tile.cuh). FLOP: 2 T r (in + out) forward, 4 T r (in + out) backward: for r up to 64 far
+// below the time of the bytes.
+// Deterministic: each block sums in a fixed order, and the parts are added in order.
+// Rejected: atomics on da and db (their order shows); the mask on fragments (a lane has 2 of the 4 elements of a Philox
+// block: twice the work, or shuffles, and another arrangement for each layout); a block that keeps db for all tokens
+// (its parts of ds would be as large as dy); a copy of dropout(x) (a write and two reads of x more). None was measured.
 
 #include "product_tile.cuh"
 
@@ -112,13 +117,14 @@ struct StackedRows {
 };
 
 // Bit i: whether element (row, column + i) of x is kept, for 8 elements. `width` and `column` are multiples of 8.
-__device__ __forceinline__ uint32_t kept_of_eight(const Dropout& dropout, uint32_t row, uint32_t column, uint32_t width) {
+__device__ __forceinline__ uint32_t kept_of_eight(const Dropout& dropout, uint32_t row, uint32_t column,
+                                                  uint32_t width) {
     const uint64_t block = (uint64_t(row) * width + column) / 4;
     return dropout.kept(block) | dropout.kept(block + 1) << 4;
 }
 
-// Zeroes the dropped elements of a tile of x. Each thread takes the chunks that it copied itself with copy_tile, so it may
-// do this between its own wait and the barrier that shows the tile to the others.
+// Zeroes the dropped elements of a tile of x. Each thread takes the chunks that it copied itself with copy_tile, so it
+// may do this between its own wait and the barrier that shows the tile to the others.
 template <typename Shape, int thread_count>
 __device__ __forceinline__ void drop_tile(unsigned char* tile, const Dropout& dropout, uint32_t row, uint32_t column,
                                           uint32_t width) {
@@ -137,10 +143,12 @@ __device__ __forceinline__ void drop_tile(unsigned char* tile, const Dropout& dr
 
 using DownInput = Tile<32, 64>;
 using DownFactor = Tile<64, 64>;
+// As sum_stride, below.
+constexpr int down_stride = 72;
 
 template <bool dropping>
-__device__ void down(const bf16* x, uint32_t tokens, uint32_t input, uint32_t ranks, StackedRows a, bf16* s, float scale,
-                     Dropout dropout) {
+__device__ void down(const bf16* x, uint32_t tokens, uint32_t input, uint32_t ranks, StackedRows a, bf16* s,
+                     float scale, Dropout dropout) {
     constexpr int stage_bytes = DownInput::bytes + DownFactor::bytes;
     const uint32_t rank_tiles = ceil_divide(ranks, 64);
     const uint32_t token = blockIdx.x / rank_tiles * 32, rank = blockIdx.x % rank_tiles * 64;
@@ -184,7 +192,7 @@ __device__ void down(const bf16* x, uint32_t tokens, uint32_t input, uint32_t ra
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = warp_token + lane / 4 + 8 * half, column = 8 * j + lane % 4 * 2;
-            store_vector<float, 2>(sums + (part * 32 + row) * 64 + column,
+            store_vector<float, 2>(sums + (part * 32 + row) * down_stride + column,
                                    Vector<float, 2>{{sum[j][2 * half], sum[j][2 * half + 1]}});
         }
     }
@@ -192,13 +200,15 @@ __device__ void down(const bf16* x, uint32_t tokens, uint32_t input, uint32_t ra
     for (int index = threadIdx.x; index < 32 * 64; index += 256) {
         const uint32_t at_token = token + index / 64, at_rank = rank + index % 64;
         if (at_token >= tokens || at_rank >= ranks) continue;
-        const float total = ((sums[index] + sums[index + 2048]) + sums[index + 4096]) + sums[index + 6144];
+        const float* first = sums + index / 64 * down_stride + index % 64;
+        constexpr int next = 32 * down_stride;
+        const float total = ((first[0] + first[next]) + first[2 * next]) + first[3 * next];
         s[at_token * uint64_t(ranks) + at_rank] = from_float<bf16>(scale * total);
     }
 }
 
-// Parts of wide^T low, for wide [T, columns] (dy or x) and low [T, R] (s or ds), and where `with_low` of wide factor, for
-// factor [columns, R]. wide_parts: [token range][columns][R], or [token range][R][columns] where not `with_low`;
+// Parts of wide^T low, for wide [T, columns] (dy or x) and low [T, R] (s or ds), and where `with_low` of wide factor,
+// for factor [columns, R]. wide_parts: [token range][columns][R], or [token range][R][columns] where not `with_low`;
 // low_parts: [column block][T][R].
 struct Rectangle {
     const bf16* wide;
@@ -233,7 +243,8 @@ template <int rank_tile, int tiles, bool with_low, bool dropping>
 __device__ void rectangle(Rectangle p, Dropout dropout) {
     using LowTile = Tile<64, rank_tile>;
     constexpr int rank_groups = rank_tile / 16;
-    const uint32_t column = blockIdx.x * (tiles * 64), token = blockIdx.y * p.token_range, rank = blockIdx.z * rank_tile;
+    const uint32_t column = blockIdx.x * (tiles * 64), rank = blockIdx.z * rank_tile;
+    const uint32_t token = blockIdx.y * p.token_range;
     const uint32_t token_end = min(p.tokens, token + p.token_range), rows_of_tiles = ceil_divide(token_end - token, 64);
     const PlainRows wide_rows{p.wide, p.wide_leading};
     unsigned char* shared = shared_memory();
@@ -334,10 +345,11 @@ __device__ void rectangle(Rectangle p, Dropout dropout) {
     }
 }
 
-// out[row, column] = scale times the sum of the parts, each rows x columns and `stride` apart; f32 adds to what is there.
+// out[row, column] = scale times the sum of the parts, each rows x columns and `stride` apart; f32 adds to what is
+// there.
 template <typename T>
-__device__ void sum_parts(const float* parts, uint64_t stride, uint32_t count, uint64_t elements, uint32_t columns, T* out,
-                          uint64_t leading, float scale) {
+__device__ void sum_parts(const float* parts, uint64_t stride, uint32_t count, uint64_t elements, uint32_t columns,
+                          T* out, uint64_t leading, float scale) {
     const uint64_t index = uint64_t(blockIdx.x) * threads + threadIdx.x;
     if (index >= elements) return;
     float sum = 0.0f;
@@ -349,7 +361,9 @@ __device__ void sum_parts(const float* parts, uint64_t stride, uint32_t count, u
 
 using GradientLow = Tile<64, 64>;
 using GradientFactor = Tile<64, 128>;
-constexpr int sum_stride = 132;
+// Rows of f32 sums: 8 floats beyond a multiple of 32, so that the pairs which half a warp stores fall into different
+// banks.
+constexpr int sum_stride = 136;
 
 template <bool dropping>
 __device__ void input_gradient(const bf16* ds, uint32_t tokens, uint32_t input, uint32_t ranks, StackedRows a, bf16* dx,

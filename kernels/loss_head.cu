@@ -1,27 +1,27 @@
-// The loss at the language-model head, for a chunk of tokens whose logits were just computed. `preference` has a file of
-// its own.
+// The loss at the language-model head, for a chunk of tokens whose logits were just computed. `preference` has a file
+// of its own.
 //
 // With logits z [rows, V] f32 of one token, p = softmax(z), and its weight w:
 //   cross_entropy      value = log sum exp z - z[target]     dz = w (p - onehot(target))
 //   negative_entropy   value = sum p log p                   dz = w p (log p - value)
-// A target outside the vocabulary: value and gradient 0. Logits that are not finite: both NaN. dz overwrites z: as f32, or
-// as bf16 in the front half of the same row, so that the two products that follow read it as their operand.
-// Around it, dtype T of the hidden states: loss_head_compact lists the tokens whose weight is not 0, in order;
+// A target outside the vocabulary: value and gradient 0. Logits that are not finite: both NaN. dz overwrites z: as f32,
+// or as bf16 in the front half of the same row, so that the two products that follow read it as their operand.
+// Around it, T the dtype of the hidden states: loss_head_compact lists the tokens whose weight is not 0, in order;
 // loss_head_gather brings their hidden states together, loss_head_scatter sends their gradients back.
 //
-// Why f32 logits in bf16 mode: a bf16 logit near 20 is wrong by up to 0.06 and one near 1e4 by 32, which the loss would
-// inherit. Price: 4 bytes more a logit for the product to write and 8 more for this kernel to read. Why 2 reads and not 1: a row of
-// 128,256 logits fits neither registers nor shared memory; the second read finds part of it in L2.
+// Why f32 logits in bf16 mode: a bf16 logit near 20 is wrong by up to 0.06, one near 1e4 by 32, and the loss would
+// inherit it. Price: 2 bytes a logit more for the product to write, and 4 for this kernel to read. Why two reads: a row
+// of 128,256 logits fits neither registers nor shared memory; the second read finds part of it in L2.
 //
-// Launch: cross_entropy, negative_entropy, gather, scatter: a block a row, of 256 threads or as many as a short row feeds;
-//   compact: one block of 256.
-// Shared memory: the statistics of 8 warps, 96 bytes (compact: 8 counts). Registers: below 64, so that 4 blocks or more
-// keep a multiprocessor's loads in flight.
-// Floor for a row: V (4 + 4 + 4 or 2) bytes: two reads and a write (one read without gradients); about 2 exponentials a
-// logit, which stay below the time of the bytes.
-// Rejected: bf16 logits (above); a launch per statistic (three reads); recomputing the logits in backward (a third product of
-// 2 V d FLOP a token to save 12 V bytes, on devices with the memory for a chunk); an atomic counter for the compaction (its order
-// would differ from run to run). None was measured.
+// Launch: cross_entropy, negative_entropy, gather, scatter: a block a row, of 256 threads or as many as a short row
+//   feeds; compact: one block of 256.
+// Shared memory: the statistics of 8 warps, 96 bytes (compact: 8 counts). Registers: 32, so that 8 blocks keep a
+//   multiprocessor's loads in flight.
+// Floor for a row: two reads of 4 V bytes and a write of 2 V or 4 V (one read without gradients); two exponentials a
+//   logit, which take less time than the bytes.
+// Rejected: bf16 logits (above); a launch for each statistic (three reads); recomputing the logits in backward (a third
+//   product, 2 V d FLOP a token, to save memory that a chunk does not need); an atomic counter for the compaction (its
+//   order would differ from run to run). None was measured.
 
 #include "common.cuh"
 
@@ -31,8 +31,8 @@ constexpr float lowest = -3.402823466e38f;
 
 enum class Loss { cross_entropy, negative_entropy };
 
-// Of some logits: their maximum, sum of e^(z - maximum), and sum of e^(z - maximum) (z - maximum). The maximum starts at the
-// lowest finite number rather than at minus infinity, so that a logit of minus infinity adds e^(-infinity) = 0.
+// Of some logits: their maximum, sum of e^(z - maximum), and sum of e^(z - maximum) (z - maximum). The maximum starts
+// at the lowest finite number rather than at minus infinity, so that a logit of minus infinity adds e^(-infinity) = 0.
 struct Statistics {
     float maximum = lowest;
     float sum = 0.0f;
@@ -185,8 +185,8 @@ __device__ __forceinline__ float row_loss(const Row& row) {
     return value;
 }
 
-// `live_rows`: how many tokens are live, then which. Row i of the chunk is live token first_live + i; rows beyond the last become
-// zero where `clear_dead`, and are left alone otherwise.
+// `live_rows`: how many tokens are live, then which. Row i of the chunk is live token first_live + i; rows beyond the
+// last become zero where `clear_dead`, and are left alone otherwise.
 template <Loss loss, typename T>
 __device__ void chunk_loss(float* logits, uint64_t leading, uint32_t vocabulary, const uint32_t* live_rows,
                            uint32_t first_live, const uint32_t* targets, const float* weights, float* values,

@@ -4,9 +4,9 @@
 
 #include "common.cuh"
 
-// rows x columns of bf16 (columns 16, 32, 64 or 128), cut into chunks of 8 elements (16 bytes). Chunk c of a row lies at
-// c xor a function of the row, so that the 8 rows which one ldmatrix reads fall into the 8 different 16-byte columns of
-// the 32 banks.
+// rows x columns of bf16 (columns 16, 32, 64 or 128), cut into chunks of 8 elements (16 bytes). Chunk c of a row lies
+// at c xor a function of the row, so that the 8 rows which one ldmatrix reads fall into the 8 different 16-byte columns
+// of the 32 banks.
 template <int row_count, int column_count>
 struct Tile {
     static constexpr int rows = row_count;
@@ -66,9 +66,9 @@ __device__ __forceinline__ void copy_tile(unsigned char* shared, const Rows& row
     }
 }
 
-// Four 8x8 matrices of a tile as the registers of a fragment. `outer` is the row of A or the column of B, `k` the summed
-// index, both of the tile and multiples of 8. `strided`: the tile holds k along its rows, else along its columns.
-// Matrix i lies at (outer + 8 (i%2), k + 8 (i/2)) for A: exactly the registers a[0..3]. For B it lies at
+// Four 8x8 matrices of a tile as the registers of a fragment. `outer` is the row of A or the column of B, `k` the
+// summed index, both of the tile and multiples of 8. `strided`: the tile holds k along its rows, else along its
+// columns. Matrix i lies at (outer + 8 (i%2), k + 8 (i/2)) for A: exactly the registers a[0..3]. For B it lies at
 // (outer + 8 (i/2), k + 8 (i%2)): b[0..1] of columns outer.. in r[0..1] and of columns outer + 8.. in r[2..3].
 template <typename Shape, bool strided, bool is_a>
 __device__ __forceinline__ void load_fragment(uint32_t (&r)[4], const unsigned char* tile, int outer, int k, int lane) {

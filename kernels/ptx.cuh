@@ -9,6 +9,7 @@
 #ifdef TEMPER_SIMULATOR
 #include "sim/device.h"
 #include "sim/instructions.h"
+#define TEMPER_KERNEL_ALONE TEMPER_KERNEL
 #else
 #define TEMPER_SITE
 #define TEMPER_SITE_ONLY
@@ -16,6 +17,9 @@
 #define TEMPER_PASS_SITE_ONLY
 // A kernel: its name, the number of threads a block has, and its parameters; the body follows.
 #define TEMPER_KERNEL(name, max_threads, ...) extern "C" __global__ void __launch_bounds__(max_threads) name(__VA_ARGS__)
+// The same for a kernel whose warpgroups give registers to each other: one block has a multiprocessor to itself.
+#define TEMPER_KERNEL_ALONE(name, max_threads, ...) \
+    extern "C" __global__ void __launch_bounds__(max_threads, 1) name(__VA_ARGS__)
 #endif
 
 // The dynamic shared memory of the block, the only shared memory there is. Aligned to 1024 bytes.

@@ -162,7 +162,7 @@ __device__ __forceinline__ void tma_load(void* tile, const TensorMap* map, uint6
                                          const int (&coordinate)[rank] TEMPER_SITE) {
     static_assert(rank >= 2 && rank <= 4, "tiles have 2 to 4 dimensions");
 #ifdef TEMPER_SIMULATOR
-    simulator::tma_load(tile, map, barrier, coordinate, rank, 0, site);
+    simulator::tma_load(tile, map, barrier, coordinate, rank, site);
 #else
     if constexpr (rank == 2) {
         TEMPER_HOPPER_ASM(

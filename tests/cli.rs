@@ -18,7 +18,7 @@ fn stderr(output: &std::process::Output) -> String {
 #[test]
 fn help_names_every_option() {
     for (command, words) in [
-        ("", "demo harden attack eval plan doctor data merge ckpt --version"),
+        ("", "demo harden attack eval plan bench doctor data merge ckpt --version"),
         ("demo", "--out <DIR> temper-demo --seed <N> --quick"),
         ("harden", "<RUN.toml> --out <DIR> --set <KEY=VALUE> --resume"),
         (
@@ -29,6 +29,8 @@ fn help_names_every_option() {
         ),
         ("eval", "--model --data --adapter --batch --max-length --form ppl mmlu lm-eval --json"),
         ("plan", "<RUN.toml> --gpu h200 h100 --set --json"),
+        ("bench kernels", "--device --precision --shapes llama3-8b tiny --filter <NAME> --json"),
+        ("bench step", "--device --precision --shapes --filter --layers <N> --json"),
         ("doctor", "--json"),
         ("data inspect", "--model --data --index --json"),
         ("merge", "--model --adapter --out --dtype"),
@@ -83,13 +85,16 @@ fn wrong_usage_exits_with_2_and_says_what_is_right() {
 }
 
 #[test]
-fn doctor_says_what_it_found_and_that_there_is_no_gpu_backend() {
+fn doctor_says_what_it_found_and_what_of_a_gpu() {
     let output = temper(&["doctor"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
-    for words in
-        ["CPU features", "threads", "memory", "temporary directory", "the CUDA backend is not part of this build"]
-    {
+    let gpu = if cfg!(feature = "cuda") {
+        ["GPU driver", "GPU kernels", "GPU products"]
+    } else {
+        ["the CUDA backend is not part of this build"; 3]
+    };
+    for words in ["CPU features", "threads", "memory", "temporary directory"].into_iter().chain(gpu) {
         assert!(text.contains(words), "{text}");
     }
     let json: serde_json::Value = serde_json::from_slice(&temper(&["doctor", "--json"]).stdout).unwrap();

@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 
 use temper::backend::cuda::nvidia::{EMBEDDED, Resources};
 
+/// The build script's reader of what ptxas says.
+#[path = "../build/ptxas.rs"]
+mod ptxas;
+
 /// Kernels that may use a stack frame, local memory or spills, each with the reason. `*` at the end: all that begin so.
 const ALLOWED: &[(&str, &str)] = &[];
 
@@ -67,6 +71,37 @@ fn no_kernel_spills_or_has_a_stack_frame() {
         let used = kernels().any(|kernel| !clean(kernel) && kernel.kernel.starts_with(name.trim_end_matches('*')));
         assert!(used, "{name} is allowed ({reason}), but needs no permission any more");
     }
+}
+
+/// A log of CUDA 13.0 with a kernel that spills, one whose wgmma instructions are serialized, and a function beside it.
+#[test]
+fn a_log_of_ptxas_is_read() {
+    let report = ptxas::read(
+        "w.cu(12): warning #177-D: variable \"x\" was declared but never referenced
+ptxas info    : (C7517) warpgroup.wait is injected in around line 64 by compiler to allow use of registers
+ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient \
+         register resources for the wgmma pipeline in the function 'serialized'
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'spilling' for 'sm_90a'
+ptxas info    : Function properties for spilling
+    88 bytes stack frame, 84 bytes spill stores, 80 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 88 bytes cumulative stack size
+ptxas info    : Compile time = 27.323 ms
+ptxas info    : Compiling entry function 'serialized' for 'sm_80'
+ptxas info    : Function properties for serialized
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 30 registers, used 0 barriers, 360 bytes cmem[0], 16 bytes lmem
+ptxas info    : Function properties for beside
+    24 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads
+",
+    );
+    let found = |kernel: &str| {
+        let r = report.resources.iter().find(|r| r.kernel == kernel).expect("a kernel");
+        (&*r.architecture, [r.registers, r.stack_bytes, r.spill_store_bytes, r.spill_load_bytes, r.local_bytes])
+    };
+    assert_eq!(found("spilling"), ("90a", [64, 88, 84, 80, 0]));
+    assert_eq!(found("serialized"), ("80", [30, 24, 8, 8, 16]));
+    assert_eq!((report.resources.len(), report.warnings.len()), (2, 3));
 }
 
 /// C75xx: ptxas could not leave wgmma instructions in flight, and waits after each.

@@ -84,7 +84,8 @@ impl Bench {
                 evaluator.negative_entropy(subject, &batch, *over, SCALE, Some(targets), tape, 0)
             }
             Objective::Retain(over) => {
-                evaluator.retain(subject, &self.reference, &batch, *over, SCALE, targets, tape, 0)
+                let states = evaluator.hidden_states(&self.reference, &batch)?;
+                evaluator.retain(subject, states, &batch, *over, SCALE, targets, tape, 0)
             }
             Objective::RandomMapping(over) => {
                 evaluator.random_mapping(subject, &self.table, &batch, *over, SCALE, targets, tape, 0)

@@ -21,8 +21,8 @@ uint32_t tile_bytes(const TensorLayout& layout) {
     return bytes;
 }
 
-// Calls body(global piece or NULL where out of bounds, shared offset, bytes) for pieces of up to 16 bytes of a tile.
-// `elements` pieces are single elements, so that the edges of a tensor cut a piece where they lie.
+// Calls body(global address or NULL where out of bounds, shared address, bytes) for every element of a tile, or for
+// pieces of 16 bytes where there is no map.
 template <typename Body>
 void each_piece(const EngineCopy& copy, Body body) {
     if (copy.layout.rank == 0) {
@@ -215,12 +215,16 @@ void drain_engine(Machine& machine) {
     while (!machine.failed && !engine.queue.empty()) {
         const EngineCopy& copy = *engine.queue[0];
         if (copy.kind == CopyKind::load) {
-            machine.message = std::string("kernel ") + machine.kernel->name + ", " + describe_thread(*copy.thread) +
-                              ": a load was still in flight when the block ended (" + describe_site(copy.site) + ")";
-            machine.failed = true;
+            machine.fail_after(copy.thread, copy.site, "this load was still in flight when the block ended");
         } else {
             step(machine, 0);
         }
+    }
+    for (uint32_t i = 0; !machine.failed && i < engine.mbarrier_count; i++) {
+        const Mbarrier& barrier = *engine.mbarriers[i];
+        if (barrier.bytes == 0) continue;
+        machine.fail_after(nullptr, barrier.site, "the block ended with bytes outstanding at a wait%s",
+                           describe_mbarrier(barrier).c_str());
     }
     if (machine.failed) engine.queue.clear();
 }
@@ -237,7 +241,7 @@ void check_bulk_exit(Thread& thread) {
 
 void fence_proxy_async(Site) { watch_proxy_fence(here()); }
 
-void tma_load(void* tile, const void* map, uint64_t* address, const int* coordinate, int rank, uint32_t, Site site) {
+void tma_load(void* tile, const void* map, uint64_t* address, const int* coordinate, int rank, Site site) {
     Thread& self = here();
     const TensorLayout& layout = check_map(self, map, rank, "tma_load", site);
     const uint32_t bytes = tile_bytes(layout);

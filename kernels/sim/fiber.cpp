@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #if TEMPER_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
@@ -81,11 +80,8 @@ namespace simulator {
 namespace {
 
 constexpr size_t stack_bytes = TEMPER_ADDRESS_SANITIZER ? 256 * 1024 : 64 * 1024;
-
-size_t page_bytes() {
-    static const size_t bytes = size_t(sysconf(_SC_PAGESIZE));
-    return bytes;
-}
+// Large, so that a large local array does not reach across it into the stack of a neighbour. Costs addresses, no memory.
+constexpr size_t guard_bytes = 512 * 1024;
 
 #if TEMPER_ADDRESS_SANITIZER
 // The context that was left by the latest switch, to learn the bounds of stacks that the simulator did not make.
@@ -95,21 +91,21 @@ __thread Context* left_context;
 }  // namespace
 
 Fiber* create_fiber() {
-    const size_t bytes = stack_bytes + page_bytes();
-    void* mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const size_t bytes = stack_bytes + guard_bytes;
+    void* mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) return nullptr;
-    mprotect(mapping, page_bytes(), PROT_NONE);
+    mprotect(mapping, guard_bytes, PROT_NONE);
     static std::atomic<size_t> created;
     Fiber* fiber = new Fiber;
     fiber->color = created++ % 9 * 448;
     fiber->mapping = static_cast<unsigned char*>(mapping);
-    fiber->context.stack_bottom = fiber->mapping + page_bytes();
+    fiber->context.stack_bottom = fiber->mapping + guard_bytes;
     fiber->context.stack_size = stack_bytes;
     return fiber;
 }
 
 void destroy_fiber(Fiber* fiber) {
-    munmap(fiber->mapping, stack_bytes + page_bytes());
+    munmap(fiber->mapping, stack_bytes + guard_bytes);
     delete fiber;
 }
 
@@ -118,7 +114,7 @@ void prepare_fiber(Fiber* fiber, void (*entry)()) {
     __asan_unpoison_memory_region(fiber->context.stack_bottom, stack_bytes);
     fiber->context.fake_stack = nullptr;
 #endif
-    unsigned char* top = fiber->mapping + page_bytes() + stack_bytes - fiber->color;
+    unsigned char* top = fiber->mapping + guard_bytes + stack_bytes - fiber->color;
 #if defined(__x86_64__)
     // Popped by the switch: six registers, then the address to jump to. A function expects the stack pointer 8 bytes
     // off a multiple of 16, as after a call.
@@ -151,9 +147,16 @@ void entered_fiber() {
 #endif
 }
 
+void entered_landing([[maybe_unused]] const void* bottom, [[maybe_unused]] size_t bytes) {
+#if TEMPER_ADDRESS_SANITIZER
+    __sanitizer_start_switch_fiber(nullptr, bottom, bytes);
+    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+}
+
 bool in_stack_guard(const Fiber* fiber, const void* address) {
     const unsigned char* byte = static_cast<const unsigned char*>(address);
-    return byte >= fiber->mapping && byte < fiber->mapping + page_bytes();
+    return byte >= fiber->mapping && byte < fiber->mapping + guard_bytes;
 }
 
 }  // namespace simulator

@@ -50,6 +50,9 @@ void switch_context(Context& from, Context& to, bool abandon = false);
 // To be called first thing on a stack that was entered through `entry`.
 void entered_fiber();
 
+// The same on a stack that was entered by other means than a switch.
+void entered_landing(const void* bottom, size_t bytes);
+
 // Whether the address lies in the guard page below the stack.
 bool in_stack_guard(const Fiber* fiber, const void* address);
 

@@ -24,7 +24,7 @@ struct Mbarrier {
 
 // The mbarrier that a ticket leads to, or NULL.
 Mbarrier* find_mbarrier(Machine& machine, const uint64_t* address);
-std::string describe_mbarrier(const Mbarrier& barrier);
+Text describe_mbarrier(const Mbarrier& barrier);
 // Takes bytes that a copy brought off what the phase still waits for.
 void complete_bytes(Machine& machine, Mbarrier& barrier, int64_t bytes);
 

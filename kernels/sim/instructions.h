@@ -32,7 +32,7 @@ bool mbarrier_test(uint64_t* barrier, uint32_t parity, Site site);
 void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site);
 
 void fence_proxy_async(Site site);
-void tma_load(void* tile, const void* map, uint64_t* barrier, const int* coordinate, int rank, uint32_t multicast, Site site);
+void tma_load(void* tile, const void* map, uint64_t* barrier, const int* coordinate, int rank, Site site);
 void tma_store(const void* map, const void* tile, const int* coordinate, int rank, bool add, Site site);
 void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier, Site site);
 void bulk_store(void* global, const void* shared, uint32_t bytes, bool add, Site site);

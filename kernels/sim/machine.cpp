@@ -110,7 +110,7 @@ void Machine::resume_next(Thread& self) {
     switch_context(self.fiber->context, next->fiber->context);
 }
 
-void Machine::block_current(Thread& self, const char* what, Site site, uint64_t detail) {
+void Machine::block_current(Thread& self, const char* what, Site site, int64_t detail) {
     self.wait = {what, site, detail};
     self.state = State::blocked;
     resume_next(self);
@@ -167,87 +167,6 @@ void Machine::exit_thread(Thread& thread) {
     exited++;
     check_warp_exit(thread);
     check_barrier_exit(thread);
-}
-
-// ---- failure ----
-
-void Machine::fail(const Thread* thread, Site site, const char* format, ...) {
-    char text[2048];
-    va_list arguments_list;
-    va_start(arguments_list, format);
-    vsnprintf(text, sizeof text, format, arguments_list);
-    va_end(arguments_list);
-    message = std::string("kernel ") + kernel->name;
-    if (thread != nullptr) message += ", " + describe_thread(*thread);
-    message += std::string(": ") + text;
-    if (site.line != 0) message += " (" + describe_site(site) + ")";
-    leave();
-}
-
-void Machine::leave() {
-    failed = true;
-    Context abandoned;
-    switch_context(abandoned, main, true);
-    __builtin_unreachable();
-}
-
-void Machine::report_deadlock() {
-    std::string text = "deadlock: no thread can continue";
-    for (const Block& block : blocks) {
-        if (block.machine == nullptr) continue;
-        uint32_t start = 0;
-        auto key = [&](uint32_t i) {
-            const Thread& thread = block.threads[i];
-            if (thread.state == State::exited) return std::string("exited");
-            char detail[32] = "";
-            if (thread.wait.detail != 0) snprintf(detail, sizeof detail, " %llu", (unsigned long long)thread.wait.detail);
-            const std::string barrier = thread.wait_mbarrier != nullptr ? describe_mbarrier(*thread.wait_mbarrier) : "";
-            return std::string("wait at ") + thread.wait.what + detail + barrier + " (" + describe_site(thread.wait.site) + ")";
-        };
-        for (uint32_t i = 1; i <= block.thread_count; i++) {
-            if (i < block.thread_count && key(i) == key(start)) continue;
-            char range[96];
-            snprintf(range, sizeof range, "\n  block (%u,%u,%u) threads %u-%u ", block.index.x, block.index.y,
-                     block.index.z, start, i - 1);
-            text += range + key(start);
-            if (text.size() > 1500) {
-                text += "\n  ...";
-                break;
-            }
-            start = i;
-        }
-    }
-    fail(nullptr, {"", 0}, "%s", text.c_str());
-}
-
-std::string describe_site(Site site) {
-    const char* name = site.file;
-    for (const char* at = site.file; *at != 0; at++) {
-        if (at[0] == '/' && at[1] != 0) name = at + 1;
-    }
-    return std::string(name) + ":" + std::to_string(site.line);
-}
-
-std::string describe_thread(const Thread& thread) {
-    char text[128];
-    const uint3 block = thread.block->index;
-    snprintf(text, sizeof text, "block (%u,%u,%u), thread %u (warp %u, lane %u)", block.x, block.y, block.z, thread.index,
-             thread.warp->index, thread.lane);
-    return text;
-}
-
-std::string describe_lanes(uint32_t mask) {
-    std::string text;
-    for (uint32_t lane = 0; lane < 32; lane++) {
-        if (!(mask >> lane & 1)) continue;
-        uint32_t end = lane;
-        while (end + 1 < 32 && (mask >> (end + 1) & 1)) end++;
-        if (!text.empty()) text += ",";
-        text += std::to_string(lane);
-        if (end > lane) text += "-" + std::to_string(end);
-        lane = end;
-    }
-    return text;
 }
 
 // ---- launch ----
@@ -311,10 +230,11 @@ void Machine::prepare_cluster(uint32_t cluster_index) {
             thread.bulk_group = 0;
             thread.waits_for_bulk = false;
             thread.products.queue.clear();
-            if (thread.products.group != 0 || thread.products.fenced) {
+            if (thread.products.touched) {
+                thread.products.touched = false;
                 for (Accumulator& slot : thread.products.slots) slot = Accumulator();
                 thread.products.group = 0;
-                thread.products.fenced = thread.products.fenced_since_commit = false;
+                thread.products.fenced = false;
             }
             thread.fences = 0;
         }
@@ -337,7 +257,7 @@ void Machine::run_cluster() {
     prepare_fiber(first->fiber, enter_fiber);
     current = first;
     switch_context(main, first->fiber->context);
-    if (!failed && !engine->queue.empty()) drain_engine(*this);
+    if (!failed && engine->mbarrier_count + engine->queue.size() != 0) drain_engine(*this);
     current = nullptr;
     if (failed) {
         for (uint32_t i = 0; i < thread_count; i++) {

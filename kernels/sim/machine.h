@@ -28,7 +28,7 @@ enum class State : uint8_t { unstarted, ready, running, blocked, exited };
 struct Wait {
     const char* what = "";
     Site site = {"", 0};
-    uint64_t detail = 0;
+    int64_t detail = -1;
 };
 
 // A cp.async that was issued and not yet waited for.
@@ -185,7 +185,7 @@ struct Machine {
     const char* run(const Kernel& kernel, const temper_launch& launch, void* const* arguments);
 
     // Blocks the running thread until somebody calls wake on it.
-    void block_current(Thread& self, const char* what, Site site, uint64_t detail = 0);
+    void block_current(Thread& self, const char* what, Site site, int64_t detail = -1);
     // Lets others run, then continues.
     void yield_current(Thread& self);
     void wake(Thread& thread);
@@ -193,6 +193,9 @@ struct Machine {
     // Ends the launch with a message. Never returns: the running stacks are abandoned.
     [[noreturn]] void fail(const Thread* thread, Site site, const char* format, ...)
         __attribute__((format(printf, 4, 5)));
+    // Ends it from the scheduler's own stack, after the threads have run.
+    void fail_after(const Thread* thread, Site site, const char* format, ...) __attribute__((format(printf, 4, 5)));
+    void note_failure(const Thread* thread, Site site, const char* format, va_list values);
     [[noreturn]] void leave();
 
     void prepare_cluster(uint32_t cluster_index);
@@ -212,9 +215,16 @@ extern __thread Machine* running_machine __attribute__((tls_model("initial-exec"
 
 inline Thread& here() { return *static_cast<Thread*>(current); }
 
-std::string describe_thread(const Thread& thread);
-std::string describe_lanes(uint32_t mask);
-std::string describe_site(Site site);
+// A piece of a message, cut at its length. Owns no memory, because failing abandons the stack that it lies on.
+struct Text {
+    char characters[320] = "";
+    void add(const char* format, ...) __attribute__((format(printf, 2, 3)));
+    const char* c_str() const { return characters; }
+};
+
+Text describe_thread(const Thread& thread);
+Text describe_lanes(uint32_t mask);
+Text describe_site(Site site);
 
 // Meets the other lanes of `mask`; the last to arrive executes.
 void rendezvous(Execute execute, const char* what, uint32_t mask, void* record, Site site);

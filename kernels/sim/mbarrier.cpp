@@ -1,4 +1,6 @@
 // mbarriers, cluster barriers and register reallocation.
+#include <algorithm>
+
 #include "hopper.h"
 
 namespace simulator {
@@ -169,14 +171,6 @@ void mbarrier_wait(uint64_t* address, uint32_t parity, Site site) {
     note_wait(self, barrier, site);
 }
 
-std::string describe_mbarrier(const Mbarrier& barrier) {
-    char text[160];
-    snprintf(text, sizeof text, " of the mbarrier at shared offset %td, whose phase %llu lacks %u of %u arrivals and %lld bytes",
-             reinterpret_cast<const unsigned char*>(barrier.address) - barrier.block->shared, (unsigned long long)barrier.phase,
-             barrier.pending, barrier.arrivals, (long long)barrier.bytes);
-    return text;
-}
-
 // ---- clusters ----
 
 uint32_t cluster_rank() { return here().block->rank; }
@@ -260,10 +254,8 @@ void prepare_registers(Block& block) {
 void check_registers(Block& block) {
     for (uint32_t i = 0; i < block.warp_count; i++) {
         if (block.warps[i].registers == block.warps[i / 4 * 4].registers) continue;
-        Machine& machine = *block.machine;
-        machine.message = std::string("kernel ") + machine.kernel->name + ": warps " + std::to_string(i / 4 * 4) + " and " +
-                          std::to_string(i) + " of one warpgroup ended with different register counts";
-        machine.failed = true;
+        block.machine->fail_after(nullptr, {"", 0}, "warps %u and %u of one warpgroup ended with different register counts",
+                                  i / 4 * 4, i);
         return;
     }
 }

@@ -59,6 +59,13 @@ bool intact(const unsigned char* from, const unsigned char* to) {
     return true;
 }
 
+void fill_canaries(const Allocation& allocation) {
+    unsigned char* end = allocation.start + allocation.bytes;
+    std::memset(allocation.pages, canary, size_t(allocation.start - allocation.pages));
+    std::memset(end, canary, size_t(allocation.pages + allocation.page_total - end));
+}
+
+// What is wrong, once: the canary is mended.
 std::string canary_report(const Allocation& allocation) {
     char text[160] = "";
     if (!intact(allocation.pages, allocation.start)) {
@@ -68,6 +75,7 @@ std::string canary_report(const Allocation& allocation) {
         snprintf(text, sizeof text, "memory behind the allocation of %zu bytes at %p was overwritten", allocation.bytes,
                  static_cast<void*>(allocation.start));
     }
+    if (text[0] != 0) fill_canaries(allocation);
     return text;
 }
 
@@ -107,12 +115,8 @@ void check_shared(Block& block) {
     const unsigned char* end = block.mapping + shared_mapping;
     const bool before = intact(block.shared - shared_alignment, block.shared);
     if (before && intact(block.shared + block.shared_bytes, end)) return;
-    Machine& machine = *block.machine;
-    char text[160];
-    snprintf(text, sizeof text, ", block (%u,%u,%u): memory %s the %u bytes of shared memory was overwritten", block.index.x,
-             block.index.y, block.index.z, before ? "behind" : "before", block.shared_bytes);
-    machine.message = std::string("kernel ") + machine.kernel->name + text;
-    machine.failed = true;
+    block.machine->fail_after(&block.threads[0], {"", 0}, "memory %s the %u bytes of shared memory was overwritten by this block",
+                              before ? "behind" : "before", block.shared_bytes);
 }
 
 void release_shared(Block& block) {
@@ -143,26 +147,28 @@ struct sigaction previous_segv, previous_bus;
 constexpr size_t landing_bytes = 64 * 1024;
 __thread unsigned char* landing_stack;
 
-std::string describe_address(Machine& machine, const void* address) {
-    char text[200];
+Text describe_address(Machine& machine, const void* address) {
+    Text text;
     const unsigned char* byte = static_cast<const unsigned char*>(address);
     for (const Block& block : machine.blocks) {
         if (byte >= block.mapping - page_bytes() && byte < block.mapping + shared_mapping + page_bytes()) {
-            snprintf(text, sizeof text, "offset %td of the %u bytes of shared memory", byte - block.shared, block.shared_bytes);
+            text.add("offset %td of the %u bytes of shared memory", byte - block.shared, block.shared_bytes);
             return text;
         }
     }
     std::lock_guard<std::mutex> guard(allocations_lock);
     if (const Allocation* allocation = nearest_allocation(byte)) {
-        snprintf(text, sizeof text, "offset %td of the allocation of %zu bytes at %p", byte - allocation->start,
-                 allocation->bytes, static_cast<void*>(allocation->start));
-        return text;
+        text.add("offset %td of the allocation of %zu bytes at %p", byte - allocation->start, allocation->bytes,
+                 static_cast<void*>(allocation->start));
+    } else {
+        text.add("no memory of the simulator");
     }
-    return "no memory of the simulator";
+    return text;
 }
 
 // Where the handler sends the faulting thread: an ordinary function on a stack of its own.
 void land() {
+    entered_landing(landing_stack, landing_bytes);
     Thread& self = here();
     Machine& machine = *self.block->machine;
     const Site site = site_of_instruction(fault.instruction);
@@ -258,9 +264,8 @@ extern "C" void* temper_sim_allocate(size_t bytes) {
     unsigned char* start = map_guarded(pages);
     if (start == nullptr) return nullptr;
     Allocation allocation = {start + pages - round_up(bytes, 16), bytes, start, pages};
-    std::memset(start, canary, size_t(allocation.start - start));
+    fill_canaries(allocation);
     std::memset(allocation.start, 0xff, bytes);
-    std::memset(allocation.start + bytes, canary, pages - size_t(allocation.start - start) - bytes);
     std::lock_guard<std::mutex> guard(allocations_lock);
     allocations()[allocation.start] = allocation;
     return allocation.start;

@@ -34,8 +34,9 @@ struct ThreadProducts {
     std::vector<Product> queue;
     Accumulator slots[accumulator_slots];
     uint32_t group = 0;
+    bool touched = false;
+    // wgmma_fence was called since the last wait.
     bool fenced = false;
-    bool fenced_since_commit = false;
 };
 
 // Four warps. `images` are the accumulators in flight, as 64 x 256 matrices.

@@ -57,14 +57,15 @@ Site site_of(const void* instruction, Site site) {
     return instruction == nullptr ? site : site_of_instruction(static_cast<const char*>(instruction) - 1);
 }
 
-std::string describe_write(Machine& machine, const Granule& granule) {
+Text describe_write(Machine& machine, const Granule& granule) {
     const Thread& writer = machine.threads[granule.writer];
-    std::string text = "thread " + std::to_string(writer.index);
+    Text text;
+    text.add("thread %u", writer.index);
     if (granule.write_instruction != 0) {
         // The upper half is that of the kernel, which lies in the same object.
         const uintptr_t near = reinterpret_cast<uintptr_t>(machine.kernel->function);
         const uintptr_t address = (near & ~uintptr_t(0xffffffff)) | granule.write_instruction;
-        text += " (" + describe_site(site_of_instruction(reinterpret_cast<const char*>(address) - 1)) + ")";
+        text.add(" (%s)", describe_site(site_of_instruction(reinterpret_cast<const char*>(address) - 1)).c_str());
     }
     return text;
 }
@@ -101,6 +102,16 @@ void renew(Granule& granule, uint32_t generation) {
     granule.reader[0] = granule.reader[1] = granule.writer = nobody;
 }
 
+void add_reader(Thread& self, Granule& granule) {
+    const Machine& machine = *self.block->machine;
+    if (granule.reader[0] != nobody && machine.threads[granule.reader[0]].warp != self.warp) {
+        granule.reader[1] = granule.reader[0];
+        granule.read_step[1] = granule.read_step[0];
+    }
+    granule.reader[0] = uint16_t(cluster_index(self));
+    granule.read_step[0] = self.warp->step;
+}
+
 void note_read(Thread& self, Granule& granule, size_t offset, bool ordered, const void* instruction, Site site) {
     Machine& machine = *self.block->machine;
     if (granule.generation != self.block->shadow->generation || !granule.written) {
@@ -111,13 +122,7 @@ void note_read(Thread& self, Granule& granule, size_t offset, bool ordered, cons
         machine.fail(&self, site_of(instruction, site), "race: reads shared offset %zu, which %s wrote without a barrier between",
                      offset, describe_write(machine, granule).c_str());
     }
-    const uint16_t index = uint16_t(cluster_index(self));
-    if (granule.reader[0] != nobody && machine.threads[granule.reader[0]].warp != self.warp) {
-        granule.reader[1] = granule.reader[0];
-        granule.read_step[1] = granule.read_step[0];
-    }
-    granule.reader[0] = index;
-    granule.read_step[0] = self.warp->step;
+    add_reader(self, granule);
 }
 
 void note_write(Thread& self, Granule& granule, size_t offset, bool ordered, bool generic, const void* instruction, Site site) {
@@ -148,7 +153,7 @@ void access(Thread& self, const void* address, size_t bytes, bool write, bool ge
     const size_t offset = size_t(static_cast<const unsigned char*>(address) - block.shared);
     const bool ordered = bytes > 1;
     if (offset + bytes > block.shared_bytes) {
-        block.machine->fail(&self, site_of(instruction, site), "out of bounds: %s shared offset %zu of %u bytes",
+        block.machine->fail(&self, site_of(instruction, site), "out of bounds: %s offset %zu of the %u bytes of shared memory",
                             write ? "writes" : "reads", offset, block.shared_bytes);
     }
     const unsigned char* byte = static_cast<const unsigned char*>(address);
@@ -205,11 +210,12 @@ void watch_async_read(Thread& issuer, Block& block, const void* address, size_t 
     if (!machine.watched) return;
     const size_t offset = size_t(static_cast<const unsigned char*>(address) - block.shared);
     for (size_t at = offset / granule_bytes; at <= (offset + bytes - 1) / granule_bytes; at++) {
-        const Granule& granule = block.shadow->granules[at];
+        Granule& granule = block.shadow->granules[at];
         if (granule.generation != block.shadow->generation || !granule.written) {
             machine.fail(&issuer, site, "%s reads shared offset %zu, which was never written", what, at * granule_bytes);
         }
         const Thread& writer = machine.threads[granule.writer];
+        add_reader(issuer, granule);
         if (!granule.generic) continue;
         const bool fenced = writer.fences != granule.write_fences ||
                             block.shadow->fenced.seen[clock_index(*writer.warp)] > granule.write_step;
@@ -311,14 +317,31 @@ TEMPER_HOOK(4)
 TEMPER_HOOK(8)
 TEMPER_HOOK(16)
 
+// Declared as the compiler itself declares them.
 extern "C" void __tsan_init(void) {}
 extern "C" void __tsan_func_entry(void*) {}
-extern "C" void __tsan_func_exit(void) {}
-extern "C" void __tsan_vptr_update(void**, void*) {}
-extern "C" void __tsan_vptr_read(void**) {}
-extern "C" void __tsan_read_range(void* address, size_t bytes) {
-    if (bytes != 0) simulator::watched_access(address, bytes, false, __builtin_return_address(0));
+extern "C" void __tsan_func_exit(void*) {}
+extern "C" void __tsan_vptr_update(void*, void*) {}
+extern "C" void __tsan_vptr_read(void*) {}
+extern "C" void __tsan_read_range(void* address, long bytes) {
+    if (bytes > 0) simulator::watched_access(address, size_t(bytes), false, __builtin_return_address(0));
 }
-extern "C" void __tsan_write_range(void* address, size_t bytes) {
-    if (bytes != 0) simulator::watched_access(address, bytes, true, __builtin_return_address(0));
+extern "C" void __tsan_write_range(void* address, long bytes) {
+    if (bytes > 0) simulator::watched_access(address, size_t(bytes), true, __builtin_return_address(0));
+}
+
+// What clang calls in place of the library's functions.
+extern "C" void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+    __tsan_read_range(const_cast<void*>(from), long(bytes));
+    __tsan_write_range(to, long(bytes));
+    return memcpy(to, from, bytes);
+}
+extern "C" void* __tsan_memmove(void* to, const void* from, size_t bytes) {
+    __tsan_read_range(const_cast<void*>(from), long(bytes));
+    __tsan_write_range(to, long(bytes));
+    return memmove(to, from, bytes);
+}
+extern "C" void* __tsan_memset(void* to, int value, size_t bytes) {
+    __tsan_write_range(to, long(bytes));
+    return memset(to, value, bytes);
 }

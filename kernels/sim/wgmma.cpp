@@ -224,13 +224,14 @@ void wgmma(float* d, uint32_t n, const uint32_t* a_registers, uint64_t a, uint64
     Thread& self = here();
     check_group(self, "wgmma", site);
     ThreadProducts& products = self.products;
+    products.touched = true;
     if (a_registers == nullptr) check_operand(self, decode(a, a_transposed), a, "a", site);
     check_operand(self, decode(b, b_transposed), b, "b", site);
     bool in_flight;
     Product product = {choose_slot(self, d, n, in_flight, site), n, products.group, a_registers != nullptr, a_transposed,
                        b_transposed, accumulate, a, b, {}, site};
-    // Registers that may have been written since the last fence: fresh accumulators, and a.
-    if ((!in_flight && !products.fenced) || (a_registers != nullptr && !products.fenced_since_commit)) {
+    // Registers that may have been written since the last wait: fresh accumulators, and a.
+    if (!products.fenced && (!in_flight || a_registers != nullptr)) {
         self.block->machine->fail(&self, site, "wgmma: wgmma_fence is missing before this product");
     }
     if (a_registers != nullptr) std::memcpy(product.a_registers, a_registers, sizeof product.a_registers);
@@ -241,14 +242,16 @@ void wgmma(float* d, uint32_t n, const uint32_t* a_registers, uint64_t a, uint64
 void wgmma_fence(Site site) {
     Thread& self = here();
     check_group(self, "wgmma_fence", site);
-    self.products.fenced = self.products.fenced_since_commit = true;
+    synchronize_warp(~0u, site);
+    self.products.touched = true;
+    self.products.fenced = true;
 }
 
 void wgmma_commit(Site site) {
     Thread& self = here();
     check_group(self, "wgmma_commit", site);
+    self.products.touched = true;
     self.products.group++;
-    self.products.fenced_since_commit = false;
 }
 
 void wgmma_wait(int pending, Site site) {
@@ -256,7 +259,7 @@ void wgmma_wait(int pending, Site site) {
     check_group(self, "wgmma_wait", site);
     Machine& machine = *self.block->machine;
     WarpGroup& group = group_of(self);
-    self.products.fenced = self.products.fenced_since_commit = false;
+    self.products.fenced = false;
     if (group.arrived == 0) {
         group.site = site;
         group.pending = pending;

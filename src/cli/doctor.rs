@@ -1,6 +1,6 @@
 //! `temper doctor`: what this machine offers, and how to mend what is missing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use clap::Args;
@@ -23,7 +23,7 @@ struct Check {
     status: Status,
     found: String,
     /// What to do about it, unless it is well.
-    remedy: Option<&'static str>,
+    remedy: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Serialize)]
@@ -38,7 +38,8 @@ enum Status {
 
 /// Checks this machine. Fails if something must be mended.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let checks = [version(), cpu(), threads(), memory(), temporary_directory(), disk(), gpu()];
+    let mut checks = vec![version(), cpu(), threads(), memory(), temporary_directory(), disk()];
+    checks.extend(gpu());
     if arguments.json {
         print::json(&checks)?;
     } else {
@@ -58,7 +59,7 @@ fn describe(checks: &[Check]) -> String {
             Status::Failed => "FAILED",
         };
         text += &format!("{status:<8} {:<20} {}\n", check.name, check.found);
-        if let Some(remedy) = check.remedy {
+        if let Some(remedy) = &check.remedy {
             text += &format!("{:<29} → {remedy}\n", "");
         }
     }
@@ -69,8 +70,8 @@ fn well(name: &'static str, found: String) -> Check {
     Check { name, status: Status::Ok, found, remedy: None }
 }
 
-fn limited(name: &'static str, found: String, remedy: &'static str) -> Check {
-    Check { name, status: Status::Limited, found, remedy: Some(remedy) }
+fn limited(name: &'static str, found: String, remedy: impl Into<String>) -> Check {
+    Check { name, status: Status::Limited, found, remedy: Some(remedy.into()) }
 }
 
 fn version() -> Check {
@@ -133,7 +134,7 @@ fn temporary_directory() -> Check {
             name: "temporary directory",
             status: Status::Failed,
             found: format!("{}: {error}", directory.display()),
-            remedy: Some("set TMPDIR to a directory that can be written"),
+            remedy: Some("set TMPDIR to a directory that can be written".into()),
         },
     }
 }
@@ -155,27 +156,74 @@ fn free_disk(directory: &Path) -> Option<u64> {
     blocks.checked_mul(1024)
 }
 
-fn gpu() -> Check {
-    let remedy = "the CUDA backend is not part of this build: runs use the CPU";
-    match driver_library() {
-        Some(path) => limited("GPU", format!("driver library {}", path.display()), remedy),
-        None => limited("GPU", "no driver library (libcuda.so.1)".into(), remedy),
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Vec<Check> {
+    let remedy = "build temper with its default features to use a GPU";
+    vec![limited("GPU", "the CUDA backend is not part of this build: runs use the CPU".into(), remedy)]
+}
+
+/// The driver, what is embedded for it, every device, and the library of matrix products.
+#[cfg(feature = "cuda")]
+fn gpu() -> Vec<Check> {
+    use temper::backend::cuda::nvidia::{EMBEDDED, Unavailable, survey};
+
+    let survey = match survey() {
+        Ok(survey) => survey,
+        Err(error) => return vec![limited("GPU driver", error.to_string(), "runs on the CPU work meanwhile")],
+    };
+    let driver = match &survey.driver {
+        Ok((major, minor)) => well("GPU driver", format!("supports CUDA {major}.{minor}")),
+        Err(reason) => split("GPU driver", reason),
+    };
+    let kernels = match EMBEDDED.toolkit {
+        Some((major, minor)) => {
+            let architectures = EMBEDDED.architectures.join(", sm_");
+            well("GPU kernels", format!("for sm_{architectures} and PTX, by CUDA {major}.{minor}"))
+        }
+        None => split("GPU kernels", &Unavailable::NoKernels),
+    };
+    let mut checks = vec![driver, kernels];
+    for (info, code) in &survey.devices {
+        checks.push(device(info, code));
+    }
+    checks.push(match survey.products {
+        Some(library) => well("GPU products", library),
+        None => {
+            let remedy = "large matrix products then use temper's own kernels, which are slower: install libcublasLt 13 \
+                          (part of the CUDA runtime) where the loader finds it (LD_LIBRARY_PATH)";
+            limited("GPU products", "no cuBLASLt".into(), remedy)
+        }
+    });
+    checks
+}
+
+#[cfg(feature = "cuda")]
+fn device(
+    info: &temper::backend::cuda::DeviceInfo,
+    code: &Result<temper::backend::cuda::nvidia::Code, temper::backend::cuda::nvidia::Unavailable>,
+) -> Check {
+    use temper::backend::cuda::nvidia::Code;
+
+    let (major, minor) = info.compute_capability;
+    let facts = format!("{}, {}, compute capability {major}.{minor}", info.name, print::bytes(info.memory));
+    match code {
+        Ok(Code::Ready(architecture)) => well("GPU", format!("{facts}, runs sm_{architecture}")),
+        Ok(Code::Generic) => {
+            let remedy =
+                format!("build temper with TEMPER_CUDA_ARCHS={major}{minor}: the driver now compiles the kernels");
+            limited("GPU", format!("{facts}, runs PTX"), remedy)
+        }
+        Err(reason) => {
+            let check = split("GPU", reason);
+            Check { found: format!("{facts}: {}", check.found), ..check }
+        }
     }
 }
 
-/// The CUDA driver library, looked for where the loader looks: nothing is loaded.
-fn driver_library() -> Option<PathBuf> {
-    let from_environment = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let usual = [
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/lib64",
-        "/usr/local/nvidia/lib64",
-        "/usr/local/cuda/compat",
-        "/usr/lib/wsl/lib",
-    ];
-    let folders = std::env::split_paths(&from_environment).filter(|folder| !folder.as_os_str().is_empty());
-    folders.chain(usual.map(PathBuf::from)).map(|folder| folder.join("libcuda.so.1")).find(|path| path.exists())
+/// A message "what is wrong: what to do" as a finding and its remedy.
+#[cfg(feature = "cuda")]
+fn split(name: &'static str, reason: &temper::backend::cuda::nvidia::Unavailable) -> Check {
+    let text = reason.to_string();
+    let (found, remedy) = text.split_once(": ").unwrap_or((&text, "see the message"));
+    limited(name, found.into(), remedy)
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, each with its arguments and the function that runs it.
 
 mod attack;
+mod bench;
 mod checkpoint;
 mod data;
 mod demo;
@@ -54,6 +55,9 @@ pub enum Command {
     Eval(eval::Arguments),
     /// Say what a run will cost in memory and arithmetic, before it starts
     Plan(plan::Arguments),
+    /// Measure kernels and training steps on this machine's GPU
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Arguments),
     /// Prove this machine's GPU: every kernel against exact formulas, then a small nested loop
@@ -76,6 +80,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Attack(arguments) => attack::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Bench(command) => bench::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Selftest(arguments) => selftest::run(&arguments),
         Command::Data(command) => data::run(&command),

@@ -29,6 +29,6 @@ pub use forward::Model;
 pub use hub::ModelDirectory;
 pub use layout::{Block, ParameterEntry, ParameterLayout};
 pub use merge::merge_adapter;
-pub use parameters::{Gradients, Parameters};
+pub use parameters::{Gradients, Parameters, ParkedParameters};
 pub use peft::{read_adapter, write_adapter};
 pub use safetensors::{TensorFile, TensorInfo};

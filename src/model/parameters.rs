@@ -94,6 +94,45 @@ impl<B: Backend> Parameters<B> {
     }
 }
 
+/// A set of weights that waits in main memory until it is fetched, bit for bit.
+pub struct ParkedParameters<B: Backend> {
+    len: usize,
+    weights: B::Parked,
+    remainder: Option<B::Parked>,
+}
+
+impl<B: Backend> ParkedParameters<B> {
+    /// A copy of `parameters`. `name` is the buffers' name in the memory plan.
+    pub fn of(backend: &B, name: &str, parameters: &Parameters<B>) -> Result<Self> {
+        let len = parameters.layout.len();
+        let parked = |name: &str, dtype| backend.parked(name, len, dtype);
+        let remainder = parameters.remainder.as_ref().map(|_| parked(&format!("{name} remainder"), DType::Remainder16));
+        let mut new = Self { len, weights: parked(name, backend.compute_dtype())?, remainder: remainder.transpose()? };
+        new.park(backend, parameters)?;
+        Ok(new)
+    }
+
+    /// Takes a copy of every weight, in the place of those from before.
+    pub fn park(&mut self, backend: &B, from: &Parameters<B>) -> Result<()> {
+        ops::expect("ParkedParameters::park", "number of weights", from.layout.len(), self.len)?;
+        backend.park(from.weights.buffer(), 0, &mut self.weights, 0, self.len)?;
+        if let (Some(from), Some(to)) = (&from.remainder, &mut self.remainder) {
+            backend.park(from.buffer(), 0, to, 0, self.len)?;
+        }
+        Ok(())
+    }
+
+    /// Copies every weight to the device.
+    pub fn fetch(&self, backend: &B, to: &mut Parameters<B>) -> Result<()> {
+        ops::expect("ParkedParameters::fetch", "number of weights", to.layout.len(), self.len)?;
+        backend.fetch(&self.weights, 0, to.weights.buffer_mut(), 0, self.len)?;
+        if let (Some(from), Some(to)) = (&self.remainder, &mut to.remainder) {
+            backend.fetch(from, 0, to.buffer_mut(), 0, self.len)?;
+        }
+        Ok(())
+    }
+}
+
 /// bf16 weights and their remainders (read as integers held in f32) as the f32 numbers that they are together.
 fn join(high: &[f32], remainder: &[f32]) -> Vec<f32> {
     high.iter().zip(remainder).map(|(h, r)| f32::from_bits(h.to_bits().wrapping_add_signed(*r as i32))).collect()

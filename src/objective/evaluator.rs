@@ -73,6 +73,9 @@ pub struct Evaluator<B: Backend> {
     reference: Option<Workspace<B>>,
 }
 
+/// A forward pass of a reference model that [`Evaluator::retain`] measures the distance to.
+pub struct HiddenStates<B: Backend>(Workspace<B>);
+
 impl<B: Backend> Evaluator<B> {
     /// Memory for batches of up to `capacity` tokens, without an adapter or with any of `adapters`.
     pub fn new(model: Arc<Model<B>>, capacity: usize, adapters: &[&Adapter<B>]) -> Result<Self> {
@@ -134,15 +137,26 @@ impl<B: Backend> Evaluator<B> {
         self.head_and_backward(HeadLoss::NegativeEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
     }
 
-    /// Cross-entropy into `tape[slot]`, the mean over all L+1 hidden states of the mean L2 distance to those of
-    /// `reference` into `tape[slot + 1]`, and scale · the gradient of their sum into `targets`.
+    /// The hidden states of a reference model on `batch`, for [`Evaluator::retain`].
+    pub fn hidden_states(&mut self, reference: &Parameters<B>, batch: &LossBatch<B>) -> Result<HiddenStates<B>> {
+        let model = Arc::clone(&self.model);
+        let mut activations = match self.reference.take() {
+            Some(activations) => activations,
+            None => Workspace::new(&model.backend, &model.config, self.capacity(), &[])?,
+        };
+        model.forward(reference, None, None, &batch.device, &mut activations)?;
+        Ok(HiddenStates(activations))
+    }
+
+    /// Cross-entropy into `tape[slot]`, the mean over all L+1 hidden states of the mean L2 distance to `reference` (of the
+    /// same batch) into `tape[slot + 1]`, and scale · the gradient of their sum into `targets`.
     ///
     /// TAR's retain loss. The gradient of a distance of 0 is 0.
     #[allow(clippy::too_many_arguments)]
     pub fn retain(
         &mut self,
         subject: Subject<B>,
-        reference: &Parameters<B>,
+        reference: HiddenStates<B>,
         batch: &LossBatch<B>,
         over: EntropyOver,
         scale: f32,
@@ -151,11 +165,7 @@ impl<B: Backend> Evaluator<B> {
         slot: usize,
     ) -> Result<()> {
         let model = Arc::clone(&self.model);
-        let mut activations = match self.reference.take() {
-            Some(activations) => activations,
-            None => Workspace::new(&model.backend, &model.config, self.capacity(), &[])?,
-        };
-        model.forward(reference, None, None, &batch.device, &mut activations)?;
+        let HiddenStates(activations) = reference;
         self.forward(subject, batch)?;
         // The tape is written by the head and by the visitor of the backward pass, one after the other.
         let mut distances = LossTape::new(&model.backend, 1)?;

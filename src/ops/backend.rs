@@ -37,6 +37,9 @@ impl DType {
 pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Device memory of one dtype. Freed when dropped.
     type Buffer: Send + Sync;
+    /// Main memory of one dtype that the device copies to and from: what only the outer step touches waits there. No
+    /// operation takes it. Freed when dropped.
+    type Parked: Send + Sync;
 
     /// What it is, for people: "cpu, 2 threads, f32".
     fn description(&self) -> String;
@@ -58,6 +61,26 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn copy(
         &self,
         from: &Self::Buffer,
+        from_offset: usize,
+        to: &mut Self::Buffer,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<()>;
+    /// Allocates `len` zeros in main memory. `name` appears in memory reports.
+    fn parked(&self, name: &str, len: usize, dtype: DType) -> Result<Self::Parked>;
+    /// `to[to_offset..][..len] = from[from_offset..][..len]`; both of one dtype.
+    fn park(
+        &self,
+        from: &Self::Buffer,
+        from_offset: usize,
+        to: &mut Self::Parked,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<()>;
+    /// `to[to_offset..][..len] = from[from_offset..][..len]`; both of one dtype.
+    fn fetch(
+        &self,
+        from: &Self::Parked,
         from_offset: usize,
         to: &mut Self::Buffer,
         to_offset: usize,

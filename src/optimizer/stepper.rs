@@ -1,10 +1,10 @@
-//! An optimizer's states in device memory, and its step.
+//! An optimizer's states, in device memory or parked in main memory, and its step.
 
 use super::OptimizerConfig;
 use super::coefficients::{Coefficients, coefficients};
 use crate::error::{Error, Result};
 use crate::model::{Gradients, Parameters};
-use crate::ops::{self, Backend, COEFFICIENTS, DType, Tensor, UpdateRule};
+use crate::ops::{self, Backend, COEFFICIENTS, DType, Matrix, MatrixMut, Tensor, UpdateRule};
 
 /// The few numbers of an optimizer that are not tensors; with the state tensors they are all a checkpoint needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -21,19 +21,40 @@ pub struct OptimizerProgress {
 pub struct Optimizer<B: Backend> {
     config: OptimizerConfig,
     progress: OptimizerProgress,
-    states: Vec<Tensor<B>>,
+    len: usize,
+    states: States<B>,
     coefficients: Tensor<B>,
+}
+
+/// Where the states are: tensors of the parameters' length.
+enum States<B: Backend> {
+    /// On the device, for optimizers that step often.
+    Resident(Vec<Tensor<B>>),
+    /// In main memory, and a window of some elements of each on the device, through which a step moves.
+    Parked { states: Vec<B::Parked>, window: Vec<Tensor<B>> },
 }
 
 impl<B: Backend> Optimizer<B> {
     /// A fresh optimizer for parameters of `len` elements. `name` names its buffers in the memory plan.
     pub fn new(backend: &B, name: &str, config: OptimizerConfig, len: usize) -> Result<Self> {
-        config.validate()?;
+        let states = device_states(backend, name, &config, len)?;
+        Self::with_states(backend, name, config, len, States::Resident(states))
+    }
+
+    /// The same with states that wait in main memory; a step moves them through `window` elements of each on the device.
+    /// Steps give the same bits as those of [`Optimizer::new`].
+    pub fn parked(backend: &B, name: &str, config: OptimizerConfig, len: usize, window: usize) -> Result<Self> {
         let states = (0..config.kind.rule().states())
-            .map(|index| Tensor::zeros(backend, &format!("{name} state {index}"), 1, len, DType::F32))
+            .map(|index| backend.parked(&format!("{name} state {index}"), len, DType::F32))
             .collect::<Result<_>>()?;
+        let window = device_states(backend, &format!("{name} window"), &config, window.clamp(1, len.max(1)))?;
+        Self::with_states(backend, name, config, len, States::Parked { states, window })
+    }
+
+    fn with_states(backend: &B, name: &str, config: OptimizerConfig, len: usize, states: States<B>) -> Result<Self> {
+        config.validate()?;
         let coefficients = Tensor::zeros(backend, &format!("{name} coefficients"), 1, COEFFICIENTS, DType::F32)?;
-        Ok(Self { config, progress: OptimizerProgress::default(), states, coefficients })
+        Ok(Self { config, progress: OptimizerProgress::default(), len, states, coefficients })
     }
 
     /// Forgets everything, as a new optimizer with `config` (of the same kind) would start; keeps the memory.
@@ -43,9 +64,19 @@ impl<B: Backend> Optimizer<B> {
             let problem = format!("{} cannot take the place of {}", config.kind, self.config.kind);
             return Err(Error::config("optimizer", problem, "make a new optimizer for another kind"));
         }
-        for state in &mut self.states {
-            let len = state.cols();
-            backend.clear(state.buffer_mut(), 0, len)?;
+        match &mut self.states {
+            States::Resident(states) => {
+                states.iter_mut().try_for_each(|state| backend.clear(state.buffer_mut(), 0, self.len))?;
+            }
+            States::Parked { states, window } => {
+                for (state, window) in states.iter_mut().zip(window) {
+                    let most = window.cols();
+                    backend.clear(window.buffer_mut(), 0, most)?;
+                    for start in (0..self.len).step_by(most) {
+                        backend.park(window.buffer(), 0, state, start, most.min(self.len - start))?;
+                    }
+                }
+            }
         }
         self.config = config;
         self.progress = OptimizerProgress::default();
@@ -56,11 +87,33 @@ impl<B: Backend> Optimizer<B> {
     pub fn step(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
         let Coefficients { values, progress } = coefficients(&self.config, self.progress)?;
         backend.upload_f32(self.coefficients.buffer_mut(), 0, &values)?;
-        let (weights, remainder) = parameters.flat_mut();
-        let mut states: Vec<_> = self.states.iter_mut().map(Tensor::view_mut).collect();
-        let rule = self.config.kind.rule();
-        let coefficients = self.coefficients.view();
-        ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients.flat(), &mut states)?;
+        ops::expect("Optimizer::step", "number of parameters", parameters.layout().len(), self.len)?;
+        let (rule, coefficients) = (self.config.kind.rule(), self.coefficients.view());
+        match &mut self.states {
+            States::Resident(states) => {
+                let (weights, remainder) = parameters.flat_mut();
+                let mut states: Vec<_> = states.iter_mut().map(Tensor::view_mut).collect();
+                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients.flat(), &mut states)?;
+            }
+            States::Parked { states, window } => {
+                let most = window.first().map_or(self.len, Tensor::cols).max(1);
+                for start in (0..self.len).step_by(most) {
+                    let len = most.min(self.len - start);
+                    for (state, window) in states.iter().zip(window.iter_mut()) {
+                        backend.fetch(state, start, window.buffer_mut(), 0, len)?;
+                    }
+                    let (mut weights, mut remainder) = parameters.flat_mut();
+                    let mut views: Vec<_> = window.iter_mut().map(|window| window.shaped_mut(1, len)).collect();
+                    let (weights, remainder) =
+                        (part_mut(&mut weights, start, len), remainder.as_mut().map(|r| part_mut(r, start, len)));
+                    let gradients = part(gradients.flat(), start, len);
+                    ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, &mut views)?;
+                    for (state, window) in states.iter_mut().zip(window.iter()) {
+                        backend.park(window.buffer(), 0, state, start, len)?;
+                    }
+                }
+            }
+        }
         self.progress = progress;
         Ok(())
     }
@@ -74,11 +127,10 @@ impl<B: Backend> Optimizer<B> {
     /// the one to save and evaluate; for every other kind a copy of the parameters. On the host, f32.
     pub fn average_point(&self, backend: &B, parameters: &Parameters<B>) -> Result<Vec<f32>> {
         let mut point = parameters.download(backend)?;
-        let [z, _] = self.states.as_slice() else { return Ok(point) };
         if self.config.kind.rule() != UpdateRule::ScheduleFreeAdamW || self.progress.step == 0 {
             return Ok(point);
         }
-        let z = z.to_vec(backend)?;
+        let z = self.read_state(backend, 0)?;
         ops::expect("Optimizer::average_point", "number of parameters", point.len(), z.len())?;
         let way = (1.0 - 1.0 / self.config.betas[0]) as f32;
         point.iter_mut().zip(z).for_each(|(y, z)| *y += way * (z - *y));
@@ -95,22 +147,72 @@ impl<B: Backend> Optimizer<B> {
         self.progress
     }
 
-    /// The state tensors, for a checkpoint.
-    pub fn states(&self) -> &[Tensor<B>] {
-        &self.states
+    /// Number of state tensors.
+    pub fn state_count(&self) -> usize {
+        match &self.states {
+            States::Resident(states) => states.len(),
+            States::Parked { states, .. } => states.len(),
+        }
+    }
+
+    /// A state tensor on the host, for a checkpoint. Waits for the device.
+    pub fn read_state(&self, backend: &B, index: usize) -> Result<Vec<f32>> {
+        match &self.states {
+            States::Resident(states) => states[index].to_vec(backend),
+            States::Parked { states, window } => {
+                let most = window[index].cols();
+                let mut passage = Tensor::zeros(backend, "window of a checkpoint", 1, most, DType::F32)?;
+                let mut values = Vec::with_capacity(self.len);
+                for start in (0..self.len).step_by(most) {
+                    let len = most.min(self.len - start);
+                    backend.fetch(&states[index], start, passage.buffer_mut(), 0, len)?;
+                    values.extend(backend.download_f32(passage.buffer(), 0, len)?);
+                }
+                Ok(values)
+            }
+        }
+    }
+
+    fn write_state(&mut self, backend: &B, index: usize, values: &[f32]) -> Result<()> {
+        match &mut self.states {
+            States::Resident(states) => backend.upload_f32(states[index].buffer_mut(), 0, values),
+            States::Parked { states, window } => {
+                let most = window[index].cols();
+                for (start, values) in (0..).step_by(most).zip(values.chunks(most)) {
+                    backend.upload_f32(window[index].buffer_mut(), 0, values)?;
+                    backend.park(window[index].buffer(), 0, &mut states[index], start, values.len())?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Puts a checkpoint's scalars and state tensors back.
     pub fn restore(&mut self, backend: &B, progress: OptimizerProgress, states: &[Vec<f32>]) -> Result<()> {
         const NAME: &str = "Optimizer::restore";
-        ops::expect(NAME, "number of states", states.len(), self.states.len())?;
-        for (state, values) in self.states.iter().zip(states) {
-            ops::expect(NAME, "elements of a state", values.len(), state.cols())?;
+        ops::expect(NAME, "number of states", states.len(), self.state_count())?;
+        for values in states {
+            ops::expect(NAME, "elements of a state", values.len(), self.len)?;
         }
-        for (state, values) in self.states.iter_mut().zip(states) {
-            backend.upload_f32(state.buffer_mut(), 0, values)?;
+        for (index, values) in states.iter().enumerate() {
+            self.write_state(backend, index, values)?;
         }
         self.progress = progress;
         Ok(())
     }
+}
+
+fn device_states<B: Backend>(backend: &B, name: &str, config: &OptimizerConfig, len: usize) -> Result<Vec<Tensor<B>>> {
+    let state = |index| Tensor::zeros(backend, &format!("{name} state {index}"), 1, len, DType::F32);
+    (0..config.kind.rule().states()).map(state).collect()
+}
+
+/// `len` elements of a flat matrix from `start` on.
+fn part<B: Backend>(flat: Matrix<'_, B>, start: usize, len: usize) -> Matrix<'_, B> {
+    Matrix { buffer: flat.buffer, offset: flat.offset + start, rows: 1, cols: len }
+}
+
+/// As [`part`], to write.
+fn part_mut<'a, B: Backend>(flat: &'a mut MatrixMut<'_, B>, start: usize, len: usize) -> MatrixMut<'a, B> {
+    MatrixMut { buffer: flat.buffer, offset: flat.offset + start, rows: 1, cols: len }
 }

@@ -216,8 +216,9 @@ impl<'a, B: Backend> Run<'a, B> {
     fn save(&self) -> Result<()> {
         let backend = &self.evaluator.model().backend;
         let mut tensors = vec![("trained".to_string(), TensorData::F32(self.trained()?))];
-        for (i, tensor) in self.trainer.optimizer().states().iter().enumerate() {
-            tensors.push((format!("optimizer state {i}"), TensorData::F32(tensor.to_vec(backend)?)));
+        let optimizer = self.trainer.optimizer();
+        for i in 0..optimizer.state_count() {
+            tensors.push((format!("optimizer state {i}"), TensorData::F32(optimizer.read_state(backend, i)?)));
         }
         let state = State {
             step: self.step,
@@ -236,7 +237,7 @@ impl<'a, B: Backend> Run<'a, B> {
         })?;
         let len = self.trainer.gradients().layout().len();
         let trained = snapshot.take_f32(path, "trained", len)?;
-        let states = (0..self.trainer.optimizer().states().len())
+        let states = (0..self.trainer.optimizer().state_count())
             .map(|i| snapshot.take_f32(path, &format!("optimizer state {i}"), len))
             .collect::<Result<Vec<_>>>()?;
         match self.trainer.adapter_mut() {

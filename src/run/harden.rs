@@ -114,7 +114,7 @@ fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Sn
     })?;
     let len = hardener.weights().layout().len();
     let weights = snapshot.take_f32(path, "weights", len)?;
-    let states = (0..hardener.outer_optimizer().states().len())
+    let states = (0..hardener.outer_optimizer().state_count())
         .map(|i| snapshot.take_f32(path, &format!("outer optimizer state {i}"), len))
         .collect::<Result<Vec<_>>>()?;
     hardener.restore(&state, &weights, &states)?;
@@ -165,8 +165,9 @@ impl<B: Backend> Run<'_, B> {
     fn save(&self, state: &HardenerState) -> Result<()> {
         let backend = &self.hardener.model().backend;
         let mut tensors = vec![("weights".to_string(), TensorData::F32(self.hardener.weights().download(backend)?))];
-        for (i, tensor) in self.hardener.outer_optimizer().states().iter().enumerate() {
-            tensors.push((format!("outer optimizer state {i}"), TensorData::F32(tensor.to_vec(backend)?)));
+        let outer = self.hardener.outer_optimizer();
+        for i in 0..outer.state_count() {
+            tensors.push((format!("outer optimizer state {i}"), TensorData::F32(outer.read_state(backend, i)?)));
         }
         let json = serde_json::to_value(state).map_err(|error| Error::Device(format!("checkpoint state: {error}")))?;
         self.directory.save(state.step, json, tensors, self.config.checkpoint.keep)

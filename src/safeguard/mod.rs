@@ -127,7 +127,10 @@ impl<B: Backend> Safeguard<B> {
         self.trainer.accumulate_more(evaluator, weights, |evaluator, subject, targets| match removal {
             // The authors' random mapping keeps the language-model loss alone.
             Removal::RandomMapping { .. } => evaluator.cross_entropy(subject, retain, 1.0, Some(targets), tape, 1),
-            _ => evaluator.retain(subject, reference, retain, over, 1.0, targets, tape, 1),
+            _ => {
+                let states = evaluator.hidden_states(reference, retain)?;
+                evaluator.retain(subject, states, retain, over, 1.0, targets, tape, 1)
+            }
         })?;
         let losses = self.tape.read(&backend)?;
         let losses = Losses { removal: losses[0], retain: losses[1] + losses[2] };

@@ -8,7 +8,7 @@ use super::trajectory::{HeldOut, Plan, Trajectory, unknown_stream};
 use super::{Adversary, Draw, TrResistance, TrajectoryReport};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, GradientTargets, Gradients, Model, Parameters};
+use crate::model::{Adapter, GradientTargets, Gradients, Model, Parameters, ParkedParameters};
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Optimizer, OptimizerConfig, OptimizerProgress};
@@ -110,13 +110,18 @@ pub struct HardenerState {
 /// Outer steps that may be skipped one after another before the run gives up.
 const MOST_SKIPS: u64 = 3;
 
+/// Elements of each state of the outer optimizer that are on the device at one time.
+const OUTER_WINDOW: usize = 1 << 26;
+
 /// The nested loop with its memory.
 pub struct Hardener<B: Backend> {
     settings: Settings,
     evaluator: Evaluator<B>,
     weights: Parameters<B>,
-    unattacked: Parameters<B>,
-    reference: Parameters<B>,
+    /// What only the outer step touches waits in main memory: the unattacked weights, the reference model, and the
+    /// states of the outer optimizer.
+    unattacked: ParkedParameters<B>,
+    reference: ParkedParameters<B>,
     meta_gradient: Gradients<B>,
     outer: Optimizer<B>,
     /// One per adversary; full-parameter adversaries of one optimizer share theirs.
@@ -137,17 +142,18 @@ impl<B: Backend> Hardener<B> {
         settings: Settings,
     ) -> Result<Self> {
         let backend = model.backend.clone();
+        let parked = ParkedParameters::of(&backend, "reference weights", &reference)?;
+        drop(reference);
         let (trainers, trainer_of) = make_trainers(&model, &settings.adversaries)?;
         let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(Trainer::adapter).collect();
         let evaluator = Evaluator::new(Arc::clone(&model), streams.max_batch_tokens(), &adapters)?;
-        let mut unattacked = Parameters::zeros_shared(&backend, "unattacked weights", model.layout())?;
-        unattacked.copy_from(&backend, &weights)?;
+        let (outer, len) = (settings.outer.clone(), model.layout().len());
         Ok(Self {
             evaluator,
-            unattacked,
-            reference,
+            unattacked: ParkedParameters::of(&backend, "unattacked weights", &weights)?,
+            reference: parked,
             meta_gradient: Gradients::zeros(&backend, "meta-gradient", model.layout())?,
-            outer: Optimizer::new(&backend, "outer optimizer", settings.outer.clone(), model.layout().len())?,
+            outer: Optimizer::parked(&backend, "outer optimizer", outer, len, OUTER_WINDOW)?,
             weights,
             trainers,
             trainer_of,
@@ -200,13 +206,13 @@ impl<B: Backend> Hardener<B> {
     /// [`Error::NonFinite`] after three skipped steps in a row; whatever `tick` returned.
     pub fn outer_step(&mut self, tick: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<OuterReport> {
         let backend = self.evaluator.model().backend.clone();
-        self.unattacked.copy_from(&backend, &self.weights)?;
+        self.unattacked.park(&backend, &self.weights)?;
         self.meta_gradient.clear(&backend)?;
         let mut trajectories = Vec::new();
         for task in 0..self.settings.tasks_per_step {
             let outcome = self.trajectory(task, &mut |k| tick(task, k));
             // Whatever happened inside, the weights come back bit for bit.
-            self.weights.copy_from(&backend, &self.unattacked)?;
+            self.unattacked.fetch(&backend, &mut self.weights)?;
             trajectories.push(outcome?);
         }
         let bounded = self.drop_below_bound(&backend, &trajectories)?;
@@ -249,11 +255,20 @@ impl<B: Backend> Hardener<B> {
         let batch = self.streams.next_batch(self.evaluator.model(), &self.settings.tr_data)?;
         let reference_margins = match self.settings.tr_loss {
             TrResistance::MaxEntropy(_) => Vec::new(),
-            TrResistance::Preference { .. } => {
-                self.evaluator.preference_margins(Subject::plain(&self.reference), &batch)?
-            }
+            TrResistance::Preference { .. } => self.with_reference(|evaluator, reference| {
+                evaluator.preference_margins(Subject::plain(reference), &batch)
+            })?,
         };
         Ok(HeldOut { batch, reference_margins })
+    }
+
+    /// Runs `work` with the reference model in the place of the unattacked weights, which come back bit for bit.
+    fn with_reference<R>(&mut self, work: impl FnOnce(&mut Evaluator<B>, &Parameters<B>) -> Result<R>) -> Result<R> {
+        let backend = self.evaluator.model().backend.clone();
+        self.reference.fetch(&backend, &mut self.weights)?;
+        let outcome = work(&mut self.evaluator, &self.weights);
+        self.unattacked.fetch(&backend, &mut self.weights)?;
+        outcome
     }
 
     /// Drops the TR gradients where their loss has reached the bound; says whether it did.
@@ -273,14 +288,17 @@ impl<B: Backend> Hardener<B> {
         if scale == 0.0 {
             return Ok((0.0, 0.0));
         }
+        let reference = match self.settings.retain_representations {
+            true => Some(self.with_reference(|evaluator, reference| evaluator.hidden_states(reference, &batch))?),
+            false => None,
+        };
         let mut tape = LossTape::new(backend, 2)?;
         let subject = Subject::plain(&self.weights);
         let targets = GradientTargets { weights: Some(&mut self.meta_gradient), adapter: None };
         let over = self.settings.representations_over;
-        if self.settings.retain_representations {
-            self.evaluator.retain(subject, &self.reference, &batch, over, scale, targets, &mut tape, 0)?;
-        } else {
-            self.evaluator.cross_entropy(subject, &batch, scale, Some(targets), &mut tape, 0)?;
+        match reference {
+            Some(states) => self.evaluator.retain(subject, states, &batch, over, scale, targets, &mut tape, 0)?,
+            None => self.evaluator.cross_entropy(subject, &batch, scale, Some(targets), &mut tape, 0)?,
         }
         let losses = tape.read(backend)?;
         Ok((losses[0], losses[1]))

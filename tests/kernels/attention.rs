@@ -2,7 +2,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{AttentionShape, Backend, DType, Segment, Segments, attention_backward, attention_forward};
+use temper::ops::{AttentionShape, Backend, DType, Matrix, Segment, Segments, attention_backward, attention_forward};
 
 use crate::support::{Pair, bound, modes, normals, random, relative_error};
 
@@ -52,12 +52,13 @@ impl Case {
 
     fn describe(&self, cuda: &Cuda) -> String {
         format!(
-            "{:?}, H G D {:?}, window {:?}, scale {}, {:?}",
+            "{:?}, H G D {:?}, window {:?}, scale {}, {:?} on {}",
             self.lengths,
             self.heads,
             self.window,
             self.scale,
-            cuda.compute_dtype()
+            cuda.compute_dtype(),
+            cuda.driver().device().name
         )
     }
 }
@@ -86,7 +87,12 @@ fn run(cuda: &Cuda, case: &Case, qkv: &[f32]) -> Results {
     let values = |pair: &Pair| pair.cpu.to_vec(&Cpu).expect("values");
     let saved_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &values(&out));
     let saved = Pair::new(cuda, DType::F32, tokens, shape.num_attention_heads, &values(&log_sum_exp));
-    let d_out = Pair::random(cuda, &mut random(99), tokens, shape.query_cols(), 1.0);
+    // NaN where the output is NaN, so that a bad sequence is bad in everything that the backward pass reads.
+    let mut d_out = normals(&mut random(99), tokens * shape.query_cols(), 1.0);
+    for (d_out, out) in d_out.iter_mut().zip(values(&out)).filter(|(_, out)| out.is_nan()) {
+        *d_out = out;
+    }
+    let d_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &d_out);
     let mut d_qkv = Pair::poisoned(cuda, dtype, tokens, shape.qkv_cols());
     attention_backward(
         &Cpu,
@@ -153,8 +159,14 @@ fn check(cuda: &Cuda, case: &Case, qkv: &[f32]) {
     }
 }
 
+/// The devices of all kernels: both modes, and the bf16 kernels of Hopper.
+fn devices() -> Vec<Cuda> {
+    let hopper = Cuda::simulated_as(DType::Bf16, (9, 0), 0).expect("a simulated device");
+    modes().into_iter().chain([hopper]).collect()
+}
+
 fn check_all(cases: &[Case]) {
-    for cuda in modes() {
+    for cuda in devices() {
         for (seed, case) in cases.iter().enumerate() {
             check(&cuda, case, &case.qkv(seed as u64));
         }
@@ -168,6 +180,7 @@ fn head_size_128_agrees_with_the_cpu() {
     check_all(&[
         case(&[(1, 1), (65, 63), (129, 129), (0, 0), (64, 0)], (4, 2, 128)),
         case(&[(127, 127), (130, 31)], (2, 1, 128)),
+        case(&[(390, 389)], (2, 1, 128)),
         Case { window: Some(33), ..case(&[(200, 200), (63, 64 - 1)], (1, 1, 128)) },
     ]);
 }
@@ -205,7 +218,7 @@ fn saturated_probabilities_agree_with_the_cpu() {
 /// Keys and values of padding are NaN: nothing of them may reach a result, since no query sees them.
 #[test]
 fn padding_is_not_read_as_keys() {
-    for cuda in modes() {
+    for cuda in devices() {
         for heads in [(2, 1, 128), (2, 2, 64), (2, 1, 16)] {
             let case = case(&[(70, 65), (130, 0), (67, 30)], heads);
             let (shape, mut qkv) = (case.shape(), case.qkv(5));
@@ -216,6 +229,47 @@ fn padding_is_not_read_as_keys() {
             }
             check(&cuda, &case, &qkv);
         }
+    }
+}
+
+/// A sequence of NaN between two others: tiles that reach over the end of a sequence must not carry anything of the next
+/// one into its results, nor anything of the one before.
+#[test]
+fn sequences_do_not_mix() {
+    for cuda in devices() {
+        for heads in [(2, 1, 128), (2, 2, 64), (2, 1, 16)] {
+            let case = case(&[(70, 65), (130, 130), (67, 30)], heads);
+            let (cols, mut qkv) = (case.shape().qkv_cols(), case.qkv(6));
+            qkv[70 * cols..200 * cols].fill(f32::NAN);
+            let results = run(&cuda, &case, &qkv);
+            for (name, pair) in [("out", &results.out), ("d_qkv", &results.d_qkv)] {
+                let (mut found, mut expected) = columns(&cuda, pair, 0..pair.cpu.cols());
+                for values in [&mut found, &mut expected] {
+                    values.drain(70 * pair.cpu.cols()..200 * pair.cpu.cols());
+                }
+                let error = relative_error(&found, &expected);
+                assert!(error <= bound(cuda.compute_dtype()), "{name}: {error:.2e}, {}", case.describe(&cuda));
+            }
+        }
+    }
+}
+
+/// Rows that do not begin at 16-byte addresses: no vectors there, so the general kernels take over.
+#[test]
+fn operands_at_odd_addresses_agree_with_the_cpu() {
+    for cuda in devices() {
+        let (case, dtype) = (case(&[(37, 30)], (2, 1, 64)), cuda.compute_dtype());
+        let (shape, tokens) = (case.shape(), case.tokens());
+        let qkv = case.qkv(7);
+        let expected = run(&cuda, &case, &qkv).out.cpu.to_vec(&Cpu).expect("values");
+        let shifted = Pair::new(&cuda, dtype, 1, qkv.len() + 1, &[&[0.0], &qkv[..]].concat());
+        let segments = Segments::new(&cuda, case.segments()).expect("segments");
+        let mut out = Pair::poisoned(&cuda, dtype, tokens, shape.query_cols());
+        let mut sums = Pair::poisoned(&cuda, DType::F32, tokens, shape.num_attention_heads);
+        let qkv = Matrix { buffer: shifted.cuda.buffer(), offset: 1, rows: tokens, cols: shape.qkv_cols() };
+        attention_forward(&cuda, qkv, &segments, shape, out.cuda.view_mut(), sums.cuda.view_mut()).expect("forward");
+        let error = relative_error(&out.cuda.to_vec(&cuda).expect("a download"), &expected);
+        assert!(error <= bound(dtype), "{error:.2e}");
     }
 }
 
@@ -244,9 +298,9 @@ fn too_large_heads_are_refused() {
 #[test]
 fn every_schedule_gives_the_same_bits() {
     let cases = [case(&[(129, 129), (70, 50)], (2, 1, 128)), case(&[(40, 33)], (2, 1, 16))];
-    for case in &cases {
+    for (case, capability) in cases.iter().flat_map(|case| [(case, (8, 0)), (case, (9, 0))]) {
         let bits = |seed| {
-            let cuda = Cuda::simulated_as(DType::Bf16, (8, 0), seed).expect("a simulated device");
+            let cuda = Cuda::simulated_as(DType::Bf16, capability, seed).expect("a simulated device");
             let results = run(&cuda, case, &case.qkv(3));
             [results.out, results.log_sum_exp, results.d_qkv].map(|pair| {
                 pair.cuda.to_vec(&cuda).expect("a download").into_iter().map(f32::to_bits).collect::<Vec<_>>()

@@ -61,8 +61,8 @@ impl Placed {
     }
 }
 
-/// All four products of a layer with `tokens` tokens, `input` inputs and `output` outputs against the oracle; every matrix begins
-/// `offset` elements behind the start of its buffer.
+/// All four products of a layer with `tokens` tokens, `input` inputs and `output` outputs against the oracle; every
+/// matrix begins `offset` elements behind the start of its buffer.
 fn check(cuda: &Cuda, (tokens, output, input): (usize, usize, usize), offset: usize) {
     let dtype = cuda.compute_dtype();
     let what = |name: &str| format!("{name} of {tokens} x {output} x {input} at {offset} in {dtype:?}");

@@ -18,9 +18,10 @@ struct Layer {
     gap: usize,
 }
 
-/// Ranks that are no multiple of anything, layers whose rows are and are not aligned, one token, tokens and columns around the edges of
-/// tiles, more ranks than a tile has, and more slices than any model.
-const LAYERS: [Layer; 11] = [
+/// Ranks that are no multiple of anything, layers whose rows are and are not aligned, one token, tokens and columns
+/// around the edges of tiles, tokens for several rows of tiles in a block, more ranks than a tile has, and more slices
+/// than any model.
+const LAYERS: [Layer; 12] = [
     Layer { tokens: 37, input: 40, output: 50, projections: &[(8, 24, 0), (3, 9, 30)], gap: 8 },
     Layer { tokens: 130, input: 128, output: 128, projections: &[(16, 64, 0), (16, 32, 64), (16, 32, 96)], gap: 0 },
     Layer { tokens: 1, input: 8, output: 8, projections: &[(1, 8, 0)], gap: 0 },
@@ -31,6 +32,7 @@ const LAYERS: [Layer; 11] = [
     Layer { tokens: 300, input: 136, output: 264, projections: &[(64, 200, 8), (8, 56, 208)], gap: 8 },
     Layer { tokens: 90, input: 72, output: 40, projections: &[(3, 24, 0), (5, 16, 24)], gap: 8 },
     Layer { tokens: 40, input: 200, output: 600, projections: &[(11, 600, 0)], gap: 8 },
+    Layer { tokens: 1550, input: 136, output: 264, projections: &[(16, 264, 0)], gap: 0 },
     Layer {
         tokens: 18,
         input: 16,
@@ -194,9 +196,11 @@ fn adapters_are_deterministic() {
     for dtype in [DType::Bf16, DType::F32] {
         let bits = |seed| {
             let cuda = Cuda::simulated_as(dtype, (8, 0), seed).expect("a simulated device").with_own_products();
-            let run = run(&cuda, &LAYERS[1], Some(DROPOUT), true);
-            [run.s, run.y, run.ds, run.dx, run.gradients].map(|pair| {
-                pair.cuda.to_vec(&cuda).expect("a download").iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            [1, 10].map(|layer| {
+                let run = run(&cuda, &LAYERS[layer], Some(DROPOUT), true);
+                [run.s, run.y, run.ds, run.dx, run.gradients].map(|pair| {
+                    pair.cuda.to_vec(&cuda).expect("a download").iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                })
             })
         };
         let expected = bits(0);

@@ -1,7 +1,7 @@
 //! The loss at the language-model head: values, gradients of hidden states and of the head.
 //!
-//! The oracle is written here, in f64: the entropy's gradient is a sum that nearly cancels, and at logits of 1e4 the CPU
-//! backend's f32 loses what is tested.
+//! The oracle is written here, in f64: the entropy's gradient is a sum that nearly cancels, and at logits of 1e4 the
+//! CPU backend's f32 loses what is tested.
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
@@ -142,8 +142,8 @@ fn devices() -> Vec<Cuda> {
     modes().into_iter().flat_map(|cuda| [cuda.clone(), cuda.with_own_products()]).collect()
 }
 
-/// Vocabularies of one, of few, of no multiple of anything, of several rounds of a block (whose gradients overwrite logits
-/// that other threads read).
+/// Vocabularies of one, of few, of no multiple of anything, of several rounds of a block (whose gradients overwrite
+/// logits that other threads read).
 #[test]
 fn losses_and_gradients_agree_with_the_oracle() {
     for cuda in devices() {
@@ -171,7 +171,8 @@ fn tokens_beyond_a_chunk_are_not_lost() {
     }
 }
 
-/// Exact logits of ±9,984 and a few units: e^1e4 must not overflow, and the units decide between many that are as large.
+/// Exact logits of ±9,984 and a few units: e^1e4 must not overflow, and the units decide between many that are as
+/// large.
 #[test]
 fn logits_of_ten_thousand_are_no_problem() {
     for cuda in devices() {

@@ -35,3 +35,9 @@ macro_rules! parity {
 parity!(cpu, temper::backend::cpu::Cpu, crate::reference::F32);
 #[cfg(feature = "simulator")]
 parity!(simulated_f32, temper::backend::cuda::Cuda::simulated(temper::ops::DType::F32).unwrap(), crate::reference::F32);
+#[cfg(feature = "simulator")]
+parity!(
+    simulated_bf16,
+    temper::backend::cuda::Cuda::simulated(temper::ops::DType::Bf16).unwrap(),
+    crate::reference::BF16
+);

@@ -40,7 +40,8 @@ fn check_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, loss: 
             continue;
         }
         let theirs = reference.f32(&name);
-        within(&format!("{loss} gradient of {}", entry.name), relative(ours, &theirs), bounds.gradient);
+        let bound = if loss == "random_mapping" { bounds.mapping_gradient } else { bounds.gradient };
+        within(&format!("{loss} gradient of {}", entry.name), relative(ours, &theirs), bound);
     }
 }
 
@@ -114,7 +115,8 @@ pub fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch<B: Bac
         let mut run = Run::new(&reference, bounds);
         let over = EntropyOver::All;
         let losses = run.gradients("retain", |evaluator, subject, targets, tape| {
-            evaluator.retain(subject, &base, &batch, over, 1.0, targets, tape, 0).unwrap();
+            let states = evaluator.hidden_states(&base, &batch).unwrap();
+            evaluator.retain(subject, states, &batch, over, 1.0, targets, tape, 0).unwrap();
         });
         run.check_loss("loss.retain_lm", losses[0]);
         run.check_loss("loss.retain_representation", losses[1]);
@@ -254,7 +256,7 @@ pub fn lora_attacks_follow_peft<B: Backend>(backend: &B, bounds: &Bounds) {
 /// makes a whole step of its sign. PyTorch's own two attention implementations end 2.6e-4 apart there.
 fn factor_bound(bounds: &Bounds, folder: &str, name: &str) -> f64 {
     let noisy = "base_model.model.model.layers.1.mlp.gate_proj.lora_A.weight";
-    if (folder, name) == ("llama31", noisy) { 3.0 * bounds.update } else { bounds.update }
+    if (folder, name) == ("llama31", noisy) { bounds.update.max(3e-4) } else { bounds.update }
 }
 
 fn check_lora_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, trainer: &mut Trainer<B>) {

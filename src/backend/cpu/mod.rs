@@ -26,6 +26,8 @@ pub struct Cpu;
 
 impl Backend for Cpu {
     type Buffer = CpuBuffer;
+    /// The CPU's memory is main memory.
+    type Parked = CpuBuffer;
 
     fn description(&self) -> String {
         format!("cpu, {} threads, f32", rayon::current_num_threads())
@@ -70,6 +72,32 @@ impl Backend for Cpu {
     ) -> Result<()> {
         to.floats_mut()[to_offset..to_offset + len].copy_from_slice(&from.floats()[from_offset..from_offset + len]);
         Ok(())
+    }
+
+    fn parked(&self, name: &str, len: usize, dtype: DType) -> Result<CpuBuffer> {
+        self.zeros(name, len, dtype)
+    }
+
+    fn park(
+        &self,
+        from: &CpuBuffer,
+        from_offset: usize,
+        to: &mut CpuBuffer,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<()> {
+        self.copy(from, from_offset, to, to_offset, len)
+    }
+
+    fn fetch(
+        &self,
+        from: &CpuBuffer,
+        from_offset: usize,
+        to: &mut CpuBuffer,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<()> {
+        self.copy(from, from_offset, to, to_offset, len)
     }
 
     fn clear(&self, buffer: &mut CpuBuffer, offset: usize, len: usize) -> Result<()> {

@@ -1,9 +1,10 @@
 //! Launchers of attention.
 //!
-//! bf16 with a head size of 64 or 128, and rows that begin at 16-byte addresses, goes to the tensor-core kernels
-//! (`attention_forward.cu`, `attention_backward.cu`); every other head size up to 256, and f32, to `attention_general.cu`.
+//! bf16 with a head size of 64 or 128, and rows that begin at 16-byte addresses, goes to the tensor-core kernels: those of
+//! Hopper (`sm90_attention_*.cu`) on compute capability 9, `attention_forward.cu` and `attention_backward.cu` elsewhere.
+//! Every other head size up to 256, and f32, goes to `attention_general.cu`.
 
-use super::{Argument, Cuda, Place};
+use super::{Argument, Cuda, Place, Tiles};
 use crate::error::{Error, Result};
 use crate::ops::*;
 
@@ -12,10 +13,20 @@ const MOST_HEAD_DIM: usize = 256;
 /// The `window` of a kernel where there is none: farther back than any sequence reaches.
 const NO_WINDOW: u32 = 1 << 31;
 
+/// A family of kernels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// wgmma and tile copies.
+    Hopper,
+    /// mma.sync.
+    Tiled,
+    /// No tensor cores, any head size.
+    General,
+}
+
 /// How a launch is cut into blocks: which kernels run, and what they need of the shape.
 struct Plan {
-    /// Whether the tensor-core kernels run.
-    tiled: bool,
+    kernels: Kernels,
     shape: AttentionShape,
     segments: usize,
     longest: usize,
@@ -31,17 +42,23 @@ impl Plan {
         let tiled = cuda.compute_dtype() == DType::Bf16
             && matches!(shape.head_dim, 64 | 128)
             && operands.iter().all(|address| address.is_multiple_of(16));
+        let kernels = match cuda.driver().device().compute_capability {
+            _ if !tiled => Kernels::General,
+            (9, _) => Kernels::Hopper,
+            _ => Kernels::Tiled,
+        };
         let longest = segments.host.iter().map(|segment| segment.length).max().unwrap_or(0);
-        Ok(Self { tiled, shape, segments: segments.host.len(), longest })
+        Ok(Self { kernels, shape, segments: segments.host.len(), longest })
     }
 
     /// The kernel of a stem, for example `attention_forward_128_bf16` or `attention_general_forward_f32`.
     fn kernel(&self, cuda: &Cuda, stem: &str) -> String {
-        if self.tiled {
-            cuda.kernel(&format!("attention_{stem}_{}", self.shape.head_dim))
-        } else {
-            cuda.kernel(&format!("attention_general_{stem}"))
-        }
+        let head_dim = self.shape.head_dim;
+        cuda.kernel(&match self.kernels {
+            Kernels::Hopper => format!("sm90_attention_{stem}_{head_dim}"),
+            Kernels::Tiled => format!("attention_{stem}_{head_dim}"),
+            Kernels::General => format!("attention_general_{stem}"),
+        })
     }
 
     /// Every head of every segment, times the blocks of `rows` rows of the longest segment.
@@ -56,7 +73,7 @@ impl Plan {
             sliding_window.map_or(NO_WINDOW, |window| u32::try_from(window).unwrap_or(NO_WINDOW).min(NO_WINDOW));
         let mut sizes: Vec<Argument> =
             [num_attention_heads, num_key_value_heads].map(|size| Argument::U32(size as u32)).to_vec();
-        if !self.tiled {
+        if self.kernels == Kernels::General {
             sizes.push(Argument::U32(head_dim as u32));
         }
         sizes.extend([Argument::U32(window), Argument::F32(self.shape.score_scale())]);
@@ -68,6 +85,67 @@ impl Plan {
         let head_dim = self.shape.head_dim;
         4 * (fixed * 16 * head_dim + 2 * 32 * (head_dim + 1) + fixed * 16 * 32)
     }
+
+    /// The two kernels after the statistics. Shared memory is that of the headers: fixed tiles, stages of streamed tiles,
+    /// statistics, barriers.
+    fn backward_passes(&self) -> [BackwardPass; 2] {
+        let row_bytes = 2 * self.shape.head_dim;
+        let (rows, threads, key_value_bytes, query_bytes) = match self.kernels {
+            Kernels::Hopper => {
+                let key_value = (2 * 128 + 3 * 2 * 64) * row_bytes + 3 * 64 * 8 + 56;
+                (128, 384, key_value, (2 * 128 + 2 * 2 * 128) * row_bytes + 40)
+            }
+            Kernels::Tiled => {
+                let tiles = (2 * 128 + 2 * 2 * 64) * row_bytes;
+                (128, 256, tiles + 2 * 64 * 8, tiles)
+            }
+            Kernels::General => (16, 128, self.general_shared_bytes(2), self.general_shared_bytes(2)),
+        };
+        let heads = self.shape.num_key_value_heads;
+        let key_value = BackwardPass {
+            stem: "backward_key_value",
+            heads,
+            rows,
+            box_rows: 64,
+            threads,
+            shared_bytes: key_value_bytes,
+        };
+        let heads = self.shape.num_attention_heads;
+        [
+            key_value,
+            BackwardPass { stem: "backward_query", heads, box_rows: 128, shared_bytes: query_bytes, ..key_value },
+        ]
+    }
+}
+
+/// One of the large kernels of the backward pass.
+#[derive(Clone, Copy)]
+struct BackwardPass {
+    stem: &'static str,
+    heads: usize,
+    /// Rows of a block.
+    rows: usize,
+    /// Rows of a tile copy, on Hopper.
+    box_rows: u32,
+    threads: u32,
+    shared_bytes: usize,
+}
+
+/// What a kernel needs of a bf16 matrix: its address, or, on Hopper, a description of it as panels of 64 columns, of which
+/// one copy takes `rows` rows of as many panels as a head has.
+fn source(cuda: &Cuda, plan: &Plan, matrix: &Matrix<Cuda>, cols: usize, rows: u32) -> Result<Argument> {
+    if plan.kernels != Kernels::Hopper {
+        return Ok(matrix.pointer());
+    }
+    let tiles = Tiles {
+        dtype: DType::Bf16,
+        address: matrix.address(),
+        sizes: &[64, (matrix.len() / cols) as u64, cols as u64 / 64],
+        strides: &[2 * cols as u64, 128],
+        tile: &[64, rows, plan.shape.head_dim as u32 / 64],
+        swizzle: 128,
+    };
+    Ok(Argument::TensorMap(cuda.driver().tensor_map(&tiles)?))
 }
 
 pub(super) fn forward(
@@ -82,17 +160,22 @@ pub(super) fn forward(
     if plan.longest == 0 {
         return Ok(());
     }
-    let (rows, shared_bytes) = if plan.tiled {
-        // Tiles of queries, and two stages of keys and values, of bf16: `attention_forward.cu`.
-        let keys = if shape.head_dim == 128 { 32 } else { 64 };
-        (128, (128 + 4 * keys) * shape.head_dim * 2)
-    } else {
-        (16, plan.general_shared_bytes(1))
+    // A tile of queries and two stages of keys and values: see the headers of the kernels.
+    let row_bytes = 2 * shape.head_dim;
+    let (rows, threads, shared_bytes) = match plan.kernels {
+        Kernels::Hopper => (128, 384, (128 + 4 * 128) * row_bytes + 72),
+        Kernels::Tiled => (128, 128, (128 + 4 * if shape.head_dim == 128 { 32 } else { 64 }) * row_bytes),
+        Kernels::General => (16, 128, plan.general_shared_bytes(1)),
     };
-    let mut arguments = vec![qkv.pointer(), segments.device.view().pointer(), out.pointer(), log_sum_exp.pointer()];
+    let mut arguments = vec![
+        source(cuda, &plan, &qkv, shape.qkv_cols(), 128)?,
+        segments.device.view().pointer(),
+        out.pointer(),
+        log_sum_exp.pointer(),
+    ];
     arguments.extend(plan.sizes());
     let grid = plan.grid(shape.num_attention_heads, rows);
-    cuda.launch(&plan.kernel(cuda, "forward"), grid, 128, shared_bytes, &arguments)
+    cuda.launch(&plan.kernel(cuda, "forward"), grid, threads, shared_bytes, &arguments)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -114,26 +197,18 @@ pub(super) fn backward(
     cuda.with_scratch("attention statistics", 2 * rows_and_heads, DType::F32, |buffer| {
         let statistics = Argument::Pointer(buffer.address(0));
         launch_statistics(cuda, &plan, [d_out, out, log_sum_exp], statistics)?;
-
-        let mut arguments = vec![
-            d_out.pointer(),
-            qkv.pointer(),
-            statistics,
-            segments.device.view().pointer(),
-            d_qkv.pointer(),
-            Argument::U32(qkv.rows as u32),
-        ];
-        arguments.extend(plan.sizes());
-        let (rows, threads, shared_bytes) = if plan.tiled {
-            // Two tiles of 128 rows and four of 64, of bf16, and statistics of 2 x 64 rows: `attention_backward.cu`.
-            (128, 256, (2 * 128 + 4 * 64) * shape.head_dim * 2 + 1024)
-        } else {
-            (16, 128, plan.general_shared_bytes(2))
-        };
-        for (stem, heads) in
-            [("backward_key_value", shape.num_key_value_heads), ("backward_query", shape.num_attention_heads)]
-        {
-            cuda.launch(&plan.kernel(cuda, stem), plan.grid(heads, rows), threads, shared_bytes, &arguments)?;
+        for pass in plan.backward_passes() {
+            let mut arguments = vec![
+                source(cuda, &plan, &d_out, shape.query_cols(), pass.box_rows)?,
+                source(cuda, &plan, &qkv, shape.qkv_cols(), pass.box_rows)?,
+                statistics,
+                segments.device.view().pointer(),
+                d_qkv.pointer(),
+                Argument::U32(qkv.rows as u32),
+            ];
+            arguments.extend(plan.sizes());
+            let grid = plan.grid(pass.heads, pass.rows);
+            cuda.launch(&plan.kernel(cuda, pass.stem), grid, pass.threads, pass.shared_bytes, &arguments)?;
         }
         Ok(())
     })
@@ -159,7 +234,7 @@ fn launch_statistics(
         Argument::U32(heads as u32),
         Argument::U32(head_dim as u32),
         Argument::U32(u32::from(wide)),
-        Argument::F32(if plan.tiled { std::f32::consts::LOG2_E } else { 1.0 }),
+        Argument::F32(if plan.kernels != Kernels::General { std::f32::consts::LOG2_E } else { 1.0 }),
     ];
     let warps = out.rows * heads;
     cuda.launch(&cuda.kernel("attention_statistics"), [warps.div_ceil(8) as u32, 1, 1], 256, 0, &arguments)

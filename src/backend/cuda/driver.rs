@@ -33,7 +33,32 @@ pub enum Argument {
     U64(u64),
     /// `float`.
     F32(f32),
+    /// A description of tiles, by value.
+    TensorMap(TensorMap),
 }
+
+/// A tensor and its tiles, as Hopper's copy engine moves them. Dimension 0 is the innermost, with stride 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiles<'a> {
+    /// How elements are stored.
+    pub dtype: DType,
+    /// Device address of the first element.
+    pub address: u64,
+    /// Elements in each dimension.
+    pub sizes: &'a [u64],
+    /// Bytes from one element to the next in dimensions 1, 2, …
+    pub strides: &'a [u64],
+    /// Elements of a tile in each dimension.
+    pub tile: &'a [u32],
+    /// Bytes over which 16-byte chunks are permuted in shared memory: 0 (not at all), 32, 64 or 128.
+    pub swizzle: u32,
+}
+
+/// [`Tiles`] in the form of a kernel parameter, which [`Driver::tensor_map`] makes. Elements beyond the bounds of the tensor
+/// read as zero and are not written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
 
 impl From<u32> for Argument {
     fn from(value: u32) -> Self {
@@ -110,6 +135,11 @@ pub trait Driver: Send + Sync {
     /// What device it is.
     fn device(&self) -> &DeviceInfo;
 
+    /// Whether a CPU plays the device, so that times mean nothing.
+    fn is_simulated(&self) -> bool {
+        false
+    }
+
     /// Allocates `bytes` of device memory, at least 16-byte aligned, with undefined content. `name` is for the message
     /// when memory is short.
     fn allocate(&self, name: &str, bytes: usize) -> Result<u64>;
@@ -119,6 +149,27 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// `pointer` came from [`Driver::allocate`] with the same `bytes` and is not used again.
     unsafe fn release(&self, pointer: u64, bytes: usize);
+
+    /// Allocates `bytes` of page-locked main memory, zero at first. `name` is for the message when memory is short.
+    fn allocate_host(&self, name: &str, bytes: usize) -> Result<u64>;
+
+    /// Gives page-locked memory back, after all queued copies.
+    ///
+    /// # Safety
+    /// `pointer` came from [`Driver::allocate_host`] with the same `bytes` and is not used again.
+    unsafe fn release_host(&self, pointer: u64, bytes: usize);
+
+    /// Copies from the device to page-locked memory, in the order of the stream.
+    ///
+    /// # Safety
+    /// `from` is allocated device memory and `to` page-locked memory of this driver, of at least `bytes`.
+    unsafe fn park(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Copies from page-locked memory to the device, in the order of the stream.
+    ///
+    /// # Safety
+    /// As for [`Driver::park`], the other way.
+    unsafe fn fetch(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
 
     /// Copies host bytes to the device. `from` may be reused as soon as the call returns.
     ///
@@ -150,6 +201,9 @@ pub trait Driver: Send + Sync {
     /// `arguments` are the kernel's parameters in number, order and type, and what it reads and writes through them is
     /// allocated device memory.
     unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()>;
+
+    /// The kernel parameter that describes these tiles. An error names the rule of the copy engine that they break.
+    fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap>;
 
     /// A matrix product by the device's library; `false` where there is no such library, and nothing was done.
     ///

@@ -37,8 +37,8 @@ struct Head<'a> {
     head: Matrix<'a, Cuda>,
     targets: Matrix<'a, Cuda>,
     weights: Matrix<'a, Cuda>,
-    /// How many tokens are live, then which: `uint32_t`.
-    live: Argument,
+    /// Address of how many tokens are live, then which: `uint32_t`.
+    live: u64,
     /// Elements from one row of logits to the next: whole 16-byte vectors of f32 and of bf16.
     leading: usize,
     dtype: DType,
@@ -69,9 +69,9 @@ pub(super) fn loss_head(
     }
     let chunk = chunk_rows(tokens, leading);
     cuda.with_scratch("live tokens of the loss head", tokens + 1, DType::U32, |live| {
-        let live = Argument::Pointer(live.address(0));
+        let live = live.address(0);
         let call = Head { cuda, loss, hidden, head, targets, weights, live, leading, dtype };
-        let arguments = [weights.pointer(), Argument::U32(count(tokens)?), live];
+        let arguments = [weights.pointer(), Argument::U32(count(tokens)?), Argument::Pointer(live)];
         cuda.launch("loss_head_compact", [1, 1, 1], THREADS, SHARED, &arguments)?;
         cuda.with_scratch("logits of a chunk of tokens", chunk * leading, DType::F32, |logits| {
             cuda.with_scratch("hidden states of a chunk of tokens", chunk * d, dtype, |gathered| {
@@ -121,8 +121,7 @@ impl Chunk<'_> {
     }
 
     fn product(&self, gemm: &Gemm) -> Result<()> {
-        let Argument::Pointer(count) = self.call.live else { unreachable!("the list is an address") };
-        product_of_live_rows(self.call.cuda, gemm, LiveRows { count, first: self.first })
+        product_of_live_rows(self.call.cuda, gemm, LiveRows { count: self.call.live, first: self.first })
     }
 
     fn multiply_logits(&self) -> Result<()> {
@@ -186,7 +185,7 @@ impl Chunk<'_> {
             Argument::Pointer(self.logits.address(0)),
             Argument::U64(leading as u64),
             Argument::U32(count(self.call.head.rows)?),
-            live,
+            Argument::Pointer(live),
             Argument::U32(count(self.first)?),
             targets.pointer(),
             weights.pointer(),
@@ -207,7 +206,7 @@ impl Chunk<'_> {
             Argument::Pointer(from),
             Argument::Pointer(to),
             Argument::U32(count(d)?),
-            self.call.live,
+            Argument::Pointer(self.call.live),
             Argument::U32(count(self.first)?),
             Argument::U32(u32::from(whole_vectors)),
         ];

@@ -46,10 +46,8 @@ impl CudaBuffer {
 
     /// The address of `offset`, if `len` elements from there on are inside the buffer.
     pub(super) fn range(&self, offset: usize, len: usize) -> Result<u64> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(self.address(offset)),
-            _ => Err(Error::Device(format!("elements {offset}.. of {len} are outside a buffer of {}", self.len))),
-        }
+        check_range(offset, len, self.len)?;
+        Ok(self.address(offset))
     }
 }
 
@@ -57,6 +55,47 @@ impl Drop for CudaBuffer {
     fn drop(&mut self) {
         // SAFETY: the pointer came from this driver with this size, and nobody else holds it.
         unsafe { self.driver.release(self.pointer, byte_count(self.len, self.dtype)) }
+    }
+}
+
+/// Page-locked main memory of one dtype. Given back when it is dropped, after all queued copies.
+pub struct ParkedBuffer {
+    driver: Arc<dyn Driver>,
+    pointer: u64,
+    len: usize,
+    dtype: DType,
+}
+
+impl ParkedBuffer {
+    /// `len` zeros.
+    pub(super) fn zeros(driver: &Arc<dyn Driver>, name: &str, len: usize, dtype: DType) -> Result<Self> {
+        let pointer = driver.allocate_host(name, byte_count(len, dtype))?;
+        Ok(Self { driver: Arc::clone(driver), pointer, len, dtype })
+    }
+
+    /// How the elements are stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The address of `offset`, if `len` elements from there on are inside the buffer.
+    pub(super) fn range(&self, offset: usize, len: usize) -> Result<u64> {
+        check_range(offset, len, self.len)?;
+        Ok(self.pointer + (offset * self.dtype.bytes()) as u64)
+    }
+}
+
+impl Drop for ParkedBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from this driver with this size, and nobody else holds it.
+        unsafe { self.driver.release_host(self.pointer, byte_count(self.len, self.dtype)) }
+    }
+}
+
+fn check_range(offset: usize, len: usize, elements: usize) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= elements => Ok(()),
+        _ => Err(Error::Device(format!("elements {offset}.. of {len} are outside a buffer of {elements}"))),
     }
 }
 

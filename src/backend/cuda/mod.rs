@@ -23,8 +23,8 @@ mod sim;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand};
-pub use memory::CudaBuffer;
+pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand, TensorMap, Tiles};
+pub use memory::{CudaBuffer, ParkedBuffer};
 
 use crate::error::{Error, Result};
 use crate::ops::{
@@ -126,6 +126,11 @@ impl Cuda {
     }
 }
 
+/// The dtype of both ends of a copy.
+fn same_dtype(from: DType, to: DType) -> Result<DType> {
+    if from == to { Ok(from) } else { Err(Error::Device(format!("a copy from {from:?} to {to:?}"))) }
+}
+
 /// Where a matrix starts on the device, and how it is stored.
 trait Place {
     fn pointer(&self) -> Argument;
@@ -164,6 +169,7 @@ fn optional<M: Place>(matrix: Option<&M>) -> Argument {
 
 impl Backend for Cuda {
     type Buffer = CudaBuffer;
+    type Parked = ParkedBuffer;
 
     fn description(&self) -> String {
         let mode = if self.compute_dtype == DType::Bf16 { "bf16 with f32 accumulation" } else { "f32" };
@@ -219,12 +225,42 @@ impl Backend for Cuda {
         to_offset: usize,
         len: usize,
     ) -> Result<()> {
-        if from.dtype() != to.dtype() {
-            return Err(Error::Device(format!("a copy from {:?} to {:?}", from.dtype(), to.dtype())));
-        }
+        let dtype = same_dtype(from.dtype(), to.dtype())?;
         let (source, target) = (from.range(from_offset, len)?, to.range(to_offset, len)?);
         // SAFETY: both ranges are inside their buffers, which are two, since one of them is borrowed mutably.
-        unsafe { self.driver.copy(source, target, len * from.dtype().bytes()) }
+        unsafe { self.driver.copy(source, target, len * dtype.bytes()) }
+    }
+
+    fn parked(&self, name: &str, len: usize, dtype: DType) -> Result<ParkedBuffer> {
+        ParkedBuffer::zeros(&self.driver, name, len, dtype)
+    }
+
+    fn park(
+        &self,
+        from: &CudaBuffer,
+        from_offset: usize,
+        to: &mut ParkedBuffer,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<()> {
+        let dtype = same_dtype(from.dtype(), to.dtype())?;
+        let (source, target) = (from.range(from_offset, len)?, to.range(to_offset, len)?);
+        // SAFETY: both ranges are inside their buffers.
+        unsafe { self.driver.park(source, target, len * dtype.bytes()) }
+    }
+
+    fn fetch(
+        &self,
+        from: &ParkedBuffer,
+        from_offset: usize,
+        to: &mut CudaBuffer,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<()> {
+        let dtype = same_dtype(from.dtype(), to.dtype())?;
+        let (source, target) = (from.range(from_offset, len)?, to.range(to_offset, len)?);
+        // SAFETY: both ranges are inside their buffers.
+        unsafe { self.driver.fetch(source, target, len * dtype.bytes()) }
     }
 
     fn clear(&self, buffer: &mut CudaBuffer, offset: usize, len: usize) -> Result<()> {

@@ -1,13 +1,13 @@
 //! The simulator as a [`Driver`]: device memory is host memory between guard pages, kernels run on a host SIMT machine
 //! that punishes misuse (`kernels/sim/`), and matrix products are the CPU's.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Mutex;
 use std::time::Instant;
 
 use half::bf16;
 
-use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand};
+use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand, TensorMap, Tiles};
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
@@ -30,6 +30,16 @@ unsafe extern "C" {
     ) -> *const c_char;
     fn temper_sim_allocate(bytes: usize) -> *mut c_void;
     fn temper_sim_release(pointer: *mut c_void, bytes: usize);
+    fn temper_sim_encode_tensor_map(
+        map: *mut c_void,
+        element_type: c_int,
+        rank: u32,
+        base: *mut c_void,
+        sizes: *const u64,
+        strides_bytes: *const u64,
+        tile: *const u32,
+        swizzle_bytes: u32,
+    ) -> *const c_char;
 }
 
 /// A simulated device.
@@ -60,6 +70,10 @@ impl Driver for Simulator {
         &self.info
     }
 
+    fn is_simulated(&self) -> bool {
+        true
+    }
+
     fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
         // SAFETY: any size may be asked for; null means that there is no memory.
         let pointer = unsafe { temper_sim_allocate(bytes) };
@@ -72,6 +86,28 @@ impl Driver for Simulator {
     unsafe fn release(&self, pointer: u64, bytes: usize) {
         // SAFETY: passed on to the caller.
         unsafe { temper_sim_release(pointer as *mut c_void, bytes) }
+    }
+
+    fn allocate_host(&self, name: &str, bytes: usize) -> Result<u64> {
+        let pointer = self.allocate(name, bytes)?;
+        // SAFETY: just allocated with this size.
+        unsafe { self.clear(pointer, bytes)? };
+        Ok(pointer)
+    }
+
+    unsafe fn release_host(&self, pointer: u64, bytes: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.release(pointer, bytes) }
+    }
+
+    unsafe fn park(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.copy(from, to, bytes) }
+    }
+
+    unsafe fn fetch(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.copy(from, to, bytes) }
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
@@ -118,6 +154,33 @@ impl Driver for Simulator {
         Err(Error::Device(unsafe { CStr::from_ptr(problem) }.to_string_lossy().into_owned()))
     }
 
+    fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap> {
+        let rank = tiles.sizes.len();
+        if tiles.tile.len() != rank || tiles.strides.len() + 1 != rank {
+            return Err(Error::Device(format!("tensor map: as many tiles as sizes, one stride less, but: {tiles:?}")));
+        }
+        let mut map = TensorMap([0; 16]);
+        // SAFETY: the arrays have the lengths that the rank says, and the map has its 128 bytes. No tensor memory is read.
+        let problem = unsafe {
+            temper_sim_encode_tensor_map(
+                map.0.as_mut_ptr().cast(),
+                if tiles.dtype == DType::F32 { 1 } else { 0 },
+                rank as u32,
+                tiles.address as *mut c_void,
+                tiles.sizes.as_ptr(),
+                tiles.strides.as_ptr(),
+                tiles.tile.as_ptr(),
+                tiles.swizzle,
+            )
+        };
+        if problem.is_null() {
+            return Ok(map);
+        }
+        // SAFETY: not null, so it is a static C string.
+        let rule = unsafe { CStr::from_ptr(problem) }.to_string_lossy();
+        Err(Error::Device(format!("{rule}: {tiles:?}")))
+    }
+
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool> {
         // SAFETY: passed on to the caller.
         unsafe { host_product(gemm) };
@@ -153,6 +216,7 @@ fn address_of(argument: &Argument) -> *const c_void {
         Argument::Pointer(value) | Argument::U64(value) => std::ptr::from_ref(value).cast(),
         Argument::U32(value) => std::ptr::from_ref(value).cast(),
         Argument::F32(value) => std::ptr::from_ref(value).cast(),
+        Argument::TensorMap(map) => std::ptr::from_ref(map).cast(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::ops::{DType, Dropout, LoraSlice, Matrix, MatrixMut};
 const DOWN_SHARED: usize = 4 * (32 * 64 + 64 * 64) * 2;
 const RANK_SHARED: usize = (4 * 64 * 64 + (3 + 4) * 64 * 32) * 2;
 const FACTOR_SHARED: usize = (4 + 3) * 64 * 64 * 2;
-const INPUT_SHARED: usize = 64 * 132 * 4;
+const INPUT_SHARED: usize = 64 * 136 * 4;
 
 /// Whether a matrix, from a column on, has rows that all begin at multiples of 16 bytes.
 fn aligned(address: u64, column: usize, leading: usize) -> bool {
@@ -68,7 +68,7 @@ pub(super) fn rank_gradients(
     if rank == 0 || columns == 0 {
         return Ok(());
     }
-    let at = |address: u64, column: usize| Argument::Pointer(address + 2 * column as u64);
+    let at = |address: u64, column: usize| address + 2 * column as u64;
     let (range, column_blocks) = (token_range(tokens), columns.div_ceil(256));
     let token_blocks = tokens.div_ceil(range);
     let aligned_ranks = aligned(s.address(), first, s.cols) && aligned(slice.b.address(), 0, rank);
@@ -77,11 +77,11 @@ pub(super) fn rank_gradients(
     cuda.with_scratch("parts of adapter gradients", elements, DType::F32, |parts| {
         let db_parts = parts.address(column_blocks * ds_len);
         let arguments = [
-            at(dy.address(), slice.start),
+            Argument::Pointer(at(dy.address(), slice.start)),
             Argument::U64(dy.cols as u64),
             Argument::U32(count(tokens)?),
             Argument::U32(count(columns)?),
-            at(s.address(), first),
+            Argument::Pointer(at(s.address(), first)),
             Argument::U64(s.cols as u64),
             Argument::U32(count(rank)?),
             slice.b.pointer(),
@@ -93,8 +93,7 @@ pub(super) fn rank_gradients(
         let grid = [count(column_blocks)?, count(token_blocks)?, count(rank.div_ceil(32))?];
         cuda.launch("lora_rank_gradients_bf16", grid, 128, RANK_SHARED, &arguments)?;
         let ds_parts = Parts { pointer: parts.address(0), stride: ds_len, count: column_blocks };
-        let Argument::Pointer(to) = at(ds.address(), first) else { unreachable!("a place is an address") };
-        ds_parts.add_up(cuda, (tokens, rank), to, ds.cols, DType::Bf16, slice.scale)?;
+        ds_parts.add_up(cuda, (tokens, rank), at(ds.address(), first), ds.cols, DType::Bf16, slice.scale)?;
         let Some(gradients) = gradients else { return Ok(()) };
         let db_parts = Parts { pointer: db_parts, stride: db_len, count: token_blocks };
         let to = gradient(gradients, &slice.b, slice.scale)?.pointer;
@@ -195,8 +194,9 @@ impl Parts {
     }
 }
 
-/// Tokens whose sums one block keeps in registers: many, since their parts are written and read; but an eighth of all at
-/// most, so that there are blocks enough. A function of the shape alone, so that the same bits come out on every device.
+/// Tokens whose sums one block keeps in registers: many, since their parts are written and read; but an eighth of all
+/// at most, so that there are blocks enough. A function of the shape alone, so that the same bits come out on every
+/// device.
 fn token_range(tokens: usize) -> usize {
     (tokens / 8).next_multiple_of(64).clamp(64, 512)
 }

@@ -8,14 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys::{self, CUevent_flags_enum as EventFlags};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
-use super::super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch};
+use super::super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, TensorMap, Tiles};
 use super::cublaslt::{self, Products};
 use super::embedded::{Code, EMBEDDED};
 use super::error::{Unavailable, during};
 use super::kernels::Kernels;
 use super::pinned::{PinnedBuffer, Staging};
-use super::tensor_map::TensorMap;
-use super::{product, survey};
+use super::{product, survey, tensor_map};
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
@@ -28,6 +27,8 @@ pub struct Nvidia {
     kernels: Arc<Kernels>,
     products: Option<Products>,
     staging: Mutex<Staging>,
+    /// Page-locked memory that the backend holds, by address.
+    parked: Mutex<HashMap<u64, PinnedBuffer>>,
     events: Mutex<Events>,
     /// Whether calls are recorded into a graph instead of being executed.
     pub(super) capturing: AtomicBool,
@@ -41,14 +42,6 @@ struct Events {
     recorded: HashMap<u64, CudaEvent>,
     spare: Vec<CudaEvent>,
     count: u64,
-}
-
-/// The value of a parameter that only this driver can pass, or an ordinary one.
-pub enum Parameter<'a> {
-    /// A number or an address.
-    Value(Argument),
-    /// A description of tiles, by value.
-    TensorMap(&'a TensorMap),
 }
 
 impl Nvidia {
@@ -116,6 +109,7 @@ impl Nvidia {
             kernels,
             products,
             staging,
+            parked: Mutex::default(),
             events: Mutex::default(),
             capturing: AtomicBool::new(false),
             released: Mutex::default(),
@@ -163,14 +157,14 @@ impl Nvidia {
         self.stream.join(&other.stream).map_err(during("waiting for another stream"))
     }
 
-    /// Launches a kernel in clusters of blocks, with parameters of every kind. A `cluster` of ones: none.
+    /// Launches a kernel in clusters of blocks; a `cluster` of ones: without.
     ///
     /// # Safety
     /// As [`Driver::launch`].
-    pub unsafe fn launch_with(&self, launch: &Launch, cluster: [u32; 3], parameters: &[Parameter]) -> Result<()> {
+    pub unsafe fn launch_with(&self, launch: &Launch, cluster: [u32; 3], arguments: &[Argument]) -> Result<()> {
         self.bind()?;
         let kernel = self.kernels.get(launch.kernel)?;
-        check_parameters(launch.kernel, &kernel.parameter_bytes, parameters)?;
+        check_arguments(launch.kernel, &kernel.parameter_bytes, arguments)?;
         if launch.shared_bytes > self.info.shared_bytes_per_block {
             let (asked, most) = (launch.shared_bytes, self.info.shared_bytes_per_block);
             return Err(Error::Device(format!("{}: {asked} shared bytes, but a block has {most}", launch.kernel)));
@@ -188,7 +182,7 @@ impl Nvidia {
             attrs: &mut attribute,
             numAttrs: u32::from(cluster.iter().any(|&extent| extent > 1)),
         };
-        let mut values: Vec<*mut c_void> = parameters.iter().map(Parameter::value).collect();
+        let mut values: Vec<*mut c_void> = arguments.iter().map(address_of).collect();
         // SAFETY: configuration, values and kernel live through the call, and the driver copies values before it
         // returns; number and sizes of the parameters were checked, the caller vouches for the rest.
         unsafe { sys::cuLaunchKernelEx(&config, kernel.function, values.as_mut_ptr(), std::ptr::null_mut()) }
@@ -267,6 +261,39 @@ impl Driver for Nvidia {
         });
     }
 
+    fn allocate_host(&self, name: &str, bytes: usize) -> Result<u64> {
+        self.not_captured("an allocation")?;
+        let buffer =
+            PinnedBuffer::new(&self.context, bytes).map_err(|error| Error::Device(format!("{name}: {error}")))?;
+        let mut parked = lock(&self.parked);
+        let pointer = buffer.as_slice().as_ptr() as u64;
+        parked.insert(pointer, buffer);
+        Ok(pointer)
+    }
+
+    unsafe fn release_host(&self, pointer: u64, _bytes: usize) {
+        // The driver may free page-locked memory under a copy that is still queued.
+        self.context.record_err(self.stream.synchronize());
+        lock(&self.parked).remove(&pointer);
+    }
+
+    unsafe fn park(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller vouches for the range, which this driver allocated and nobody else holds as a slice.
+        let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, bytes) };
+        // SAFETY: the caller vouches for the source; page-locked memory is given back behind the stream's copies.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(during("a copy to main memory"))
+    }
+
+    unsafe fn fetch(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: as in `park`.
+        let from = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
+        // SAFETY: as in `park`.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }
+            .map_err(during("a copy from main memory"))
+    }
+
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         self.bind()?;
         self.not_captured("an upload")?;
@@ -303,9 +330,12 @@ impl Driver for Nvidia {
     }
 
     unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()> {
-        let parameters: Vec<Parameter> = arguments.iter().map(|&argument| Parameter::Value(argument)).collect();
         // SAFETY: passed on to the caller.
-        unsafe { self.launch_with(launch, [1; 3], &parameters) }
+        unsafe { self.launch_with(launch, [1; 3], arguments) }
+    }
+
+    fn tensor_map(&self, tiles: &Tiles) -> Result<TensorMap> {
+        tensor_map::encode(tiles)
     }
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool> {
@@ -327,10 +357,13 @@ impl Driver for Nvidia {
 
     fn synchronize(&self) -> Result<()> {
         self.bind()?;
+        self.not_captured("waiting")?;
         self.stream.synchronize().map_err(during("waiting for the device"))
     }
 
     fn record_event(&self) -> Result<Event> {
+        self.bind()?;
+        self.not_captured("an event")?;
         let mut events = lock(&self.events);
         let event = match events.spare.pop() {
             Some(event) => event,
@@ -370,30 +403,28 @@ impl Drop for Nvidia {
     }
 }
 
-impl Parameter<'_> {
-    /// Where its value lies.
-    fn value(&self) -> *mut c_void {
-        let value: *const c_void = match self {
-            Self::Value(Argument::Pointer(value) | Argument::U64(value)) => std::ptr::from_ref(value).cast(),
-            Self::Value(Argument::U32(value)) => std::ptr::from_ref(value).cast(),
-            Self::Value(Argument::F32(value)) => std::ptr::from_ref(value).cast(),
-            Self::TensorMap(map) => std::ptr::from_ref(*map).cast(),
-        };
-        value.cast_mut() // the driver only reads it
-    }
+/// Where the value of an argument lies.
+fn address_of(argument: &Argument) -> *mut c_void {
+    let address: *const c_void = match argument {
+        Argument::Pointer(value) | Argument::U64(value) => std::ptr::from_ref(value).cast(),
+        Argument::U32(value) => std::ptr::from_ref(value).cast(),
+        Argument::F32(value) => std::ptr::from_ref(value).cast(),
+        Argument::TensorMap(map) => std::ptr::from_ref(map).cast(),
+    };
+    address.cast_mut() // the driver only reads it
+}
 
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Value(Argument::Pointer(_) | Argument::U64(_)) => 8,
-            Self::Value(Argument::U32(_) | Argument::F32(_)) => 4,
-            Self::TensorMap(_) => size_of::<TensorMap>(),
-        }
+fn bytes_of(argument: &Argument) -> usize {
+    match argument {
+        Argument::Pointer(_) | Argument::U64(_) => 8,
+        Argument::U32(_) | Argument::F32(_) => 4,
+        Argument::TensorMap(_) => size_of::<TensorMap>(),
     }
 }
 
 /// A launcher and its kernel that do not agree are an error here, and not garbage in memory.
-fn check_parameters(kernel: &str, declared: &[usize], given: &[Parameter]) -> Result<()> {
-    let given: Vec<usize> = given.iter().map(Parameter::bytes).collect();
+fn check_arguments(kernel: &str, declared: &[usize], arguments: &[Argument]) -> Result<()> {
+    let given: Vec<usize> = arguments.iter().map(bytes_of).collect();
     if declared.is_empty() || *declared == *given {
         return Ok(());
     }
@@ -466,27 +497,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_launch_whose_parameters_do_not_fit_the_kernel_is_refused() {
-        let given =
-            [Argument::Pointer(1), Argument::U32(2), Argument::F32(3.0), Argument::U64(4)].map(Parameter::Value);
-        assert!(check_parameters("k", &[8, 4, 4, 8], &given).is_ok());
-        assert!(check_parameters("k", &[], &given).is_ok(), "a driver that does not say");
+    fn a_launch_whose_arguments_do_not_fit_the_kernel_is_refused() {
+        let given = [Argument::Pointer(1), Argument::U32(2), Argument::F32(3.0), Argument::U64(4)];
+        assert!(check_arguments("k", &[8, 4, 4, 8], &given).is_ok());
+        assert!(check_arguments("k", &[], &given).is_ok(), "a driver that does not say");
         for declared in [&[8, 4, 4][..], &[8, 4, 4, 8, 8], &[8, 8, 4, 8]] {
-            let error = check_parameters("k", declared, &given).expect_err("a misfit").to_string();
+            let error = check_arguments("k", declared, &given).expect_err("a misfit").to_string();
             assert!(error.contains(&format!("{declared:?}")) && error.contains("[8, 4, 4, 8]"), "{error}");
         }
     }
 
-    /// A parameter's address shows its value, of the size that is claimed for it.
+    /// An argument's address shows its value, of the size that is claimed for it.
     #[test]
-    fn parameters_are_passed_by_address() {
-        let [pointer, float] = [Argument::Pointer(0x1234_5678_9abc_def0), Argument::F32(-1.5)].map(Parameter::Value);
-        // SAFETY: each points to a value of that type inside the parameter.
+    fn arguments_are_passed_by_address() {
+        let [pointer, float] = [Argument::Pointer(0x1234_5678_9abc_def0), Argument::F32(-1.5)];
+        // SAFETY: each points to a value of that type inside the argument.
         unsafe {
-            assert_eq!(*pointer.value().cast::<u64>(), 0x1234_5678_9abc_def0);
-            assert_eq!(*float.value().cast::<f32>(), -1.5);
+            assert_eq!(*address_of(&pointer).cast::<u64>(), 0x1234_5678_9abc_def0);
+            assert_eq!(*address_of(&float).cast::<f32>(), -1.5);
         }
-        assert_eq!((pointer.bytes(), float.bytes()), (8, 4));
+        assert_eq!((bytes_of(&pointer), bytes_of(&float)), (8, 4));
     }
 
     /// Everything that depends on a driver ends in an error on a machine without one, not in a panic.

@@ -19,13 +19,12 @@ mod tensor_map;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-pub use device::{Nvidia, Parameter};
+pub use device::Nvidia;
 pub use embedded::{Code, EMBEDDED, Embedded, Module, Resources};
 pub use error::Unavailable;
 pub use graph::Graph;
 pub use pinned::PinnedBuffer;
 pub use survey::{Survey, survey};
-pub use tensor_map::{TensorMap, Tiles};
 
 use super::Cuda;
 use crate::error::Result;

@@ -8,65 +8,43 @@ use cudarc::driver::sys::{
     CUtensorMapSwizzle_enum as Pattern, cuTensorMapEncodeTiled,
 };
 
+use super::super::driver::{TensorMap, Tiles};
 use super::error::during;
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
-/// A kernel parameter that describes tiles of a tensor. Elements beyond its bounds read as zero and are not written.
-#[repr(transparent)]
-pub struct TensorMap(CUtensorMap);
-
 // The kernel parameter is 128 bytes, aligned to 64 at least.
-const _: () = assert!(size_of::<TensorMap>() == 128 && align_of::<TensorMap>() >= 64);
+const _: () = assert!(size_of::<CUtensorMap>() == size_of::<TensorMap>() && align_of::<TensorMap>() >= 64);
 
-/// A tensor and its tiles. Dimension 0 is the innermost, with stride 1.
-#[derive(Clone, Copy, Debug)]
-pub struct Tiles<'a> {
-    /// How elements are stored.
-    pub dtype: DType,
-    /// Device address of the first element.
-    pub address: u64,
-    /// Elements in each dimension.
-    pub sizes: &'a [u64],
-    /// Bytes from one element to the next in dimensions 1, 2, …
-    pub strides: &'a [u64],
-    /// Elements of a tile in each dimension.
-    pub tile: &'a [u32],
-    /// Bytes over which 16-byte chunks are permuted in shared memory: 0 (not at all), 32, 64 or 128.
-    pub swizzle: u32,
-}
-
-impl TensorMap {
-    /// The map of these tiles.
-    ///
-    /// # Errors
-    /// When the copy engine cannot do that: the message names the rule.
-    pub fn new(tiles: &Tiles) -> Result<Self> {
-        check(tiles).map_err(|rule| Error::Device(format!("tensor map: {rule}, but: {tiles:?}")))?;
-        let (element, pattern) = (element(tiles.dtype), pattern(tiles.swizzle));
-        let steps = vec![1u32; tiles.sizes.len()];
-        let mut map = CUtensorMap { opaque: [0; 16] };
-        // SAFETY: the arrays have as many entries as the rank says (strides one less), which was checked, and the map
-        // is aligned as its type demands. The driver reads none of the tensor's memory.
-        let status = unsafe {
-            cuTensorMapEncodeTiled(
-                &mut map,
-                element,
-                tiles.sizes.len() as u32,
-                tiles.address as *mut c_void,
-                tiles.sizes.as_ptr(),
-                tiles.strides.as_ptr(),
-                tiles.tile.as_ptr(),
-                steps.as_ptr(),
-                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                pattern,
-                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        status.result().map_err(during(format_args!("tensor map of {tiles:?}")))?;
-        Ok(Self(map))
-    }
+/// The map of these tiles.
+///
+/// # Errors
+/// When the copy engine cannot do that: the message names the rule.
+pub(super) fn encode(tiles: &Tiles) -> Result<TensorMap> {
+    check(tiles).map_err(|rule| Error::Device(format!("tensor map: {rule}, but: {tiles:?}")))?;
+    let (element, pattern) = (element(tiles.dtype), pattern(tiles.swizzle));
+    let steps = vec![1u32; tiles.sizes.len()];
+    let mut map = CUtensorMap { opaque: [0; 16] };
+    // SAFETY: the arrays have as many entries as the rank says (strides one less), which was checked, and the map
+    // is aligned as its type demands. The driver reads none of the tensor's memory.
+    let status = unsafe {
+        cuTensorMapEncodeTiled(
+            &mut map,
+            element,
+            tiles.sizes.len() as u32,
+            tiles.address as *mut c_void,
+            tiles.sizes.as_ptr(),
+            tiles.strides.as_ptr(),
+            tiles.tile.as_ptr(),
+            steps.as_ptr(),
+            Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            pattern,
+            Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    status.result().map_err(during(format_args!("tensor map of {tiles:?}")))?;
+    Ok(TensorMap(map.opaque))
 }
 
 fn element(dtype: DType) -> Element {
@@ -97,14 +75,14 @@ fn check(tiles: &Tiles) -> Result<(), &'static str> {
             tiles.tile.len() != rank || tiles.strides.len() + 1 != rank,
             "every dimension has a tile, all but the first a stride",
         ),
-        (tiles.address % 16 != 0, "the address is a multiple of 16"),
+        (!tiles.address.is_multiple_of(16), "the address is a multiple of 16"),
         (tiles.sizes.iter().any(|&size| size == 0 || size > 1 << 32), "sizes are 1 to 2^32"),
         (
-            tiles.strides.iter().any(|&stride| stride % 16 != 0 || stride >= 1 << 40),
+            tiles.strides.iter().any(|&stride| !stride.is_multiple_of(16) || stride >= 1 << 40),
             "strides are multiples of 16 below 2^40",
         ),
         (tiles.tile.iter().any(|&extent| extent == 0 || extent > 256), "a tile has 1 to 256 elements in a dimension"),
-        (inner_bytes % 16 != 0, "a tile's rows are a multiple of 16 bytes"),
+        (!inner_bytes.is_multiple_of(16), "a tile's rows are a multiple of 16 bytes"),
         (![0, 32, 64, 128].contains(&tiles.swizzle), "the swizzle is 0, 32, 64 or 128 bytes"),
         (tiles.swizzle != 0 && inner_bytes > u64::from(tiles.swizzle), "a tile's rows are no longer than the swizzle"),
     ];

@@ -1,0 +1,77 @@
+//! Causal attention, at the length of a batch and at a short one.
+
+use super::super::{Bench, Spec, count};
+use super::sets;
+use crate::backend::cuda::Cuda;
+use crate::error::Result;
+use crate::ops::{self, AttentionShape, Segment, Segments, Tensor};
+
+struct Operands {
+    qkv: Tensor<Cuda>,
+    out: Tensor<Cuda>,
+    log_sum_exp: Tensor<Cuda>,
+    d_out: Tensor<Cuda>,
+    d_qkv: Tensor<Cuda>,
+}
+
+impl Operands {
+    fn new(bench: &Bench, tokens: usize, shape: AttentionShape) -> Result<Self> {
+        let data = &bench.data;
+        Ok(Self {
+            qkv: data.matrix("qkv", tokens, shape.qkv_cols())?,
+            out: data.matrix("attention", tokens, shape.query_cols())?,
+            log_sum_exp: data.sums("log sum exp", tokens, shape.num_attention_heads)?,
+            d_out: data.matrix("gradient of attention", tokens, shape.query_cols())?,
+            d_qkv: data.matrix("gradient of qkv", tokens, shape.qkv_cols())?,
+        })
+    }
+
+    fn forward(&mut self, cuda: &Cuda, segments: &Segments<Cuda>, shape: AttentionShape) -> Result<()> {
+        let (out, log_sum_exp) = (self.out.view_mut(), self.log_sum_exp.view_mut());
+        ops::attention_forward(cuda, self.qkv.view(), segments, shape, out, log_sum_exp)
+    }
+
+    fn backward(&mut self, cuda: &Cuda, segments: &Segments<Cuda>, shape: AttentionShape) -> Result<()> {
+        let Self { qkv, out, log_sum_exp, d_out, d_qkv } = self;
+        let (d_out, out, sums) = (d_out.view(), out.view(), log_sum_exp.view());
+        ops::attention_backward(cuda, d_out, qkv.view(), out, sums, segments, shape, d_qkv.view_mut())
+    }
+}
+
+pub(super) fn run(bench: &mut Bench) {
+    let shapes = &bench.options.shapes;
+    let lengths = [shapes.length, shapes.short_length];
+    for length in lengths {
+        for backward in [false, true] {
+            row(bench, length, backward);
+        }
+    }
+}
+
+fn row(bench: &mut Bench, length: usize, backward: bool) {
+    let (sequences, shape) = (bench.options.shapes.sequences, bench.options.shapes.model.attention());
+    let work = match backward {
+        false => count::attention_forward(sequences, length, shape, bench.element()),
+        true => count::attention_backward(sequences, length, shape, bench.element()),
+    };
+    let pass = if backward { "backward" } else { "forward" };
+    let AttentionShape { num_attention_heads, num_key_value_heads, head_dim, .. } = shape;
+    let described =
+        format!("{sequences} × {length}, causal, {num_attention_heads} and {num_key_value_heads} heads of {head_dim}");
+    let spec = Spec::new(format!("attention_{pass}/{sequences}x{length}"), described, work);
+    bench.row(spec, |bench| {
+        let (cuda, tokens) = (bench.cuda.clone(), sequences * length);
+        let segment = |i| Segment { start: i * length, length, valid: length };
+        let segments = Segments::new(&cuda, (0..sequences).map(segment).collect())?;
+        let mut sets = sets(bench, work.bytes, |_| {
+            let mut set = Operands::new(bench, tokens, shape)?;
+            // Backward reads what forward kept.
+            set.forward(&cuda, &segments, shape)?;
+            Ok(set)
+        })?;
+        Ok(move |i| match backward {
+            false => sets.at(i).forward(&cuda, &segments, shape),
+            true => sets.at(i).backward(&cuda, &segments, shape),
+        })
+    });
+}

@@ -1,0 +1,98 @@
+//! The loss head with the head frozen and with its gradient, beside its bare products.
+
+use super::super::{Bench, Spec, count};
+use super::sets;
+use crate::backend::cuda::Cuda;
+use crate::error::Result;
+use crate::ops::{self, DType, HeadGradients, HeadLoss, Tensor};
+
+/// Tokens whose logits the bare products have at once: as many as the loss head takes at most.
+const CHUNK: usize = 4096;
+
+pub(super) fn run(bench: &mut Bench) {
+    for d_head in [false, true] {
+        let suffix = if d_head { "/d_head" } else { "" };
+        let losses = [("cross_entropy", HeadLoss::CrossEntropy), ("negative_entropy", HeadLoss::NegativeEntropy)]
+            .map(|(name, loss)| (format!("loss_head/{name}{suffix}"), loss));
+        let products_name = format!("loss_head/products{suffix}");
+        if !losses.iter().any(|(name, _)| bench.wants(name)) && !bench.wants(&products_name) {
+            continue;
+        }
+        let products = products(bench, products_name, d_head);
+        // Without a library the bare products are our own too, and no measure for the head.
+        let library = products.filter(|_| bench.cuda.driver().gemm_library().is_some());
+        for (name, loss) in losses {
+            row(bench, name, loss, d_head, library);
+        }
+    }
+}
+
+fn spec(bench: &Bench, name: String, d_head: bool) -> Spec {
+    let (tokens, model) = (bench.options.shapes.tokens(), &bench.options.shapes.model);
+    let work = count::loss_head(tokens, model.vocab_size, model.hidden_size, d_head, bench.element());
+    Spec::new(name, format!("{tokens} × {} × {}", model.vocab_size, model.hidden_size), work)
+}
+
+/// The two or three products of the loss head alone, chunk by chunk: what no loss head can be faster than.
+fn products(bench: &mut Bench, name: String, d_head: bool) -> Option<f64> {
+    let spec = spec(bench, name, d_head);
+    bench.measure(spec, |bench| {
+        let (cuda, data, tokens) = (bench.cuda.clone(), &bench.data, bench.options.shapes.tokens());
+        let (v, d) = (bench.options.shapes.model.vocab_size, bench.options.shapes.model.hidden_size);
+        let chunk = CHUNK.min(tokens);
+        let hidden = data.matrix("hidden", chunk, d)?;
+        let head = data.normal("head", v, d, bench.cuda_dtype(), 0.02)?;
+        let mut logits = data.sums("logits", chunk, v)?;
+        let d_logits = data.matrix("gradient of logits", chunk, v)?;
+        let mut d_hidden = data.matrix("gradient of hidden", chunk, d)?;
+        let mut d_weight = if d_head { Some(data.sums("gradient of head", v, d)?) } else { None };
+        Ok(move |_: usize| {
+            for first in (0..tokens).step_by(chunk) {
+                let rows = chunk.min(tokens - first);
+                ops::linear_forward(&cuda, hidden.top(rows), head.view(), logits.top_mut(rows))?;
+                ops::linear_backward_input(&cuda, d_logits.top(rows), head.view(), d_hidden.top_mut(rows), false)?;
+                if let Some(d_weight) = &mut d_weight {
+                    ops::linear_backward_weight(&cuda, d_logits.top(rows), hidden.top(rows), d_weight.view_mut())?;
+                }
+            }
+            Ok(())
+        })
+    })
+}
+
+/// One set of what changes from token to token.
+struct Tokens {
+    hidden: Tensor<Cuda>,
+    d_hidden: Tensor<Cuda>,
+    values: Tensor<Cuda>,
+}
+
+fn row(bench: &mut Bench, name: String, loss: HeadLoss, d_head: bool, library: Option<f64>) {
+    let spec = Spec { library_milliseconds: library, ..spec(bench, name, d_head) };
+    let bytes = spec.work.bytes;
+    bench.row(spec, |bench| {
+        let (cuda, data, tokens) = (bench.cuda.clone(), &bench.data, bench.options.shapes.tokens());
+        let (v, d) = (bench.options.shapes.model.vocab_size, bench.options.shapes.model.hidden_size);
+        let head = data.normal("head", v, d, bench.cuda_dtype(), 0.02)?;
+        let targets = Tensor::from_u32(&cuda, "targets", &data.ids(tokens, v))?;
+        let weights = Tensor::from_f32(&cuda, "loss weights", tokens, 1, &vec![1.0 / tokens as f32; tokens])?;
+        let mut d_weight: Option<Tensor<Cuda>> = match d_head {
+            true => Some(Tensor::zeros(&cuda, "gradient of head", v, d, DType::F32)?),
+            false => None,
+        };
+        let mut sets = sets(bench, bytes, |_| -> Result<Tokens> {
+            Ok(Tokens {
+                hidden: data.matrix("hidden", tokens, d)?,
+                d_hidden: data.matrix("gradient of hidden", tokens, d)?,
+                values: data.sums("values", tokens, 1)?,
+            })
+        })?;
+        Ok(move |i| {
+            let Tokens { hidden, d_hidden, values } = sets.at(i);
+            let gradients =
+                HeadGradients { d_hidden: d_hidden.view_mut(), d_head: d_weight.as_mut().map(Tensor::view_mut) };
+            let (targets, weights, values) = (targets.view(), weights.view(), values.view_mut());
+            ops::loss_head(&cuda, loss, hidden.view(), head.view(), targets, weights, values, Some(gradients))
+        })
+    });
+}

@@ -1,0 +1,126 @@
+//! Passes over all parameters: optimizers, saving and restoring weights, sums. One set of operands each: they are far
+//! larger than a cache.
+
+use super::super::{Bench, Spec, Work, count};
+use crate::backend::cuda::Cuda;
+use crate::error::{Error, Result};
+use crate::ops::{self, Backend, COEFFICIENTS, DType, MatrixMut, Tensor, UpdateRule};
+
+/// Fewer elements than this say nothing about memory.
+const FEWEST_ELEMENTS: usize = 1 << 20;
+
+pub(super) fn run(bench: &mut Bench) -> Result<()> {
+    for (name, rule, coefficients) in rules() {
+        optimizer(bench, name, rule, coefficients)?;
+    }
+    weights_copy(bench)?;
+    axpy(bench)?;
+    squared_norm(bench)
+}
+
+/// Every rule, with the coefficients of its first step at a learning rate of 1e-5 (see [`UpdateRule`] for their order).
+fn rules() -> [(&'static str, UpdateRule, [f32; COEFFICIENTS]); 7] {
+    let (m, v) = (0.1, 0.001);
+    let root = 1.0 / 0.001f32.sqrt();
+    [
+        ("adam", UpdateRule::Adam, [m, 0.999, v, 1e-8, 1e-7, 0.0, 1e-4, root, 0.0]),
+        ("sgd", UpdateRule::Sgd, [1e-5, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        ("adagrad", UpdateRule::Adagrad, [1e-5, 1e-10, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        ("adadelta", UpdateRule::Adadelta, [1e-5, 0.9, 0.1, 1e-6, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        ("nadam", UpdateRule::NAdam, [m, 0.999, v, 1e-8, 0.0, 1000.0, 1e-5, 1e-5, 0.0]),
+        ("radam", UpdateRule::RAdam, [m, 0.999, v, 1e-8, 0.0, 1e-5, 0.0, 0.0, 0.0]),
+        ("schedule_free_adamw", UpdateRule::ScheduleFreeAdamW, [0.999, v, 1e-8, 0.01, 0.5, 1e-5, -5e-6, 1000.0, 0.0]),
+    ]
+}
+
+/// Measures a row over as many elements as the shapes ask for, or half, or a quarter: what fits. `make` makes the
+/// operands for a number of elements, and what runs on them.
+fn row<F>(bench: &mut Bench, name: &str, bytes: f64, make: impl Fn(&Bench, usize) -> Result<F>) -> Result<()>
+where
+    F: FnMut(usize) -> Result<()>,
+{
+    if !bench.wants(name) {
+        return Ok(());
+    }
+    let mut len = bench.options.shapes.vector_elements;
+    loop {
+        match make(bench, len) {
+            Err(Error::Memory { .. }) if len / 2 >= FEWEST_ELEMENTS => len /= 2,
+            made => {
+                let work: Work = count::flat(len, bytes);
+                bench.measure(Spec::new(name, format!("{len} elements"), work), |_| made);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Weights as training keeps them: in bf16 with a remainder, or in f32.
+struct Weights {
+    values: Tensor<Cuda>,
+    remainder: Option<Tensor<Cuda>>,
+}
+
+impl Weights {
+    fn new(bench: &Bench, len: usize) -> Result<Self> {
+        let values = bench.data.normal("weights", 1, len, bench.cuda_dtype(), 0.02)?;
+        let remainder = match bench.cuda_dtype() {
+            DType::Bf16 => Some(bench.data.normal("remainder", 1, len, DType::Remainder16, 0.02)?),
+            _ => None,
+        };
+        Ok(Self { values, remainder })
+    }
+
+    /// Of one weight, remainder included: 4 in both modes.
+    const BYTES: f64 = 4.0;
+}
+
+fn optimizer(bench: &mut Bench, name: &str, rule: UpdateRule, coefficients: [f32; COEFFICIENTS]) -> Result<()> {
+    // Weights and states in and out, gradients in.
+    let bytes = 2.0 * Weights::BYTES + 4.0 + 8.0 * rule.states() as f64;
+    row(bench, &format!("optimizer/{name}"), bytes, |bench, len| {
+        let cuda = bench.cuda.clone();
+        let Weights { mut values, mut remainder } = Weights::new(bench, len)?;
+        let gradients = bench.data.normal("gradients", 1, len, DType::F32, 0.01)?;
+        // States start at 0, as in training; the first repetitions, which are not timed, fill them.
+        let states = (0..rule.states()).map(|_| Tensor::zeros(&cuda, "state", 1, len, DType::F32));
+        let mut states = states.collect::<Result<Vec<_>>>()?;
+        let coefficients = Tensor::from_f32(&cuda, "coefficients", 1, COEFFICIENTS, &coefficients)?;
+        Ok(move |_: usize| {
+            let (weights, remainder) = (values.view_mut(), remainder.as_mut().map(Tensor::view_mut));
+            let mut states: Vec<MatrixMut<Cuda>> = states.iter_mut().map(Tensor::view_mut).collect();
+            ops::optimizer_update(&cuda, rule, coefficients.view(), weights, remainder, gradients.view(), &mut states)
+        })
+    })
+}
+
+/// Saving or restoring the weights around a trajectory: a copy within the device.
+fn weights_copy(bench: &mut Bench) -> Result<()> {
+    row(bench, "weights_copy", 2.0 * Weights::BYTES, |bench, len| {
+        let (cuda, from, mut to) = (bench.cuda.clone(), Weights::new(bench, len)?, Weights::new(bench, len)?);
+        Ok(move |_: usize| {
+            cuda.copy(from.values.buffer(), 0, to.values.buffer_mut(), 0, len)?;
+            match (&from.remainder, &mut to.remainder) {
+                (Some(from), Some(to)) => cuda.copy(from.buffer(), 0, to.buffer_mut(), 0, len),
+                _ => Ok(()),
+            }
+        })
+    })
+}
+
+fn axpy(bench: &mut Bench) -> Result<()> {
+    row(bench, "axpy", 12.0, |bench, len| {
+        let cuda = bench.cuda.clone();
+        let x = bench.data.normal("x", 1, len, DType::F32, 1.0)?;
+        let mut y = bench.data.normal("y", 1, len, DType::F32, 1.0)?;
+        Ok(move |_: usize| ops::axpy(&cuda, 1e-3, x.view(), y.view_mut()))
+    })
+}
+
+/// The host reads the sum back, and so does the time.
+fn squared_norm(bench: &mut Bench) -> Result<()> {
+    row(bench, "squared_norm", 4.0, |bench, len| {
+        let (cuda, x) = (bench.cuda.clone(), bench.data.normal("x", 1, len, DType::F32, 1.0)?);
+        Ok(move |_: usize| ops::squared_norm(&cuda, x.view()).map(|_| ()))
+    })
+}

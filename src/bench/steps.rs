@@ -1,0 +1,242 @@
+//! The rows of `temper bench step`: whole training steps, as the nested loop runs them, on a model with random weights.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::count::{self, Pass};
+use super::report::{StepRow, StepSpec, StepTimes};
+use super::{Bench, Options};
+use crate::backend::cuda::Cuda;
+use crate::error::{Error, Result};
+use crate::model::{
+    Adapter, AdapterConfig, Batch, GradientTargets, Gradients, Model, ModelConfig, ParameterLayout, Parameters,
+    Projection,
+};
+use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::ops::{self, Backend, Tensor};
+use crate::optimizer::{OptimizerConfig, OptimizerKind};
+use crate::training::Trainer;
+
+/// Batches that the steps take in turn.
+const BATCHES: usize = 2;
+
+pub(super) fn run(bench: &mut Bench) -> Result<()> {
+    for step in [Kind::LoraAttack, Kind::FullAttack, Kind::TrGradient] {
+        if !bench.wants(step.name()) {
+            continue;
+        }
+        match measure(bench, step) {
+            Ok(row) => bench.report.steps.push(row),
+            Err(error) => bench.not_run(step.name(), &with_remedy(error)),
+        }
+    }
+    Ok(())
+}
+
+fn with_remedy(error: Error) -> Error {
+    match error {
+        Error::Memory { what, needed, available, .. } => {
+            Error::Memory { what, needed, available, remedy: "run fewer layers with --layers".into() }
+        }
+        other => other,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    LoraAttack,
+    FullAttack,
+    TrGradient,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::LoraAttack => "lora_attack_step",
+            Self::FullAttack => "full_attack_step",
+            Self::TrGradient => "tr_gradient",
+        }
+    }
+
+    fn sequences(self, options: &Options) -> usize {
+        if self == Self::FullAttack { options.shapes.full_step_sequences } else { options.shapes.sequences }
+    }
+}
+
+/// r = 16 on all seven projections, or the rank of the shapes.
+fn adapter_config(options: &Options) -> AdapterConfig {
+    AdapterConfig {
+        rank: options.shapes.rank,
+        alpha: 2.0 * options.shapes.rank as f64,
+        dropout: 0.0,
+        rank_stabilised: false,
+        targets: Projection::ALL.to_vec(),
+    }
+}
+
+/// Everything that a step works on.
+struct Step {
+    kind: Kind,
+    evaluator: Evaluator<Cuda>,
+    weights: Parameters<Cuda>,
+    trainer: Option<Trainer<Cuda>>,
+    meta_gradient: Option<Gradients<Cuda>>,
+    batches: Vec<LossBatch<Cuda>>,
+    tape: LossTape<Cuda>,
+}
+
+impl Step {
+    fn new(bench: &Bench, kind: Kind) -> Result<Self> {
+        let (cuda, shapes) = (&bench.cuda, &bench.options.shapes);
+        let model = Arc::new(Model::new(cuda.clone(), shapes.model.clone(), shapes.length)?);
+        let weights = random_weights(bench, model.layout())?;
+        let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 2e-6);
+        let tokens = kind.sequences(bench.options) * shapes.length;
+        let (mut trainer, mut meta_gradient) = (None, None);
+        match kind {
+            Kind::LoraAttack => {
+                let mut adapter = Adapter::zeros(cuda, &model.config, adapter_config(bench.options))?;
+                adapter.initialise(cuda, 1, 0)?;
+                trainer = Some(Trainer::lora(cuda, adapter, optimizer, 1)?);
+            }
+            Kind::FullAttack => trainer = Some(Trainer::full(cuda, model.layout(), optimizer)?),
+            Kind::TrGradient => meta_gradient = Some(Gradients::zeros(cuda, "meta-gradient", model.layout())?),
+        }
+        let adapters: Vec<_> = trainer.iter().filter_map(Trainer::adapter).collect();
+        let evaluator = Evaluator::new(Arc::clone(&model), tokens, &adapters)?;
+        let batches = (0..BATCHES).map(|_| LossBatch::new(&model, batch(bench, kind))).collect::<Result<_>>()?;
+        Ok(Self { kind, evaluator, weights, trainer, meta_gradient, batches, tape: LossTape::new(cuda, 1)? })
+    }
+
+    /// Queues a step.
+    fn run(&mut self, number: usize) -> Result<()> {
+        let Self { kind, evaluator, weights, trainer, meta_gradient, batches, tape } = self;
+        let batch = &batches[number % batches.len()];
+        let backend = evaluator.model().backend.clone();
+        tape.clear(&backend)?;
+        match (trainer, meta_gradient) {
+            (Some(trainer), _) => trainer.cross_entropy_step(evaluator, weights, batch, tape, 0),
+            (None, Some(meta_gradient)) => {
+                let targets = GradientTargets { weights: Some(meta_gradient), adapter: None };
+                let (subject, over) = (Subject::plain(weights), EntropyOver::Valid);
+                evaluator.negative_entropy(subject, batch, over, 1.0, Some(targets), tape, 0)
+            }
+            (None, None) => Err(Error::Device(format!("{}: nothing to train", kind.name()))),
+        }
+    }
+}
+
+/// Weights as a fresh model has them: normal numbers of deviation 0.02, and norms of 1.
+fn random_weights(bench: &Bench, layout: Arc<ParameterLayout>) -> Result<Parameters<Cuda>> {
+    let cuda = &bench.cuda;
+    let mut weights = Parameters::zeros_shared(cuda, "weights", Arc::clone(&layout))?;
+    let (values, remainder) = weights.flat_mut();
+    bench.data.fill(values.buffer, 0, layout.len(), 0.02)?;
+    if let Some(remainder) = remainder {
+        bench.data.fill(remainder.buffer, 0, layout.len(), 0.02)?;
+    }
+    let longest = bench.options.shapes.model.hidden_size;
+    let mut ones = Tensor::zeros(cuda, "ones", 1, longest, cuda.compute_dtype())?;
+    cuda.upload_f32(ones.buffer_mut(), 0, &vec![1.0; longest])?;
+    for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 1) {
+        cuda.copy(ones.buffer(), 0, values.buffer, entry.block.offset, entry.block.len())?;
+    }
+    Ok(weights)
+}
+
+/// Random tokens, all of them learned.
+fn batch(bench: &Bench, kind: Kind) -> Batch {
+    let shapes = &bench.options.shapes;
+    let mut batch = Batch::default();
+    for _ in 0..kind.sequences(bench.options) {
+        let tokens = bench.data.ids(shapes.length, shapes.model.vocab_size);
+        batch.push(&tokens, &tokens, shapes.length);
+    }
+    batch
+}
+
+fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
+    let mut step = Step::new(bench, kind)?;
+    let (cuda, effort) = (&bench.cuda, bench.options.effort);
+    // The first step loads modules and allocates scratch; the second gives an estimate.
+    step.run(0)?;
+    cuda.driver().synchronize()?;
+    let (host, wall) = queued_and_finished(cuda, &mut step, 1)?;
+    let samples =
+        ((4.0 * effort.minimum_milliseconds / wall).ceil() as usize).clamp(effort.samples.0, effort.samples.1);
+    let device = device_milliseconds(bench, &mut step, samples.min(10), host)?;
+    let (host, wall) = queued_and_finished(cuda, &mut step, samples)?;
+    let loss = step.tape.read_one(cuda, 0)?;
+    if !loss.is_finite() {
+        return Err(Error::Device(format!("{}: the loss is {loss}", kind.name())));
+    }
+    let (shapes, model) = (&bench.options.shapes, &bench.options.shapes.model);
+    let sequences = kind.sequences(bench.options);
+    let spec = StepSpec {
+        name: kind.name(),
+        layers: model.num_hidden_layers,
+        parameters: model.parameter_count(),
+        sequences,
+        tokens: sequences * shapes.length,
+        flop: flop(model, bench.options, kind),
+    };
+    Ok(StepRow::new(spec, StepTimes { samples, wall, device, host, loss }, bench.rates))
+}
+
+/// Milliseconds of a step, of `count` steps in a row: until the host has queued it, and until the device has run it.
+/// Starting from an idle device, the first step's launches are part of it, as they are in training.
+fn queued_and_finished(cuda: &Cuda, step: &mut Step, count: usize) -> Result<(f64, f64)> {
+    cuda.driver().synchronize()?;
+    let start = Instant::now();
+    let mut queued = 0.0;
+    for number in 0..count {
+        let before = Instant::now();
+        step.run(number)?;
+        queued += before.elapsed().as_secs_f64();
+    }
+    cuda.driver().synchronize()?;
+    let milliseconds = |seconds: f64| 1e3 * seconds / count as f64;
+    Ok((milliseconds(queued), milliseconds(start.elapsed().as_secs_f64())))
+}
+
+/// Median device time of a step that was queued while the device was busy with something else for at least as long as
+/// the host needs for that: what is left between its kernels is the device's own.
+fn device_milliseconds(bench: &Bench, step: &mut Step, samples: usize, host: f64) -> Result<f64> {
+    let (cuda, driver, size) = (&bench.cuda, bench.cuda.driver(), bench.options.shapes.matmul_size);
+    let (x, w) = (bench.data.matrix("plug: x", size, size)?, bench.data.matrix("plug: w", size, size)?);
+    let mut y = Tensor::zeros(cuda, "plug: y", size, size, cuda.compute_dtype())?;
+    let product = 2.0 * (size as f64).powi(3) / (bench.rates.matmul_teraflops_per_second * 1e9);
+    // A host that waits for the device while it queues a step (a full queue) is not slower than the device.
+    let products = ((2.0 * host / product).ceil() as usize).clamp(1, 1000);
+    let mut times = Vec::with_capacity(samples);
+    for number in 0..samples {
+        for _ in 0..products {
+            ops::linear_forward(cuda, x.view(), w.view(), y.view_mut())?;
+        }
+        let start = driver.record_event()?;
+        step.run(number)?;
+        let end = driver.record_event()?;
+        times.push(f64::from(driver.elapsed_milliseconds(start, end)?));
+    }
+    times.sort_by(f64::total_cmp);
+    Ok((times[(samples - 1) / 2] + times[samples / 2]) / 2.0)
+}
+
+/// Operations of matrix products and of causal attention in one step.
+fn flop(model: &ModelConfig, options: &Options, kind: Kind) -> f64 {
+    let (shape, layers) = (model.attention(), model.num_hidden_layers as f64);
+    let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
+    let layer = d * (shape.qkv_cols() + shape.query_cols()) as f64 + 3.0 * d * f;
+    let (sequences, length) = (kind.sequences(options), options.shapes.length);
+    let adapter_weights = match kind {
+        Kind::LoraAttack => ParameterLayout::for_adapter(model, &adapter_config(options)).len() as f64,
+        _ => 0.0,
+    };
+    let pass = Pass {
+        matmul_weights: layers * layer + d * model.vocab_size as f64,
+        adapter_weights,
+        attention_forward: layers * count::attention_forward(sequences, length, shape, 1.0).flop,
+        tokens: (sequences * length) as f64,
+    };
+    pass.step(kind != Kind::LoraAttack)
+}

@@ -1,0 +1,413 @@
+//! The code for NVIDIA devices, executed without one: stand-ins for `libcuda` and `libcublasLt`, compiled here, queue the
+//! work, check every call, and let the simulator execute the kernels.
+//!
+//! It proves the order of calls and what is passed to them, not what a real driver does with it. One test, because the
+//! stand-ins are one device with one state. Skipped where a real driver would be found instead.
+#![cfg(all(feature = "cuda", feature = "simulator", target_os = "linux"))]
+
+use std::ffi::{c_char, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use temper::backend::cuda::nvidia::{Code, EMBEDDED, Nvidia, Unavailable, survey};
+use temper::backend::cuda::{Argument, Cuda, Driver, Gemm, Launch, Operand, Tiles};
+use temper::ops::{Backend, DType, Tensor, axpy as axpy_of_tensors, linear_forward};
+use temper::random::{Random, Stream};
+
+type LaunchFunction = unsafe extern "C" fn(*const c_char, *const c_void, *const *const c_void, u32) -> *const c_char;
+
+unsafe extern "C" {
+    fn temper_sim_launch(
+        kernel: *const c_char,
+        launch: *const c_void,
+        arguments: *const *const c_void,
+        count: u32,
+    ) -> *const c_char;
+    fn temper_sim_allocate(bytes: usize) -> *mut c_void;
+    fn temper_sim_release(pointer: *mut c_void, bytes: usize);
+}
+
+/// As in `cuda.cpp`.
+#[repr(C)]
+struct Callbacks {
+    launch: LaunchFunction,
+    allocate: unsafe extern "C" fn(usize) -> *mut c_void,
+    release: unsafe extern "C" fn(*mut c_void, usize),
+}
+
+/// The two stand-ins, loaded under the names by which the real ones are looked for.
+struct Doubles {
+    cuda: Library,
+    cublaslt: Library,
+    folder: tempfile::TempDir,
+}
+
+impl Doubles {
+    fn load() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cuda = compile(folder.path(), "cuda.cpp", "libcuda.so.1", None);
+        let cublaslt = compile(folder.path(), "cublaslt.cpp", "libcublasLt.so.13", Some(&cuda));
+        // SAFETY: our own libraries, which run nothing when they are loaded.
+        let open = |path: &Path| unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("a double");
+        let doubles = Self { cuda: open(&cuda), cublaslt: open(&cublaslt), folder };
+        // SAFETY: the type is that of the function in `cuda.cpp`.
+        let install = unsafe { doubles.cuda.get::<extern "C" fn(Callbacks)>(b"double_install") }.expect("a function");
+        install(Callbacks { launch: temper_sim_launch, allocate: temper_sim_allocate, release: temper_sim_release });
+        doubles
+    }
+
+    fn number<T: Copy>(&self, library: &Library, name: &str) -> T {
+        // SAFETY: every caller names a function without parameters that returns a T.
+        let function = unsafe { library.get::<extern "C" fn() -> T>(name.as_bytes()) }.expect("a function");
+        function()
+    }
+
+    /// Everything that was made and not given back.
+    fn alive(&self) -> i64 {
+        self.number::<i64>(&self.cuda, "double_alive")
+            + i64::from(self.number::<i32>(&self.cublaslt, "double_descriptors_alive"))
+    }
+
+    fn declare(&self, kernel: &std::ffi::CStr, bytes: &[usize]) {
+        type Declare = extern "C" fn(*const c_char, *const usize, usize);
+        // SAFETY: the type is that of the function in `cuda.cpp`.
+        let declare = unsafe { self.cuda.get::<Declare>(b"double_declare") }.expect("a function");
+        declare(kernel.as_ptr(), bytes.as_ptr(), bytes.len());
+    }
+}
+
+fn compile(folder: &Path, source: &str, name: &str, with: Option<&Path>) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver_double").join(source);
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let library = folder.join(name);
+    let mut command = Command::new(&compiler);
+    command.args(["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra"]).arg(format!("-Wl,-soname,{name}"));
+    command.arg(&source).args(with).arg("-o").arg(&library);
+    let output = command.output().expect("a C++ compiler");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    library
+}
+
+#[test]
+fn the_nvidia_driver_works_on_a_double() {
+    if !matches!(survey().expect("a survey").driver, Err(Unavailable::NoDriver { .. })) {
+        return println!("a real driver is here: not replaced by a double");
+    }
+    if EMBEDDED.toolkit.is_none() {
+        return println!("no nvcc when this was built: there is no kernel to load");
+    }
+    let doubles = Doubles::load();
+    let found = survey().expect("a survey");
+    assert_eq!(found.driver, Ok((13, 0)));
+    assert_eq!(found.devices.len(), 1);
+    assert_eq!(found.devices[0].1, Ok(Code::Ready("90a")));
+    assert_eq!(found.products.as_deref(), Some("cuBLASLt 13.0.2"));
+    assert!(Nvidia::new(1).err().expect("no second GPU").to_string().contains("the driver sees 1"));
+    assert_eq!(doubles.alive(), 0);
+    {
+        let device = Arc::new(Nvidia::new(0).expect("the double"));
+        assert_eq!((device.device().compute_capability, device.device().multiprocessors), ((9, 0), 4));
+        memory_moves_in_order(&device);
+        uploads_do_not_depend_on_the_callers_memory(&device);
+        kernels_run(&doubles, &device);
+        graphs_replay(&device);
+        products_agree_with_a_naive_loop(&doubles, &device);
+        events_measure(&device);
+        streams_wait(&device);
+        tensor_maps_are_encoded(&device);
+        memory_runs_out_with_a_remedy(&device);
+        from_another_thread(&device);
+        streams_are_adopted(&doubles);
+    }
+    assert_eq!(doubles.alive(), 0, "something was not given back");
+    the_backend_runs(&doubles);
+    assert_eq!(doubles.alive(), 0, "something was not given back");
+    assert!(doubles.folder.path().exists());
+}
+
+/// Device memory with a name for the tests.
+struct Memory<'a>(&'a Nvidia, u64, usize);
+
+impl<'a> Memory<'a> {
+    fn new(device: &'a Nvidia, values: &[f32]) -> Self {
+        let memory = Self(device, device.allocate("values", values.len() * 4).expect("memory"), values.len());
+        // SAFETY: the memory has room for the values.
+        unsafe { device.upload(memory.1, bytemuck::cast_slice(values)) }.expect("an upload");
+        memory
+    }
+
+    fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0f32; self.2];
+        // SAFETY: the memory holds as many values.
+        unsafe { self.0.download(self.1, bytemuck::cast_slice_mut(&mut values)) }.expect("a download");
+        values
+    }
+}
+
+impl Drop for Memory<'_> {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`, and released once.
+        unsafe { self.0.release(self.1, self.2 * 4) }
+    }
+}
+
+fn memory_moves_in_order(device: &Nvidia) {
+    let (a, b) = (Memory::new(device, &[1.0, 2.0, 3.0, 4.0]), Memory::new(device, &[0.0; 4]));
+    // SAFETY: the ranges are inside.
+    unsafe {
+        device.copy(a.1 + 4, b.1, 12).expect("a copy");
+        device.clear(a.1, 8).expect("a clear");
+        device.copy(a.1, b.1 + 12, 4).expect("a copy");
+        device.copy(0, 0, 0).expect("nothing");
+        assert!(device.copy(a.1, b.1, 32).is_err(), "beyond the end");
+    }
+    assert_eq!(b.values(), [2.0, 3.0, 4.0, 0.0]);
+    assert_eq!(a.values(), [0.0, 0.0, 3.0, 4.0]);
+}
+
+/// More than all of the staging memory, from a buffer that is overwritten at once: what arrives is what was there.
+fn uploads_do_not_depend_on_the_callers_memory(device: &Nvidia) {
+    let len = 6_000_001;
+    let memory = Memory(device, device.allocate("many", len * 4).expect("memory"), len);
+    let mut values: Vec<f32> = (0..len).map(|i| i as f32).collect();
+    let expected = values.clone();
+    // SAFETY: the memory has room for the values.
+    unsafe { device.upload(memory.1, bytemuck::cast_slice(&values)) }.expect("an upload");
+    values.fill(-1.0);
+    for index in 0..20u32 {
+        let small = [index as f32; 3];
+        // SAFETY: inside.
+        unsafe { device.upload(memory.1 + 12 * u64::from(index), bytemuck::cast_slice(&small)) }.expect("an upload");
+    }
+    let found = memory.values();
+    assert!((0..60).all(|i| found[i] == (i / 3) as f32));
+    assert!(found[60..] == expected[60..]);
+}
+
+fn axpy<'a>(alpha: f32, x: &Memory, y: &Memory, arguments: &'a mut Vec<Argument>) -> (Launch<'static>, &'a [Argument]) {
+    let (x, y, len) = (Argument::Pointer(x.1), Argument::Pointer(y.1), Argument::U64(y.2 as u64));
+    *arguments = vec![Argument::F32(alpha), x, y, len, Argument::U32(0)];
+    (Launch { kernel: "axpy_f32", grid: [3, 1, 1], block: 256, shared_bytes: 0 }, arguments)
+}
+
+fn kernels_run(doubles: &Doubles, device: &Nvidia) {
+    doubles.declare(c"axpy_f32", &[4, 8, 8, 8, 4]);
+    let (x, y) = (Memory::new(device, &[1.0, -2.0, 0.5]), Memory::new(device, &[10.0; 3]));
+    let mut arguments = Vec::new();
+    let (launch, arguments) = axpy(2.0, &x, &y, &mut arguments);
+    // SAFETY: the kernel's parameters, and memory of that many elements.
+    unsafe { device.launch(&launch, arguments) }.expect("a launch");
+    assert_eq!(y.values(), [12.0, 6.0, 11.0]);
+
+    // SAFETY: these are refused before anything is launched.
+    let refusals = unsafe {
+        [
+            device.launch(&launch, &arguments[..4]),
+            device.launch(&Launch { kernel: "axpy_f64", ..launch }, arguments),
+            device.launch(&Launch { shared_bytes: 1 << 20, ..launch }, arguments),
+            device.launch_with(&launch, [1; 3], &[]),
+        ]
+    };
+    let words = ["[8, 4, 4]", "`axpy_f64` is not in this binary", "1048576 shared bytes", "[]"];
+    for (refusal, words) in refusals.into_iter().zip(words) {
+        let error = refusal.expect_err("a refusal").to_string();
+        assert!(error.contains(words) || error.contains("bytes, but was given"), "{error}");
+    }
+    assert_eq!(y.values(), [12.0, 6.0, 11.0]);
+}
+
+fn graphs_replay(device: &Arc<Nvidia>) {
+    let (x, y) = (Memory::new(device, &[1.0, 2.0, 3.0]), Memory::new(device, &[0.0; 3]));
+    let mut arguments = Vec::new();
+    let (launch, arguments) = axpy(1.0, &x, &y, &mut arguments);
+    let dropped = Memory::new(device, &[0.0; 3]);
+    let work = || {
+        // SAFETY: as in `kernels_run`.
+        unsafe { device.launch(&launch, arguments)? };
+        drop(dropped); // released when the capture ends, not with every replay
+        assert!(device.allocate("inside", 16).is_err());
+        assert!(device.synchronize().is_err() && device.record_event().is_err());
+        // SAFETY: inside the memory.
+        assert!(unsafe { device.upload(x.1, &[0; 4]) }.is_err());
+        Ok(())
+    };
+    let mut graph = device.capture(work).expect("a graph");
+    assert_eq!(y.values(), [0.0; 3], "captured, not executed");
+    for _ in 0..3 {
+        graph.replay().expect("a replay");
+    }
+    assert_eq!(y.values(), [3.0, 6.0, 9.0]);
+    let failed = device.capture(|| Err(temper::Error::Device("no".into())));
+    assert!(failed.err().expect("the error of the work").to_string().contains("no"));
+    device.allocate("after", 16).map(|pointer| unsafe { device.release(pointer, 16) }).expect("capturing has ended");
+}
+
+/// All four layouts, padded rows, f32 and bf16, added and not; one question to the heuristic for each description.
+fn products_agree_with_a_naive_loop(doubles: &Doubles, device: &Nvidia) {
+    let mut random = Random::new(3, Stream::Demo, 0, 0);
+    let (m, n, k, padding) = (5, 7, 6, 3);
+    let asked = || doubles.number::<i32>(&doubles.cublaslt, "double_asked");
+    for case in 0..16 {
+        let (ta, tb, accumulate, wide) = (case & 1 != 0, case & 2 != 0, case & 4 != 0, case & 8 != 0);
+        let extent = |rows: usize, columns: usize, transposed: bool| match transposed {
+            true => (columns, rows + padding),
+            false => (rows, columns + padding),
+        };
+        let ((a_rows, a_leading), (b_rows, b_leading)) = (extent(m, k, ta), extent(k, n, tb));
+        let mut normals = |len: usize| -> Vec<f32> { (0..len).map(|_| bf16(random.normal() as f32)).collect() };
+        let (a, b) = (normals(a_rows * a_leading), normals(b_rows * b_leading));
+        let c = if accumulate { normals(m * (n + padding)) } else { vec![f32::NAN; m * (n + padding)] };
+        let store = |values: &[f32]| match wide {
+            true => Memory::new(device, values),
+            false => Memory::new(device, &pack(values)),
+        };
+        let (on_a, on_b, on_c) = (store(&a), store(&b), Memory::new(device, &c));
+        let input = if wide { DType::F32 } else { DType::Bf16 };
+        let gemm = Gemm {
+            m,
+            n,
+            k,
+            a: Operand { pointer: on_a.1, leading: a_leading, transposed: ta },
+            b: Operand { pointer: on_b.1, leading: b_leading, transposed: tb },
+            c: on_c.1,
+            c_leading: n + padding,
+            input,
+            output: DType::F32,
+            alpha: 0.5,
+            beta: f32::from(u8::from(accumulate)),
+        };
+        let before = asked();
+        // SAFETY: the operands have the extents that are named.
+        assert!(unsafe { device.gemm(&gemm) }.expect("a product"));
+        let found = on_c.values();
+        for row in 0..m {
+            for column in 0..n {
+                let term = |i: usize| {
+                    let left = if ta { a[i * a_leading + row] } else { a[row * a_leading + i] };
+                    left * if tb { b[column * b_leading + i] } else { b[i * b_leading + column] }
+                };
+                let place = row * (n + padding) + column;
+                let sum: f64 = (0..k).map(|i| f64::from(term(i))).sum();
+                let expected = 0.5 * sum + if accumulate { f64::from(c[place]) } else { 0.0 };
+                assert!((f64::from(found[place]) - expected).abs() < 1e-5, "case {case}: {} {expected}", found[place]);
+            }
+        }
+        assert_eq!(asked() - before, 1, "case {case}");
+        // SAFETY: as above.
+        assert!(unsafe { device.gemm(&gemm) }.expect("a product"));
+        assert_eq!(asked() - before, 1, "the algorithm is asked for once");
+        let none = Gemm { k: 0, ..gemm };
+        // SAFETY: as above.
+        assert!(!unsafe { device.gemm(&none) }.expect("left to our own kernel"));
+    }
+}
+
+fn bf16(value: f32) -> f32 {
+    f32::from_bits(value.to_bits() & 0xffff_0000)
+}
+
+/// Values as bf16, two in each 32-bit word.
+fn pack(values: &[f32]) -> Vec<f32> {
+    let high = |value: &f32| value.to_bits() >> 16;
+    values.chunks(2).map(|pair| f32::from_bits(high(&pair[0]) | pair.get(1).map_or(0, high) << 16)).collect()
+}
+
+fn events_measure(device: &Nvidia) {
+    let [start, end] = [(); 2].map(|()| device.record_event().expect("an event"));
+    assert!(device.elapsed_milliseconds(start, end).expect("a time") > 0.0);
+    assert!(device.elapsed_milliseconds(start, end).is_err(), "both were given back");
+    let again = device.record_event().expect("an event");
+    assert_eq!(device.elapsed_milliseconds(again, again).expect("a time"), 0.0);
+}
+
+/// A copy in the second stream sees what the first one queued before.
+fn streams_wait(device: &Nvidia) {
+    let second = device.second_stream().expect("a stream");
+    let memory = Memory::new(device, &[7.0; 4]);
+    let mut pinned = device.pinned(16).expect("pinned memory");
+    assert_eq!(pinned.as_slice(), [0; 16]);
+    second.wait_for(device).expect("a wait");
+    // SAFETY: the memory is alive until both streams are waited for.
+    unsafe { second.download_pinned(memory.1, pinned.as_mut_slice()) }.expect("a download");
+    second.synchronize().expect("a wait");
+    assert_eq!(bytemuck::pod_read_unaligned::<[f32; 4]>(pinned.as_slice()), [7.0; 4]);
+    pinned.as_mut_slice().fill(0);
+    // SAFETY: as above.
+    unsafe { device.upload_pinned(memory.1, pinned.as_slice()) }.expect("an upload");
+    assert_eq!(memory.values(), [0.0; 4]);
+}
+
+fn tensor_maps_are_encoded(device: &Nvidia) {
+    let pointer = device.allocate("tensor", 4096).expect("memory");
+    let (sizes, strides, tile) = (&[64u64, 8][..], &[128u64][..], &[64u32, 8][..]);
+    let tiles = Tiles { dtype: DType::Bf16, address: pointer, sizes, strides, tile, swizzle: 128 };
+    let map = device.tensor_map(&tiles).expect("a map");
+    assert_eq!(map.0[..6], [pointer, 64, 8, 128, 64 + (8 << 32), 3]);
+    assert!(device.tensor_map(&Tiles { strides: &[130], ..tiles }).is_err());
+    let launch = Launch { kernel: "axpy_f32", grid: [1; 3], block: 32, shared_bytes: 0 };
+    // SAFETY: refused before it is launched: the kernel takes no map.
+    let refused = unsafe { device.launch_with(&launch, [2, 1, 1], &[Argument::TensorMap(map)]) };
+    assert!(refused.expect_err("a misfit").to_string().contains("[128]"));
+    // SAFETY: allocated above.
+    unsafe { device.release(pointer, 4096) };
+}
+
+fn memory_runs_out_with_a_remedy(device: &Nvidia) {
+    let error = device.allocate("the weights", 2 << 30).expect_err("too much");
+    assert_eq!(error.exit_code(), 5);
+    let text = error.to_string();
+    assert!(text.contains("the weights on double needs 2147483648 bytes but 12345 are available"), "{text}");
+}
+
+/// Each call makes the context current where it is made.
+fn from_another_thread(device: &Arc<Nvidia>) {
+    let device = Arc::clone(device);
+    let other = std::thread::spawn(move || Memory::new(&device, &[5.0]).values());
+    assert_eq!(other.join().expect("no panic"), [5.0]);
+}
+
+fn streams_are_adopted(doubles: &Doubles) {
+    let context = doubles.number::<*mut c_void>(&doubles.cuda, "double_context");
+    let before = doubles.alive();
+    {
+        // SAFETY: the double's own context, and its default stream.
+        let adopted = unsafe { Nvidia::adopt_stream(std::ptr::null_mut(), context) }.expect("adoption");
+        assert_eq!(Memory::new(&adopted, &[1.5]).values(), [1.5]);
+    }
+    assert_eq!(doubles.alive(), before);
+    let mut foreign = 0u32;
+    // SAFETY: the double compares addresses and looks at nothing.
+    let refused = unsafe { Nvidia::adopt_stream(std::ptr::null_mut(), std::ptr::from_mut(&mut foreign).cast()) };
+    let error = refused.err().expect("a foreign context").to_string();
+    assert!(error.contains("primary context of GPU 0"), "{error}");
+    assert_eq!(doubles.alive(), before);
+}
+
+/// The whole backend, through the handle that models use.
+fn the_backend_runs(doubles: &Doubles) {
+    let cuda = Cuda::nvidia(0, DType::Bf16).expect("the double");
+    let text = cuda.description();
+    assert!(text.contains("double") && text.contains("cuBLASLt 13.0.2"), "{text}");
+    assert!(Cuda::nvidia(0, DType::U32).is_err());
+    let mut buffer = cuda.zeros("values", 4, DType::F32).expect("memory");
+    cuda.upload_f32(&mut buffer, 1, &[1.0, 2.0]).expect("an upload");
+    assert_eq!(cuda.download_f32(&buffer, 0, 4).expect("a download"), [0.0, 1.0, 2.0, 0.0]);
+    assert!(doubles.alive() > 0);
+
+    // y = x wᵀ by the library, y += 2 x by a kernel.
+    let tensor = |rows, cols, values: &[f32]| Tensor::from_f32(&cuda, "values", rows, cols, values).expect("memory");
+    let (x, w) = (tensor(1, 2, &[1.0, 2.0]), tensor(3, 2, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]));
+    let mut y = tensor(1, 3, &[f32::NAN; 3]);
+    linear_forward(&cuda, x.view(), w.view(), y.view_mut()).expect("a product");
+    assert_eq!(y.to_vec(&cuda).expect("a download"), [1.0, 2.0, 3.0]);
+    let f32_on_device = |values: &[f32]| {
+        let mut tensor = Tensor::zeros(&cuda, "values", 1, values.len(), DType::F32).expect("memory");
+        cuda.upload_f32(tensor.buffer_mut(), 0, values).expect("an upload");
+        tensor
+    };
+    let (x, mut y) = (f32_on_device(&[1.0, 2.0, 3.0, 4.0, 5.0]), f32_on_device(&[1.0; 5]));
+    axpy_of_tensors(&cuda, 2.0, x.view(), y.view_mut()).expect("a sum");
+    assert_eq!(y.to_vec(&cuda).expect("a download"), [3.0, 5.0, 7.0, 9.0, 11.0]);
+}
