@@ -3,7 +3,7 @@
 //! CPU backend.
 //!
 //! To test a new kernel, add a case to the list at the top of its family's file in `cases/`, and its formula to
-//! `reference`. A [`Trial`](trial::Trial) does the rest: operands, poisoned outputs, the second run that must give the
+//! `reference`. A `Trial` does the rest: operands, poisoned outputs, the second run that must give the
 //! same bits, samples of large outputs, and the row of the table.
 
 mod cases;
@@ -18,7 +18,9 @@ use serde::Serialize;
 
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
-use crate::ops::DType;
+use crate::ops::{Backend, DType};
+use cases::Case;
+use trial::Trial;
 
 pub use compare::{Comparison, compare};
 
@@ -66,22 +68,16 @@ pub fn run(cuda: &Cuda, options: &Options, show: &mut dyn FnMut(&Row)) -> Result
     let mut twice = Twice::default();
     for dtype in [DType::Bf16, DType::F32] {
         let cuda = cuda.with_compute_dtype(dtype)?;
-        for (index, case) in cases::all(options.full).into_iter().enumerate() {
+        for (index, case) in cases::all(options.full).iter().enumerate() {
             if !case.operation.contains(&options.only) {
                 continue;
             }
-            let start = Instant::now();
-            let mut trial = trial::Trial::new(&cuda, options.seed.wrapping_add((index as u64) << 32));
-            let result = (case.run)(&mut trial);
-            let (mut found, launches, unstable) = trial.finish();
-            twice.launches += launches;
-            twice.unstable += unstable;
-            found.extend(result.err().map(|error| Finding::failed("", error.to_string())));
-            let seconds = start.elapsed().as_secs_f64();
-            for finding in found {
-                let row = finding.row(case.operation, dtype_name(dtype), &case.shape, seconds);
-                show(&row);
-                rows.push(row);
+            let seed = options.seed.wrapping_add((index as u64) << 32);
+            for (cuda, shape) in devices(&cuda, case) {
+                for row in twice.run(&cuda, case, &shape, seed) {
+                    show(&row);
+                    rows.push(row);
+                }
             }
         }
         if !nested::OPERATION.contains(&options.only) {
@@ -102,6 +98,16 @@ fn dtype_name(dtype: DType) -> &'static str {
     if dtype == DType::Bf16 { "bf16" } else { "f32" }
 }
 
+/// The device in every way that a case runs on it, each with the shape's description.
+fn devices(cuda: &Cuda, case: &Case) -> Vec<(Cuda, String)> {
+    if !case.products {
+        return vec![(cuda.clone(), case.shape.clone())];
+    }
+    let own = (cuda.clone().with_own_products(), format!("{}, own", case.shape));
+    let library = cuda.driver().gemm_library().map(|_| (cuda.clone(), format!("{}, library", case.shape)));
+    library.into_iter().chain([own]).collect()
+}
+
 /// How many launches of operations were repeated, and how many of them gave other bits.
 #[derive(Default)]
 struct Twice {
@@ -110,6 +116,19 @@ struct Twice {
 }
 
 impl Twice {
+    /// The rows of a case, on the inputs of a seed.
+    fn run(&mut self, cuda: &Cuda, case: &Case, shape: &str, seed: u64) -> Vec<Row> {
+        let start = Instant::now();
+        let mut trial = Trial::new(cuda, seed);
+        let result = (case.run)(&mut trial);
+        let (mut findings, launches, unstable) = trial.finish();
+        self.launches += launches;
+        self.unstable += unstable;
+        findings.extend(result.err().map(|error| Finding::failed("", error.to_string())));
+        let (dtype, seconds) = (dtype_name(cuda.compute_dtype()), start.elapsed().as_secs_f64());
+        findings.into_iter().map(|finding| finding.row(case.operation, dtype, shape, seconds)).collect()
+    }
+
     fn row(&self) -> Row {
         let problem = (self.unstable > 0).then(|| format!("{} operations gave other bits", self.unstable));
         Row {

@@ -19,7 +19,7 @@ const PIECE: usize = 1 << 22;
 const KEPT: usize = 1 << 26;
 /// Elements of an output that are compared, about, and the rows they come from.
 const COMPARED: usize = 1 << 14;
-const COMPARED_ROWS: usize = 64;
+const COMPARED_ROWS: usize = 32;
 
 /// Numbers as the device stores them, by place.
 #[derive(Clone)]
@@ -65,6 +65,13 @@ impl Numbers for Table {
     fn at(&self, row: usize, col: usize) -> f64 {
         f64::from(self.flat(row * self.cols + col))
     }
+    fn span(&self, row: usize, first: usize, len: usize) -> Vec<f64> {
+        let first = row * self.cols + first;
+        match &self.kept {
+            Some(kept) => kept[first..first + len].iter().map(|&x| f64::from(x)).collect(),
+            None => (first..first + len).map(|i| f64::from((self.function)(i))).collect(),
+        }
+    }
 }
 
 /// (first, length) of the pieces of a buffer.
@@ -94,6 +101,9 @@ impl Numbers for Operand {
     }
     fn at(&self, row: usize, col: usize) -> f64 {
         self.table.at(row, col)
+    }
+    fn span(&self, row: usize, first: usize, len: usize) -> Vec<f64> {
+        self.table.span(row, first, len)
     }
 }
 
@@ -376,7 +386,7 @@ fn samples(seed: u64, rows: usize, cols: usize) -> (Vec<usize>, Vec<usize>) {
         return ((0..rows).collect(), (0..cols).collect());
     }
     let row_count = rows.min(COMPARED_ROWS).max(COMPARED / cols.max(1)).min(rows);
-    (some(seed, rows, row_count), some(seed + 1, cols, (COMPARED / row_count).min(cols)))
+    (some(seed, rows, row_count), some(seed.wrapping_add(1), cols, (COMPARED / row_count).min(cols)))
 }
 
 /// About `count` of 0..`of`, in order.

@@ -18,7 +18,7 @@ const REAL_ROTATIONS: [(usize, usize, usize, usize, bool); 2] = [(4096, 32, 8, 1
 const GATES: [(usize, usize); 3] = [(2, 5), (13, 136), (3, 1033)];
 const REAL_GATES: [(usize, usize); 1] = [(2047, 14336)];
 /// Elements.
-const VECTORS: [usize; 3] = [1, 1023, 20_000];
+const VECTORS: [usize; 3] = [7, 1023, 20_000];
 const REAL_VECTORS: [usize; 1] = [50_000_003];
 
 pub(super) fn cases(full: bool) -> Vec<Case> {
@@ -139,7 +139,8 @@ fn weighted_sum(trial: &mut Trial, len: usize) -> Result<()> {
     let cuda = trial.cuda();
     let a = trial.changed(DType::F32, (1, len), |_, x| x.abs())?;
     let b = trial.changed(DType::F32, (1, len), |i, x| if i % 3 == 2 { 0.0 } else { x.abs() })?;
-    let out = trial.starting(DType::F32, 1, 1, 1.0);
+    let out = trial.starting_with((1, 1), |_, x| x.abs());
+    let out = trial.output(DType::F32, out);
     let [found] = trial
         .launch([&out], |[out]| ops::weighted_sum(cuda, a.tensor.view(), b.tensor.view(), 0.25, out.view_mut()))?;
     let sum = 0.25 * reference::dot(&a.row(0), &b.row(0));

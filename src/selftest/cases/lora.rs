@@ -21,9 +21,12 @@ struct Shape {
     dropout: bool,
 }
 
-const SMALL: [Shape; 3] = [
+/// Without aligned rows, with them and with aligned inputs only, with and without dropout: each has kernels of its own.
+const SMALL: [Shape; 5] = [
     Shape { tokens: 5, inputs: 7, outputs: 11, rank: 3, projections: &[(2, 9)], dropout: false },
     Shape { tokens: 33, inputs: 48, outputs: 96, rank: 8, projections: &[(0, 64), (64, 16), (80, 16)], dropout: true },
+    Shape { tokens: 40, inputs: 40, outputs: 64, rank: 8, projections: &[(0, 48), (48, 16)], dropout: false },
+    Shape { tokens: 21, inputs: 24, outputs: 27, rank: 5, projections: &[(3, 9), (12, 15)], dropout: true },
     Shape { tokens: 70, inputs: 65, outputs: 40, rank: 16, projections: &[(0, 16), (24, 16)], dropout: true },
 ];
 /// Llama-3-8B: q, k and v; gate and up.
@@ -52,8 +55,8 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
         let dropout = if shape.dropout { ", dropout" } else { "" };
         let Shape { tokens, inputs, outputs, rank, projections, .. } = shape;
         let text = format!("{tokens} x {outputs} x {inputs}, rank {rank} of {}{dropout}", projections.len());
-        cases.push(Case::new("lora_forward", text.clone(), move |trial| forward(trial, shape)));
-        cases.push(Case::new("lora_backward", text, move |trial| backward(trial, shape)));
+        cases.push(Case::new("lora_forward", text.clone(), move |trial| forward(trial, shape)).of_products());
+        cases.push(Case::new("lora_backward", text, move |trial| backward(trial, shape)).of_products());
     }
     cases
 }
@@ -85,13 +88,11 @@ impl Adapted {
     fn slices(&self) -> Vec<LoraSlice<'_, Cuda>> {
         let matrix = |offset, rows, cols| Matrix { buffer: self.flat.tensor.buffer(), offset, rows, cols };
         let Shape { rank, inputs, projections, .. } = self.shape;
-        let slice = |(index, (&(a, b), &(start, outputs))): (usize, (&(usize, usize), &(usize, usize)))| LoraSlice {
-            a: matrix(a, rank, inputs),
-            b: matrix(b, outputs, rank),
-            start,
-            scale: scale(index),
+        let slice = |index: usize| {
+            let ((a, b), (start, outputs)) = (self.places[index], projections[index]);
+            LoraSlice { a: matrix(a, rank, inputs), b: matrix(b, outputs, rank), start, scale: scale(index) }
         };
-        self.places.iter().zip(projections).enumerate().map(slice).collect()
+        (0..projections.len()).map(slice).collect()
     }
 
     /// a and b of each projection, as numbers.
@@ -105,13 +106,11 @@ impl Adapted {
     }
 
     fn factors<'a>(&self, parts: &'a [(Part<'a>, Part<'a>)]) -> Vec<Factors<'a>> {
-        let factors = |(index, ((a, b), &(start, _))): (usize, (&'a (Part<'a>, Part<'a>), &(usize, usize)))| Factors {
-            a,
-            b,
-            start,
-            scale: f64::from(scale(index)),
+        let factors = |index: usize| {
+            let (a, b) = &parts[index];
+            Factors { a, b, start: self.shape.projections[index].0, scale: f64::from(scale(index)) }
         };
-        parts.iter().zip(self.shape.projections).enumerate().map(factors).collect()
+        (0..parts.len()).map(factors).collect()
     }
 
     fn ranks(&self) -> usize {

@@ -16,12 +16,20 @@ use crate::error::Result;
 pub(super) struct Case {
     pub operation: &'static str,
     pub shape: String,
-    pub run: Box<dyn Fn(&mut Trial) -> Result<()>>,
+    /// Whether it goes through matrix products, so that it is run by the device's library and by our own kernels.
+    pub products: bool,
+    pub run: Run,
 }
+
+type Run = Box<dyn Fn(&mut Trial) -> Result<()>>;
 
 impl Case {
     fn new(operation: &'static str, shape: String, run: impl Fn(&mut Trial) -> Result<()> + 'static) -> Self {
-        Self { operation, shape, run: Box::new(run) }
+        Self { operation, shape, products: false, run: Box::new(run) }
+    }
+
+    fn of_products(self) -> Self {
+        Self { products: true, ..self }
     }
 }
 

@@ -51,7 +51,7 @@ const STEPS: [Step; 13] = [
 
 pub(super) fn cases(full: bool) -> Vec<Case> {
     let mut cases = Vec::new();
-    for len in shapes(full, &[1, 5001], &[40_000_001]) {
+    for len in shapes(full, &[23, 5001], &[40_000_001]) {
         for step in &STEPS {
             let case = Case::new("optimizer", format!("{len}, {}", step.name), move |trial| update(trial, step, len));
             cases.push(case);
@@ -88,7 +88,7 @@ fn update(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
     let after = if dtype == DType::Bf16 { joined(&found, &found_rest) } else { found.values.clone() };
     let place_and_weight = found.cols.iter().zip(&after);
     let moved: Vec<f64> = place_and_weight.map(|(&place, &w)| f64::from(w) - weights.start().at(0, place)).collect();
-    trial.check_values("change of weights", &moved, &change, 0, Bound::fixed(step.bound));
+    trial.check_values("change of weights", &moved, &change, 0, Bound { few: 5.0 * step.bound, many: step.bound });
     let bound = rounded_once(DType::F32);
     trial.check("s0", &found_s0, bound, |_, cols| cols.iter().map(|&place| expected(place)[1]).collect());
     if step.rule.states() == 2 {

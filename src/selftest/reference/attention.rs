@@ -5,7 +5,7 @@ use crate::ops::{AttentionShape, Segment};
 
 /// The operands of attention.
 pub struct Attention<'a> {
-    /// [T, (H+2G)·D].
+    /// `[T, (H+2G)·D]`.
     pub qkv: &'a dyn Numbers,
     pub segments: &'a [Segment],
     pub shape: AttentionShape,
@@ -36,7 +36,7 @@ impl Attention<'_> {
     }
 
     fn part(&self, row: usize, first: usize) -> Vec<f64> {
-        (first..first + self.shape.head_dim).map(|col| self.qkv.at(row, col)).collect()
+        self.qkv.span(row, first, self.shape.head_dim)
     }
 
     fn query(&self, row: usize, head: usize) -> Vec<f64> {
@@ -87,7 +87,7 @@ impl Attention<'_> {
         }
     }
 
-    /// log Σ exp of the scores, [T, H].
+    /// log Σ exp of the scores, `[T, H]`.
     pub fn log_sum_exp(&self) -> impl Fn(usize, &[usize]) -> Vec<f64> {
         |row, cols| cols.iter().map(|&head| self.scores(row, head).1).collect()
     }
@@ -112,9 +112,7 @@ impl Attention<'_> {
     /// (probability, dS) of a query and a key that it sees.
     fn pair(&self, given: &Given, head: usize, (query, key): (usize, usize)) -> (f64, f64) {
         let (group, first) = (head / self.heads_of_a_group(), head * self.shape.head_dim);
-        let of_head = |matrix: &dyn Numbers| -> Vec<f64> {
-            (first..first + self.shape.head_dim).map(|col| matrix.at(query, col)).collect()
-        };
+        let of_head = |matrix: &dyn Numbers| matrix.span(query, first, self.shape.head_dim);
         let (d_out, out) = (of_head(given.d_out), of_head(given.out));
         let score = self.scale() * dot(&self.query(query, head), &self.key(key, group));
         let probability = (score - given.log_sum_exp.at(query, head)).exp();
@@ -142,7 +140,7 @@ impl Attention<'_> {
             }
             for head in heads.clone() {
                 let (probability, d_score) = self.pair(given, head, (query, row));
-                let d_out: Vec<f64> = (head * size..(head + 1) * size).map(|col| given.d_out.at(query, col)).collect();
+                let d_out = given.d_out.span(query, head * size, size);
                 add(&mut d_key, self.scale() * d_score, &self.query(query, head));
                 add(&mut d_value, probability, &d_out);
             }

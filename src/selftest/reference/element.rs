@@ -115,7 +115,7 @@ pub fn swiglu_forward(gate_up: &dyn Numbers) -> impl Fn(usize, &[usize]) -> Vec<
     }
 }
 
-/// [d_h · up · silu'(gate) | d_h · silu(gate)].
+/// `[d_h · up · silu'(gate) | d_h · silu(gate)]`.
 pub fn swiglu_backward(d_h: &dyn Numbers, gate_up: &dyn Numbers) -> impl Fn(usize, &[usize]) -> Vec<f64> {
     move |row, cols| {
         let half = gate_up.cols() / 2;

@@ -74,9 +74,9 @@ impl Numbers for Dropped<'_> {
 
 /// The factors of one adapted projection.
 pub struct Factors<'a> {
-    /// [r, in].
+    /// `[r, in]`.
     pub a: &'a dyn Numbers,
-    /// [out, r].
+    /// `[out, r]`.
     pub b: &'a dyn Numbers,
     /// First column of y that it writes.
     pub start: usize,
@@ -95,7 +95,7 @@ fn component<'a, 'b>(slices: &'b [Factors<'a>], mut col: usize) -> (&'b Factors<
     unreachable!("a column beyond the ranks")
 }
 
-/// s = x [a₁; a₂; …]ᵀ.
+/// `s = x [a₁; a₂; …]ᵀ`.
 pub fn lora_low(x: &Dropped, slices: &[Factors]) -> impl Fn(usize, &[usize]) -> Vec<f64> {
     move |token, cols| {
         let x = x.row(token);

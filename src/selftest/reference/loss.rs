@@ -42,9 +42,8 @@ impl Head<'_> {
         for tokens in live.chunks(TOKENS) {
             let hidden: Vec<Vec<f64>> = tokens.iter().map(|&t| self.hidden.row(t)).collect();
             let mut logits = self.logits(&hidden);
-            for (token, z) in tokens.iter().zip(&mut logits) {
-                results.values[*token] = self.token(*token, z);
-            }
+            let values: Vec<f64> = tokens.par_iter().zip(&mut logits).map(|(&token, z)| self.token(token, z)).collect();
+            tokens.iter().zip(values).for_each(|(&token, value)| results.values[token] = value);
             self.add_d_hidden(tokens, &logits, hidden_rows, &mut results.d_hidden);
             for (row, sum) in head_rows.iter().zip(&mut results.d_head) {
                 for (z, h) in logits.iter().zip(&hidden) {

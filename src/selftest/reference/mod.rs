@@ -24,9 +24,13 @@ pub trait Numbers: Sync {
     fn cols(&self) -> usize;
     /// An element.
     fn at(&self, row: usize, col: usize) -> f64;
+    /// `len` elements of a row.
+    fn span(&self, row: usize, first: usize, len: usize) -> Vec<f64> {
+        (first..first + len).map(|col| self.at(row, col)).collect()
+    }
     /// A row.
     fn row(&self, row: usize) -> Vec<f64> {
-        (0..self.cols()).map(|col| self.at(row, col)).collect()
+        self.span(row, 0, self.cols())
     }
 }
 
