@@ -84,7 +84,7 @@ impl Bench {
                 evaluator.negative_entropy(subject, &batch, *over, SCALE, Some(targets), tape, 0)
             }
             Objective::Retain(over) => {
-                let states = evaluator.hidden_states(&self.reference, &batch)?;
+                let states = evaluator.hidden_states(&self.reference, &batch).unwrap();
                 evaluator.retain(subject, states, &batch, *over, SCALE, targets, tape, 0)
             }
             Objective::RandomMapping(over) => {

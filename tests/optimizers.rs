@@ -316,7 +316,7 @@ fn coefficients_beyond_f32_are_refused() {
 fn parked_states_change_no_bit() {
     let problem = Problem::new(101);
     for config in configs() {
-        let parked = || Optimizer::parked(&Cpu, "parked", config.clone(), 101, 17).unwrap();
+        let parked = || Optimizer::parked(&Cpu, "parked", config.clone(), problem.layout.len(), 17).unwrap();
         let (mut resident, mut moved) = (problem.optimizer(&config), parked());
         let (mut a, mut b) = (problem.parameters(), problem.parameters());
         problem.run(&mut resident, &mut a, 0..5);
