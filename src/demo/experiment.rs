@@ -54,7 +54,7 @@ impl Plan {
             seed,
             pretrain_steps: 1200,
             unlearn_steps: 200,
-            outer_steps: 400,
+            outer_steps: 560,
             inner_steps: 24,
             rows: 16,
             attacks: vec![
@@ -351,12 +351,12 @@ impl<B: Backend> Experiment<B> {
             tr_loss: TrResistance::MaxEntropy(EntropyOver::Learned),
             tr_data: "held".into(),
             retain_data: "retain".into(),
-            retain_scale: 1.0,
+            retain_scale: 2.0,
             retain_representations: true,
             representations_over: EntropyOver::Valid,
             lower_bound: None,
             outer: OptimizerConfig {
-                schedule: cosine(0, self.plan.outer_steps, 0.2),
+                schedule: cosine(0, self.plan.outer_steps, 0.05),
                 ..OptimizerConfig::new(OptimizerKind::AdamW, 1.5e-3)
             },
             adversaries: vec![Adversary {
