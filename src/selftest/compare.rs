@@ -73,6 +73,15 @@ pub(super) fn several_roundings(compute: DType) -> Bound {
     }
 }
 
+/// Products of a softmax's rounded gradient, whose positive and negative parts cancel each other, but not their roundings: in bf16 what
+/// the project promises of every kernel.
+pub(super) fn cancelling(compute: DType, summands: usize) -> Bound {
+    match compute {
+        DType::Bf16 => Bound::fixed(1e-2),
+        _ => summed(compute, summands),
+    }
+}
+
 /// A comparison of many numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
