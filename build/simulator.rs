@@ -27,10 +27,14 @@ pub fn build() -> Result<(), String> {
     for source in machine {
         units.push(Unit { output: object(&source), source, included: None, compiler: command.clone() });
     }
+    // Tests see every access to shared memory, and so races (kernels/sim/watch.h): twice the time, which a release build
+    // does not pay. No sanitizer runtime is linked; the simulator answers the compiler's hooks.
+    let watched = std::env::var("PROFILE").is_ok_and(|profile| profile == "debug");
     for kernel in kernels {
         // In a namespace of its own: templates of one name in two kernel files would be merged by the linker.
         let stem = kernel.file_stem().unwrap_or_default().display().to_string();
         let mut compiler = command.clone();
+        compiler.extend(watched.then(|| "-fsanitize=thread".into()));
         compiler.push(format!("-DTEMPER_UNIT=unit_{stem}"));
         compiler.push(format!("-DTEMPER_UNIT_FILE=\"../{stem}.cu\""));
         units.push(Unit {
