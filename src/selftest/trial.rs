@@ -16,7 +16,7 @@ use crate::ops::{Backend, DType, Tensor};
 /// Elements that travel between host and device at once.
 const PIECE: usize = 1 << 22;
 /// A matrix of up to so many elements is kept on the host; of a larger one elements are made again when asked for.
-const KEPT: usize = 1 << 26;
+const KEPT: usize = 1 << 27;
 /// Elements of an output that are compared, about, and the rows they come from.
 const COMPARED: usize = 1 << 14;
 const COMPARED_ROWS: usize = 32;

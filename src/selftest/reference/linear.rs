@@ -19,12 +19,12 @@ pub fn linear_backward_input(
     start: Option<&dyn Numbers>,
 ) -> impl Fn(usize, &[usize]) -> Vec<f64> {
     move |token, cols| {
-        let dy = dy.row(token);
-        let element = |&input: &usize| {
-            let sum: f64 = dy.iter().enumerate().map(|(out, dy)| dy * w.at(out, input)).sum();
-            sum + start.map_or(0.0, |start| start.at(token, input))
-        };
-        cols.iter().map(element).collect()
+        let first = |&input: &usize| start.map_or(0.0, |start| start.at(token, input));
+        let mut sums: Vec<f64> = cols.iter().map(first).collect();
+        for (out, dy) in dy.row(token).iter().enumerate() {
+            sums.iter_mut().zip(cols).for_each(|(sum, &input)| *sum += dy * w.at(out, input));
+        }
+        sums
     }
 }
 
@@ -130,11 +130,15 @@ pub fn lora_out(x: &Dropped, slices: &[Factors], start: &dyn Numbers) -> impl Fn
 /// ds = scale · dy b, one row.
 fn lora_low_gradient(dy: &dyn Numbers, slices: &[Factors], token: usize) -> Vec<f64> {
     let dy = dy.row(token);
-    let component = |slice: &Factors, k| {
-        let sum: f64 = (0..slice.b.rows()).map(|out| dy[slice.start + out] * slice.b.at(out, k)).sum();
-        slice.scale * sum
+    let components = |slice: &Factors| {
+        let mut sums = vec![0.0; slice.a.rows()];
+        for out in 0..slice.b.rows() {
+            let factor = slice.scale * dy[slice.start + out];
+            sums.iter_mut().enumerate().for_each(|(k, sum)| *sum += factor * slice.b.at(out, k));
+        }
+        sums
     };
-    slices.iter().flat_map(|slice| (0..slice.a.rows()).map(move |k| component(slice, k))).collect()
+    slices.iter().flat_map(components).collect()
 }
 
 /// dx = start + mask · (ds a).
