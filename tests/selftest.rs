@@ -34,8 +34,6 @@ enum Fault {
     Refused,
     /// Nothing happens.
     NotRun,
-    /// Nothing ever happens, in no kernel.
-    Idle,
     /// The lowest bit of the last output's first element is another one in every second launch.
     Unstable,
 }
@@ -117,7 +115,6 @@ impl Driver for Faulty {
         match self.fault {
             Fault::Refused if faulty => return Err(Error::Device("refused for a test".into())),
             Fault::NotRun if faulty => return Ok(()),
-            Fault::Idle => return Ok(()),
             _ => {}
         }
         // SAFETY: as above.
@@ -128,9 +125,6 @@ impl Driver for Faulty {
         Ok(())
     }
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool> {
-        if self.fault == Fault::Idle {
-            return Ok(true);
-        }
         // SAFETY: as above.
         unsafe { self.inner().gemm(gemm) }
     }
@@ -276,18 +270,4 @@ fn without_a_gpu_it_says_so() {
     assert!(message.lines().count() == 1 && message.contains("--device sim"), "{message}");
     let output = temper(&["selftest", "--device", "sim", "--only", "no such operation"]);
     assert_eq!(output.status.code(), Some(2));
-}
-
-/// How long host and reference take at real shapes: no kernel runs. Not a test; `--ignored --nocapture` prints it.
-#[test]
-#[ignore = "minutes; prints times"]
-fn time_of_the_references_at_real_shapes() {
-    let cuda = Cuda::new(Faulty::new("", Fault::Idle), DType::F32).unwrap();
-    let options = Options { seed: 1, full: true, only: std::env::var("ONLY").unwrap_or_default() };
-    selftest::run(&cuda, &options, &mut |row| {
-        if row.seconds > 0.5 {
-            println!("{:6.1} s  {} {} {}", row.seconds, row.operation, row.dtype, row.shape);
-        }
-    })
-    .unwrap();
 }

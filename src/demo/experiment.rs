@@ -351,7 +351,7 @@ impl<B: Backend> Experiment<B> {
             tr_loss: TrResistance::MaxEntropy(EntropyOver::Learned),
             tr_data: "held".into(),
             retain_data: "retain".into(),
-            retain_scale: 2.0,
+            retain_scale: 1.0,
             retain_representations: true,
             representations_over: EntropyOver::Valid,
             lower_bound: None,

@@ -42,7 +42,11 @@ impl Gpu {
     }
 
     pub(super) fn description(&self) -> String {
-        format!("one {}, bf16 with f32 accumulation", self.name.to_uppercase())
+        format!(
+            "one {}, bf16 with f32 accumulation, as designed (not written yet: optimizer steps within the backward pass, bf16 \
+             states, recomputation)",
+            self.name.to_uppercase()
+        )
     }
 }
 

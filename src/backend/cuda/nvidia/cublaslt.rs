@@ -111,6 +111,11 @@ impl Products {
             return Ok(plan.clone());
         }
         let plan = Plan::new(self.handle, description)?.map(Arc::new);
+        if plan.is_none() {
+            tracing::warn!(
+                "cuBLASLt has no deterministic algorithm for {description:?}: temper's own, slower, takes its place"
+            );
+        }
         plans.insert(*description, plan.clone());
         Ok(plan)
     }
