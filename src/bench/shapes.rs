@@ -1,6 +1,6 @@
 //! The sizes that are measured.
 
-use crate::model::{ModelConfig, ModelFamily, RopeScaling};
+use crate::model::ModelConfig;
 
 /// Sizes by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -49,7 +49,7 @@ impl Shapes {
         match name {
             ShapesName::Llama3_8b => Self {
                 name,
-                model: llama3_8b(),
+                model: ModelConfig::llama3_8b(),
                 sequences: 8,
                 length: 2048,
                 short_length: 256,
@@ -87,30 +87,6 @@ impl Shapes {
     }
 }
 
-/// The architecture of Meta-Llama-3-8B.
-fn llama3_8b() -> ModelConfig {
-    ModelConfig {
-        family: ModelFamily::Llama,
-        vocab_size: 128_256,
-        hidden_size: 4096,
-        intermediate_size: 14_336,
-        num_hidden_layers: 32,
-        num_attention_heads: 32,
-        num_key_value_heads: 8,
-        head_dim: 128,
-        rms_norm_eps: 1e-5,
-        max_position_embeddings: 8192,
-        rope_theta: 500_000.0,
-        rope_scaling: RopeScaling::Default,
-        sliding_window: None,
-        tie_word_embeddings: false,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
-        pad_token_id: None,
-        dtype: None,
-    }
-}
-
 /// Every kernel runs, and most sizes are no multiple of a tile.
 fn tiny() -> ModelConfig {
     ModelConfig {
@@ -123,6 +99,6 @@ fn tiny() -> ModelConfig {
         head_dim: 64,
         max_position_embeddings: 64,
         rope_theta: 10_000.0,
-        ..llama3_8b()
+        ..ModelConfig::llama3_8b()
     }
 }

@@ -120,6 +120,30 @@ impl ModelConfig {
         Self::from_json(&text, &path)
     }
 
+    /// The architecture of Meta-Llama-3-8B, which plans and benches are about; without the tokenizer's ids.
+    pub(crate) fn llama3_8b() -> Self {
+        Self {
+            family: ModelFamily::Llama,
+            vocab_size: 128_256,
+            hidden_size: 4096,
+            intermediate_size: 14_336,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 8,
+            head_dim: 128,
+            rms_norm_eps: 1e-5,
+            max_position_embeddings: 8192,
+            rope_theta: 500_000.0,
+            rope_scaling: RopeScaling::Default,
+            sliding_window: None,
+            tie_word_embeddings: false,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            pad_token_id: None,
+            dtype: None,
+        }
+    }
+
     /// Reads the text of a `config.json`; `path` is the file that errors name. A key that is absent has the default of
     /// its class in Transformers where that class has one that published files rely on; sizes must be stated.
     pub fn from_json(text: &str, path: &Path) -> Result<Self> {

@@ -72,8 +72,8 @@ impl<B: Backend> Optimizer<B> {
                 for (state, window) in states.iter_mut().zip(window) {
                     let most = window.cols();
                     backend.clear(window.buffer_mut(), 0, most)?;
-                    for start in (0..self.len).step_by(most) {
-                        backend.park(window.buffer(), 0, state, start, most.min(self.len - start))?;
+                    for (start, len) in parts(self.len, most) {
+                        backend.park(window.buffer(), 0, state, start, len)?;
                     }
                 }
             }
@@ -83,7 +83,7 @@ impl<B: Backend> Optimizer<B> {
         Ok(())
     }
 
-    /// One step on all parameters. An error leaves the optimizer as it was.
+    /// One step on all parameters. An error leaves the optimizer's progress as it was.
     pub fn step(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
         let Coefficients { values, progress } = coefficients(&self.config, self.progress)?;
         backend.upload_f32(self.coefficients.buffer_mut(), 0, &values)?;
@@ -96,9 +96,8 @@ impl<B: Backend> Optimizer<B> {
                 ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients.flat(), &mut states)?;
             }
             States::Parked { states, window } => {
-                let most = window.first().map_or(self.len, Tensor::cols).max(1);
-                for start in (0..self.len).step_by(most) {
-                    let len = most.min(self.len - start);
+                let most = window.first().map_or(self.len, Tensor::cols);
+                for (start, len) in parts(self.len, most) {
                     for (state, window) in states.iter().zip(window.iter_mut()) {
                         backend.fetch(state, start, window.buffer_mut(), 0, len)?;
                     }
@@ -163,8 +162,7 @@ impl<B: Backend> Optimizer<B> {
                 let most = window[index].cols();
                 let mut passage = Tensor::zeros(backend, "window of a checkpoint", 1, most, DType::F32)?;
                 let mut values = Vec::with_capacity(self.len);
-                for start in (0..self.len).step_by(most) {
-                    let len = most.min(self.len - start);
+                for (start, len) in parts(self.len, most) {
                     backend.fetch(&states[index], start, passage.buffer_mut(), 0, len)?;
                     values.extend(backend.download_f32(passage.buffer(), 0, len)?);
                 }
@@ -205,6 +203,11 @@ impl<B: Backend> Optimizer<B> {
 fn device_states<B: Backend>(backend: &B, name: &str, config: &OptimizerConfig, len: usize) -> Result<Vec<Tensor<B>>> {
     let state = |index| Tensor::zeros(backend, &format!("{name} state {index}"), 1, len, DType::F32);
     (0..config.kind.rule().states()).map(state).collect()
+}
+
+/// 0..len in parts of at most `most`: where each starts, and its length.
+fn parts(len: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len).step_by(most.max(1)).map(move |start| (start, most.min(len - start)))
 }
 
 /// `len` elements of a flat matrix from `start` on.

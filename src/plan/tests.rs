@@ -4,31 +4,8 @@ use std::path::Path;
 
 use super::*;
 use crate::backend::cpu::Cpu;
-use crate::model::{Adapter, ModelFamily, RopeScaling, Workspace};
+use crate::model::{Adapter, Workspace};
 use crate::ops::{Backend, Tensor};
-
-fn llama3_8b() -> ModelConfig {
-    ModelConfig {
-        family: ModelFamily::Llama,
-        vocab_size: 128_256,
-        hidden_size: 4096,
-        intermediate_size: 14_336,
-        num_hidden_layers: 32,
-        num_attention_heads: 32,
-        num_key_value_heads: 8,
-        head_dim: 128,
-        rms_norm_eps: 1e-5,
-        max_position_embeddings: 8192,
-        rope_theta: 500_000.0,
-        rope_scaling: RopeScaling::Default,
-        sliding_window: None,
-        tie_word_embeddings: false,
-        bos_token_id: Some(128_000),
-        eos_token_ids: vec![128_001],
-        pad_token_id: None,
-        dtype: None,
-    }
-}
 
 fn tiny() -> ModelConfig {
     ModelConfig {
@@ -39,7 +16,7 @@ fn tiny() -> ModelConfig {
         num_attention_heads: 3,
         num_key_value_heads: 1,
         head_dim: 8,
-        ..llama3_8b()
+        ..ModelConfig::llama3_8b()
     }
 }
 
@@ -56,7 +33,7 @@ fn preset(name: &str, overrides: &[&str]) -> RunConfig {
 }
 
 fn gpu_plan(run: &RunConfig, gpu: &str) -> Plan {
-    Plan::new(run, &llama3_8b(), Target::Gpu(Gpu::find(gpu).unwrap())).unwrap()
+    Plan::new(run, &ModelConfig::llama3_8b(), Target::Gpu(Gpu::find(gpu).unwrap())).unwrap()
 }
 
 fn close(value: f64, expected: f64, tolerance: f64) {

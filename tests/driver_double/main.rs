@@ -326,17 +326,23 @@ fn events_measure(device: &Nvidia) {
 fn streams_wait(device: &Nvidia) {
     let second = device.second_stream().expect("a stream");
     let memory = Memory::new(device, &[7.0; 4]);
-    let mut pinned = device.pinned(16).expect("pinned memory");
-    assert_eq!(pinned.as_slice(), [0; 16]);
+    let pinned = second.allocate_host("parked", 16).expect("pinned memory");
+    // SAFETY: 16 bytes of main memory, aligned for f32, that no copy is under way to when they are looked at.
+    let parked = || unsafe { *(pinned as *mut [f32; 4]) };
+    assert_eq!(parked(), [0.0; 4]);
     second.wait_for(device).expect("a wait");
     // SAFETY: the memory is alive until both streams are waited for.
-    unsafe { second.download_pinned(memory.1, pinned.as_mut_slice()) }.expect("a download");
+    unsafe { second.park(memory.1, pinned, 16) }.expect("a copy to main memory");
     second.synchronize().expect("a wait");
-    assert_eq!(bytemuck::pod_read_unaligned::<[f32; 4]>(pinned.as_slice()), [7.0; 4]);
-    pinned.as_mut_slice().fill(0);
-    // SAFETY: as above.
-    unsafe { device.upload_pinned(memory.1, pinned.as_slice()) }.expect("an upload");
+    assert_eq!(parked(), [7.0; 4]);
+    // SAFETY: as above, and nobody else looks at it.
+    unsafe { *(pinned as *mut [f32; 4]) = [0.0; 4] };
+    // SAFETY: as for the first copy.
+    unsafe { second.fetch(pinned, memory.1, 16) }.expect("a copy from main memory");
+    second.synchronize().expect("a wait");
     assert_eq!(memory.values(), [0.0; 4]);
+    // SAFETY: allocated above with this size, and not used again.
+    unsafe { second.release_host(pinned, 16) };
 }
 
 fn tensor_maps_are_encoded(device: &Nvidia) {

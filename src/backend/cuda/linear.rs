@@ -1,7 +1,7 @@
 //! Matrix products: linear layers, and `product`, through which every other large product of the backend goes.
 
 use super::driver::{Argument, Gemm, Operand};
-use super::{Cuda, Place};
+use super::{Cuda, Place, same_dtype};
 use crate::error::{Error, Result};
 use crate::ops::{DType, Matrix, MatrixMut};
 
@@ -78,11 +78,6 @@ pub(super) fn rows(matrix: &impl Place, leading: usize) -> Operand {
 /// The operand that reads the same memory as its transpose.
 pub(super) fn transposed(operand: Operand) -> Operand {
     Operand { transposed: true, ..operand }
-}
-
-/// The dtype of both factors of a product.
-pub(super) fn same_dtype(a: DType, b: DType) -> Result<DType> {
-    if a == b { Ok(a) } else { Err(Error::Device(format!("a product of {a:?} and {b:?}"))) }
 }
 
 /// C = alpha · op(A) op(B) + beta · C, by the device's library where it has one and may be used, else by `gemm.cu`.

@@ -3,8 +3,8 @@
 mod fused;
 
 use super::driver::{Argument, Gemm, Operand};
-use super::linear::{product, rows, same_dtype, transposed};
-use super::{Cuda, CudaBuffer, Place};
+use super::linear::{product, rows, transposed};
+use super::{Cuda, CudaBuffer, Place, kernel_name, same_dtype};
 use crate::error::{Error, Result};
 use crate::ops::{DType, Dropout, LoraGradients, LoraSlice, Matrix, MatrixMut};
 
@@ -158,7 +158,7 @@ fn add_input_gradient(
             Argument::F32(1.0 / (1.0 - dropout.probability)),
         ];
         arguments.extend(mask_arguments(dropout));
-        cuda.launch(&named("lora_add_kept", dtype), groups_of_four(dx.len())?, THREADS, 0, &arguments)
+        cuda.launch(&kernel_name("lora_add_kept", dtype), groups_of_four(dx.len())?, THREADS, 0, &arguments)
     })
 }
 
@@ -233,7 +233,7 @@ fn with_dropped<R>(
         let mut arguments = vec![x.pointer(), Argument::Pointer(dropped.address(0)), Argument::U64(x.len() as u64)];
         arguments.extend(mask_arguments(dropout));
         if !x.is_empty() {
-            cuda.launch(&named("lora_drop", x.dtype()), groups_of_four(x.len())?, THREADS, 0, &arguments)?;
+            cuda.launch(&kernel_name("lora_drop", x.dtype()), groups_of_four(x.len())?, THREADS, 0, &arguments)?;
         }
         let operand = Operand { pointer: dropped.address(0), leading: x.cols, transposed: false };
         work(operand, 1.0 / (1.0 - dropout.probability))
@@ -251,8 +251,4 @@ fn groups_of_four(len: usize) -> Result<[u32; 3]> {
     let blocks = len.div_ceil(4 * THREADS as usize);
     let blocks = u32::try_from(blocks).map_err(|_| Error::Device(format!("an input of {len} elements")))?;
     Ok([blocks, 1, 1])
-}
-
-fn named(stem: &str, dtype: DType) -> String {
-    format!("{stem}{}", if dtype == DType::Bf16 { "_bf16" } else { "_f32" })
 }

@@ -6,8 +6,8 @@
 //! out; the library's cannot, and multiply rows of zeros for them at the end.
 
 use super::driver::{Argument, Gemm, Operand};
-use super::linear::{LiveRows, count, product_of_live_rows, rows, same_dtype, transposed};
-use super::{Cuda, CudaBuffer, Place};
+use super::linear::{LiveRows, count, product_of_live_rows, rows, transposed};
+use super::{Cuda, CudaBuffer, Place, kernel_name, same_dtype};
 use crate::error::Result;
 use crate::ops::*;
 
@@ -195,7 +195,7 @@ impl Chunk<'_> {
             Argument::U32(u32::from(cuda.library_products)),
         ];
         let threads = threads(self.call.head.rows, 4);
-        cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], threads, SHARED, &arguments)
+        cuda.launch(&kernel_name(kernel, self.call.dtype), [count(self.rows)?, 1, 1], threads, SHARED, &arguments)
     }
 
     fn move_rows(&self, kernel: &str, from: u64, to: u64) -> Result<()> {
@@ -210,10 +210,6 @@ impl Chunk<'_> {
             Argument::U32(count(self.first)?),
             Argument::U32(u32::from(whole_vectors)),
         ];
-        self.call.cuda.launch(&self.name(kernel), [count(self.rows)?, 1, 1], threads, 0, &arguments)
-    }
-
-    fn name(&self, stem: &str) -> String {
-        format!("{stem}{}", if self.call.dtype == DType::Bf16 { "_bf16" } else { "_f32" })
+        self.call.cuda.launch(&kernel_name(kernel, self.call.dtype), [count(self.rows)?, 1, 1], threads, 0, &arguments)
     }
 }

@@ -88,7 +88,7 @@ impl Cuda {
 
     /// The name of a kernel for this mode: with `_bf16` or `_f32` behind it.
     fn kernel(&self, stem: &str) -> String {
-        format!("{stem}{}", if self.compute_dtype == DType::Bf16 { "_bf16" } else { "_f32" })
+        kernel_name(stem, self.compute_dtype)
     }
 
     /// Launches a kernel. Arguments come from matrices that `ops` has checked.
@@ -126,9 +126,14 @@ impl Cuda {
     }
 }
 
-/// The dtype of both ends of a copy.
-fn same_dtype(from: DType, to: DType) -> Result<DType> {
-    if from == to { Ok(from) } else { Err(Error::Device(format!("a copy from {from:?} to {to:?}"))) }
+/// The name of a kernel for operands of `dtype`.
+fn kernel_name(stem: &str, dtype: DType) -> String {
+    format!("{stem}{}", if dtype == DType::Bf16 { "_bf16" } else { "_f32" })
+}
+
+/// The dtype of both operands of a copy or a product.
+fn same_dtype(a: DType, b: DType) -> Result<DType> {
+    if a == b { Ok(a) } else { Err(Error::Device(format!("one operation on {a:?} and {b:?}"))) }
 }
 
 /// Where a matrix starts on the device, and how it is stored.

@@ -190,7 +190,13 @@ impl Parts {
             Argument::U64(leading as u64),
             Argument::F32(scale),
         ];
-        cuda.launch(&super::named("lora_sum_parts", dtype), blocks(&[elements.div_ceil(256)])?, 256, 0, &arguments)
+        cuda.launch(
+            &super::kernel_name("lora_sum_parts", dtype),
+            blocks(&[elements.div_ceil(256)])?,
+            256,
+            0,
+            &arguments,
+        )
     }
 }
 

@@ -121,34 +121,6 @@ impl Nvidia {
         self.code
     }
 
-    /// Page-locked host memory, zero at first.
-    ///
-    /// # Errors
-    /// When the operating system does not lock that much.
-    pub fn pinned(&self, bytes: usize) -> Result<PinnedBuffer> {
-        PinnedBuffer::new(&self.context, bytes)
-    }
-
-    /// Copies page-locked memory to the device, without waiting.
-    ///
-    /// # Safety
-    /// The destination is allocated device memory; the source is neither written nor dropped until the stream is there.
-    pub unsafe fn upload_pinned(&self, to: u64, from: &[u8]) -> Result<()> {
-        self.bind()?;
-        // SAFETY: passed on to the caller.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(during("an upload"))
-    }
-
-    /// Copies device memory to page-locked memory, without waiting.
-    ///
-    /// # Safety
-    /// The source is allocated device memory; the destination is neither touched nor dropped until the stream is there.
-    pub unsafe fn download_pinned(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        self.bind()?;
-        // SAFETY: passed on to the caller.
-        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(during("a download"))
-    }
-
     /// What is queued here from now on waits for what is queued on `other` now. The host waits for nothing.
     ///
     /// # Errors

@@ -23,7 +23,6 @@ pub use device::Nvidia;
 pub use embedded::{Code, EMBEDDED, Embedded, Module, Resources};
 pub use error::Unavailable;
 pub use graph::Graph;
-pub use pinned::PinnedBuffer;
 pub use survey::{Survey, survey};
 
 use super::Cuda;

@@ -8,7 +8,7 @@ use super::error::during;
 use crate::error::Result;
 
 /// Page-locked host memory, zero at first.
-pub struct PinnedBuffer {
+pub(super) struct PinnedBuffer {
     context: Arc<CudaContext>,
     pointer: *mut u8,
     bytes: usize,
@@ -32,13 +32,13 @@ impl PinnedBuffer {
     }
 
     /// Its bytes.
-    pub fn as_slice(&self) -> &[u8] {
+    pub(super) fn as_slice(&self) -> &[u8] {
         // SAFETY: initialized memory of this length, owned by `self`.
         unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }
     }
 
     /// Its bytes, to write.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+    pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as in `as_slice`, and borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) }
     }
