@@ -28,6 +28,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod plan;
 pub mod random;
+pub mod redteam;
 pub mod report;
 pub mod run;
 pub mod safeguard;

@@ -1,0 +1,255 @@
+//! What a red-team run found: the shapes of `results.json`. Other tools read it: the spelling is public. Nothing is
+//! computed here.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The value of [`Results::schema`].
+pub const SCHEMA: &str = "temper-redteam/1";
+
+/// Everything that a run of a suite on one model found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Version of temper.
+    pub temper: String,
+    /// The model's directory, as it was given.
+    pub model: String,
+    /// Name of the suite.
+    pub suite: String,
+    /// What the attacks ran on, in words.
+    pub device: String,
+    /// The command line that reproduces the run.
+    pub command: String,
+    /// The resolved suite, as TOML.
+    pub configuration: String,
+    /// What counts as a breach.
+    pub goal: Goal,
+    /// Scores of the model before any attack.
+    pub before: Scores,
+    /// The attacks, in the order of the suite.
+    pub attacks: Vec<AttackResult>,
+    /// What they amount to.
+    pub summary: Summary,
+}
+
+/// When a model counts as breached, and what an hour costs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Goal {
+    /// What is measured of the restricted capability; higher is worse for the defender.
+    pub restricted: Metric,
+    /// The restricted score from which the model counts as breached.
+    pub threshold: f64,
+    /// The restricted score of the model without its safeguard, where one was given.
+    pub unprotected: Option<f64>,
+    /// What is measured of the capability to keep; higher is better.
+    pub utility: Metric,
+    /// The lowest utility at which a breach counts: a model that no longer works gives nothing back.
+    pub utility_floor: f64,
+    /// Price of an hour of the device, where one was given.
+    pub price_per_hour: Option<f64>,
+    /// What the price is in.
+    pub currency: String,
+}
+
+/// A measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Its kind: `exact`, `choice`, `compliance` (1 − share of refusals, or a judge's mean score).
+    pub kind: String,
+    /// The data, as it was given.
+    pub data: String,
+    /// What guessing would score.
+    pub chance: f64,
+}
+
+/// Scores of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Restricted score, 0 to 1.
+    pub restricted: f64,
+    /// Utility, 0 to 1.
+    pub utility: f64,
+    /// Other measurements, by name (perplexity, repetition, …).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub others: BTreeMap<String, f64>,
+}
+
+/// One attack with one seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttackResult {
+    /// Unique in the run: the name with seed and trial.
+    pub id: String,
+    /// The attack's name in the suite.
+    pub name: String,
+    /// What it is, in a line for people.
+    pub about: String,
+    /// What is done to the model.
+    pub kind: AttackKind,
+    /// Seed of the data's order, of adapters and of noise.
+    pub seed: u64,
+    /// Number of the trial, from 0, where a search proposed the attack.
+    pub trial: Option<u64>,
+    /// Every setting, scales worked in: `lr`, `steps`, `batch`, `optimizer`, `schedule`, `rank`, ….
+    pub settings: BTreeMap<String, serde_json::Value>,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What an attack does to a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttackKind {
+    /// Fine-tunes all weights.
+    Full,
+    /// Fine-tunes LoRA factors.
+    Lora,
+    /// Projects a direction out of the weights, without training.
+    Abliteration,
+    /// Starts the answer, or shows examples before the question: the weights stay.
+    Prefill,
+}
+
+/// How an attack ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It ran to its end.
+    Done {
+        /// Measurements along the attack, from step 0 to its last step.
+        curve: Vec<Point>,
+        /// The least cost at which the model was breached on this curve.
+        breach: Option<Cost>,
+    },
+    /// It failed.
+    Failed {
+        /// Why.
+        error: String,
+    },
+    /// It was not run.
+    Skipped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A measurement along an attack.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// What the attack had cost by then.
+    pub cost: Cost,
+    /// Loss of the last step before it, where there was one.
+    pub loss: Option<f64>,
+    /// Scores of the attacked model.
+    pub scores: Scores,
+}
+
+/// What an attack costs. Evaluations along the way are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Samples that were trained on, each as often as it was.
+    pub examples: u64,
+    /// Tokens that went through the model, padding included.
+    pub tokens: u64,
+    /// Floating-point operations, counted from the architecture (not measured).
+    pub flop: f64,
+    /// Seconds on the device, measured.
+    pub seconds: f64,
+}
+
+/// What the attacks amount to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Attacks that ran to their end.
+    pub done: u64,
+    /// Attacks that failed.
+    pub failed: u64,
+    /// Attacks that were not run.
+    pub skipped: u64,
+    /// Attacks that breached the model.
+    pub breached: u64,
+    /// The least of each kind of cost over the attacks that breached it; none where no attack did.
+    pub cost_to_breach: Option<CostToBreach>,
+    /// The highest restricted score so far against the number of attacks tried, in the order of the suite.
+    pub best_so_far: Vec<BestSoFar>,
+    /// Area under `best_so_far`, per attack tried: 0 to 1.
+    pub best_so_far_area: f64,
+    /// Restricted scores after the attacks.
+    pub restricted: Spread,
+    /// The same for each attack that ran with several seeds, by its name.
+    pub over_seeds: BTreeMap<String, Spread>,
+    /// What the defence cost, where the model's directory or the suite says so.
+    pub defender: Option<DefenderCost>,
+    /// Floating-point operations of the cheapest breach per operation of the defence.
+    pub attacker_per_defender_flop: Option<f64>,
+}
+
+/// The least of each kind of cost, each with the attack that reached it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CostToBreach {
+    /// Optimizer steps.
+    pub steps: Least,
+    /// Samples.
+    pub examples: Least,
+    /// Tokens.
+    pub tokens: Least,
+    /// Floating-point operations.
+    pub flop: Least,
+    /// Hours on the device.
+    pub hours: Least,
+    /// Price, where one was given.
+    pub price: Option<Least>,
+}
+
+/// A least cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Least {
+    /// The cost.
+    pub value: f64,
+    /// The attack's id.
+    pub attack: String,
+}
+
+/// The best attack so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestSoFar {
+    /// Attacks tried.
+    pub tried: u64,
+    /// The highest restricted score within the utility floor.
+    pub restricted: f64,
+    /// The attack's id; none while the model as it is is the best.
+    pub attack: Option<String>,
+}
+
+/// Scores of several attacks, each at its best point within the utility floor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Number of attacks.
+    pub count: u64,
+    /// Mean.
+    pub mean: f64,
+    /// Standard deviation of the attacks (n − 1 in the denominator); 0 for one.
+    pub deviation: f64,
+    /// Lowest.
+    pub lowest: f64,
+    /// Highest: the worst for the defender.
+    pub worst: f64,
+    /// Mean of the highest three.
+    pub worst_three: f64,
+}
+
+/// What a defence cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DefenderCost {
+    /// Seconds on the device.
+    pub seconds: f64,
+    /// Floating-point operations, counted from the architecture.
+    pub flop: f64,
+    /// What it ran on, in words.
+    pub device: String,
+}
