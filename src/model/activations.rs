@@ -128,6 +128,11 @@ impl<B: Backend> Workspace<B> {
         }
     }
 
+    /// The residual stream after `level` layers (0: the embeddings), without the final norm, after a forward pass.
+    pub fn residual(&self, level: usize, tokens: usize) -> crate::ops::Matrix<'_, B> {
+        self.layers.get(level).map_or(&self.last_residual, |layer| &layer.input).top(tokens)
+    }
+
     pub(crate) fn check_fits(&self, tokens: usize) -> Result<()> {
         if tokens <= self.capacity {
             return Ok(());

@@ -1,6 +1,7 @@
 //! Parity with the reference folders of `tests/fixtures`, which PyTorch, Transformers, PEFT and the TAR authors' own loop
 //! have computed: every check, on every backend.
 
+mod abliteration;
 mod model;
 mod reference;
 mod tar;
@@ -27,6 +28,10 @@ macro_rules! parity {
             crate::model::lora_attacks_follow_peft as lora_attacks,
             crate::model::the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights as merged_gradient,
             crate::tar::three_outer_steps_end_where_the_authors_loop_ends as nested_loop,
+            crate::abliteration::the_direction_is_the_difference_of_the_means_of_transformers as abliteration_direction,
+            crate::abliteration::an_abliterated_model_writes_nothing_along_the_direction as abliteration_weights,
+            crate::abliteration::without_a_depth_the_attacker_takes_the_one_that_serves_him_best as abliteration_depth,
+            crate::abliteration::noise_has_the_asked_size_in_every_tensor_and_follows_its_seed as noise,
             crate::tar::attacks_are_undone_bit_for_bit as restored,
         ]);
     };
