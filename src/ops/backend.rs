@@ -40,6 +40,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Main memory of one dtype that the device copies to and from: what only the outer step touches waits there. No
     /// operation takes it. Freed when dropped.
     type Parked: Send + Sync;
+    /// What [`Backend::record`] keeps of some work.
+    type Recording: Default + Send;
 
     /// What it is, for people: "cpu, 2 threads, f32".
     fn description(&self) -> String;
@@ -88,6 +90,12 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     ) -> Result<()>;
     /// Sets `buffer[offset..offset + len]` to zero.
     fn clear(&self, buffer: &mut Self::Buffer, offset: usize, len: usize) -> Result<()>;
+
+    /// Queues `work`, which must consist of the same operations on the same buffers, with the same numbers by value, each
+    /// time that it is called with this `recording`: a device may execute what it recorded before, without calling `work`.
+    /// So `work` must neither allocate, copy from or to the host, nor change anything of the caller's that matters. The
+    /// buffers must live as long as the recording.
+    fn record(&self, recording: &mut Self::Recording, work: &mut dyn FnMut() -> Result<()>) -> Result<()>;
 
     /// y = x wᵀ. See [`super::linear_forward`].
     fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()>;

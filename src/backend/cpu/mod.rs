@@ -28,6 +28,8 @@ impl Backend for Cpu {
     type Buffer = CpuBuffer;
     /// The CPU's memory is main memory.
     type Parked = CpuBuffer;
+    /// Calls cost nothing here.
+    type Recording = ();
 
     fn description(&self) -> String {
         format!("cpu, {} threads, f32", rayon::current_num_threads())
@@ -103,6 +105,10 @@ impl Backend for Cpu {
     fn clear(&self, buffer: &mut CpuBuffer, offset: usize, len: usize) -> Result<()> {
         buffer.floats_mut()[offset..offset + len].fill(0.0);
         Ok(())
+    }
+
+    fn record(&self, _: &mut (), work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        work()
     }
 
     fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {

@@ -127,6 +127,10 @@ pub struct Gemm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Event(pub u64);
 
+/// Recorded work, which [`Driver::replay`] queues as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Graph(pub u64);
+
 /// A device's runtime.
 ///
 /// Addresses are plain integers, so the methods that use them are `unsafe`: the caller vouches that every range lies in
@@ -216,6 +220,30 @@ pub trait Driver: Send + Sync {
 
     /// Waits for all queued work.
     fn synchronize(&self) -> Result<()>;
+
+    /// Whether work can be recorded. A caller's default stream cannot.
+    fn can_record(&self) -> bool {
+        true
+    }
+
+    /// From now on copies, clears, launches and products are recorded and not executed, until [`Driver::end_recording`].
+    /// Allocations, uploads, downloads, events and waiting are errors meanwhile; memory that is released goes when the
+    /// recording ends. No other thread may use this driver meanwhile.
+    fn begin_recording(&self) -> Result<()>;
+
+    /// Ends the recording, in any case. A graph refers to the memory that it was recorded with, which must outlive it.
+    fn end_recording(&self) -> Result<Graph>;
+
+    /// Queues recorded work once more.
+    fn replay(&self, graph: Graph) -> Result<()>;
+
+    /// Drops a graph, after all its queued replays.
+    fn forget(&self, graph: Graph);
+
+    /// What is not the same in two graphs, where the driver can tell.
+    fn difference(&self, _: Graph, _: Graph) -> Option<String> {
+        None
+    }
 
     /// Marks the present end of the stream.
     fn record_event(&self) -> Result<Event>;

@@ -1,5 +1,6 @@
 //! Device memory of one dtype, and the conversions between host numbers and what the device stores.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::bf16;
@@ -89,6 +90,41 @@ impl Drop for ParkedBuffer {
     fn drop(&mut self) {
         // SAFETY: the pointer came from this driver with this size, and nobody else holds it.
         unsafe { self.driver.release_host(self.pointer, byte_count(self.len, self.dtype)) }
+    }
+}
+
+/// Buffers of undefined content that operations lend from each other, by name.
+#[derive(Default)]
+pub(super) struct Scratch {
+    buffers: HashMap<&'static str, CudaBuffer>,
+    /// Grows with every allocation: recorded work refers to the buffers of its generation.
+    generation: u64,
+}
+
+impl Scratch {
+    /// A buffer of at least `len` elements: the one that was put back under this name, if it is large enough.
+    pub(super) fn take(
+        &mut self,
+        driver: &Arc<dyn Driver>,
+        name: &'static str,
+        len: usize,
+        dtype: DType,
+    ) -> Result<CudaBuffer> {
+        match self.buffers.remove(name) {
+            Some(buffer) if buffer.len() >= len && buffer.dtype() == dtype => Ok(buffer),
+            _ => {
+                self.generation += 1;
+                CudaBuffer::uninitialized(driver, name, len, dtype)
+            }
+        }
+    }
+
+    pub(super) fn put_back(&mut self, name: &'static str, buffer: CudaBuffer) {
+        self.buffers.insert(name, buffer);
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 }
 

@@ -16,15 +16,16 @@ mod norm;
 #[cfg(feature = "cuda")]
 pub mod nvidia;
 mod optimizer;
+mod recording;
 mod rope;
 #[cfg(feature = "simulator")]
 mod sim;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand, TensorMap, Tiles};
+pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
 pub use memory::{CudaBuffer, ParkedBuffer};
+pub use recording::Recording;
 
 use crate::error::{Error, Result};
 use crate::ops::{
@@ -39,7 +40,7 @@ pub struct Cuda {
     compute_dtype: DType,
     /// Whether matrix products go to the device's library where it has one, or always to our own kernels.
     library_products: bool,
-    scratch: Arc<Mutex<HashMap<&'static str, CudaBuffer>>>,
+    scratch: Arc<Mutex<memory::Scratch>>,
 }
 
 impl Cuda {
@@ -115,14 +116,14 @@ impl Cuda {
         dtype: DType,
         work: impl FnOnce(&mut CudaBuffer) -> Result<R>,
     ) -> Result<R> {
-        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let mut buffer = match kept {
-            Some(buffer) if buffer.len() >= len && buffer.dtype() == dtype => buffer,
-            _ => CudaBuffer::uninitialized(&self.driver, name, len, dtype)?,
-        };
+        let mut buffer = self.scratch().take(&self.driver, name, len, dtype)?;
         let result = work(&mut buffer);
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).insert(name, buffer);
+        self.scratch().put_back(name, buffer);
         result
+    }
+
+    fn scratch(&self) -> std::sync::MutexGuard<'_, memory::Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -175,6 +176,7 @@ fn optional<M: Place>(matrix: Option<&M>) -> Argument {
 impl Backend for Cuda {
     type Buffer = CudaBuffer;
     type Parked = ParkedBuffer;
+    type Recording = Recording;
 
     fn description(&self) -> String {
         let mode = if self.compute_dtype == DType::Bf16 { "bf16 with f32 accumulation" } else { "f32" };
@@ -272,6 +274,10 @@ impl Backend for Cuda {
         let to = buffer.range(offset, len)?;
         // SAFETY: the range is inside the buffer.
         unsafe { self.driver.clear(to, len * buffer.dtype().bytes()) }
+    }
+
+    fn record(&self, recording: &mut Recording, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        recording::run(self, recording, work)
     }
 
     fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {

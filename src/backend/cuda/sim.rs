@@ -1,13 +1,14 @@
 //! The simulator as a [`Driver`]: device memory is host memory between guard pages, kernels run on a host SIMT machine
 //! that punishes misuse (`kernels/sim/`), and matrix products are the CPU's.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use half::bf16;
 
-use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand, TensorMap, Tiles};
+use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
@@ -47,6 +48,26 @@ pub(super) struct Simulator {
     info: DeviceInfo,
     schedule_seed: u64,
     events: Mutex<Vec<Instant>>,
+    graphs: Mutex<Graphs>,
+}
+
+/// What is being recorded, and what was.
+#[derive(Default)]
+struct Graphs {
+    recording: Option<Vec<Work>>,
+    /// Memory that was released meanwhile.
+    released: Vec<(u64, usize)>,
+    recorded: HashMap<u64, Arc<Vec<Work>>>,
+    count: u64,
+}
+
+/// A recorded call.
+#[derive(Clone, Debug, PartialEq)]
+enum Work {
+    Copy { from: u64, to: u64, bytes: usize },
+    Clear { to: u64, bytes: usize },
+    Launch { kernel: String, grid: [u32; 3], block: u32, shared_bytes: u32, arguments: Vec<Argument> },
+    Product(Gemm),
 }
 
 impl Simulator {
@@ -61,7 +82,45 @@ impl Simulator {
             shared_bytes_per_block: if compute_capability.0 >= 9 { 232_448 } else { 166_912 },
             memory: 16 << 30,
         };
-        Self { info, schedule_seed, events: Mutex::new(Vec::new()) }
+        Self { info, schedule_seed, events: Mutex::default(), graphs: Mutex::default() }
+    }
+
+    fn graphs(&self) -> MutexGuard<'_, Graphs> {
+        self.graphs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a call instead of executing it; says whether it did.
+    fn recorded(&self, work: impl FnOnce() -> Work) -> bool {
+        match &mut self.graphs().recording {
+            Some(recording) => {
+                recording.push(work());
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Refuses what NVIDIA's driver refuses inside a graph.
+    fn not_recording(&self, what: &str) -> Result<()> {
+        match self.graphs().recording {
+            Some(_) => Err(Error::Device(format!("{what} inside a recorded graph: do it before"))),
+            None => Ok(()),
+        }
+    }
+
+    fn execute(&self, work: &Work) -> Result<()> {
+        // SAFETY: whoever recorded it vouched for its memory as long as the graph lives.
+        unsafe {
+            match work {
+                Work::Copy { from, to, bytes } => self.copy(*from, *to, *bytes),
+                Work::Clear { to, bytes } => self.clear(*to, *bytes),
+                Work::Product(gemm) => self.gemm(gemm).map(|_| ()),
+                Work::Launch { kernel, grid, block, shared_bytes, arguments } => {
+                    let (grid, block, shared_bytes) = (*grid, *block, *shared_bytes);
+                    self.launch(&Launch { kernel, grid, block, shared_bytes }, arguments)
+                }
+            }
+        }
     }
 }
 
@@ -75,6 +134,7 @@ impl Driver for Simulator {
     }
 
     fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
+        self.not_recording("an allocation")?;
         // SAFETY: any size may be asked for; null means that there is no memory.
         let pointer = unsafe { temper_sim_allocate(bytes) };
         if pointer.is_null() {
@@ -84,6 +144,12 @@ impl Driver for Simulator {
     }
 
     unsafe fn release(&self, pointer: u64, bytes: usize) {
+        let mut graphs = self.graphs();
+        if graphs.recording.is_some() {
+            graphs.released.push((pointer, bytes));
+            return;
+        }
+        drop(graphs);
         // SAFETY: passed on to the caller.
         unsafe { temper_sim_release(pointer as *mut c_void, bytes) }
     }
@@ -111,30 +177,45 @@ impl Driver for Simulator {
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.not_recording("an upload")?;
         // SAFETY: the caller vouches for the destination; host and simulated device memory do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.not_recording("a download")?;
         // SAFETY: as in `upload`.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        if self.recorded(|| Work::Copy { from, to, bytes }) {
+            return Ok(());
+        }
         // SAFETY: the caller vouches for both ranges.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
     unsafe fn clear(&self, to: u64, bytes: usize) -> Result<()> {
+        if self.recorded(|| Work::Clear { to, bytes }) {
+            return Ok(());
+        }
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::write_bytes(to as *mut u8, 0, bytes) };
         Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()> {
+        let Launch { kernel, grid, block, shared_bytes } = *launch;
+        if self.recorded(|| {
+            let (kernel, arguments) = (kernel.to_string(), arguments.to_vec());
+            Work::Launch { kernel, grid, block, shared_bytes, arguments }
+        }) {
+            return Ok(());
+        }
         let name = std::ffi::CString::new(launch.kernel)
             .map_err(|_| Error::Device(format!("`{}` is not a kernel's name", launch.kernel)))?;
         let raw = RawLaunch {
@@ -182,6 +263,9 @@ impl Driver for Simulator {
     }
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool> {
+        if self.recorded(|| Work::Product(*gemm)) {
+            return Ok(true);
+        }
         // SAFETY: passed on to the caller.
         unsafe { host_product(gemm) };
         Ok(true)
@@ -192,17 +276,63 @@ impl Driver for Simulator {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.not_recording("waiting")
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        self.not_recording("a graph")?;
+        self.graphs().recording = Some(Vec::new());
         Ok(())
     }
 
+    fn end_recording(&self) -> Result<Graph> {
+        let mut graphs = self.graphs();
+        let (work, released) = (graphs.recording.take(), std::mem::take(&mut graphs.released));
+        let work = work.ok_or_else(|| Error::Device("the end of a recording that was never begun".into()))?;
+        graphs.count += 1;
+        let number = graphs.count;
+        graphs.recorded.insert(number, Arc::new(work));
+        drop(graphs);
+        for (pointer, bytes) in released {
+            // SAFETY: whoever released it vouched for it.
+            unsafe { self.release(pointer, bytes) };
+        }
+        Ok(Graph(number))
+    }
+
+    fn replay(&self, graph: Graph) -> Result<()> {
+        let work = self.graphs().recorded.get(&graph.0).cloned();
+        let work =
+            work.ok_or_else(|| Error::Device("replay of a graph that was never recorded, or was dropped".into()))?;
+        work.iter().try_for_each(|work| self.execute(work))
+    }
+
+    fn forget(&self, graph: Graph) {
+        self.graphs().recorded.remove(&graph.0);
+    }
+
+    fn difference(&self, first: Graph, second: Graph) -> Option<String> {
+        let graphs = self.graphs();
+        let (first, second) = (graphs.recorded.get(&first.0)?, graphs.recorded.get(&second.0)?);
+        let apart = first.iter().zip(second.iter()).find(|(a, b)| a != b);
+        match apart {
+            Some((was, is)) => Some(format!("it was {was:?} and is {is:?}")),
+            None if first.len() != second.len() => {
+                Some(format!("it was {} calls and is {}", first.len(), second.len()))
+            }
+            None => None,
+        }
+    }
+
     fn record_event(&self) -> Result<Event> {
-        let mut events = self.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.not_recording("an event")?;
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.push(Instant::now());
         Ok(Event(events.len() as u64 - 1))
     }
 
     fn elapsed_milliseconds(&self, start: Event, end: Event) -> Result<f32> {
-        let events = self.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         match (events.get(start.0 as usize), events.get(end.0 as usize)) {
             (Some(&start), Some(&end)) => Ok(end.duration_since(start).as_secs_f32() * 1e3),
             _ => Err(Error::Device("an event that was never recorded".into())),

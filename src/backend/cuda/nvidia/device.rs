@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::sys::{self, CUevent_flags_enum as EventFlags};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
-use super::super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, TensorMap, Tiles};
+use super::super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, TensorMap, Tiles};
 use super::cublaslt::{self, Products};
 use super::embedded::{Code, EMBEDDED};
 use super::error::{Unavailable, during};
+use super::graph::Graphs;
 use super::kernels::Kernels;
 use super::pinned::{PinnedBuffer, Staging};
 use super::{product, survey, tensor_map};
@@ -30,6 +31,7 @@ pub struct Nvidia {
     /// Page-locked memory that the backend holds, by address.
     parked: Mutex<HashMap<u64, PinnedBuffer>>,
     events: Mutex<Events>,
+    pub(super) graphs: Mutex<Graphs>,
     /// Whether calls are recorded into a graph instead of being executed.
     pub(super) capturing: AtomicBool,
     /// Memory to give back when capturing ends: a release that is recorded would be repeated with every replay.
@@ -111,6 +113,7 @@ impl Nvidia {
             staging,
             parked: Mutex::default(),
             events: Mutex::default(),
+            graphs: Mutex::default(),
             capturing: AtomicBool::new(false),
             released: Mutex::default(),
         })
@@ -333,6 +336,26 @@ impl Driver for Nvidia {
         self.stream.synchronize().map_err(during("waiting for the device"))
     }
 
+    fn can_record(&self) -> bool {
+        !self.stream.cu_stream().is_null()
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        self.begin_capture()
+    }
+
+    fn end_recording(&self) -> Result<Graph> {
+        self.end_capture()
+    }
+
+    fn replay(&self, graph: Graph) -> Result<()> {
+        self.replay_graph(graph)
+    }
+
+    fn forget(&self, graph: Graph) {
+        self.drop_graph(graph);
+    }
+
     fn record_event(&self) -> Result<Event> {
         self.bind()?;
         self.not_captured("an event")?;
@@ -368,6 +391,7 @@ impl Drop for Nvidia {
     fn drop(&mut self) {
         self.context.record_err(self.context.bind_to_thread());
         self.context.record_err(self.stream.synchronize());
+        *lock(&self.graphs) = Graphs::default();
         if let Ok(pool) = default_pool(&self.context) {
             // SAFETY: the pool is the device's own.
             self.context.record_err(unsafe { result::mem_pool::trim_to(pool, 0) });
@@ -460,7 +484,7 @@ fn keep_freed_memory(context: &CudaContext) -> Result<()> {
         .map_err(during("the memory pool"))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -22,7 +22,6 @@ use std::sync::Arc;
 pub use device::Nvidia;
 pub use embedded::{Code, EMBEDDED, Embedded, Module, Resources};
 pub use error::Unavailable;
-pub use graph::Graph;
 pub use survey::{Survey, survey};
 
 use super::Cuda;
