@@ -3,7 +3,8 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use temper::backend::cpu::Cpu;
 use temper::model::{
-    Batch, DeviceBatch, GradientTargets, Gradients, Model, ModelConfig, ModelFamily, Parameters, RopeScaling, Workspace,
+    Batch, DeviceBatch, GradientTargets, Gradients, Model, ModelConfig, ModelFamily, Parameters, Recompute,
+    RopeScaling, Workspace,
 };
 use temper::ops::{self, Backend, DType, HeadGradients, HeadLoss, Matrix, Tensor};
 use temper::random::{Random, Stream};
@@ -77,7 +78,7 @@ impl Step {
         let live: Vec<f32> = targets.iter().map(|&t| if t == ops::IGNORE_INDEX { 0.0 } else { 1.0 / 256.0 }).collect();
         Self {
             gradients: Gradients::zeros(&Cpu, "gradients", model.layout()).unwrap(),
-            workspace: Workspace::new(&Cpu, &model.config, TOKENS, &[]).unwrap(),
+            workspace: Workspace::new(&Cpu, &model.config, TOKENS, &[], Recompute::Nothing).unwrap(),
             batch: DeviceBatch::new(&Cpu, &batch).unwrap(),
             targets: Tensor::from_u32(&Cpu, "targets", &targets).unwrap(),
             loss_weights: Tensor::from_f32(&Cpu, "loss weights", TOKENS, 1, &live).unwrap(),

@@ -1,8 +1,8 @@
 //! The backward pass, in the reverse order of `forward.rs`.
 
 use super::adapter::Site;
-use super::forward::Linear;
-use super::{Adapter, Block, DeviceBatch, Gradients, Model, Parameters, Workspace};
+use super::forward::{LayerPass, Linear, Residual};
+use super::{Adapter, Block, DeviceBatch, Gradients, Model, Parameters, Recompute, Workspace};
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, LoraGradients, Matrix, MatrixMut, Tensor};
 
@@ -58,12 +58,11 @@ impl<B: Backend> Model<B> {
             targets.weight(block),
         )?;
         for layer in (0..layers).rev() {
-            let pass = Pass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
-            pass.mlp(workspace, &mut targets)?;
-            pass.attention(batch, workspace, &mut targets)?;
+            let pass = LayerPass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
+            pass.backward(batch, workspace, &mut targets)?;
             if let Some(hidden) = hidden.as_deref_mut() {
                 let Workspace { layers, d_residual, .. } = workspace;
-                hidden.add(layer, layers[layer].input.top(tokens), d_residual.top_mut(tokens))?;
+                hidden.add(layer, layers.input.at(layer).top(tokens), d_residual.top_mut(tokens))?;
             }
         }
         match targets.weight(self.layout().embed_tokens()) {
@@ -77,28 +76,67 @@ impl<B: Backend> Model<B> {
 
 /// The backward pass of one layer. `d_residual` enters as the gradient of the layer's output and leaves as that of its
 /// input: the residual connections pass it on, and each norm adds the gradient of its branch.
-struct Pass<'a, B: Backend> {
-    linear: Linear<'a, B>,
-    tokens: usize,
-}
+impl<B: Backend> LayerPass<'_, B> {
+    fn backward(
+        &self,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+        targets: &mut GradientTargets<B>,
+    ) -> Result<()> {
+        self.restore(batch, workspace)?;
+        self.mlp_backward(workspace, targets)?;
+        self.attention_backward(batch, workspace, targets)
+    }
 
-impl<B: Backend> Pass<'_, B> {
-    fn mlp(&self, workspace: &mut Workspace<B>, targets: &mut GradientTargets<B>) -> Result<()> {
+    /// Computes again what this layer had to share with those after it.
+    fn restore(&self, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
+        let again = workspace.recompute();
+        if again == Recompute::Nothing {
+            return Ok(());
+        }
+        self.attention_norm(workspace, Residual::Kept)?;
+        if again == Recompute::Layers {
+            self.attention_branch(batch, workspace)?;
+            self.mlp_norm(workspace, Residual::Summed)?;
+            self.gate_up(workspace)?;
+            self.activate(workspace)?;
+            // Backward does not need the layer's output, but the low-rank product that its last projection kept.
+            return if self.linear.rank(Site::Down) > 0 { self.down(workspace) } else { Ok(()) };
+        }
+        self.mlp_norm(workspace, Residual::Kept)?;
+        self.activate(workspace)
+    }
+
+    fn mlp_backward(&self, workspace: &mut Workspace<B>, targets: &mut GradientTargets<B>) -> Result<()> {
         let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
         let (backend, blocks) = (&model.backend, model.layout().layer(layer));
-        let Workspace { layers, d_residual, d_input, d_gate_up, d_mlp_hidden, d_low_rank, .. } = workspace;
-        let a = &layers[layer];
+        let Workspace { layers: a, d_residual, d_input, d_gate_up, d_mlp_hidden, d_low_rank, .. } = workspace;
         let operands = |site, block, x, s| Operands { site, block, x, s };
         self.linear_backward(
-            operands(Site::Down, blocks.down_proj, a.mlp_hidden.top(tokens), &a.low_rank[Site::Down as usize]),
+            operands(
+                Site::Down,
+                blocks.down_proj,
+                a.mlp_hidden.at(layer).top(tokens),
+                &a.low_rank.at(layer)[Site::Down as usize],
+            ),
             d_residual.top(tokens),
             d_low_rank,
             d_mlp_hidden.top_mut(tokens),
             targets,
         )?;
-        ops::swiglu_backward(backend, d_mlp_hidden.top(tokens), a.gate_up.top(tokens), d_gate_up.top_mut(tokens))?;
+        ops::swiglu_backward(
+            backend,
+            d_mlp_hidden.top(tokens),
+            a.gate_up.at(layer).top(tokens),
+            d_gate_up.top_mut(tokens),
+        )?;
         self.linear_backward(
-            operands(Site::GateUp, blocks.gate_up, a.mlp_input.top(tokens), &a.low_rank[Site::GateUp as usize]),
+            operands(
+                Site::GateUp,
+                blocks.gate_up,
+                a.mlp_input.at(layer).top(tokens),
+                &a.low_rank.at(layer)[Site::GateUp as usize],
+            ),
             d_gate_up.top(tokens),
             d_low_rank,
             d_input.top_mut(tokens),
@@ -108,15 +146,15 @@ impl<B: Backend> Pass<'_, B> {
         ops::rms_norm_backward(
             backend,
             d_input.top(tokens),
-            a.middle.top(tokens),
+            a.middle.at(layer).top(tokens),
             self.linear.weights.matrix(norm),
-            a.mlp_inverse_rms.top(tokens),
+            a.mlp_inverse_rms.at(layer).top(tokens),
             d_residual.top_mut(tokens),
             targets.weight(norm),
         )
     }
 
-    fn attention(
+    fn attention_backward(
         &self,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,
@@ -124,11 +162,15 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<()> {
         let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
         let (backend, blocks, shape) = (&model.backend, model.layout().layer(layer), model.config.attention());
-        let Workspace { layers, d_residual, d_input, d_qkv, d_attention, d_low_rank, .. } = workspace;
-        let a = &layers[layer];
+        let Workspace { layers: a, d_residual, d_input, d_qkv, d_attention, d_low_rank, .. } = workspace;
         let operands = |site, block, x, s| Operands { site, block, x, s };
         self.linear_backward(
-            operands(Site::Output, blocks.o_proj, a.attention.top(tokens), &a.low_rank[Site::Output as usize]),
+            operands(
+                Site::Output,
+                blocks.o_proj,
+                a.attention.at(layer).top(tokens),
+                &a.low_rank.at(layer)[Site::Output as usize],
+            ),
             d_residual.top(tokens),
             d_low_rank,
             d_attention.top_mut(tokens),
@@ -137,16 +179,21 @@ impl<B: Backend> Pass<'_, B> {
         ops::attention_backward(
             backend,
             d_attention.top(tokens),
-            a.qkv.top(tokens),
-            a.attention.top(tokens),
-            a.log_sum_exp.top(tokens),
+            a.qkv.at(layer).top(tokens),
+            a.attention.at(layer).top(tokens),
+            a.log_sum_exp.at(layer).top(tokens),
             &batch.segments,
             shape,
             d_qkv.top_mut(tokens),
         )?;
         ops::rope(backend, d_qkv.top_mut(tokens), batch.positions.view(), model.rope_table(), shape, true)?;
         self.linear_backward(
-            operands(Site::Qkv, blocks.qkv, a.attention_input.top(tokens), &a.low_rank[Site::Qkv as usize]),
+            operands(
+                Site::Qkv,
+                blocks.qkv,
+                a.attention_input.at(layer).top(tokens),
+                &a.low_rank.at(layer)[Site::Qkv as usize],
+            ),
             d_qkv.top(tokens),
             d_low_rank,
             d_input.top_mut(tokens),
@@ -156,9 +203,9 @@ impl<B: Backend> Pass<'_, B> {
         ops::rms_norm_backward(
             backend,
             d_input.top(tokens),
-            a.input.top(tokens),
+            a.input.at(layer).top(tokens),
             self.linear.weights.matrix(norm),
-            a.attention_inverse_rms.top(tokens),
+            a.attention_inverse_rms.at(layer).top(tokens),
             d_residual.top_mut(tokens),
             targets.weight(norm),
         )
@@ -182,7 +229,7 @@ impl<B: Backend> Pass<'_, B> {
         let (Some(adapter), Some(s), Some(ds)) = (self.linear.adapter, s, &mut d_low_rank[site as usize]) else {
             return Ok(());
         };
-        let rank = adapter.site_rank(self.linear.layer, site);
+        let rank = self.linear.rank(site);
         if rank == 0 {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::adapter::Site;
-use super::{Adapter, Block, DeviceBatch, ModelConfig, ParameterLayout, Parameters, Workspace};
+use super::{Activations, Adapter, Block, DeviceBatch, ModelConfig, ParameterLayout, Parameters, Workspace};
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, Matrix, MatrixMut, RopeTable, Tensor};
 
@@ -54,16 +54,17 @@ impl<B: Backend> Model<B> {
         let (backend, tokens) = (&self.backend, batch.len());
         workspace.check_fits(tokens)?;
         let embedding = weights.matrix(self.layout.embed_tokens());
-        ops::embedding_forward(backend, batch.tokens.view(), embedding, workspace.layers[0].input.top_mut(tokens))?;
-        for layer in 0..self.config.num_hidden_layers {
-            self.forward_attention(weights, adapter, dropout, batch, workspace, layer)?;
-            self.forward_mlp(weights, adapter, dropout, workspace, layer, tokens)?;
+        let first = workspace.layers.input.at_mut(0);
+        ops::embedding_forward(backend, batch.tokens.view(), embedding, first.top_mut(tokens))?;
+        let layers = self.config.num_hidden_layers;
+        for layer in 0..layers {
+            let pass = LayerPass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
+            pass.forward(batch, workspace)?;
         }
-        let Workspace { layers, last_residual, normed, inverse_rms, delta, .. } = workspace;
-        let last = &layers[layers.len() - 1];
+        let Workspace { layers: a, last_residual, normed, inverse_rms, delta, .. } = workspace;
         ops::rms_norm_forward(
             backend,
-            last.middle.top(tokens),
+            a.middle.at(layers - 1).top(tokens),
             Some(delta.top(tokens)),
             weights.matrix(self.layout.final_norm()),
             self.config.rms_norm_eps,
@@ -71,87 +72,6 @@ impl<B: Backend> Model<B> {
             normed.top_mut(tokens),
             inverse_rms.top_mut(tokens),
         )
-    }
-
-    /// input = previous middle + delta (layer 0: the embeddings); normed₁ = norm(input); qkv = rope(normed₁ Wᵀ);
-    /// attention; delta = attention Wₒᵀ.
-    fn forward_attention(
-        &self,
-        weights: &Parameters<B>,
-        adapter: Option<&Adapter<B>>,
-        dropout: Option<Dropout>,
-        batch: &DeviceBatch<B>,
-        workspace: &mut Workspace<B>,
-        layer: usize,
-    ) -> Result<()> {
-        let (backend, tokens, blocks) = (&self.backend, batch.len(), self.layout.layer(layer));
-        let shape = self.config.attention();
-        let Workspace { layers, delta, .. } = workspace;
-        let (before, rest) = layers.split_at_mut(layer);
-        let a = &mut rest[0];
-        let (residual, added, sum) = match before.last() {
-            None => (a.input.top(tokens), None, None),
-            Some(previous) => (previous.middle.top(tokens), Some(delta.top(tokens)), Some(a.input.top_mut(tokens))),
-        };
-        ops::rms_norm_forward(
-            backend,
-            residual,
-            added,
-            weights.matrix(blocks.input_layernorm),
-            self.config.rms_norm_eps,
-            sum,
-            a.attention_input.top_mut(tokens),
-            a.attention_inverse_rms.top_mut(tokens),
-        )?;
-        let linear = Linear { model: self, weights, adapter, dropout, layer };
-        let [low_qkv, low_output, ..] = &mut a.low_rank;
-        linear.forward(Site::Qkv, blocks.qkv, a.attention_input.top(tokens), low_qkv, a.qkv.top_mut(tokens))?;
-        ops::rope(backend, a.qkv.top_mut(tokens), batch.positions.view(), &self.rope, shape, false)?;
-        ops::attention_forward(
-            backend,
-            a.qkv.top(tokens),
-            &batch.segments,
-            shape,
-            a.attention.top_mut(tokens),
-            a.log_sum_exp.top_mut(tokens),
-        )?;
-        linear.forward(Site::Output, blocks.o_proj, a.attention.top(tokens), low_output, delta.top_mut(tokens))
-    }
-
-    /// middle = input + delta; normed₂ = norm(middle); h = silu(gate)·up; delta = h Wᵀ.
-    fn forward_mlp(
-        &self,
-        weights: &Parameters<B>,
-        adapter: Option<&Adapter<B>>,
-        dropout: Option<Dropout>,
-        workspace: &mut Workspace<B>,
-        layer: usize,
-        tokens: usize,
-    ) -> Result<()> {
-        let (backend, blocks) = (&self.backend, self.layout.layer(layer));
-        let Workspace { layers, delta, .. } = workspace;
-        let a = &mut layers[layer];
-        ops::rms_norm_forward(
-            backend,
-            a.input.top(tokens),
-            Some(delta.top(tokens)),
-            weights.matrix(blocks.post_attention_layernorm),
-            self.config.rms_norm_eps,
-            Some(a.middle.top_mut(tokens)),
-            a.mlp_input.top_mut(tokens),
-            a.mlp_inverse_rms.top_mut(tokens),
-        )?;
-        let linear = Linear { model: self, weights, adapter, dropout, layer };
-        let [.., low_gate_up, low_down] = &mut a.low_rank;
-        linear.forward(
-            Site::GateUp,
-            blocks.gate_up,
-            a.mlp_input.top(tokens),
-            low_gate_up,
-            a.gate_up.top_mut(tokens),
-        )?;
-        ops::swiglu_forward(backend, a.gate_up.top(tokens), a.mlp_hidden.top_mut(tokens))?;
-        linear.forward(Site::Down, blocks.down_proj, a.mlp_hidden.top(tokens), low_down, delta.top_mut(tokens))
     }
 
     /// The logits of chosen rows of the last forward pass, on the host: [rows.len(), V], row by row.
@@ -163,6 +83,130 @@ impl<B: Backend> Model<B> {
         let mut logits = Tensor::zeros(backend, "logits", rows.len(), self.config.vocab_size, dtype)?;
         ops::linear_forward(backend, hidden.view(), weights.matrix(self.layout.lm_head()), logits.view_mut())?;
         logits.to_vec(backend)
+    }
+}
+
+/// One layer of a pass over `tokens` tokens. What it keeps is in the workspace; `delta` carries the output of a branch
+/// to the norm that adds it to the residual stream.
+pub(super) struct LayerPass<'a, B: Backend> {
+    pub linear: Linear<'a, B>,
+    pub tokens: usize,
+}
+
+/// Where the residual stream in front of a norm comes from.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Residual {
+    /// It is the stream before it and the output of the branch in between, and is kept.
+    Summed,
+    /// It was kept.
+    Kept,
+}
+
+impl<B: Backend> LayerPass<'_, B> {
+    fn forward(&self, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
+        let embedded = self.linear.layer == 0;
+        self.attention_norm(workspace, if embedded { Residual::Kept } else { Residual::Summed })?;
+        self.attention_branch(batch, workspace)?;
+        self.mlp_norm(workspace, Residual::Summed)?;
+        self.gate_up(workspace)?;
+        self.activate(workspace)?;
+        self.down(workspace)
+    }
+
+    /// input = the previous layer's middle + delta; attention_input = norm(input).
+    pub(super) fn attention_norm(&self, workspace: &mut Workspace<B>, residual: Residual) -> Result<()> {
+        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
+        let Workspace { layers, delta, .. } = workspace;
+        let Activations { input, middle, attention_input, attention_inverse_rms, .. } = layers;
+        let (residual, added, sum) = match residual {
+            Residual::Kept => (input.at(layer).top(tokens), None, None),
+            Residual::Summed => {
+                (middle.at(layer - 1).top(tokens), Some(delta.top(tokens)), Some(input.at_mut(layer).top_mut(tokens)))
+            }
+        };
+        ops::rms_norm_forward(
+            &model.backend,
+            residual,
+            added,
+            self.linear.weights.matrix(model.layout.layer(layer).input_layernorm),
+            model.config.rms_norm_eps,
+            sum,
+            attention_input.at_mut(layer).top_mut(tokens),
+            attention_inverse_rms.at_mut(layer).top_mut(tokens),
+        )
+    }
+
+    /// qkv = rope(attention_input Wᵀ); attention; delta = attention Wₒᵀ.
+    pub(super) fn attention_branch(&self, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
+        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
+        let (backend, blocks, shape) = (&model.backend, model.layout.layer(layer), model.config.attention());
+        let Workspace { layers, delta, .. } = workspace;
+        let Activations { attention_input, qkv, attention, log_sum_exp, low_rank, .. } = layers;
+        let [low_qkv, low_output, ..] = low_rank.at_mut(layer);
+        let (qkv, attention) = (qkv.at_mut(layer), attention.at_mut(layer));
+        let x = attention_input.at(layer).top(tokens);
+        self.linear.forward(Site::Qkv, blocks.qkv, x, low_qkv, qkv.top_mut(tokens))?;
+        ops::rope(backend, qkv.top_mut(tokens), batch.positions.view(), &model.rope, shape, false)?;
+        ops::attention_forward(
+            backend,
+            qkv.top(tokens),
+            &batch.segments,
+            shape,
+            attention.top_mut(tokens),
+            log_sum_exp.at_mut(layer).top_mut(tokens),
+        )?;
+        self.linear.forward(Site::Output, blocks.o_proj, attention.top(tokens), low_output, delta.top_mut(tokens))
+    }
+
+    /// middle = input + delta; mlp_input = norm(middle).
+    pub(super) fn mlp_norm(&self, workspace: &mut Workspace<B>, residual: Residual) -> Result<()> {
+        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
+        let Workspace { layers, delta, .. } = workspace;
+        let Activations { input, middle, mlp_input, mlp_inverse_rms, .. } = layers;
+        let (residual, added, sum) = match residual {
+            Residual::Kept => (middle.at(layer).top(tokens), None, None),
+            Residual::Summed => {
+                (input.at(layer).top(tokens), Some(delta.top(tokens)), Some(middle.at_mut(layer).top_mut(tokens)))
+            }
+        };
+        ops::rms_norm_forward(
+            &model.backend,
+            residual,
+            added,
+            self.linear.weights.matrix(model.layout.layer(layer).post_attention_layernorm),
+            model.config.rms_norm_eps,
+            sum,
+            mlp_input.at_mut(layer).top_mut(tokens),
+            mlp_inverse_rms.at_mut(layer).top_mut(tokens),
+        )
+    }
+
+    /// gate_up = mlp_input Wᵀ.
+    pub(super) fn gate_up(&self, workspace: &mut Workspace<B>) -> Result<()> {
+        let (layer, tokens) = (self.linear.layer, self.tokens);
+        let Activations { mlp_input, gate_up, low_rank, .. } = &mut workspace.layers;
+        let low_rank = &mut low_rank.at_mut(layer)[Site::GateUp as usize];
+        let block = self.linear.model.layout.layer(layer).gate_up;
+        let x = mlp_input.at(layer).top(tokens);
+        self.linear.forward(Site::GateUp, block, x, low_rank, gate_up.at_mut(layer).top_mut(tokens))
+    }
+
+    /// mlp_hidden = silu(gate)·up.
+    pub(super) fn activate(&self, workspace: &mut Workspace<B>) -> Result<()> {
+        let (layer, tokens) = (self.linear.layer, self.tokens);
+        let Activations { gate_up, mlp_hidden, .. } = &mut workspace.layers;
+        let backend = &self.linear.model.backend;
+        ops::swiglu_forward(backend, gate_up.at(layer).top(tokens), mlp_hidden.at_mut(layer).top_mut(tokens))
+    }
+
+    /// delta = mlp_hidden Wᵀ.
+    pub(super) fn down(&self, workspace: &mut Workspace<B>) -> Result<()> {
+        let (layer, tokens) = (self.linear.layer, self.tokens);
+        let Workspace { layers, delta, .. } = workspace;
+        let low_rank = &mut layers.low_rank.at_mut(layer)[Site::Down as usize];
+        let block = self.linear.model.layout.layer(layer).down_proj;
+        let x = layers.mlp_hidden.at(layer).top(tokens);
+        self.linear.forward(Site::Down, block, x, low_rank, delta.top_mut(tokens))
     }
 }
 
@@ -181,6 +225,11 @@ impl<B: Backend> Linear<'_, B> {
         self.dropout.map(|dropout| Dropout { site: (self.layer * 4 + site as usize) as u32, ..dropout })
     }
 
+    /// Rows of all adapters' A at a site.
+    pub(super) fn rank(&self, site: Site) -> usize {
+        self.adapter.map_or(0, |adapter| adapter.site_rank(self.layer, site))
+    }
+
     /// y = x wᵀ + Σ scale · (x aᵀ) bᵀ.
     fn forward(
         &self,
@@ -193,7 +242,7 @@ impl<B: Backend> Linear<'_, B> {
         let backend = &self.model.backend;
         ops::linear_forward(backend, x, self.weights.matrix(block), y.reborrow())?;
         let Some(adapter) = self.adapter else { return Ok(()) };
-        let rank = adapter.site_rank(self.layer, site);
+        let rank = self.rank(site);
         if rank == 0 {
             return Ok(());
         }

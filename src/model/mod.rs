@@ -19,7 +19,7 @@ mod rope;
 mod safetensors;
 mod strict_json;
 
-pub use activations::{LayerActivations, Workspace};
+pub use activations::{Activations, HiddenStates, PerLayer, Recompute, Workspace};
 pub use adapter::{Adapter, AdapterConfig, Projection};
 pub use backward::{GradientTargets, HiddenGradient};
 pub use batch::{Batch, DeviceBatch};

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
 use super::{EntropyOver, LossTape, learned_weights, position_weights};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Batch, DeviceBatch, GradientTargets, HiddenGradient, Model, Parameters, Workspace};
+use crate::model::{
+    Adapter, Batch, DeviceBatch, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Workspace,
+};
 use crate::ops::{self, Backend, DType, Dropout, HeadGradients, HeadLoss, Tensor};
 
 /// The weights that a loss is taken at.
@@ -69,17 +71,24 @@ impl<B: Backend> LossBatch<B> {
 pub struct Evaluator<B: Backend> {
     model: Arc<Model<B>>,
     workspace: Workspace<B>,
-    /// A second set of activations, for a reference model's hidden states.
-    reference: Option<Workspace<B>>,
+    /// Memory for a reference model's hidden states, from the first retain loss on.
+    reference: Option<HiddenStates<B>>,
 }
-
-/// A forward pass of a reference model that [`Evaluator::retain`] measures the distance to.
-pub struct HiddenStates<B: Backend>(Workspace<B>);
 
 impl<B: Backend> Evaluator<B> {
     /// Memory for batches of up to `capacity` tokens, without an adapter or with any of `adapters`.
     pub fn new(model: Arc<Model<B>>, capacity: usize, adapters: &[&Adapter<B>]) -> Result<Self> {
-        let workspace = Workspace::new(&model.backend, &model.config, capacity, adapters)?;
+        Self::recomputing(model, capacity, adapters, Recompute::Nothing)
+    }
+
+    /// As [`Evaluator::new`], with less memory for more arithmetic.
+    pub fn recomputing(
+        model: Arc<Model<B>>,
+        capacity: usize,
+        adapters: &[&Adapter<B>],
+        recompute: Recompute,
+    ) -> Result<Self> {
+        let workspace = Workspace::new(&model.backend, &model.config, capacity, adapters, recompute)?;
         Ok(Self { model, workspace, reference: None })
     }
 
@@ -140,12 +149,13 @@ impl<B: Backend> Evaluator<B> {
     /// The hidden states of a reference model on `batch`, for [`Evaluator::retain`].
     pub fn hidden_states(&mut self, reference: &Parameters<B>, batch: &LossBatch<B>) -> Result<HiddenStates<B>> {
         let model = Arc::clone(&self.model);
-        let mut activations = match self.reference.take() {
-            Some(activations) => activations,
-            None => Workspace::new(&model.backend, &model.config, self.capacity(), &[])?,
+        let mut states = match self.reference.take() {
+            Some(states) => states,
+            None => HiddenStates::new(&model.backend, &model.config, self.capacity())?,
         };
-        model.forward(reference, None, None, &batch.device, &mut activations)?;
-        Ok(HiddenStates(activations))
+        model.forward(reference, None, None, &batch.device, &mut self.workspace)?;
+        self.workspace.exchange_hidden_states(&mut states);
+        Ok(states)
     }
 
     /// Cross-entropy into `tape[slot]`, the mean over all L+1 hidden states of the mean L2 distance to `reference` (of the
@@ -165,18 +175,17 @@ impl<B: Backend> Evaluator<B> {
         slot: usize,
     ) -> Result<()> {
         let model = Arc::clone(&self.model);
-        let HiddenStates(activations) = reference;
         self.forward(subject, batch)?;
         // The tape is written by the head and by the visitor of the backward pass, one after the other.
         let mut distances = LossTape::new(&model.backend, 1)?;
         let recorder = self.recorder(batch, over, scale, &model.backend, &mut distances, 0)?;
-        let mut visitor = RepresentationDistance { recorder, reference: &activations };
+        let mut visitor = RepresentationDistance { recorder, reference: &reference };
         let weights = learned_weights(&batch.targets, scale);
         let loss = HeadLoss::CrossEntropy;
         let hidden: Option<&mut dyn HiddenGradient<B>> = Some(&mut visitor);
         self.head_and_backward(loss, subject, batch, &weights, scale, Some(targets), hidden, tape, slot)?;
         tape.take(&model.backend, slot + 1, &distances)?;
-        self.reference = Some(activations);
+        self.reference = Some(reference);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::LossTape;
 use crate::error::Result;
-use crate::model::{HiddenGradient, Workspace};
+use crate::model::{HiddenGradient, HiddenStates};
 use crate::ops::{self, Backend, Matrix, MatrixMut, Tensor};
 
 /// Adds up per-token losses of every depth into one slot of a tape.
@@ -26,13 +26,13 @@ impl<B: Backend> Recorder<'_, B> {
 /// Mean L2 distance to the hidden states of a reference model.
 pub(super) struct RepresentationDistance<'a, B: Backend> {
     pub recorder: Recorder<'a, B>,
-    pub reference: &'a Workspace<B>,
+    pub reference: &'a HiddenStates<B>,
 }
 
 impl<B: Backend> HiddenGradient<B> for RepresentationDistance<'_, B> {
     fn add(&mut self, level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
         let Self { recorder, reference } = self;
-        let reference = reference.hidden_state(level, hidden.rows);
+        let reference = reference.at(level, hidden.rows);
         let (weights, values) = (recorder.weights.view(), recorder.values.view_mut());
         ops::representation_distance(recorder.backend, hidden, reference, weights, values, Some(gradient))?;
         recorder.record()

@@ -9,6 +9,6 @@ mod hidden;
 mod tape;
 mod weights;
 
-pub use evaluator::{Evaluator, HiddenStates, LossBatch, Subject};
+pub use evaluator::{Evaluator, LossBatch, Subject};
 pub use tape::LossTape;
 pub use weights::{EntropyOver, learned_weights, position_weights};

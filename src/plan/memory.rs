@@ -5,7 +5,8 @@ use super::{Buffer, Place};
 use crate::backend::cpu::LOSS_HEAD_CHUNK;
 use crate::config::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, TrLoss};
 use crate::error::{Error, Result};
-use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection};
+use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection, Recompute};
+use crate::ops::DType;
 use crate::optimizer::OptimizerKind;
 
 /// Bytes of an f32.
@@ -75,22 +76,25 @@ impl<'a> Needs<'a> {
         })
     }
 
-    /// Elements that the layers of the model keep for each token, and elements outside the layers.
-    fn workspace_columns(&self, adapter_columns: u64) -> (u64, u64) {
+    /// Bytes of a workspace, as `crate::model::Workspace` allocates it, with adapters of so many columns.
+    pub(super) fn workspace_bytes(&self, adapter_columns: u64, compute: DType, recompute: Recompute) -> u64 {
         let attention = self.model.attention();
         let (d, f) = (self.model.hidden_size as u64, self.model.intermediate_size as u64);
         let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
-        let heads = attention.num_attention_heads as u64;
-        let layer = 4 * d + 2 + qkv + query + heads + 3 * f + adapter_columns;
-        let outside = 6 * d + 1 + qkv + query + 3 * f + adapter_columns + 2;
-        (layer, outside)
+        let (layers, heads) = (self.model.num_hidden_layers as u64, attention.num_attention_heads as u64);
+        let cheap = if recompute == Recompute::Nothing { layers } else { 1 };
+        let rest = if recompute == Recompute::Layers { 1 } else { layers };
+        let kept = layers * d + cheap * (2 * d + f) + rest * (d + qkv + query + 2 * f + adapter_columns);
+        let outside = 6 * d + qkv + query + 3 * f + adapter_columns;
+        let statistics = rest * (2 + heads) + 3;
+        let per_token = compute.bytes() as u64 * (kept + outside) + F32 * statistics;
+        self.largest_batch.saturating_mul(per_token)
     }
 
-    /// Bytes of a CPU workspace.
-    pub(super) fn workspace_bytes(&self, adapter_columns: u64) -> u64 {
-        let (layer, outside) = self.workspace_columns(adapter_columns);
-        let per_token = layer.saturating_mul(self.model.num_hidden_layers as u64).saturating_add(outside);
-        self.largest_batch.saturating_mul(per_token).saturating_mul(F32)
+    /// Bytes of the reference model's hidden states.
+    pub(super) fn hidden_states_bytes(&self, compute: DType) -> u64 {
+        let states = (self.model.num_hidden_layers as u64 + 1) * self.model.hidden_size as u64;
+        self.largest_batch.saturating_mul(states * compute.bytes() as u64)
     }
 }
 
@@ -135,10 +139,11 @@ pub(super) fn on_cpu(needs: &Needs) -> Vec<Buffer> {
     let logits = LOSS_HEAD_CHUNK as u64 * (needs.model.vocab_size + 2 * needs.model.hidden_size) as u64;
     add("logits of the loss head", logits, &format!("f32, {LOSS_HEAD_CHUNK} tokens at once"));
     let tokens = needs.largest_batch;
-    let activations = needs.workspace_bytes(needs.adapter_columns) / F32;
-    add("activations", activations, &format!("f32, every one kept, {tokens} tokens"));
+    let activations = needs.workspace_bytes(needs.adapter_columns, DType::F32, Recompute::Nothing);
+    add("activations", activations / F32, &format!("f32, every one kept, {tokens} tokens"));
     if needs.representations {
-        add("reference activations", needs.workspace_bytes(0) / F32, "f32, for the hidden states of the retain loss");
+        let states = needs.hidden_states_bytes(DType::F32);
+        add("reference hidden states", states / F32, "f32, for the retain loss");
     }
     buffers
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::*;
 use crate::backend::cpu::Cpu;
-use crate::model::{Adapter, Workspace};
-use crate::ops::{Backend, Tensor};
+use crate::model::{Adapter, PerLayer, Recompute, Workspace};
+use crate::ops::{Backend, DType, Tensor};
 
 fn tiny() -> ModelConfig {
     ModelConfig {
@@ -157,39 +157,38 @@ fn planned_activations_are_the_allocated_ones() {
         let model = tiny();
         let needs = memory::Needs::new(&run, &model).unwrap();
         assert_eq!(needs.largest_batch, 21);
-        let adapters: Vec<Adapter<Cpu>> = (run.tar.adversary.iter())
-            .filter_map(|a| a.adapter_config())
-            .map(|config| Adapter::zeros(&Cpu, &model, config).unwrap())
-            .collect();
-        let workspace = Workspace::new(&Cpu, &model, 21, &adapters.iter().collect::<Vec<_>>()).unwrap();
-        assert_eq!(needs.workspace_bytes(needs.adapter_columns), allocated(&workspace));
+        activations_are_as_planned(&Cpu, &run, &needs);
+        #[cfg(feature = "simulator")]
+        activations_are_as_planned(&crate::backend::cuda::Cuda::simulated(DType::Bf16).unwrap(), &run, &needs);
     }
 }
 
-fn allocated(workspace: &Workspace<Cpu>) -> u64 {
-    let size = |tensor: &Tensor<Cpu>| 4 * Cpu.len(tensor.buffer()) as u64;
-    let options = |all: &[Option<Tensor<Cpu>>]| all.iter().flatten().map(size).sum::<u64>();
-    let layers = workspace.layers.iter().map(|l| {
-        let tensors = [
-            &l.input,
-            &l.attention_input,
-            &l.attention_inverse_rms,
-            &l.qkv,
-            &l.attention,
-            &l.log_sum_exp,
-            &l.middle,
-            &l.mlp_input,
-            &l.mlp_inverse_rms,
-            &l.gate_up,
-            &l.mlp_hidden,
-        ];
-        tensors.into_iter().map(size).sum::<u64>() + options(&l.low_rank)
-    });
-    let w = workspace;
+fn activations_are_as_planned<B: Backend>(backend: &B, run: &RunConfig, needs: &memory::Needs) {
+    let configs = run.tar.adversary.iter().filter_map(|a| a.adapter_config());
+    let adapters: Vec<Adapter<B>> =
+        configs.map(|config| Adapter::zeros(backend, needs.model, config).unwrap()).collect();
+    let adapters: Vec<&Adapter<B>> = adapters.iter().collect();
+    let compute = backend.compute_dtype();
+    for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Layers] {
+        let workspace = Workspace::new(backend, needs.model, 21, &adapters, recompute).unwrap();
+        let planned = needs.workspace_bytes(needs.adapter_columns, compute, recompute);
+        assert_eq!(planned, allocated(backend, &workspace), "{recompute:?}");
+    }
+    let states = (needs.model.num_hidden_layers + 1) * needs.model.hidden_size * 21 * compute.bytes();
+    assert_eq!(needs.hidden_states_bytes(compute), states as u64);
+}
+
+fn allocated<B: Backend>(backend: &B, workspace: &Workspace<B>) -> u64 {
+    let compute = backend.compute_dtype().bytes();
+    let bytes = |tensor: &Tensor<B>, each: usize| (each * backend.len(tensor.buffer())) as u64;
+    let (w, a) = (workspace, &workspace.layers);
+    let matrices =
+        [&a.input, &a.attention_input, &a.qkv, &a.attention, &a.middle, &a.mlp_input, &a.gate_up, &a.mlp_hidden];
+    let statistics = [&a.attention_inverse_rms, &a.log_sum_exp, &a.mlp_inverse_rms];
+    let low_rank = a.low_rank.all().iter().chain([&w.d_low_rank]).flatten().flatten();
     let outside = [
         &w.last_residual,
         &w.normed,
-        &w.inverse_rms,
         &w.delta,
         &w.d_normed,
         &w.d_residual,
@@ -198,8 +197,11 @@ fn allocated(workspace: &Workspace<Cpu>) -> u64 {
         &w.d_attention,
         &w.d_gate_up,
         &w.d_mlp_hidden,
-        &w.values,
-        &w.weights,
     ];
-    layers.sum::<u64>() + outside.into_iter().map(size).sum::<u64>() + options(&w.d_low_rank)
+    let all = |of: &[&PerLayer<Tensor<B>>], each| -> u64 {
+        of.iter().flat_map(|tensors| tensors.all()).map(|tensor| bytes(tensor, each)).sum()
+    };
+    let columns = [&w.inverse_rms, &w.values, &w.weights].into_iter().map(|tensor| bytes(tensor, 4));
+    let rest = outside.into_iter().chain(low_rank).map(|tensor| bytes(tensor, compute));
+    all(&matrices, compute) + all(&statistics, 4) + columns.chain(rest).sum::<u64>()
 }

@@ -1,0 +1,141 @@
+//! What a run does to need less memory changes no bit of its results: recomputation of activations.
+
+use std::sync::Arc;
+
+use temper::backend::cpu::Cpu;
+use temper::model::{
+    Adapter, AdapterConfig, Batch, GradientTargets, Gradients, Model, ModelConfig, ModelFamily, Parameters, Projection,
+    Recompute, RopeScaling,
+};
+use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use temper::ops::{Backend, Dropout, IGNORE_INDEX, Tensor};
+use temper::random::{Random, Stream};
+
+/// Three layers, so that one is neither the first nor the last.
+fn tiny(tied: bool) -> ModelConfig {
+    ModelConfig {
+        family: ModelFamily::Llama,
+        vocab_size: 37,
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        rms_norm_eps: 1e-5,
+        max_position_embeddings: 64,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::Default,
+        sliding_window: None,
+        tie_word_embeddings: tied,
+        bos_token_id: None,
+        eos_token_ids: vec![],
+        pad_token_id: None,
+        dtype: None,
+    }
+}
+
+fn normals(seed: u64, count: usize, scale: f64) -> Vec<f32> {
+    let mut random = Random::new(seed, Stream::Weights, 0, 0);
+    (0..count).map(|_| (scale * random.normal()) as f32).collect()
+}
+
+fn parameters<B: Backend>(model: &Model<B>, seed: u64) -> Parameters<B> {
+    let values = normals(seed, model.layout().len(), 0.25);
+    Parameters::from_host(&model.backend, "weights", model.layout(), &values).unwrap()
+}
+
+fn batch(seed: u64, lengths: &[usize]) -> Batch {
+    let mut random = Random::new(seed, Stream::Data, 0, 0);
+    let mut batch = Batch::default();
+    for &length in lengths {
+        let tokens: Vec<u32> = (0..length).map(|_| random.below(37) as u32).collect();
+        let mut labels = tokens.clone();
+        labels[..length / 3].fill(IGNORE_INDEX);
+        batch.push(&tokens, &labels, length);
+    }
+    batch
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Everything that a pass of each objective leaves: losses and gradients, by name.
+fn passes<B: Backend>(backend: &B, recompute: Recompute) -> Vec<(&'static str, Vec<u32>)> {
+    let model = Arc::new(Model::new(backend.clone(), tiny(true), 64).unwrap());
+    let (weights, base) = (parameters(&model, 1), parameters(&model, 2));
+    let targets = vec![Projection::QProj, Projection::OProj, Projection::UpProj, Projection::DownProj];
+    let config = AdapterConfig { rank: 3, alpha: 5.0, dropout: 0.25, rank_stabilised: false, targets };
+    let mut adapter = Adapter::zeros(backend, &model.config, config).unwrap();
+    let factors = normals(4, adapter.parameters.layout().len(), 0.2);
+    adapter.parameters.upload(backend, &factors).unwrap();
+    let table = Tensor::from_f32(backend, "table", 37, 24, &normals(5, 37 * 24, 1.0)).unwrap();
+    let mut evaluator = Evaluator::recomputing(Arc::clone(&model), 64, &[&adapter], recompute).unwrap();
+    let batch = LossBatch::new(&model, batch(9, &[9, 12, 3, 17])).unwrap();
+    let mut results = Vec::new();
+    let mut record = |name, tape: &LossTape<B>, gradients: &Gradients<B>| {
+        let gradients = gradients.download(backend).unwrap();
+        assert!(gradients.iter().filter(|g| **g != 0.0).count() > gradients.len() / 2, "{name} has gradients");
+        let losses: Vec<f32> = tape.read(backend).unwrap().iter().map(|loss| *loss as f32).collect();
+        results.push((name, bits(&[losses, gradients].concat())));
+    };
+    let fresh = || {
+        let gradients = Gradients::zeros(backend, "gradient", model.layout()).unwrap();
+        (LossTape::new(backend, 2).unwrap(), gradients)
+    };
+    let plain = Subject::plain(&weights);
+
+    let (mut tape, mut gradients) = fresh();
+    let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
+    evaluator.cross_entropy(plain, &batch, 1.0, Some(targets), &mut tape, 0).unwrap();
+    record("cross-entropy", &tape, &gradients);
+
+    let (mut tape, mut gradients) = fresh();
+    let mut factors = adapter.gradients(backend).unwrap();
+    let dropout = Some(Dropout { probability: 0.25, seed: 11, site: 0, step: 3 });
+    let adapted = Subject { weights: &weights, adapter: Some(&adapter), dropout };
+    let targets = GradientTargets { weights: Some(&mut gradients), adapter: Some(&mut factors) };
+    evaluator.cross_entropy(adapted, &batch, 1.0, Some(targets), &mut tape, 0).unwrap();
+    record("merged weights", &tape, &gradients);
+    record("factors", &tape, &factors);
+
+    let (mut tape, mut gradients) = fresh();
+    let states = evaluator.hidden_states(&base, &batch).unwrap();
+    let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
+    evaluator.retain(plain, states, &batch, EntropyOver::Valid, 1.5, targets, &mut tape, 0).unwrap();
+    record("retain", &tape, &gradients);
+
+    let (mut tape, mut gradients) = fresh();
+    let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
+    evaluator.random_mapping(plain, &table, &batch, EntropyOver::Valid, 1.0, targets, &mut tape, 0).unwrap();
+    record("random mapping", &tape, &gradients);
+    results
+}
+
+fn recomputation_changes_no_bit<B: Backend>(backend: &B) {
+    let expected = passes(backend, Recompute::Nothing);
+    for recompute in [Recompute::Cheap, Recompute::Layers] {
+        for ((name, expected), (_, found)) in expected.iter().zip(passes(backend, recompute)) {
+            assert!(*expected == found, "{name}, {recompute:?}: other bits");
+        }
+    }
+}
+
+/// All checks on one backend.
+macro_rules! on {
+    ($module:ident, $backend:expr) => {
+        mod $module {
+            #[test]
+            fn gradients_are_the_same_bits_whatever_is_recomputed() {
+                super::recomputation_changes_no_bit(&$backend);
+            }
+        }
+    };
+}
+
+on!(cpu, super::Cpu);
+#[cfg(feature = "simulator")]
+on!(simulated_f32, temper::backend::cuda::Cuda::simulated(temper::ops::DType::F32).unwrap());
+#[cfg(feature = "simulator")]
+on!(simulated_bf16, temper::backend::cuda::Cuda::simulated(temper::ops::DType::Bf16).unwrap());
