@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use assert_cmd::Command;
-use temper::backend::cuda::{Argument, Cuda, DeviceInfo, Driver, Event, Gemm, Launch, TensorMap, Tiles};
+use temper::backend::cuda::{Argument, Cuda, DeviceInfo, Driver, Event, Gemm, Graph, Launch, TensorMap, Tiles};
 use temper::ops::DType;
 use temper::selftest::{self, Options, Row, compare};
 use temper::{Error, Result};
@@ -133,6 +133,18 @@ impl Driver for Faulty {
     }
     fn synchronize(&self) -> Result<()> {
         self.inner().synchronize()
+    }
+    fn begin_recording(&self) -> Result<()> {
+        self.inner().begin_recording()
+    }
+    fn end_recording(&self) -> Result<Graph> {
+        self.inner().end_recording()
+    }
+    fn replay(&self, graph: Graph) -> Result<()> {
+        self.inner().replay(graph)
+    }
+    fn forget(&self, graph: Graph) {
+        self.inner().forget(graph);
     }
     fn record_event(&self) -> Result<Event> {
         self.inner().record_event()

@@ -81,7 +81,9 @@ struct Step {
     weights: Parameters<Cuda>,
     trainer: Option<Trainer<Cuda>>,
     meta_gradient: Option<Gradients<Cuda>>,
-    batches: Vec<LossBatch<Cuda>>,
+    batches: Vec<Batch>,
+    /// The batch of the present step: as in a trajectory, all go through one memory, so that steps are recorded.
+    batch: LossBatch<Cuda>,
     tape: LossTape<Cuda>,
 }
 
@@ -104,15 +106,16 @@ impl Step {
         }
         let adapters: Vec<_> = trainer.iter().filter_map(Trainer::adapter).collect();
         let evaluator = Evaluator::new(Arc::clone(&model), tokens, &adapters)?;
-        let batches = (0..BATCHES).map(|_| LossBatch::new(&model, batch(bench, kind))).collect::<Result<_>>()?;
-        Ok(Self { kind, evaluator, weights, trainer, meta_gradient, batches, tape: LossTape::new(cuda, 1)? })
+        let batches = (0..BATCHES).map(|_| batch(bench, kind)).collect();
+        let (batch, tape) = (LossBatch::with_room(&model, tokens)?, LossTape::new(cuda, 1)?);
+        Ok(Self { kind, evaluator, weights, trainer, meta_gradient, batches, batch, tape })
     }
 
     /// Queues a step.
     fn run(&mut self, number: usize) -> Result<()> {
-        let Self { kind, evaluator, weights, trainer, meta_gradient, batches, tape } = self;
-        let batch = &batches[number % batches.len()];
-        let backend = evaluator.model().backend.clone();
+        let Self { kind, evaluator, weights, trainer, meta_gradient, batches, batch, tape } = self;
+        batch.refill(evaluator.model(), batches[number % batches.len()].clone())?;
+        let (backend, batch) = (evaluator.model().backend.clone(), &*batch);
         tape.clear(&backend)?;
         match (trainer, meta_gradient) {
             (Some(trainer), _) => trainer.cross_entropy_step(evaluator, weights, batch, tape, 0),
@@ -158,8 +161,9 @@ fn batch(bench: &Bench, kind: Kind) -> Batch {
 fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
     let mut step = Step::new(bench, kind)?;
     let (cuda, effort) = (&bench.cuda, bench.options.effort);
-    // The first step loads modules and allocates scratch; the second gives an estimate.
+    // The first step loads modules and allocates scratch, the second is recorded; the third gives an estimate.
     step.run(0)?;
+    step.run(1)?;
     cuda.driver().synchronize()?;
     let (host, wall) = queued_and_finished(cuda, &mut step, 1)?;
     let samples =

@@ -225,7 +225,7 @@ impl<B: Backend> Workspace<B> {
 
     /// The residual stream after `level` layers (0: the embeddings), without the final norm, after a forward pass.
     pub fn residual(&self, level: usize, tokens: usize) -> crate::ops::Matrix<'_, B> {
-        self.layers.get(level).map_or(&self.last_residual, |layer| &layer.input).top(tokens)
+        self.layers.input.0.get(level).unwrap_or(&self.last_residual).top(tokens)
     }
 
     pub(crate) fn check_fits(&self, tokens: usize) -> Result<()> {

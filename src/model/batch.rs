@@ -1,7 +1,7 @@
 //! A batch of token sequences, on the host and on the device.
 
 use crate::error::{Error, Result};
-use crate::ops::{Backend, IGNORE_INDEX, Segment, Segments, Tensor};
+use crate::ops::{Backend, DType, IGNORE_INDEX, Segment, Segments, Tensor};
 
 /// Sequences laid one after another, without gaps.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -96,6 +96,20 @@ impl<B: Backend> DeviceBatch<B> {
             positions: Tensor::from_u32(backend, "positions", &batch.positions)?,
             segments: Segments::new(backend, batch.segments.clone())?,
         })
+    }
+
+    /// Room for any batch of up to `tokens` tokens: [`DeviceBatch::refill`].
+    pub fn with_room(backend: &B, tokens: usize) -> Result<Self> {
+        let column = |name: &str, rows| Tensor::zeros(backend, name, rows, 1, DType::U32);
+        let segments = Segments { host: Vec::new(), device: column("segments", 3 * tokens)? };
+        Ok(Self { tokens: column("tokens", tokens)?, positions: column("positions", tokens)?, segments })
+    }
+
+    /// Takes another batch into the same memory.
+    pub fn refill(&mut self, backend: &B, batch: &Batch) -> Result<()> {
+        self.tokens.refill_u32(backend, &batch.tokens)?;
+        self.positions.refill_u32(backend, &batch.positions)?;
+        self.segments.refill(backend, batch.segments.clone())
     }
 
     /// Number of rows.

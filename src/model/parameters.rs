@@ -57,6 +57,11 @@ impl<B: Backend> Parameters<B> {
         Matrix { buffer: self.weights.buffer(), offset: block.offset, rows: block.rows, cols: block.cols }
     }
 
+    /// The buffer of the weights.
+    pub fn buffer(&self) -> &B::Buffer {
+        self.weights.buffer()
+    }
+
     /// Weights and remainder as flat matrices, for an optimizer.
     pub fn flat_mut(&mut self) -> (MatrixMut<'_, B>, Option<MatrixMut<'_, B>>) {
         (self.weights.view_mut(), self.remainder.as_mut().map(Tensor::view_mut))

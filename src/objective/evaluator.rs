@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
-use super::{EntropyOver, LossTape, learned_weights, position_weights};
-use crate::error::{Error, Result};
-use crate::model::{
-    Adapter, Batch, DeviceBatch, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Workspace,
-};
+use super::recordings::{Key, Recordings};
+use super::{EntropyOver, LossBatch, LossTape, learned_weights, position_weights};
+use crate::error::Result;
+use crate::model::{Adapter, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Workspace};
 use crate::ops::{self, Backend, DType, Dropout, HeadGradients, HeadLoss, Tensor};
 
 /// The weights that a loss is taken at.
@@ -35,44 +34,13 @@ impl<'a, B: Backend> Subject<'a, B> {
     }
 }
 
-/// A batch with what losses need of it, ready on the device.
-pub struct LossBatch<B: Backend> {
-    host: Batch,
-    device: DeviceBatch<B>,
-    targets: Vec<u32>,
-    device_targets: Tensor<B>,
-}
-
-impl<B: Backend> LossBatch<B> {
-    /// Checks a batch against the model and copies it to the device.
-    pub fn new(model: &Model<B>, batch: Batch) -> Result<Self> {
-        batch.check(model.config.vocab_size, model.positions())?;
-        if batch.is_empty() {
-            return Err(Error::config("data", "a batch without tokens", "look at the data with `temper data inspect`"));
-        }
-        let targets = batch.next_token_targets();
-        let device = DeviceBatch::new(&model.backend, &batch)?;
-        let device_targets = Tensor::from_u32(&model.backend, "targets", &targets)?;
-        Ok(Self { host: batch, device, targets, device_targets })
-    }
-
-    /// The batch on the host.
-    pub fn host(&self) -> &Batch {
-        &self.host
-    }
-
-    /// Number of tokens that cross-entropy averages over.
-    pub fn learned_tokens(&self) -> usize {
-        self.targets.iter().filter(|&&t| t != ops::IGNORE_INDEX).count()
-    }
-}
-
 /// A model with the memory to run it: computes losses and, where asked, their gradients.
 pub struct Evaluator<B: Backend> {
     model: Arc<Model<B>>,
     workspace: Workspace<B>,
     /// Memory for a reference model's hidden states, from the first retain loss on.
     reference: Option<HiddenStates<B>>,
+    recordings: Recordings<B>,
 }
 
 impl<B: Backend> Evaluator<B> {
@@ -89,7 +57,7 @@ impl<B: Backend> Evaluator<B> {
         recompute: Recompute,
     ) -> Result<Self> {
         let workspace = Workspace::new(&model.backend, &model.config, capacity, adapters, recompute)?;
-        Ok(Self { model, workspace, reference: None })
+        Ok(Self { model, workspace, reference: None, recordings: Recordings::default() })
     }
 
     /// The model.
@@ -122,9 +90,8 @@ impl<B: Backend> Evaluator<B> {
         tape: &mut LossTape<B>,
         slot: usize,
     ) -> Result<()> {
-        self.forward(subject, batch)?;
         let weights = learned_weights(&batch.targets, scale);
-        self.head_and_backward(HeadLoss::CrossEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
+        self.pass(HeadLoss::CrossEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
     }
 
     /// Minus the mean entropy of the next-token distribution into `tape[slot]`, and scale · gradient into `targets`.
@@ -141,9 +108,8 @@ impl<B: Backend> Evaluator<B> {
         tape: &mut LossTape<B>,
         slot: usize,
     ) -> Result<()> {
-        self.forward(subject, batch)?;
         let weights = position_weights(&batch.host, over, scale);
-        self.head_and_backward(HeadLoss::NegativeEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
+        self.pass(HeadLoss::NegativeEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
     }
 
     /// The hidden states of a reference model on `batch`, for [`Evaluator::retain`].
@@ -175,7 +141,6 @@ impl<B: Backend> Evaluator<B> {
         slot: usize,
     ) -> Result<()> {
         let model = Arc::clone(&self.model);
-        self.forward(subject, batch)?;
         // The tape is written by the head and by the visitor of the backward pass, one after the other.
         let mut distances = LossTape::new(&model.backend, 1)?;
         let recorder = self.recorder(batch, over, scale, &model.backend, &mut distances, 0)?;
@@ -183,7 +148,7 @@ impl<B: Backend> Evaluator<B> {
         let weights = learned_weights(&batch.targets, scale);
         let loss = HeadLoss::CrossEntropy;
         let hidden: Option<&mut dyn HiddenGradient<B>> = Some(&mut visitor);
-        self.head_and_backward(loss, subject, batch, &weights, scale, Some(targets), hidden, tape, slot)?;
+        self.pass(loss, subject, batch, &weights, scale, Some(targets), hidden, tape, slot)?;
         tape.take(&model.backend, slot + 1, &distances)?;
         self.reference = Some(reference);
         Ok(())
@@ -297,26 +262,55 @@ impl<B: Backend> Evaluator<B> {
         )
     }
 
+    /// Forward, the loss head, and backward where gradients are wanted; the loss goes to `tape[slot]`. What a step passes
+    /// by value (the weights of the tokens, with the scale in them) is on the device before; the rest may be a recording.
     #[allow(clippy::too_many_arguments)]
-    fn head_and_backward(
+    fn pass(
         &mut self,
         loss: HeadLoss,
         subject: Subject<B>,
         batch: &LossBatch<B>,
         token_weights: &[f32],
         scale: f32,
-        mut targets: Option<GradientTargets<B>>,
+        targets: Option<GradientTargets<B>>,
         hidden: Option<&mut dyn HiddenGradient<B>>,
         tape: &mut LossTape<B>,
         slot: usize,
     ) -> Result<()> {
         let (model, tokens) = (Arc::clone(&self.model), batch.host.len());
-        model.backend.upload_f32(self.workspace.weights.buffer_mut(), 0, token_weights)?;
-        self.head(loss, subject, batch, targets.as_mut())?;
+        let backend = &model.backend;
+        self.workspace.check_fits(tokens)?;
+        backend.upload_f32(self.workspace.weights.buffer_mut(), 0, token_weights)?;
+        let key = match hidden {
+            None => Key::of(backend, loss, subject, batch, &self.workspace, targets.as_ref()),
+            Some(_) => None,
+        };
+        match key {
+            None => self.forward_and_backward(loss, subject, batch, targets, hidden)?,
+            Some(key) => {
+                let mut recording = self.recordings.take(&key);
+                let work = || self.forward_and_backward(loss, subject, batch, targets, hidden);
+                let outcome = backend.record(&mut recording, work);
+                self.recordings.put_back(key, recording);
+                outcome?;
+            }
+        }
         let Workspace { values, weights, .. } = &self.workspace;
-        tape.add(&model.backend, slot, values.top(tokens), weights.top(tokens), scale)?;
+        tape.add(backend, slot, values.top(tokens), weights.top(tokens), scale)
+    }
+
+    fn forward_and_backward(
+        &mut self,
+        loss: HeadLoss,
+        subject: Subject<B>,
+        batch: &LossBatch<B>,
+        mut targets: Option<GradientTargets<B>>,
+        hidden: Option<&mut dyn HiddenGradient<B>>,
+    ) -> Result<()> {
+        self.forward(subject, batch)?;
+        self.head(loss, subject, batch, targets.as_mut())?;
         let Some(targets) = targets else { return Ok(()) };
-        let Subject { weights, adapter, dropout } = subject;
+        let (model, Subject { weights, adapter, dropout }) = (Arc::clone(&self.model), subject);
         model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, targets, hidden)
     }
 

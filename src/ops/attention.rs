@@ -69,15 +69,25 @@ pub struct Segments<B: Backend> {
 impl<B: Backend> Segments<B> {
     /// Copies the table of sequences to the device.
     pub fn new(backend: &B, host: Vec<Segment>) -> Result<Self> {
-        let flat: Vec<u32> = host.iter().flat_map(|s| [s.start as u32, s.length as u32, s.valid as u32]).collect();
-        let device = Tensor::from_u32(backend, "segments", &flat)?;
+        let device = Tensor::from_u32(backend, "segments", &flat(&host))?;
         Ok(Self { host, device })
+    }
+
+    /// Replaces the sequences by others, as many as the table has room for.
+    pub fn refill(&mut self, backend: &B, host: Vec<Segment>) -> Result<()> {
+        self.device.refill_u32(backend, &flat(&host))?;
+        self.host = host;
+        Ok(())
     }
 
     /// Rows of all sequences together.
     pub fn tokens(&self) -> usize {
         self.host.last().map_or(0, |s| s.start + s.length)
     }
+}
+
+fn flat(segments: &[Segment]) -> Vec<u32> {
+    segments.iter().flat_map(|s| [s.start as u32, s.length as u32, s.valid as u32]).collect()
 }
 
 /// cos and sin of every position and frequency.

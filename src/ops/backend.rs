@@ -95,7 +95,9 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// time that it is called with this `recording`: a device may execute what it recorded before, without calling `work`.
     /// So `work` must neither allocate, copy from or to the host, nor change anything of the caller's that matters. The
     /// buffers must live as long as the recording.
-    fn record(&self, recording: &mut Self::Recording, work: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+    fn record(&self, recording: &mut Self::Recording, work: impl FnOnce() -> Result<()>) -> Result<()>;
+    /// A number that no other buffer has or will have, where recordings depend on which buffers they use; otherwise 0.
+    fn identity(&self, buffer: &Self::Buffer) -> u64;
 
     /// y = x wᵀ. See [`super::linear_forward`].
     fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()>;

@@ -97,6 +97,17 @@ impl<B: Backend> Tensor<B> {
         Ok(tensor)
     }
 
+    /// Replaces the column by other values, as many as the buffer has room for.
+    pub fn refill_u32(&mut self, backend: &B, values: &[u32]) -> Result<()> {
+        let room = backend.len(&self.buffer);
+        if values.len() > room {
+            return Err(super::shape_error("Tensor::refill_u32", format!("{} values for {room} places", values.len())));
+        }
+        backend.upload_u32(&mut self.buffer, 0, values)?;
+        (self.rows, self.cols) = (values.len(), 1);
+        Ok(())
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

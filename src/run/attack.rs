@@ -91,6 +91,7 @@ struct Run<'a, B: Backend> {
     weights: crate::model::Parameters<B>,
     trainer: Trainer<B>,
     stream: DataStream,
+    batch: LossBatch<B>,
     tape: LossTape<B>,
     metrics: Option<MetricsWriter>,
     step: u64,
@@ -146,8 +147,9 @@ impl<'a, B: Backend> Run<'a, B> {
         let evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
         let resolved = config.resolved();
         let directory = RunDirectory::open(&config.out, &resolved, checkpoint::hash_config(&resolved), resume)?;
-        let tape = LossTape::new(&loaded.model.backend, 1)?;
+        let (most, tape) = (stream.max_batch_tokens(), LossTape::new(&loaded.model.backend, 1)?);
         let mut run = Self {
+            batch: LossBatch::with_room(&loaded.model, most)?,
             config,
             directory,
             source,
@@ -175,11 +177,12 @@ impl<'a, B: Backend> Run<'a, B> {
     /// One step; returns its loss and whether it was skipped.
     fn take_step(&mut self, observe: &mut Observer) -> Result<(f64, bool)> {
         let backend = self.evaluator.model().backend.clone();
-        let batch = LossBatch::new(self.evaluator.model(), self.stream.next_batch()?)?;
+        self.batch.refill(self.evaluator.model(), self.stream.next_batch()?)?;
+        let batch = &self.batch;
         self.tape.clear(&backend)?;
         let (tape, lr) = (&mut self.tape, self.trainer.optimizer().next_lr());
         self.trainer.accumulate(&mut self.evaluator, &self.weights, |evaluator, subject, targets| {
-            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), tape, 0)
+            evaluator.cross_entropy(subject, batch, 1.0, Some(targets), tape, 0)
         })?;
         let norm = self.trainer.gradients().squared_norm(&backend)?.sqrt();
         let loss = self.tape.read_one(&backend, 0)?;

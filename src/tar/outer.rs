@@ -25,6 +25,12 @@ impl Streams {
         LossBatch::new(model, stream.next_batch()?)
     }
 
+    /// As [`Streams::next_batch`], in the place of the batch before.
+    pub fn refill<B: Backend>(&mut self, model: &Model<B>, name: &str, batch: &mut LossBatch<B>) -> Result<()> {
+        let stream = self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?;
+        batch.refill(model, stream.next_batch()?)
+    }
+
     /// Passes over one batch of a stream.
     pub fn skip_batch(&mut self, name: &str) -> Result<()> {
         self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?.next_batch().map(|_| ())
@@ -128,6 +134,9 @@ pub struct Hardener<B: Backend> {
     trainers: Vec<Trainer<B>>,
     trainer_of: Vec<usize>,
     streams: Streams,
+    /// The batch of the present inner step.
+    attack_batch: LossBatch<B>,
+    held_out: HeldOut<B>,
     step: u64,
     skipped_in_a_row: u64,
 }
@@ -146,9 +155,12 @@ impl<B: Backend> Hardener<B> {
         drop(reference);
         let (trainers, trainer_of) = make_trainers(&model, &settings.adversaries)?;
         let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(Trainer::adapter).collect();
-        let evaluator = Evaluator::new(Arc::clone(&model), streams.max_batch_tokens(), &adapters)?;
+        let most = streams.max_batch_tokens();
+        let evaluator = Evaluator::new(Arc::clone(&model), most, &adapters)?;
         let (outer, len) = (settings.outer.clone(), model.layout().len());
         Ok(Self {
+            attack_batch: LossBatch::with_room(&model, most)?,
+            held_out: HeldOut { batch: LossBatch::with_room(&model, most)?, reference_margins: Vec::new() },
             evaluator,
             unattacked: ParkedParameters::of(&backend, "unattacked weights", &weights)?,
             reference: parked,
@@ -227,7 +239,7 @@ impl<B: Backend> Hardener<B> {
             Some(scripted) => scripted.clone(),
             None => draw(&settings.adversaries, settings.seed, self.step, task, settings.inner_steps)?,
         };
-        let held_out = self.held_out()?;
+        self.draw_held_out()?;
         let settings = &self.settings;
         let plan = Plan {
             inner_steps: settings.inner_steps,
@@ -245,30 +257,23 @@ impl<B: Backend> Hardener<B> {
             trainer: &mut self.trainers[self.trainer_of[draw.adversary]],
             streams: &mut self.streams,
             meta_gradient: &mut self.meta_gradient,
-            held_out: &held_out,
+            attack_batch: &mut self.attack_batch,
+            held_out: &self.held_out,
         };
         trajectory.run(&settings.adversaries[draw.adversary], &draw, index, tick)
     }
 
     /// The next held-out batch: drawn once for a trajectory and used for all its TR gradients.
-    fn held_out(&mut self) -> Result<HeldOut<B>> {
-        let batch = self.streams.next_batch(self.evaluator.model(), &self.settings.tr_data)?;
-        let reference_margins = match self.settings.tr_loss {
-            TrResistance::MaxEntropy(_) => Vec::new(),
-            TrResistance::Preference { .. } => self.with_reference(|evaluator, reference| {
-                evaluator.preference_margins(Subject::plain(reference), &batch)
-            })?,
-        };
-        Ok(HeldOut { batch, reference_margins })
-    }
-
-    /// Runs `work` with the reference model in the place of the unattacked weights, which come back bit for bit.
-    fn with_reference<R>(&mut self, work: impl FnOnce(&mut Evaluator<B>, &Parameters<B>) -> Result<R>) -> Result<R> {
-        let backend = self.evaluator.model().backend.clone();
-        self.reference.fetch(&backend, &mut self.weights)?;
-        let outcome = work(&mut self.evaluator, &self.weights);
-        self.unattacked.fetch(&backend, &mut self.weights)?;
-        outcome
+    fn draw_held_out(&mut self) -> Result<()> {
+        self.streams.refill(self.evaluator.model(), &self.settings.tr_data, &mut self.held_out.batch)?;
+        if let TrResistance::Preference { .. } = self.settings.tr_loss {
+            let (held_out, parked) = (&self.held_out, [&self.reference, &self.unattacked]);
+            let margins = with_reference(&mut self.evaluator, &mut self.weights, parked, |evaluator, reference| {
+                evaluator.preference_margins(Subject::plain(reference), &held_out.batch)
+            })?;
+            self.held_out.reference_margins = margins;
+        }
+        Ok(())
     }
 
     /// Drops the TR gradients where their loss has reached the bound; says whether it did.
@@ -289,7 +294,12 @@ impl<B: Backend> Hardener<B> {
             return Ok((0.0, 0.0));
         }
         let reference = match self.settings.retain_representations {
-            true => Some(self.with_reference(|evaluator, reference| evaluator.hidden_states(reference, &batch))?),
+            true => {
+                let parked = [&self.reference, &self.unattacked];
+                Some(with_reference(&mut self.evaluator, &mut self.weights, parked, |evaluator, reference| {
+                    evaluator.hidden_states(reference, &batch)
+                })?)
+            }
             false => None,
         };
         let mut tape = LossTape::new(backend, 2)?;
@@ -360,6 +370,20 @@ impl<B: Backend> Hardener<B> {
         self.skipped_in_a_row = state.skipped_in_a_row;
         Ok(())
     }
+}
+
+/// Runs `work` with the reference model in the place of the unattacked weights, which come back bit for bit.
+fn with_reference<B: Backend, R>(
+    evaluator: &mut Evaluator<B>,
+    weights: &mut Parameters<B>,
+    [reference, unattacked]: [&ParkedParameters<B>; 2],
+    work: impl FnOnce(&mut Evaluator<B>, &Parameters<B>) -> Result<R>,
+) -> Result<R> {
+    let backend = evaluator.model().backend.clone();
+    reference.fetch(&backend, weights)?;
+    let outcome = work(evaluator, weights);
+    unattacked.fetch(&backend, weights)?;
+    outcome
 }
 
 /// One trainer for each optimizer kind of full-parameter adversaries and for each LoRA adversary.

@@ -73,6 +73,7 @@ pub(super) struct Trajectory<'a, B: Backend> {
     pub trainer: &'a mut Trainer<B>,
     pub streams: &'a mut Streams,
     pub meta_gradient: &'a mut Gradients<B>,
+    pub attack_batch: &'a mut LossBatch<B>,
     pub held_out: &'a HeldOut<B>,
 }
 
@@ -98,8 +99,9 @@ impl<B: Backend> Trajectory<'_, B> {
         for k in 0..plan.inner_steps {
             tick(k)?;
             let name = source_at(&adversary.source, draw.switch_at, k, &mut random);
-            let batch = self.streams.next_batch(self.evaluator.model(), name)?;
-            self.trainer.cross_entropy_step(self.evaluator, self.weights, &batch, &mut attack_tape, k as usize)?;
+            self.streams.refill(self.evaluator.model(), name, self.attack_batch)?;
+            let (batch, slot) = (&*self.attack_batch, k as usize);
+            self.trainer.cross_entropy_step(self.evaluator, self.weights, batch, &mut attack_tape, slot)?;
             if (k + 1) % plan.tr_every == 0 {
                 let slot = ((k + 1) / plan.tr_every - 1) as usize;
                 self.resist(plan.weight(k) as f32, &mut tr_tape, slot)?;

@@ -223,24 +223,22 @@ fn graphs_replay(device: &Arc<Nvidia>) {
     let mut arguments = Vec::new();
     let (launch, arguments) = axpy(1.0, &x, &y, &mut arguments);
     let dropped = Memory::new(device, &[0.0; 3]);
-    let work = || {
-        // SAFETY: as in `kernels_run`.
-        unsafe { device.launch(&launch, arguments)? };
-        drop(dropped); // released when the capture ends, not with every replay
-        assert!(device.allocate("inside", 16).is_err());
-        assert!(device.synchronize().is_err() && device.record_event().is_err());
-        // SAFETY: inside the memory.
-        assert!(unsafe { device.upload(x.1, &[0; 4]) }.is_err());
-        Ok(())
-    };
-    let mut graph = device.capture(work).expect("a graph");
-    assert_eq!(y.values(), [0.0; 3], "captured, not executed");
+    device.begin_recording().expect("a recording");
+    // SAFETY: as in `kernels_run`.
+    unsafe { device.launch(&launch, arguments) }.expect("a recorded launch");
+    drop(dropped); // released when the recording ends, not with every replay
+    assert!(device.allocate("inside", 16).is_err() && device.begin_recording().is_err());
+    assert!(device.synchronize().is_err() && device.record_event().is_err());
+    // SAFETY: inside the memory.
+    assert!(unsafe { device.upload(x.1, &[0; 4]) }.is_err());
+    let graph = device.end_recording().expect("a graph");
+    assert_eq!(y.values(), [0.0; 3], "recorded, not executed");
     for _ in 0..3 {
-        graph.replay().expect("a replay");
+        device.replay(graph).expect("a replay");
     }
     assert_eq!(y.values(), [3.0, 6.0, 9.0]);
-    let failed = device.capture(|| Err(temper::Error::Device("no".into())));
-    assert!(failed.err().expect("the error of the work").to_string().contains("no"));
+    device.forget(graph);
+    assert!(device.replay(graph).is_err());
     device.allocate("after", 16).map(|pointer| unsafe { device.release(pointer, 16) }).expect("capturing has ended");
 }
 

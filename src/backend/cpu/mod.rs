@@ -107,8 +107,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn record(&self, _: &mut (), work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn record(&self, _: &mut (), work: impl FnOnce() -> Result<()>) -> Result<()> {
         work()
+    }
+
+    fn identity(&self, _: &CpuBuffer) -> u64 {
+        0
     }
 
     fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {

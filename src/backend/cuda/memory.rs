@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
 
@@ -15,14 +16,24 @@ pub struct CudaBuffer {
     pointer: u64,
     len: usize,
     dtype: DType,
+    number: u64,
 }
+
+/// Buffers made so far.
+static BUFFERS: AtomicU64 = AtomicU64::new(0);
 
 impl CudaBuffer {
     /// `len` elements of undefined content.
     pub(super) fn uninitialized(driver: &Arc<dyn Driver>, name: &str, len: usize, dtype: DType) -> Result<Self> {
         // An empty buffer still has an address of its own, so that kernels never see null by accident.
         let pointer = driver.allocate(name, byte_count(len, dtype))?;
-        Ok(Self { driver: Arc::clone(driver), pointer, len, dtype })
+        let number = BUFFERS.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Self { driver: Arc::clone(driver), pointer, len, dtype, number })
+    }
+
+    /// Which buffer of this process it is; addresses come back, numbers do not.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Number of elements.

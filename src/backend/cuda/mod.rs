@@ -184,7 +184,8 @@ impl Backend for Cuda {
             Some(library) if self.library_products => library,
             _ => "temper's own".into(),
         };
-        format!("cuda, {}, {mode}, matrix products: {products}", self.driver.device().name)
+        let steps = if self.driver.can_record() { "" } else { ", no graphs in a default stream" };
+        format!("cuda, {}, {mode}, matrix products: {products}{steps}", self.driver.device().name)
     }
 
     fn compute_dtype(&self) -> DType {
@@ -276,8 +277,12 @@ impl Backend for Cuda {
         unsafe { self.driver.clear(to, len * buffer.dtype().bytes()) }
     }
 
-    fn record(&self, recording: &mut Recording, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn record(&self, recording: &mut Recording, work: impl FnOnce() -> Result<()>) -> Result<()> {
         recording::run(self, recording, work)
+    }
+
+    fn identity(&self, buffer: &CudaBuffer) -> u64 {
+        buffer.number()
     }
 
     fn linear_forward(&self, x: Matrix<Self>, w: Matrix<Self>, y: MatrixMut<Self>) -> Result<()> {

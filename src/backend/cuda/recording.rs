@@ -39,7 +39,7 @@ impl Drop for OwnedGraph {
 }
 
 /// See [`crate::ops::Backend::record`].
-pub(super) fn run(cuda: &Cuda, recording: &mut Recording, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+pub(super) fn run(cuda: &Cuda, recording: &mut Recording, work: impl FnOnce() -> Result<()>) -> Result<()> {
     if !cuda.driver.can_record() {
         return work();
     }
@@ -67,7 +67,7 @@ pub(super) fn run(cuda: &Cuda, recording: &mut Recording, work: &mut dyn FnMut()
     }
 }
 
-fn record(cuda: &Cuda, work: &mut dyn FnMut() -> Result<()>) -> Result<OwnedGraph> {
+fn record(cuda: &Cuda, work: impl FnOnce() -> Result<()>) -> Result<OwnedGraph> {
     /// Ends the recording also when the work panics.
     struct Open<'a>(Option<&'a Arc<dyn Driver>>);
     impl Drop for Open<'_> {

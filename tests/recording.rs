@@ -1,0 +1,183 @@
+//! Recorded steps on the simulated device: the same bits as steps that are queued call by call, and an error where a
+//! recording is not what would be queued now.
+#![cfg(feature = "simulator")]
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use temper::backend::cuda::{Cuda, Driver};
+use temper::model::{
+    Adapter, AdapterConfig, Batch, Model, ModelConfig, ModelFamily, Parameters, Projection, RopeScaling,
+};
+use temper::objective::{Evaluator, LossBatch, LossTape};
+use temper::ops::{self, Backend, DType, Tensor};
+use temper::optimizer::{OptimizerConfig, OptimizerKind};
+use temper::random::{Random, Stream};
+use temper::training::Trainer;
+
+fn tiny() -> ModelConfig {
+    ModelConfig {
+        family: ModelFamily::Llama,
+        vocab_size: 41,
+        hidden_size: 32,
+        intermediate_size: 48,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        rms_norm_eps: 1e-5,
+        max_position_embeddings: 64,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::Default,
+        sliding_window: None,
+        tie_word_embeddings: false,
+        bos_token_id: None,
+        eos_token_ids: vec![],
+        pad_token_id: None,
+        dtype: None,
+    }
+}
+
+/// A batch of sequences of these lengths, with tokens drawn from `seed`.
+fn batch(lengths: &[usize], seed: u64) -> Batch {
+    let (mut random, mut batch) = (Random::new(seed, Stream::Data, 0, 0), Batch::default());
+    for &length in lengths {
+        let tokens: Vec<u32> = (0..length).map(|_| random.below(41) as u32).collect();
+        batch.push(&tokens, &tokens, length);
+    }
+    batch
+}
+
+/// Recordings that the device has made so far.
+fn recordings(driver: &dyn Driver) -> u64 {
+    driver.begin_recording().unwrap();
+    let graph = driver.end_recording().unwrap();
+    driver.forget(graph);
+    graph.0 - 1
+}
+
+/// Trained weights and losses after steps on two shapes in turn (three of one, two of the other), through one memory or
+/// each batch in its own, and the recordings that were made.
+fn train(dtype: DType, lora: Option<f64>, one_memory: bool) -> (Vec<f32>, Vec<f64>, u64) {
+    let cuda = Cuda::simulated(dtype).unwrap();
+    let model = Arc::new(Model::new(cuda.clone(), tiny(), 64).unwrap());
+    let mut random = Random::new(1, Stream::Weights, 0, 0);
+    let start: Vec<f32> = (0..model.layout().len()).map(|_| 0.2 * random.normal() as f32).collect();
+    let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start).unwrap();
+    let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
+    let mut trainer = match lora {
+        None => Trainer::full(&cuda, model.layout(), optimizer).unwrap(),
+        Some(dropout) => {
+            let targets = Projection::ALL.to_vec();
+            let config = AdapterConfig { rank: 4, alpha: 8.0, dropout, rank_stabilised: false, targets };
+            let mut adapter = Adapter::zeros(&cuda, &model.config, config).unwrap();
+            adapter.initialise(&cuda, 3, 0).unwrap();
+            Trainer::lora(&cuda, adapter, optimizer, 3).unwrap()
+        }
+    };
+    let adapters: Vec<&Adapter<Cuda>> = trainer.adapter().into_iter().collect();
+    let mut evaluator = Evaluator::new(Arc::clone(&model), 32, &adapters).unwrap();
+    let (mut tape, mut room) = (LossTape::new(&cuda, 5).unwrap(), LossBatch::with_room(&model, 32).unwrap());
+    let before = recordings(cuda.driver());
+    for step in 0..5 {
+        let batch = batch(if step % 2 == 0 { &[9, 9] } else { &[5, 10, 1] }, step);
+        let slot = step as usize;
+        if one_memory {
+            room.refill(&model, batch).unwrap();
+            trainer.cross_entropy_step(&mut evaluator, &mut weights, &room, &mut tape, slot).unwrap();
+        } else {
+            let own = LossBatch::new(&model, batch).unwrap();
+            trainer.cross_entropy_step(&mut evaluator, &mut weights, &own, &mut tape, slot).unwrap();
+        }
+    }
+    let made = recordings(cuda.driver()) - before - 1;
+    let trained = trainer.adapter().map_or(&weights, |adapter| &adapter.parameters).download(&cuda).unwrap();
+    (trained, tape.read(&cuda).unwrap(), made)
+}
+
+#[test]
+fn recorded_steps_give_the_same_bits() {
+    for (dtype, lora) in [(DType::F32, None), (DType::Bf16, None), (DType::Bf16, Some(0.0))] {
+        let (weights, losses, made) = train(dtype, lora, true);
+        let (expected, expected_losses, none) = train(dtype, lora, false);
+        assert!(weights == expected && losses == expected_losses, "{dtype:?} {lora:?}");
+        // Each shape is executed, then recorded; the simulator records the third step of a shape again, to compare.
+        assert_eq!((made, none), (3, 0), "{dtype:?} {lora:?}");
+    }
+}
+
+/// The masks are drawn from the number of the step, which a recording would repeat.
+#[test]
+fn steps_with_dropout_are_not_recorded() {
+    let (weights, losses, made) = train(DType::F32, Some(0.3), true);
+    let (expected, expected_losses, _) = train(DType::F32, Some(0.3), false);
+    assert!(weights == expected && losses == expected_losses && made == 0);
+    let (other, _, _) = train(DType::F32, Some(0.0), true);
+    assert!(weights != other, "without an effect of dropout this proves nothing");
+}
+
+#[test]
+fn a_recording_that_would_be_something_else_now_is_an_error() {
+    let cuda = Cuda::simulated(DType::F32).unwrap();
+    let x = Tensor::from_f32(&cuda, "x", 1, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    let mut y = Tensor::zeros(&cuda, "y", 1, 4, DType::F32).unwrap();
+    let mut recording = <Cuda as Backend>::Recording::default();
+    let mut add = |alpha| cuda.record(&mut recording, || ops::axpy(&cuda, alpha, x.view(), y.view_mut()));
+    for _ in 0..4 {
+        add(1.0).unwrap();
+    }
+    let error = add(2.0).unwrap_err().to_string();
+    assert!(error.contains("not the same any more") && error.contains("axpy"), "{error}");
+    assert_eq!(y.to_vec(&cuda).unwrap(), [4.0, 8.0, 12.0, 16.0]);
+}
+
+#[test]
+fn what_the_host_must_do_is_refused_inside_a_recording() {
+    let cuda = Cuda::simulated(DType::F32).unwrap();
+    let x = Tensor::from_f32(&cuda, "x", 1, 2, &[1.0, 2.0]).unwrap();
+    let works: [&dyn Fn() -> temper::Result<()>; 3] =
+        [&|| Tensor::zeros(&cuda, "inside", 1, 2, DType::F32).map(|_| ()), &|| x.to_vec(&cuda).map(|_| ()), &|| {
+            cuda.driver().synchronize()
+        }];
+    for work in works {
+        let mut recording = <Cuda as Backend>::Recording::default();
+        cuda.record(&mut recording, work).unwrap();
+        let error = cuda.record(&mut recording, work).unwrap_err().to_string();
+        assert!(error.contains("inside a recorded graph"), "{error}");
+        // The recording was ended all the same.
+        assert_eq!(x.to_vec(&cuda).unwrap(), [1.0, 2.0]);
+    }
+}
+
+/// Scratch memory that grew is other memory: what was recorded before must not be replayed.
+#[test]
+fn recordings_do_not_outlive_their_scratch_memory() {
+    let cuda = Cuda::simulated(DType::F32).unwrap();
+    let add = |rows: usize, table: &mut Tensor<Cuda>, recording: &mut <Cuda as Backend>::Recording| {
+        let ids = Tensor::from_u32(&cuda, "ids", &vec![1; rows]).unwrap();
+        let gradients = Tensor::from_f32(&cuda, "gradients", rows, 4, &vec![0.5; 4 * rows]).unwrap();
+        cuda.record(recording, || ops::embedding_backward(&cuda, ids.view(), gradients.view(), table.view_mut()))
+            .unwrap();
+        (ids, gradients)
+    };
+    let mut table = Tensor::zeros(&cuda, "table", 2, 4, DType::F32).unwrap();
+    let mut recording = <Cuda as Backend>::Recording::default();
+    let called = Cell::new(0);
+    let (ids, gradients) = add(3, &mut table, &mut recording);
+    let mut again = |recording: &mut <Cuda as Backend>::Recording| {
+        cuda.record(recording, || {
+            called.set(called.get() + 1);
+            ops::embedding_backward(&cuda, ids.view(), gradients.view(), table.view_mut())
+        })
+        .unwrap();
+    };
+    let before = recordings(cuda.driver());
+    again(&mut recording);
+    assert_eq!(recordings(cuda.driver()) - before - 1, 1, "recorded at the second call");
+    let mut other = Tensor::zeros(&cuda, "other table", 2, 4, DType::F32).unwrap();
+    add(5000, &mut other, &mut <Cuda as Backend>::Recording::default());
+    again(&mut recording);
+    // No recording but those that this test asks for: the third call was executed.
+    assert_eq!((called.get(), recordings(cuda.driver()) - before - 1), (2, 2));
+    assert_eq!(table.to_vec(&cuda).unwrap()[4..], [4.5; 4]);
+}
