@@ -6,7 +6,8 @@ use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
 use super::{EntropyOver, LossTape, learned_weights, position_weights};
 use crate::error::{Error, Result};
 use crate::model::{
-    Adapter, Batch, DeviceBatch, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Workspace,
+    Adapter, Batch, DeviceBatch, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, PartGradients,
+    PartStep, Recompute, Workspace,
 };
 use crate::ops::{self, Backend, DType, Dropout, HeadGradients, HeadLoss, Tensor};
 
@@ -125,6 +126,26 @@ impl<B: Backend> Evaluator<B> {
         self.forward(subject, batch)?;
         let weights = learned_weights(&batch.targets, scale);
         self.head_and_backward(HeadLoss::CrossEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
+    }
+
+    /// Mean cross-entropy of the learned tokens into `tape[slot]`, and a backward pass in which `step` takes each part of
+    /// the weights as soon as its gradient is complete; see [`Model::backward_stepping`].
+    pub fn cross_entropy_stepping(
+        &mut self,
+        weights: &mut Parameters<B>,
+        batch: &LossBatch<B>,
+        gradients: &mut PartGradients<B>,
+        step: &mut PartStep<B>,
+        tape: &mut LossTape<B>,
+        slot: usize,
+    ) -> Result<()> {
+        let model = Arc::clone(&self.model);
+        self.forward(Subject::plain(weights), batch)?;
+        let token_weights = learned_weights(&batch.targets, 1.0);
+        let mut head = GradientTargets { weights: Some(gradients.head(&model.backend)?), adapter: None };
+        let subject = Subject::plain(weights);
+        self.weighted_head(HeadLoss::CrossEntropy, subject, batch, &token_weights, 1.0, Some(&mut head), tape, slot)?;
+        model.backward_stepping(weights, &batch.device, &mut self.workspace, gradients, step)
     }
 
     /// Minus the mean entropy of the next-token distribution into `tape[slot]`, and scale · gradient into `targets`.
@@ -310,14 +331,30 @@ impl<B: Backend> Evaluator<B> {
         tape: &mut LossTape<B>,
         slot: usize,
     ) -> Result<()> {
+        self.weighted_head(loss, subject, batch, token_weights, scale, targets.as_mut(), tape, slot)?;
+        let Some(targets) = targets else { return Ok(()) };
+        let (model, Subject { weights, adapter, dropout }) = (Arc::clone(&self.model), subject);
+        model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, targets, hidden)
+    }
+
+    /// The loss head with these token weights, and Σ weight · loss into `tape[slot]`.
+    #[allow(clippy::too_many_arguments)]
+    fn weighted_head(
+        &mut self,
+        loss: HeadLoss,
+        subject: Subject<B>,
+        batch: &LossBatch<B>,
+        token_weights: &[f32],
+        scale: f32,
+        targets: Option<&mut GradientTargets<B>>,
+        tape: &mut LossTape<B>,
+        slot: usize,
+    ) -> Result<()> {
         let (model, tokens) = (Arc::clone(&self.model), batch.host.len());
         model.backend.upload_f32(self.workspace.weights.buffer_mut(), 0, token_weights)?;
-        self.head(loss, subject, batch, targets.as_mut())?;
+        self.head(loss, subject, batch, targets)?;
         let Workspace { values, weights, .. } = &self.workspace;
-        tape.add(&model.backend, slot, values.top(tokens), weights.top(tokens), scale)?;
-        let Some(targets) = targets else { return Ok(()) };
-        let Subject { weights, adapter, dropout } = subject;
-        model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, targets, hidden)
+        tape.add(&model.backend, slot, values.top(tokens), weights.top(tokens), scale)
     }
 
     /// A recorder of per-token losses on all L+1 hidden states.
