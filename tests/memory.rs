@@ -1,4 +1,5 @@
-//! What a run does to need less memory changes no bit of its results: recomputation of activations.
+//! What a run does to need less memory changes no bit of its results: recomputation of activations, optimizer steps
+//! within the backward pass.
 
 use std::sync::Arc;
 
@@ -9,7 +10,9 @@ use temper::model::{
 };
 use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
 use temper::ops::{Backend, Dropout, IGNORE_INDEX, Tensor};
+use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
+use temper::training::Trainer;
 
 /// Three layers, so that one is neither the first nor the last.
 fn tiny(tied: bool) -> ModelConfig {
@@ -122,6 +125,54 @@ fn recomputation_changes_no_bit<B: Backend>(backend: &B) {
     }
 }
 
+/// Losses, weights and optimizer states after two steps.
+fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: Trainer<B>) -> Vec<u32> {
+    let backend = &model.backend;
+    let mut weights = parameters(model, 1);
+    let start = weights.download(backend).unwrap();
+    let mut evaluator = Evaluator::new(Arc::clone(model), 64, &[]).unwrap();
+    let mut tape = LossTape::new(backend, 2).unwrap();
+    for step in 0..2 {
+        let batch = LossBatch::new(model, batch(step as u64, &[9, 4, 13])).unwrap();
+        trainer.cross_entropy_step(&mut evaluator, &mut weights, &batch, &mut tape, step).unwrap();
+    }
+    let mut values: Vec<f32> = tape.read(backend).unwrap().iter().map(|loss| *loss as f32).collect();
+    let end = weights.download(backend).unwrap();
+    for entry in model.layout().entries() {
+        let place = entry.block.range();
+        assert!(start[place.clone()].iter().zip(&end[place]).any(|(a, b)| a != b), "{} moved", entry.name);
+    }
+    values.extend(end);
+    let optimizer = trainer.optimizer();
+    assert_eq!(optimizer.progress().step, 2);
+    (0..optimizer.state_count()).for_each(|state| values.extend(optimizer.read_state(backend, state).unwrap()));
+    bits(&values)
+}
+
+fn steps_within_the_backward_pass_change_no_bit<B: Backend>(backend: &B) {
+    for tied in [false, true] {
+        let model = Arc::new(Model::new(backend.clone(), tiny(tied), 64).unwrap());
+        for kind in OptimizerKind::ALL {
+            let config = OptimizerConfig { weight_decay: Some(0.1), ..OptimizerConfig::new(kind, 1e-2) };
+            let whole = trained(&model, Trainer::full(backend, model.layout(), config.clone()).unwrap());
+            let stepping = trained(&model, Trainer::stepping(backend, model.layout(), config).unwrap());
+            assert!(whole == stepping, "{kind}, tied: {tied}");
+        }
+    }
+}
+
+fn gradients_that_are_not_kept_are_refused<B: Backend>(backend: &B) {
+    let model = Arc::new(Model::new(backend.clone(), tiny(false), 64).unwrap());
+    let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-2);
+    let mut trainer = Trainer::stepping(backend, model.layout(), config).unwrap();
+    let mut weights = parameters(&model, 1);
+    let mut evaluator = Evaluator::new(Arc::clone(&model), 64, &[]).unwrap();
+    assert!(trainer.gradients().is_err() && trainer.gradients_are_finite(backend).is_err());
+    assert!(trainer.accumulate(&mut evaluator, &weights, |_, _, _| Ok(())).is_err());
+    let error = trainer.apply(&evaluator, &mut weights).unwrap_err().to_string();
+    assert!(error.contains("keeps no whole gradient"), "{error}");
+}
+
 /// All checks on one backend.
 macro_rules! on {
     ($module:ident, $backend:expr) => {
@@ -129,6 +180,16 @@ macro_rules! on {
             #[test]
             fn gradients_are_the_same_bits_whatever_is_recomputed() {
                 super::recomputation_changes_no_bit(&$backend);
+            }
+
+            #[test]
+            fn steps_within_the_backward_pass_end_on_the_same_bits() {
+                super::steps_within_the_backward_pass_change_no_bit(&$backend);
+            }
+
+            #[test]
+            fn a_trainer_without_a_whole_gradient_refuses_to_show_one() {
+                super::gradients_that_are_not_kept_are_refused(&$backend);
             }
         }
     };

@@ -56,18 +56,29 @@ fn recordings(driver: &dyn Driver) -> u64 {
     graph.0 - 1
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Trains {
+    Weights,
+    /// With the optimizer's step within the backward pass.
+    WeightsByParts,
+    Adapter {
+        dropout: f64,
+    },
+}
+
 /// Trained weights and losses after steps on two shapes in turn (three of one, two of the other), through one memory or
 /// each batch in its own, and the recordings that were made.
-fn train(dtype: DType, lora: Option<f64>, one_memory: bool) -> (Vec<f32>, Vec<f64>, u64) {
+fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u64) {
     let cuda = Cuda::simulated(dtype).unwrap();
     let model = Arc::new(Model::new(cuda.clone(), tiny(), 64).unwrap());
     let mut random = Random::new(1, Stream::Weights, 0, 0);
     let start: Vec<f32> = (0..model.layout().len()).map(|_| 0.2 * random.normal() as f32).collect();
     let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start).unwrap();
     let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
-    let mut trainer = match lora {
-        None => Trainer::full(&cuda, model.layout(), optimizer).unwrap(),
-        Some(dropout) => {
+    let mut trainer = match what {
+        Trains::Weights => Trainer::full(&cuda, model.layout(), optimizer).unwrap(),
+        Trains::WeightsByParts => Trainer::stepping(&cuda, model.layout(), optimizer).unwrap(),
+        Trains::Adapter { dropout } => {
             let targets = Projection::ALL.to_vec();
             let config = AdapterConfig { rank: 4, alpha: 8.0, dropout, rank_stabilised: false, targets };
             let mut adapter = Adapter::zeros(&cuda, &model.config, config).unwrap();
@@ -97,22 +108,24 @@ fn train(dtype: DType, lora: Option<f64>, one_memory: bool) -> (Vec<f32>, Vec<f6
 
 #[test]
 fn recorded_steps_give_the_same_bits() {
-    for (dtype, lora) in [(DType::F32, None), (DType::Bf16, None), (DType::Bf16, Some(0.0))] {
-        let (weights, losses, made) = train(dtype, lora, true);
-        let (expected, expected_losses, none) = train(dtype, lora, false);
-        assert!(weights == expected && losses == expected_losses, "{dtype:?} {lora:?}");
-        // Each shape is executed, then recorded; the simulator records the third step of a shape again, to compare.
-        assert_eq!((made, none), (3, 0), "{dtype:?} {lora:?}");
+    for dtype in [DType::F32, DType::Bf16] {
+        for what in [Trains::Weights, Trains::WeightsByParts, Trains::Adapter { dropout: 0.0 }] {
+            let (weights, losses, made) = train(dtype, what, true);
+            let (expected, expected_losses, none) = train(dtype, what, false);
+            assert!(weights == expected && losses == expected_losses, "{dtype:?} {what:?}");
+            // Each shape is executed, then recorded; the simulator records the third step of a shape again, to compare.
+            assert_eq!((made, none), (3, 0), "{dtype:?} {what:?}");
+        }
     }
 }
 
 /// The masks are drawn from the number of the step, which a recording would repeat.
 #[test]
 fn steps_with_dropout_are_not_recorded() {
-    let (weights, losses, made) = train(DType::F32, Some(0.3), true);
-    let (expected, expected_losses, _) = train(DType::F32, Some(0.3), false);
+    let (weights, losses, made) = train(DType::F32, Trains::Adapter { dropout: 0.3 }, true);
+    let (expected, expected_losses, _) = train(DType::F32, Trains::Adapter { dropout: 0.3 }, false);
     assert!(weights == expected && losses == expected_losses && made == 0);
-    let (other, _, _) = train(DType::F32, Some(0.0), true);
+    let (other, _, _) = train(DType::F32, Trains::Adapter { dropout: 0.0 }, true);
     assert!(weights != other, "without an effect of dropout this proves nothing");
 }
 

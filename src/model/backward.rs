@@ -15,6 +15,12 @@ pub struct GradientTargets<'a, B: Backend> {
 }
 
 impl<B: Backend> GradientTargets<'_, B> {
+    /// The identities of both buffers, 0 for none.
+    pub(crate) fn identities(&self, backend: &B) -> [u64; 2] {
+        [&self.weights, &self.adapter]
+            .map(|of| of.as_ref().map_or(0, |gradients| backend.identity(gradients.flat().buffer)))
+    }
+
     fn weight(&mut self, block: Block) -> Option<MatrixMut<'_, B>> {
         self.weights.as_mut().map(|gradients| gradients.matrix_mut(block))
     }
@@ -40,23 +46,12 @@ impl<B: Backend> Model<B> {
         mut targets: GradientTargets<B>,
         mut hidden: Option<&mut dyn HiddenGradient<B>>,
     ) -> Result<()> {
-        let (backend, tokens, layers) = (&self.backend, batch.len(), self.config.num_hidden_layers);
+        let (tokens, layers) = (batch.len(), self.config.num_hidden_layers);
         workspace.check_fits(tokens)?;
         if let Some(hidden) = hidden.as_deref_mut() {
             hidden.add(layers, workspace.normed.top(tokens), workspace.d_normed.top_mut(tokens))?;
         }
-        let block = self.layout().final_norm();
-        let width = self.config.hidden_size;
-        backend.clear(workspace.d_residual.buffer_mut(), 0, tokens * width)?;
-        ops::rms_norm_backward(
-            backend,
-            workspace.d_normed.top(tokens),
-            workspace.last_residual.top(tokens),
-            weights.matrix(block),
-            workspace.inverse_rms.top(tokens),
-            workspace.d_residual.top_mut(tokens),
-            targets.weight(block),
-        )?;
+        self.backward_final_norm(weights, tokens, workspace, &mut targets)?;
         for layer in (0..layers).rev() {
             let pass = LayerPass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
             pass.backward(batch, workspace, &mut targets)?;
@@ -65,19 +60,47 @@ impl<B: Backend> Model<B> {
                 hidden.add(layer, layers.input.at(layer).top(tokens), d_residual.top_mut(tokens))?;
             }
         }
-        match targets.weight(self.layout().embed_tokens()) {
-            None => Ok(()),
-            Some(d_table) => {
-                ops::embedding_backward(backend, batch.tokens.view(), workspace.d_residual.top(tokens), d_table)
-            }
-        }
+        self.backward_embedding(batch, workspace, &mut targets)
+    }
+
+    /// From the gradient of the final norm's output to that of the residual stream in front of it.
+    pub(super) fn backward_final_norm(
+        &self,
+        weights: &Parameters<B>,
+        tokens: usize,
+        workspace: &mut Workspace<B>,
+        targets: &mut GradientTargets<B>,
+    ) -> Result<()> {
+        let block = self.layout().final_norm();
+        self.backend.clear(workspace.d_residual.buffer_mut(), 0, tokens * self.config.hidden_size)?;
+        ops::rms_norm_backward(
+            &self.backend,
+            workspace.d_normed.top(tokens),
+            workspace.last_residual.top(tokens),
+            weights.matrix(block),
+            workspace.inverse_rms.top(tokens),
+            workspace.d_residual.top_mut(tokens),
+            targets.weight(block),
+        )
+    }
+
+    /// From the gradient of the embeddings to that of their table.
+    pub(super) fn backward_embedding(
+        &self,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+        targets: &mut GradientTargets<B>,
+    ) -> Result<()> {
+        let Some(d_table) = targets.weight(self.layout().embed_tokens()) else { return Ok(()) };
+        let d_residual = workspace.d_residual.top(batch.len());
+        ops::embedding_backward(&self.backend, batch.tokens.view(), d_residual, d_table)
     }
 }
 
 /// The backward pass of one layer. `d_residual` enters as the gradient of the layer's output and leaves as that of its
 /// input: the residual connections pass it on, and each norm adds the gradient of its branch.
 impl<B: Backend> LayerPass<'_, B> {
-    fn backward(
+    pub(super) fn backward(
         &self,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,

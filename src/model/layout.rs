@@ -5,6 +5,8 @@
 //! Weights that share an input are neighbours (q, k, v; gate, up), so that they are one matrix to the model and still
 //! separate tensors to a file.
 
+use std::ops::Range;
+
 use super::{AdapterConfig, ModelConfig, Projection};
 
 /// A matrix inside the flat buffer. A vector has one row.
@@ -27,6 +29,11 @@ impl Block {
     /// Whether it has no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Its elements' places in the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
     }
 }
 
@@ -143,7 +150,7 @@ impl ParameterLayout {
         }
     }
 
-    /// [V, d]. Only for layouts made by [`ParameterLayout::for_model`], like the next three.
+    /// [V, d]. Only for layouts made by [`ParameterLayout::for_model`], like all that follow.
     pub fn embed_tokens(&self) -> Block {
         self.entries[0].block
     }
@@ -159,6 +166,23 @@ impl ParameterLayout {
             gate_up: self.stacked(first + 6, 2),
             down_proj: self.stacked(first + 8, 1),
         }
+    }
+
+    /// The places of all weights of one layer.
+    pub fn layer_range(&self, layer: usize) -> Range<usize> {
+        let blocks = self.layer(layer);
+        blocks.input_layernorm.offset..blocks.down_proj.range().end
+    }
+
+    /// Elements of the largest part of a backward pass that keeps no whole gradient: a layer, or the embedding.
+    pub fn largest_part(&self) -> usize {
+        let layer = if self.entries.len() > 2 { self.layer_range(0).len() } else { 0 };
+        layer.max(self.embed_tokens().len()).max(self.lm_head().len())
+    }
+
+    /// Whether the head is the embedding.
+    pub fn is_tied(&self) -> bool {
+        self.lm_head() == self.embed_tokens()
     }
 
     /// The final norm, [1, d].

@@ -17,6 +17,7 @@ mod parameters;
 mod peft;
 mod rope;
 mod safetensors;
+mod stepping;
 mod strict_json;
 
 pub use activations::{Activations, HiddenStates, PerLayer, Recompute, Workspace};
@@ -32,3 +33,4 @@ pub use merge::merge_adapter;
 pub use parameters::{Gradients, Parameters, ParkedParameters};
 pub use peft::{read_adapter, write_adapter};
 pub use safetensors::{TensorFile, TensorInfo};
+pub use stepping::{PartGradients, PartStep};

@@ -1,5 +1,6 @@
 //! Flat buffers of one layout: weights, and gradients.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Block, ParameterLayout};
@@ -143,17 +144,35 @@ fn join(high: &[f32], remainder: &[f32]) -> Vec<f32> {
     high.iter().zip(remainder).map(|(h, r)| f32::from_bits(h.to_bits().wrapping_add_signed(*r as i32))).collect()
 }
 
-/// Gradients of a layout, f32 in one buffer.
+/// Gradients of a layout, or of one part of it at a time, f32 in one buffer.
 pub struct Gradients<B: Backend> {
     layout: Arc<ParameterLayout>,
+    /// The places in the layout that the buffer holds from its front on.
+    held: Range<usize>,
     values: Tensor<B>,
 }
 
 impl<B: Backend> Gradients<B> {
     /// All zero. `name` is the buffer's name in the memory plan.
     pub fn zeros(backend: &B, name: &str, layout: Arc<ParameterLayout>) -> Result<Self> {
-        let values = Tensor::zeros(backend, name, 1, layout.len(), DType::F32)?;
-        Ok(Self { layout, values })
+        let len = layout.len();
+        Ok(Self { held: 0..len, ..Self::window(backend, name, layout, len)? })
+    }
+
+    /// Memory for parts of up to `most` elements; which one, [`Gradients::move_to`] says.
+    pub fn window(backend: &B, name: &str, layout: Arc<ParameterLayout>, most: usize) -> Result<Self> {
+        let values = Tensor::zeros(backend, name, 1, most, DType::F32)?;
+        Ok(Self { layout, held: 0..0, values })
+    }
+
+    /// Forgets what it holds and holds `part` of the layout, all zero.
+    pub fn move_to(&mut self, backend: &B, part: Range<usize>) -> Result<()> {
+        if part.end > self.layout.len() || part.len() > self.values.cols() {
+            let problem = format!("elements {part:?} do not fit {}", self.values.cols());
+            return Err(ops::shape_error("Gradients::move_to", problem));
+        }
+        self.held = part;
+        self.clear(backend)
     }
 
     /// The layout.
@@ -161,44 +180,45 @@ impl<B: Backend> Gradients<B> {
         &self.layout
     }
 
-    /// All values.
-    pub fn flat(&self) -> Matrix<'_, B> {
-        self.values.view()
+    /// The places in the layout that it holds.
+    pub fn range(&self) -> Range<usize> {
+        self.held.clone()
     }
 
-    /// All values, to write.
-    pub fn flat_mut(&mut self) -> MatrixMut<'_, B> {
-        self.values.view_mut()
+    /// All values that it holds.
+    pub fn flat(&self) -> Matrix<'_, B> {
+        self.values.shaped(1, self.held.len())
     }
 
     /// The gradient of one matrix, to write.
+    ///
+    /// # Panics
+    /// When it does not hold that matrix.
     pub fn matrix_mut(&mut self, block: Block) -> MatrixMut<'_, B> {
-        MatrixMut { buffer: self.values.buffer_mut(), offset: block.offset, rows: block.rows, cols: block.cols }
+        let place = block.range();
+        assert!(self.held.start <= place.start && place.end <= self.held.end, "a gradient that is not held");
+        let offset = place.start - self.held.start;
+        MatrixMut { buffer: self.values.buffer_mut(), offset, rows: block.rows, cols: block.cols }
     }
 
-    /// The buffer, for operations that address it by the layout's offsets.
+    /// The buffer of a whole gradient, for operations that address it by the layout's offsets.
     pub fn buffer_mut(&mut self) -> &mut B::Buffer {
         self.values.buffer_mut()
     }
 
     /// Sets all to zero.
     pub fn clear(&mut self, backend: &B) -> Result<()> {
-        let len = self.layout.len();
+        let len = self.held.len();
         backend.clear(self.values.buffer_mut(), 0, len)
-    }
-
-    /// self += alpha · other.
-    pub fn add(&mut self, backend: &B, alpha: f32, other: &Self) -> Result<()> {
-        ops::axpy(backend, alpha, other.values.view(), self.values.view_mut())
     }
 
     /// Σ g², in f64. Waits for the device.
     pub fn squared_norm(&self, backend: &B) -> Result<f64> {
-        ops::squared_norm(backend, self.values.view())
+        ops::squared_norm(backend, self.flat())
     }
 
     /// All values on the host. Waits for the device.
     pub fn download(&self, backend: &B) -> Result<Vec<f32>> {
-        self.values.to_vec(backend)
+        backend.download_f32(self.values.buffer(), 0, self.held.len())
     }
 }

@@ -6,7 +6,10 @@ use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
 use super::recordings::{Key, Recordings};
 use super::{EntropyOver, LossBatch, LossTape, learned_weights, position_weights};
 use crate::error::Result;
-use crate::model::{Adapter, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Workspace};
+use crate::model::{
+    Adapter, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, PartGradients, PartStep, Recompute,
+    Workspace,
+};
 use crate::ops::{self, Backend, DType, Dropout, HeadGradients, HeadLoss, Tensor};
 
 /// The weights that a loss is taken at.
@@ -92,6 +95,32 @@ impl<B: Backend> Evaluator<B> {
     ) -> Result<()> {
         let weights = learned_weights(&batch.targets, scale);
         self.pass(HeadLoss::CrossEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
+    }
+
+    /// Mean cross-entropy of the learned tokens into `tape[slot]`, and a backward pass in which `step` takes each part of
+    /// the weights as soon as its gradient is complete; see [`Model::backward_stepping`].
+    pub fn cross_entropy_stepping(
+        &mut self,
+        weights: &mut Parameters<B>,
+        batch: &LossBatch<B>,
+        gradients: &mut PartGradients<B>,
+        step: &mut PartStep<B>,
+        tape: &mut LossTape<B>,
+        slot: usize,
+    ) -> Result<()> {
+        let backend = &self.model.backend.clone();
+        self.weigh(batch, &learned_weights(&batch.targets, 1.0))?;
+        let (loss, subject) = (HeadLoss::CrossEntropy, Subject::plain(weights));
+        let targets = [gradients.identity(backend), 0];
+        let key = Key::of(backend, loss, subject, batch, &self.workspace, targets);
+        self.recorded(key, |evaluator| {
+            let model = Arc::clone(&evaluator.model);
+            evaluator.forward(Subject::plain(weights), batch)?;
+            let mut head = GradientTargets { weights: Some(gradients.head(backend)?), adapter: None };
+            evaluator.head(loss, Subject::plain(weights), batch, Some(&mut head))?;
+            model.backward_stepping(weights, &batch.device, &mut evaluator.workspace, gradients, step)
+        })?;
+        self.note_loss(batch, 1.0, tape, slot)
     }
 
     /// Minus the mean entropy of the next-token distribution into `tape[slot]`, and scale · gradient into `targets`.
@@ -262,8 +291,7 @@ impl<B: Backend> Evaluator<B> {
         )
     }
 
-    /// Forward, the loss head, and backward where gradients are wanted; the loss goes to `tape[slot]`. What a step passes
-    /// by value (the weights of the tokens, with the scale in them) is on the device before; the rest may be a recording.
+    /// Forward, the loss head, and backward where gradients are wanted; the loss goes to `tape[slot]`.
     #[allow(clippy::too_many_arguments)]
     fn pass(
         &mut self,
@@ -277,26 +305,16 @@ impl<B: Backend> Evaluator<B> {
         tape: &mut LossTape<B>,
         slot: usize,
     ) -> Result<()> {
-        let (model, tokens) = (Arc::clone(&self.model), batch.host.len());
-        let backend = &model.backend;
-        self.workspace.check_fits(tokens)?;
-        backend.upload_f32(self.workspace.weights.buffer_mut(), 0, token_weights)?;
+        self.weigh(batch, token_weights)?;
         let key = match hidden {
-            None => Key::of(backend, loss, subject, batch, &self.workspace, targets.as_ref()),
+            None => {
+                let buffers = targets.as_ref().map_or([0; 2], |targets| targets.identities(&self.model.backend));
+                Key::of(&self.model.backend, loss, subject, batch, &self.workspace, buffers)
+            }
             Some(_) => None,
         };
-        match key {
-            None => self.forward_and_backward(loss, subject, batch, targets, hidden)?,
-            Some(key) => {
-                let mut recording = self.recordings.take(&key);
-                let work = || self.forward_and_backward(loss, subject, batch, targets, hidden);
-                let outcome = backend.record(&mut recording, work);
-                self.recordings.put_back(key, recording);
-                outcome?;
-            }
-        }
-        let Workspace { values, weights, .. } = &self.workspace;
-        tape.add(backend, slot, values.top(tokens), weights.top(tokens), scale)
+        self.recorded(key, |evaluator| evaluator.forward_and_backward(loss, subject, batch, targets, hidden))?;
+        self.note_loss(batch, scale, tape, slot)
     }
 
     fn forward_and_backward(
@@ -312,6 +330,28 @@ impl<B: Backend> Evaluator<B> {
         let Some(targets) = targets else { return Ok(()) };
         let (model, Subject { weights, adapter, dropout }) = (Arc::clone(&self.model), subject);
         model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, targets, hidden)
+    }
+
+    /// Sends the weights of the tokens, with the scale in them, to the device: before what may be a recording.
+    fn weigh(&mut self, batch: &LossBatch<B>, token_weights: &[f32]) -> Result<()> {
+        self.workspace.check_fits(batch.host.len())?;
+        self.model.backend.upload_f32(self.workspace.weights.buffer_mut(), 0, token_weights)
+    }
+
+    /// Queues `work`, or what was recorded of it under `key`.
+    fn recorded(&mut self, key: Option<Key>, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let Some(key) = key else { return work(self) };
+        let backend = self.model.backend.clone();
+        let mut recording = self.recordings.take(&key);
+        let outcome = backend.record(&mut recording, || work(self));
+        self.recordings.put_back(key, recording);
+        outcome
+    }
+
+    /// Σ weight · value of the last loss head into `tape[slot]`.
+    fn note_loss(&self, batch: &LossBatch<B>, scale: f32, tape: &mut LossTape<B>, slot: usize) -> Result<()> {
+        let (tokens, Workspace { values, weights, .. }) = (batch.host.len(), &self.workspace);
+        tape.add(&self.model.backend, slot, values.top(tokens), weights.top(tokens), scale)
     }
 
     /// A recorder of per-token losses on all L+1 hidden states.

@@ -2,7 +2,7 @@
 //! the same shape.
 
 use super::{LossBatch, Subject};
-use crate::model::{GradientTargets, Workspace};
+use crate::model::Workspace;
 use crate::ops::{Backend, HeadLoss};
 
 /// Passes that are kept; shapes beyond that take the place of those that were not used for the longest time.
@@ -27,15 +27,12 @@ impl Key {
         subject: Subject<B>,
         batch: &LossBatch<B>,
         workspace: &Workspace<B>,
-        targets: Option<&GradientTargets<B>>,
+        [weight_gradients, adapter_gradients]: [u64; 2],
     ) -> Option<Self> {
         if !batch.refillable || subject.dropout.is_some() {
             return None;
         }
         let longest = batch.host.segments.iter().map(|segment| segment.length).max()?;
-        let gradients = |of: Option<&&mut crate::model::Gradients<B>>| {
-            of.map_or(0, |gradients| backend.identity(gradients.flat().buffer))
-        };
         Some(Self {
             loss,
             shape: [batch.host.len(), batch.host.segments.len(), longest],
@@ -44,8 +41,8 @@ impl Key {
                 subject.adapter.map_or(0, |adapter| backend.identity(adapter.parameters.buffer())),
                 backend.identity(batch.device.tokens.buffer()),
                 backend.identity(workspace.hidden_state(0, 0).buffer),
-                gradients(targets.and_then(|targets| targets.weights.as_ref())),
-                gradients(targets.and_then(|targets| targets.adapter.as_ref())),
+                weight_gradients,
+                adapter_gradients,
             ],
         })
     }

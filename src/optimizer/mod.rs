@@ -7,4 +7,4 @@ mod stepper;
 
 pub use kind::{OptimizerConfig, OptimizerKind};
 pub use schedule::{Decay, Schedule};
-pub use stepper::{Optimizer, OptimizerProgress};
+pub use stepper::{Optimizer, OptimizerProgress, StepUnderWay};

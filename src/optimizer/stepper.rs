@@ -26,6 +26,12 @@ pub struct Optimizer<B: Backend> {
     coefficients: Tensor<B>,
 }
 
+/// A step between [`Optimizer::begin`] and [`Optimizer::finish`].
+#[must_use]
+pub struct StepUnderWay {
+    after: OptimizerProgress,
+}
+
 /// Where the states are: tensors of the parameters' length.
 enum States<B: Backend> {
     /// On the device, for optimizers that step often.
@@ -83,38 +89,61 @@ impl<B: Backend> Optimizer<B> {
         Ok(())
     }
 
-    /// One step on all parameters. An error leaves the optimizer's progress as it was.
+    /// One step on the parameters that `gradients` holds: all of them. An error leaves the optimizer's progress as it was.
     pub fn step(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
+        let step = self.begin(backend)?;
+        self.step_part(backend, parameters, gradients)?;
+        self.finish(step);
+        Ok(())
+    }
+
+    /// Prepares a step that takes the parameters in parts, with [`Optimizer::step_part`] for each.
+    pub fn begin(&mut self, backend: &B) -> Result<StepUnderWay> {
         let Coefficients { values, progress } = coefficients(&self.config, self.progress)?;
         backend.upload_f32(self.coefficients.buffer_mut(), 0, &values)?;
-        ops::expect("Optimizer::step", "number of parameters", parameters.layout().len(), self.len)?;
-        let (rule, coefficients) = (self.config.kind.rule(), self.coefficients.view());
+        Ok(StepUnderWay { after: progress })
+    }
+
+    /// The step that [`Optimizer::begin`] prepared, on the parameters that `gradients` holds.
+    pub fn step_part(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
+        ops::expect("Optimizer::step_part", "number of parameters", parameters.layout().len(), self.len)?;
+        let (rule, coefficients, range) = (self.config.kind.rule(), self.coefficients.view(), gradients.range());
+        let (mut weights, mut remainder) = parameters.flat_mut();
         match &mut self.states {
             States::Resident(states) => {
-                let (weights, remainder) = parameters.flat_mut();
-                let mut states: Vec<_> = states.iter_mut().map(Tensor::view_mut).collect();
-                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients.flat(), &mut states)?;
+                let (start, len) = (range.start, range.len());
+                let mut states: Vec<_> = states
+                    .iter_mut()
+                    .map(|state| MatrixMut { buffer: state.buffer_mut(), offset: start, rows: 1, cols: len })
+                    .collect();
+                let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
+                let weights = part_mut(&mut weights, start, len);
+                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients.flat(), &mut states)
             }
             States::Parked { states, window } => {
                 let most = window.first().map_or(self.len, Tensor::cols);
-                for (start, len) in parts(self.len, most) {
+                for (first, len) in parts(range.len(), most) {
+                    let start = range.start + first;
                     for (state, window) in states.iter().zip(window.iter_mut()) {
                         backend.fetch(state, start, window.buffer_mut(), 0, len)?;
                     }
-                    let (mut weights, mut remainder) = parameters.flat_mut();
                     let mut views: Vec<_> = window.iter_mut().map(|window| window.shaped_mut(1, len)).collect();
-                    let (weights, remainder) =
-                        (part_mut(&mut weights, start, len), remainder.as_mut().map(|r| part_mut(r, start, len)));
-                    let gradients = part(gradients.flat(), start, len);
+                    let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
+                    let weights = part_mut(&mut weights, start, len);
+                    let gradients = part(gradients.flat(), first, len);
                     ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, &mut views)?;
                     for (state, window) in states.iter_mut().zip(window.iter()) {
                         backend.park(window.buffer(), 0, state, start, len)?;
                     }
                 }
+                Ok(())
             }
         }
-        self.progress = progress;
-        Ok(())
+    }
+
+    /// Counts a step whose parts have all been taken.
+    pub fn finish(&mut self, step: StepUnderWay) {
+        self.progress = step.after;
     }
 
     /// The learning rate that the next step will use, warm-up and schedule applied.

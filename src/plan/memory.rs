@@ -56,8 +56,6 @@ impl<'a> Needs<'a> {
         let states_of = |adversary: &AdversaryConfig| adversary.optimizer.rule().states() as u64;
         let lora_states = tar.adversary.iter().filter(|a| a.params == ParameterChoice::Lora).map(states_of);
         let elements = lora.iter().map(|adapter| ParameterLayout::for_adapter(model, adapter).len() as u64);
-        let layer_elements: usize = layout.entries().iter().skip(1).take(9).map(|entry| entry.block.len()).sum();
-        let largest_matrix = layout.entries().iter().map(|entry| entry.block.len()).max().unwrap_or(0);
         let positions = model.max_position_embeddings;
         if let Some((name, _)) = streams.iter().find(|(_, data)| data.max_length > positions) {
             return Err(too_long(name, positions));
@@ -65,7 +63,7 @@ impl<'a> Needs<'a> {
         Ok(Self {
             model,
             parameters: layout.len() as u64,
-            largest_part: layer_elements.max(largest_matrix) as u64,
+            largest_part: layout.largest_part() as u64,
             largest_batch: streams.iter().map(batch).max().unwrap_or(0),
             longest_sequence: streams.iter().map(|(_, data)| data.max_length as u64).max().unwrap_or(0),
             full_optimizers,

@@ -184,7 +184,7 @@ impl<'a, B: Backend> Run<'a, B> {
         self.trainer.accumulate(&mut self.evaluator, &self.weights, |evaluator, subject, targets| {
             evaluator.cross_entropy(subject, batch, 1.0, Some(targets), tape, 0)
         })?;
-        let norm = self.trainer.gradients().squared_norm(&backend)?.sqrt();
+        let norm = self.trainer.gradients()?.squared_norm(&backend)?.sqrt();
         let loss = self.tape.read_one(&backend, 0)?;
         let skipped = !(norm.is_finite() && loss.is_finite());
         self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
@@ -238,7 +238,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let state: State = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
             Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
         })?;
-        let len = self.trainer.gradients().layout().len();
+        let len = self.trainer.gradients()?.layout().len();
         let trained = snapshot.take_f32(path, "trained", len)?;
         let states = (0..self.trainer.optimizer().state_count())
             .map(|i| snapshot.take_f32(path, &format!("optimizer state {i}"), len))

@@ -3,32 +3,49 @@
 
 use std::sync::Arc;
 
-use crate::error::Result;
-use crate::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters};
+use crate::error::{Error, Result};
+use crate::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, PartGradients};
 use crate::objective::{Evaluator, LossBatch, LossTape, Subject};
 use crate::ops::{Backend, Dropout};
 use crate::optimizer::{Optimizer, OptimizerConfig};
 
 /// The state of a fine-tuning run besides the model's own weights.
 pub struct Trainer<B: Backend> {
-    gradients: Gradients<B>,
+    gradients: GradientMemory<B>,
     optimizer: Optimizer<B>,
     adapter: Option<Adapter<B>>,
     seed: u64,
+}
+
+/// Where gradients are kept between the backward pass and the step.
+enum GradientMemory<B: Backend> {
+    /// All of what is trained.
+    Whole(Gradients<B>),
+    /// Nothing of the kind: the step is taken within the backward pass.
+    Parts(PartGradients<B>),
 }
 
 impl<B: Backend> Trainer<B> {
     /// Trains all weights of a model of this layout.
     pub fn full(backend: &B, layout: Arc<ParameterLayout>, config: OptimizerConfig) -> Result<Self> {
         let optimizer = Optimizer::new(backend, "optimizer", config, layout.len())?;
-        let gradients = Gradients::zeros(backend, "gradient", layout)?;
+        let gradients = GradientMemory::Whole(Gradients::zeros(backend, "gradient", layout)?);
+        Ok(Self { gradients, optimizer, adapter: None, seed: 0 })
+    }
+
+    /// As [`Trainer::full`] with the same results, bit for bit, and memory for the gradient of one part of the weights at
+    /// a time. It takes [`Trainer::cross_entropy_step`]s alone, which step before anybody could look at the gradient.
+    pub fn stepping(backend: &B, layout: Arc<ParameterLayout>, config: OptimizerConfig) -> Result<Self> {
+        let optimizer = Optimizer::new(backend, "optimizer", config, layout.len())?;
+        let gradients = GradientMemory::Parts(PartGradients::new(backend, "gradient", layout)?);
         Ok(Self { gradients, optimizer, adapter: None, seed: 0 })
     }
 
     /// Trains the factors of `adapter` and leaves the model's weights alone. `seed` keys the dropout masks.
     pub fn lora(backend: &B, adapter: Adapter<B>, config: OptimizerConfig, seed: u64) -> Result<Self> {
         let optimizer = Optimizer::new(backend, "adapter optimizer", config, adapter.parameters.layout().len())?;
-        Ok(Self { gradients: adapter.gradients(backend)?, optimizer, adapter: Some(adapter), seed })
+        let gradients = GradientMemory::Whole(adapter.gradients(backend)?);
+        Ok(Self { gradients, optimizer, adapter: Some(adapter), seed })
     }
 
     /// Starts over with a fresh optimizer; with LoRA also with freshly drawn factors, a function of (`seed`, `draw`).
@@ -62,8 +79,14 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// The gradients of the last step.
-    pub fn gradients(&self) -> &Gradients<B> {
-        &self.gradients
+    ///
+    /// # Errors
+    /// When it keeps none, as do the other methods that need them.
+    pub fn gradients(&self) -> Result<&Gradients<B>> {
+        match &self.gradients {
+            GradientMemory::Whole(gradients) => Ok(gradients),
+            GradientMemory::Parts(_) => Err(no_gradient()),
+        }
     }
 
     /// `weights` together with what this run has trained, as evaluation sees it: without dropout.
@@ -80,6 +103,15 @@ impl<B: Backend> Trainer<B> {
         tape: &mut LossTape<B>,
         slot: usize,
     ) -> Result<()> {
+        if let GradientMemory::Parts(gradients) = &mut self.gradients {
+            let (backend, optimizer) = (&evaluator.model().backend.clone(), &mut self.optimizer);
+            let step = optimizer.begin(backend)?;
+            let mut take =
+                |weights: &mut Parameters<B>, part: &Gradients<B>| optimizer.step_part(backend, weights, part);
+            evaluator.cross_entropy_stepping(weights, batch, gradients, &mut take, tape, slot)?;
+            self.optimizer.finish(step);
+            return Ok(());
+        }
         self.accumulate(evaluator, weights, |evaluator, subject, targets| {
             evaluator.cross_entropy(subject, batch, 1.0, Some(targets), tape, slot)
         })?;
@@ -93,7 +125,8 @@ impl<B: Backend> Trainer<B> {
         weights: &Parameters<B>,
         pass: impl FnOnce(&mut Evaluator<B>, Subject<B>, GradientTargets<B>) -> Result<()>,
     ) -> Result<()> {
-        self.gradients.clear(&evaluator.model().backend)?;
+        let GradientMemory::Whole(gradients) = &mut self.gradients else { return Err(no_gradient()) };
+        gradients.clear(&evaluator.model().backend)?;
         self.accumulate_more(evaluator, weights, pass)
     }
 
@@ -105,26 +138,28 @@ impl<B: Backend> Trainer<B> {
         pass: impl FnOnce(&mut Evaluator<B>, Subject<B>, GradientTargets<B>) -> Result<()>,
     ) -> Result<()> {
         let subject = Subject { weights, adapter: self.adapter.as_ref(), dropout: self.dropout() };
+        let GradientMemory::Whole(gradients) = &mut self.gradients else { return Err(no_gradient()) };
         let targets = match &self.adapter {
-            None => GradientTargets { weights: Some(&mut self.gradients), adapter: None },
-            Some(_) => GradientTargets { weights: None, adapter: Some(&mut self.gradients) },
+            None => GradientTargets { weights: Some(gradients), adapter: None },
+            Some(_) => GradientTargets { weights: None, adapter: Some(gradients) },
         };
         pass(evaluator, subject, targets)
     }
 
     /// Whether every gradient is finite. Waits for the device.
     pub fn gradients_are_finite(&self, backend: &B) -> Result<bool> {
-        Ok(self.gradients.squared_norm(backend)?.is_finite())
+        Ok(self.gradients()?.squared_norm(backend)?.is_finite())
     }
 
     /// The optimizer's step on what is trained.
     pub fn apply(&mut self, evaluator: &Evaluator<B>, weights: &mut Parameters<B>) -> Result<()> {
         let backend = &evaluator.model().backend;
+        let GradientMemory::Whole(gradients) = &self.gradients else { return Err(no_gradient()) };
         let trained = match &mut self.adapter {
             Some(adapter) => &mut adapter.parameters,
             None => weights,
         };
-        self.optimizer.step(backend, trained, &self.gradients)
+        self.optimizer.step(backend, trained, gradients)
     }
 
     fn dropout(&self) -> Option<Dropout> {
@@ -132,4 +167,9 @@ impl<B: Backend> Trainer<B> {
         let step = self.optimizer.progress().step as u32;
         (probability > 0.0).then_some(Dropout { probability, seed: self.seed, site: 0, step })
     }
+}
+
+/// The answer to a call that needs the whole gradient of a trainer without one.
+fn no_gradient() -> Error {
+    Error::Device("a trainer that steps within the backward pass keeps no whole gradient".into())
 }

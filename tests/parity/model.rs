@@ -270,8 +270,8 @@ fn check_lora_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, t
             evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), &mut tape, 0)
         })
         .unwrap();
-    let gradients = trainer.gradients().download(backend).unwrap();
-    for entry in trainer.gradients().layout().entries() {
+    let gradients = trainer.gradients().unwrap().download(backend).unwrap();
+    for entry in trainer.gradients().unwrap().layout().entries() {
         let ours = &gradients[entry.block.offset..entry.block.offset + entry.block.len()];
         let theirs = reference.f32(&format!("lora.grad.{}", peft_name(&entry.name)));
         within(&format!("gradient of {}", entry.name), relative(ours, &theirs), bounds.gradient);

@@ -1,0 +1,86 @@
+//! A backward pass that keeps no whole gradient: each part of the weights steps as soon as its gradient is complete.
+//!
+//! Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources" (LOMO, arXiv 2306.09782). A
+//! part is the head, the final norm, a layer, or the embedding. It steps after its last use in the pass, so that the
+//! weights end where a step after the whole pass leaves them, bit for bit. Which step that is, the caller says.
+
+use std::sync::Arc;
+
+use super::forward::{LayerPass, Linear};
+use super::{DeviceBatch, GradientTargets, Gradients, Model, ParameterLayout, Parameters, Workspace};
+use crate::error::Result;
+use crate::ops::Backend;
+
+/// What steps the weights that the gradients hold, and no others.
+pub type PartStep<'a, B> = dyn FnMut(&mut Parameters<B>, &Gradients<B>) -> Result<()> + 'a;
+
+/// Memory for the gradient of one part at a time.
+pub struct PartGradients<B: Backend> {
+    part: Gradients<B>,
+    /// The gradient of an embedding that is also the head, from the first part of the pass to the last.
+    tied: Option<Gradients<B>>,
+}
+
+impl<B: Backend> PartGradients<B> {
+    /// Memory for the parts of `layout`. `name` is the buffers' name in the memory plan.
+    pub fn new(backend: &B, name: &str, layout: Arc<ParameterLayout>) -> Result<Self> {
+        let window = |name: &str, most| Gradients::window(backend, name, Arc::clone(&layout), most);
+        let tied = layout.is_tied().then(|| window(&format!("{name} of the embedding"), layout.embed_tokens().len()));
+        Ok(Self { part: window(name, layout.largest_part())?, tied: tied.transpose()? })
+    }
+
+    /// Which memory it is: see [`Backend::identity`].
+    pub(crate) fn identity(&self, backend: &B) -> u64 {
+        backend.identity(self.part.flat().buffer)
+    }
+
+    /// Where the loss head of the next pass adds the gradient of its weights.
+    pub fn head(&mut self, backend: &B) -> Result<&mut Gradients<B>> {
+        let head = self.part.layout().lm_head().range();
+        let gradients = self.tied.as_mut().unwrap_or(&mut self.part);
+        gradients.move_to(backend, head)?;
+        Ok(gradients)
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// As [`Model::backward`] for weights without an adapter, after a loss head that added to [`PartGradients::head`]:
+    /// calls `step` once for each part.
+    pub fn backward_stepping(
+        &self,
+        weights: &mut Parameters<B>,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+        gradients: &mut PartGradients<B>,
+        step: &mut PartStep<B>,
+    ) -> Result<()> {
+        let (backend, layout, tokens) = (&self.backend, self.layout(), batch.len());
+        workspace.check_fits(tokens)?;
+        let PartGradients { part, tied } = gradients;
+        if tied.is_none() {
+            step(weights, part)?;
+        }
+        part.move_to(backend, layout.final_norm().range())?;
+        self.backward_final_norm(weights, tokens, workspace, &mut targets(part))?;
+        step(weights, part)?;
+        for layer in (0..self.config.num_hidden_layers).rev() {
+            part.move_to(backend, layout.layer_range(layer))?;
+            let linear = Linear { model: self, weights, adapter: None, dropout: None, layer };
+            LayerPass { linear, tokens }.backward(batch, workspace, &mut targets(part))?;
+            step(weights, part)?;
+        }
+        let embedding = match tied {
+            Some(from_head) => from_head,
+            None => {
+                part.move_to(backend, layout.embed_tokens().range())?;
+                part
+            }
+        };
+        self.backward_embedding(batch, workspace, &mut targets(embedding))?;
+        step(weights, embedding)
+    }
+}
+
+fn targets<B: Backend>(weights: &mut Gradients<B>) -> GradientTargets<'_, B> {
+    GradientTargets { weights: Some(weights), adapter: None }
+}
