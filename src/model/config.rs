@@ -104,6 +104,18 @@ impl ModelConfig {
         }
     }
 
+    /// The tokens that end a generated text, as Transformers takes them: those of `generation_config.json` in the model's
+    /// directory where it names some, else those of `config.json`.
+    pub fn stop_tokens(&self, directory: &Path) -> Result<Vec<u32>> {
+        let path = directory.join("generation_config.json");
+        if !path.is_file() {
+            return Ok(self.eos_token_ids.clone());
+        }
+        let map = strict_json::object(&strict_json::read_small_file(&path)?, &path)?;
+        let named = Keys { path: &path, map }.tokens("eos_token_id")?;
+        Ok(if named.is_empty() { self.eos_token_ids.clone() } else { named })
+    }
+
     /// Number of parameters; a tied head counts once.
     pub fn parameter_count(&self) -> u64 {
         ParameterLayout::for_model(self).len() as u64

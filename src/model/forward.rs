@@ -14,7 +14,7 @@ pub struct Model<B: Backend> {
     pub config: ModelConfig,
     /// The device.
     pub backend: B,
-    layout: Arc<ParameterLayout>,
+    pub(super) layout: Arc<ParameterLayout>,
     rope: RopeTable<B>,
     positions: usize,
 }
@@ -76,10 +76,15 @@ impl<B: Backend> Model<B> {
 
     /// The logits of chosen rows of the last forward pass, on the host: [rows.len(), V], row by row.
     pub fn logits(&self, weights: &Parameters<B>, workspace: &Workspace<B>, rows: &[u32]) -> Result<Vec<f32>> {
+        self.logits_of(weights, workspace.normed.view(), rows)
+    }
+
+    /// The logits of chosen rows of a final norm's output, on the host.
+    pub(super) fn logits_of(&self, weights: &Parameters<B>, normed: Matrix<B>, rows: &[u32]) -> Result<Vec<f32>> {
         let (backend, dtype) = (&self.backend, self.backend.compute_dtype());
         let indices = Tensor::from_u32(backend, "logit rows", rows)?;
         let mut hidden = Tensor::zeros(backend, "logit inputs", rows.len(), self.config.hidden_size, dtype)?;
-        ops::gather_rows(backend, workspace.normed.view(), indices.view(), hidden.view_mut())?;
+        ops::gather_rows(backend, normed, indices.view(), hidden.view_mut())?;
         let mut logits = Tensor::zeros(backend, "logits", rows.len(), self.config.vocab_size, dtype)?;
         ops::linear_forward(backend, hidden.view(), weights.matrix(self.layout.lm_head()), logits.view_mut())?;
         logits.to_vec(backend)
@@ -231,7 +236,7 @@ impl<B: Backend> Linear<'_, B> {
     }
 
     /// y = x wᵀ + Σ scale · (x aᵀ) bᵀ.
-    fn forward(
+    pub(super) fn forward(
         &self,
         site: Site,
         block: Block,

@@ -2,8 +2,8 @@
 //! these methods is called.
 
 use super::{
-    AttentionShape, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix, MatrixMut, RopeTable, Segments,
-    UpdateRule,
+    AttentionShape, CachedSegments, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix, MatrixMut,
+    RopeTable, Segments, UpdateRule,
 };
 use crate::error::Result;
 
@@ -193,6 +193,14 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         segments: &Segments<Self>,
         shape: AttentionShape,
         d_qkv: MatrixMut<Self>,
+    ) -> Result<()>;
+    /// Attention of new tokens to a cache, which takes in their keys and values. See [`super::attention_cached`].
+    fn attention_cached(
+        &self,
+        qkv: Matrix<Self>,
+        segments: &CachedSegments<Self>,
+        cache: MatrixMut<Self>,
+        out: MatrixMut<Self>,
     ) -> Result<()>;
 
     /// h = silu(gate) · up. See [`super::swiglu_forward`].

@@ -10,6 +10,7 @@
 
 mod attention;
 mod backend;
+mod cached;
 mod element;
 mod linear;
 mod loss;
@@ -19,6 +20,7 @@ mod update;
 
 pub use attention::{AttentionShape, RopeTable, Segment, Segments, attention_backward, attention_forward, rope};
 pub use backend::{Backend, DType};
+pub use cached::{CachedSegment, CachedSegments, attention_cached};
 pub use element::{
     axpy, embedding_backward, embedding_forward, gather_rows, squared_norm, swiglu_backward, swiglu_forward,
     weighted_sum,

@@ -1,6 +1,7 @@
 //! Every kernel, run by the simulator, against the CPU backend.
 
 mod attention;
+mod attention_cached;
 mod element;
 mod hidden;
 mod linear;

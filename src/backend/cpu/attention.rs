@@ -132,15 +132,18 @@ fn softmax(task: &Task, block: &Block, i: usize, row: &mut [f32]) -> f32 {
     let (start, end) = (visible.start - block.keys.start, visible.end - block.keys.start);
     row[..start].fill(0.0);
     row[end..].fill(0.0);
-    let seen = &mut row[start..end];
-    if seen.is_empty() {
-        return f32::NEG_INFINITY;
+    match &mut row[start..end] {
+        [] => f32::NEG_INFINITY,
+        seen => probabilities(seen, task.shape.score_scale()),
     }
-    let scale = task.shape.score_scale();
-    let shift = maximum(seen) * scale;
-    let sum = exp_in_place(seen, scale, shift);
+}
+
+/// Turns scores, at least one, into the softmax of `scale` times them; returns the log-sum-exp.
+pub(super) fn probabilities(scores: &mut [f32], scale: f32) -> f32 {
+    let shift = maximum(scores) * scale;
+    let sum = exp_in_place(scores, scale, shift);
     let inverse = 1.0 / sum;
-    seen.iter_mut().for_each(|p| *p *= inverse);
+    scores.iter_mut().for_each(|p| *p *= inverse);
     shift + sum.ln()
 }
 

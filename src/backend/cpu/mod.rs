@@ -1,6 +1,7 @@
 //! The CPU backend: f32 throughout, rayon and the `gemm` crate. The oracle for every other backend.
 
 mod attention;
+mod attention_cached;
 mod buffer;
 mod element;
 mod linear;
@@ -16,8 +17,8 @@ pub(crate) use loss::CHUNK as LOSS_HEAD_CHUNK;
 
 use crate::error::{Error, Result};
 use crate::ops::{
-    AttentionShape, Backend, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix, MatrixMut,
-    RopeTable, Segments, UpdateRule,
+    AttentionShape, Backend, CachedSegments, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix,
+    MatrixMut, RopeTable, Segments, UpdateRule,
 };
 
 /// The CPU. Work is spread over rayon's current thread pool; results do not depend on the number of threads.
@@ -231,6 +232,16 @@ impl Backend for Cpu {
         d_qkv: MatrixMut<Self>,
     ) -> Result<()> {
         attention::backward(d_out, qkv, out, log_sum_exp, segments, shape, d_qkv);
+        Ok(())
+    }
+    fn attention_cached(
+        &self,
+        qkv: Matrix<Self>,
+        segments: &CachedSegments<Self>,
+        cache: MatrixMut<Self>,
+        out: MatrixMut<Self>,
+    ) -> Result<()> {
+        attention_cached::forward(qkv, segments, cache, out);
         Ok(())
     }
     fn swiglu_forward(&self, gate_up: Matrix<Self>, h: MatrixMut<Self>) -> Result<()> {

@@ -13,6 +13,14 @@ const MOST_HEAD_DIM: usize = 256;
 /// The `window` of a kernel where there is none: farther back than any sequence reaches.
 const NO_WINDOW: u32 = 1 << 31;
 
+/// Fails unless the kernels have registers for this head size.
+pub(super) fn check_head_dim(head_dim: usize) -> Result<()> {
+    if head_dim <= MOST_HEAD_DIM {
+        return Ok(());
+    }
+    Err(Error::Device(format!("attention: a head size of {head_dim} is more than {MOST_HEAD_DIM}")))
+}
+
 /// A family of kernels.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kernels {
@@ -35,10 +43,7 @@ struct Plan {
 impl Plan {
     /// `operands`: addresses of every matrix whose rows are read or written as vectors.
     fn new(cuda: &Cuda, segments: &Segments<Cuda>, shape: AttentionShape, operands: &[u64]) -> Result<Self> {
-        if shape.head_dim > MOST_HEAD_DIM {
-            let problem = format!("attention: a head size of {} is more than {MOST_HEAD_DIM}", shape.head_dim);
-            return Err(Error::Device(problem));
-        }
+        check_head_dim(shape.head_dim)?;
         let tiled = cuda.compute_dtype() == DType::Bf16
             && matches!(shape.head_dim, 64 | 128)
             && operands.iter().all(|address| address.is_multiple_of(16));

@@ -5,6 +5,7 @@
 //! of operations; each family of kernels has a file of launchers with its name.
 
 mod attention;
+mod attention_cached;
 mod driver;
 mod element;
 mod hidden;
@@ -29,8 +30,8 @@ pub use recording::Recording;
 
 use crate::error::{Error, Result};
 use crate::ops::{
-    AttentionShape, Backend, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix, MatrixMut,
-    RopeTable, Segments, UpdateRule,
+    AttentionShape, Backend, CachedSegments, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix,
+    MatrixMut, RopeTable, Segments, UpdateRule,
 };
 
 /// A CUDA device, or its simulation.
@@ -389,6 +390,15 @@ impl Backend for Cuda {
         d_qkv: MatrixMut<Self>,
     ) -> Result<()> {
         attention::backward(self, d_out, qkv, out, log_sum_exp, segments, shape, d_qkv)
+    }
+    fn attention_cached(
+        &self,
+        qkv: Matrix<Self>,
+        segments: &CachedSegments<Self>,
+        cache: MatrixMut<Self>,
+        out: MatrixMut<Self>,
+    ) -> Result<()> {
+        attention_cached::forward(self, qkv, segments, cache, out)
     }
     fn swiglu_forward(&self, gate_up: Matrix<Self>, h: MatrixMut<Self>) -> Result<()> {
         element::swiglu_forward(self, gate_up, h)

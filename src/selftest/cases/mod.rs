@@ -2,6 +2,7 @@
 //! function that makes operands, launches, and checks outputs.
 
 mod attention;
+mod attention_cached;
 mod element;
 mod linear;
 mod lora;
@@ -35,8 +36,16 @@ impl Case {
 
 /// Every case: small and odd shapes, and with `full` also those of Llama-3-8B.
 pub(super) fn all(full: bool) -> Vec<Case> {
-    let families =
-        [linear::cases, lora::cases, element::cases, norm::cases, attention::cases, loss::cases, update::cases];
+    let families = [
+        linear::cases,
+        lora::cases,
+        element::cases,
+        norm::cases,
+        attention::cases,
+        attention_cached::cases,
+        loss::cases,
+        update::cases,
+    ];
     families.into_iter().flat_map(|cases| cases(full)).collect()
 }
 

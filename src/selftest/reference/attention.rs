@@ -150,7 +150,7 @@ impl Attention<'_> {
 }
 
 /// The wanted columns of a row that consists of blocks of `size`, each block computed once.
-fn by_block(cols: &[usize], size: usize, block: impl Fn(usize) -> Vec<f64>) -> Vec<f64> {
+pub(super) fn by_block(cols: &[usize], size: usize, block: impl Fn(usize) -> Vec<f64>) -> Vec<f64> {
     let mut last: Option<(usize, Vec<f64>)> = None;
     let element = |&col: &usize| {
         let index = col / size;
@@ -162,6 +162,6 @@ fn by_block(cols: &[usize], size: usize, block: impl Fn(usize) -> Vec<f64>) -> V
     cols.iter().map(element).collect()
 }
 
-fn add(sum: &mut [f64], factor: f64, x: &[f64]) {
+pub(super) fn add(sum: &mut [f64], factor: f64, x: &[f64]) {
     sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += factor * x);
 }

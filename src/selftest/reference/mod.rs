@@ -5,12 +5,14 @@
 //! Each function gives a closure from a row and the columns wanted of it to the expected numbers there.
 
 mod attention;
+mod attention_cached;
 mod element;
 mod linear;
 mod loss;
 mod update;
 
 pub use attention::{Attention, Given};
+pub use attention_cached::CachedAttention;
 pub use element::*;
 pub use linear::*;
 pub use loss::*;

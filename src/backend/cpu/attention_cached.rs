@@ -1,0 +1,72 @@
+//! Attention to a cache. One task is one key/value head of one sequence: it gathers the keys and values that its rows see,
+//! then takes row after row with the query heads that share them.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::attention::probabilities;
+use super::linear::{Operand, product};
+use super::view::{floats, floats_mut};
+use crate::ops::{CachedSegment, CachedSegments, Matrix, MatrixMut};
+
+pub(super) fn forward(qkv: Matrix<Cpu>, segments: &CachedSegments<Cpu>, cache: MatrixMut<Cpu>, out: MatrixMut<Cpu>) {
+    let (shape, qkv, cache) = (segments.shape, floats(qkv), floats_mut(cache));
+    store(qkv, segments, cache);
+    let cache = &*cache;
+    let groups = 0..shape.num_key_value_heads;
+    let tasks: Vec<_> = segments.host.iter().flat_map(|s| groups.clone().map(move |group| (s, group))).collect();
+    let results: Vec<_> =
+        tasks.par_iter().map(|&(segment, group)| attend(segments, segment, group, qkv, cache)).collect();
+    let (out, cols) = (floats_mut(out), shape.query_cols());
+    let width = cols / shape.num_key_value_heads;
+    for ((segment, group), result) in tasks.iter().zip(&results) {
+        for (from, to) in result.chunks(width).zip(out[segment.start * cols..].chunks_mut(cols)) {
+            to[group * width..(group + 1) * width].copy_from_slice(from);
+        }
+    }
+}
+
+/// A slot holds the end of a qkv row: its keys and values.
+fn store(qkv: &[f32], segments: &CachedSegments<Cpu>, cache: &mut [f32]) {
+    let (cols, width) = (segments.shape.qkv_cols(), 2 * segments.shape.key_value_cols());
+    let slots = segments.host.iter().flat_map(|segment| segments.new_slots(segment));
+    for (row, &slot) in qkv.chunks(cols).zip(slots) {
+        cache[slot as usize * width..][..width].copy_from_slice(&row[cols - width..]);
+    }
+}
+
+/// Output of one key/value head's query heads, [length, H/G · D].
+fn attend(
+    segments: &CachedSegments<Cpu>,
+    segment: &CachedSegment,
+    group: usize,
+    qkv: &[f32],
+    cache: &[f32],
+) -> Vec<f32> {
+    let (shape, d) = (segments.shape, segments.shape.head_dim);
+    let (queries, slots) =
+        (shape.num_attention_heads / shape.num_key_value_heads, &segments.slots[segment.slots.clone()]);
+    let before = slots.len() - segment.length;
+    let first = shape.visible_keys(before, slots.len()).start;
+    let gather = |column: usize| -> Vec<f32> {
+        let width = 2 * shape.key_value_cols();
+        slots[first..].iter().flat_map(|&slot| &cache[slot as usize * width + column..][..d]).copied().collect()
+    };
+    let (keys, values) = (gather(group * d), gather(shape.key_value_cols() + group * d));
+    let mut out = vec![0.0; segment.length * queries * d];
+    let mut scores = Vec::new();
+    for (i, out) in out.chunks_mut(queries * d).enumerate() {
+        let visible = shape.visible_keys(before + i, slots.len());
+        let (count, skipped) = (visible.len(), (visible.start - first) * d);
+        scores.resize(queries * count, 0.0);
+        let q = Operand::rows(&qkv[(segment.start + i) * shape.qkv_cols() + group * queries * d..], d);
+        let k = Operand::rows(&keys[skipped..], d).transposed();
+        product((queries, count, d), q, k, &mut scores, count, 1.0, false);
+        for row in scores.chunks_mut(count) {
+            probabilities(row, shape.score_scale());
+        }
+        let v = Operand::rows(&values[skipped..], d);
+        product((queries, d, count), Operand::rows(&scores, count), v, out, d, 1.0, false);
+    }
+    out
+}

@@ -1,0 +1,106 @@
+//! Attention of new tokens to the keys and values of earlier ones, which a cache keeps: a text grows by a token for the work
+//! of a token.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::{AttentionShape, Backend, Matrix, MatrixMut, Tensor, expect, shape_error};
+use crate::error::Result;
+
+/// New tokens of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedSegment {
+    /// Its first row in the batch.
+    pub start: usize,
+    /// Its number of rows.
+    pub length: usize,
+    /// The entries of [`CachedSegments::slots`] that are this sequence's: one a token in order of position, those of the new
+    /// rows last.
+    pub slots: Range<usize>,
+}
+
+/// The sequences that a batch of new rows continues, and the slots of a cache in which their keys and values lie.
+///
+/// A slot is a row of the cache. Any slot can serve any position of any sequence, so sequences that begin alike can share the
+/// slots of their beginning, and what one leaves another can take.
+pub struct CachedSegments<B: Backend> {
+    /// The heads, and the window that the rows see through.
+    pub shape: AttentionShape,
+    /// The sequences, in order and without gaps.
+    pub host: Vec<CachedSegment>,
+    /// The slots of all sequences, one sequence after another.
+    pub slots: Vec<u32>,
+    /// The same on the device, [n, 1] u32.
+    pub device_slots: Tensor<B>,
+    /// For each new row (first entry of `slots` that it sees, number of entries, its own slot), [3 T, 1] u32.
+    pub device_rows: Tensor<B>,
+}
+
+impl<B: Backend> CachedSegments<B> {
+    /// Sequences as (number of new rows, slots of all its tokens with those of the new rows last). Fails where a sequence has
+    /// more rows than slots, and where two new rows have one slot.
+    pub fn new(backend: &B, shape: AttentionShape, sequences: &[(usize, &[u32])]) -> Result<Self> {
+        let (mut host, mut slots, mut rows) = (Vec::with_capacity(sequences.len()), Vec::new(), Vec::new());
+        let mut written = HashSet::new();
+        for &(length, own) in sequences {
+            let Some(before) = own.len().checked_sub(length) else {
+                return Err(shape_error(NAME, format!("{length} new rows have {} slots", own.len())));
+            };
+            for (position, &slot) in own.iter().enumerate().skip(before) {
+                let visible = shape.visible_keys(position, own.len());
+                rows.extend([(slots.len() + visible.start) as u32, visible.len() as u32, slot]);
+                if !written.insert(slot) {
+                    return Err(shape_error(NAME, format!("two new rows go to slot {slot}")));
+                }
+            }
+            host.push(CachedSegment {
+                start: written.len() - length,
+                length,
+                slots: slots.len()..slots.len() + own.len(),
+            });
+            slots.extend_from_slice(own);
+        }
+        let device_slots = Tensor::from_u32(backend, "cache slots", &slots)?;
+        let device_rows = Tensor::from_u32(backend, "cached rows", &rows)?;
+        Ok(Self { shape, host, slots, device_slots, device_rows })
+    }
+
+    /// New rows of all sequences together.
+    pub fn tokens(&self) -> usize {
+        self.host.last().map_or(0, |s| s.start + s.length)
+    }
+
+    /// The slots of a sequence's new rows.
+    pub fn new_slots(&self, segment: &CachedSegment) -> &[u32] {
+        &self.slots[segment.slots.end - segment.length..segment.slots.end]
+    }
+}
+
+const NAME: &str = "attention_cached";
+
+/// Stores the keys and values of new rows in their slots of `cache`; then out = softmax(q kᵀ / √D) v for each head and new
+/// row, over the tokens of its sequence up to itself that are within the sliding window.
+///
+/// qkv [T, (H+2G)·D] of the new rows, keys and queries rotated; cache [slots, 2·G·D], a slot's keys before its values; out
+/// [T, H·D]. It gives the rows of [`super::attention_forward`] over the whole sequences.
+pub fn attention_cached<B: Backend>(
+    backend: &B,
+    qkv: Matrix<B>,
+    segments: &CachedSegments<B>,
+    cache: MatrixMut<B>,
+    out: MatrixMut<B>,
+) -> Result<()> {
+    let shape = segments.shape;
+    if shape.num_key_value_heads == 0 || !shape.num_attention_heads.is_multiple_of(shape.num_key_value_heads) {
+        return Err(shape_error(NAME, "key/value heads must divide the attention heads".into()));
+    }
+    expect(NAME, "columns of qkv", qkv.cols, shape.qkv_cols())?;
+    expect(NAME, "new rows of the sequences", segments.tokens(), qkv.rows)?;
+    expect(NAME, "columns of the cache", cache.cols, 2 * shape.key_value_cols())?;
+    expect(NAME, "rows of out", out.rows, qkv.rows)?;
+    expect(NAME, "columns of out", out.cols, shape.query_cols())?;
+    if let Some(slot) = segments.slots.iter().find(|&&slot| slot as usize >= cache.rows) {
+        return Err(shape_error(NAME, format!("slot {slot} is beyond the {} of the cache", cache.rows)));
+    }
+    backend.attention_cached(qkv, segments, cache, out)
+}
