@@ -25,6 +25,8 @@ pub enum Stream {
     Demo = 7,
     /// Hyperparameter search and other draws of the red team.
     RedTeam = 8,
+    /// Rounding of an attack's bf16 moments.
+    StateRounding = 9,
 }
 
 /// A Philox 4x32-10 sequence. Implements [`rand_core::Rng`] so that `rand_distr` can sample from it.

@@ -29,7 +29,7 @@ pub use memory::{CudaBuffer, ParkedBuffer};
 use crate::error::{Error, Result};
 use crate::ops::{
     AttentionShape, Backend, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix, MatrixMut,
-    RopeTable, Segments, UpdateRule,
+    RopeTable, Segments, StateRounding, UpdateRule,
 };
 
 /// A CUDA device, or its simulation.
@@ -449,7 +449,8 @@ impl Backend for Cuda {
         remainder: Option<MatrixMut<Self>>,
         gradients: Matrix<Self>,
         states: &mut [MatrixMut<Self>],
+        rounding: Option<StateRounding<Self>>,
     ) -> Result<()> {
-        optimizer::update(self, rule, coefficients, weights, remainder, gradients, states)
+        optimizer::update(self, rule, coefficients, weights, remainder, gradients, states, rounding)
     }
 }
