@@ -36,26 +36,10 @@
 // block: twice the work, or shuffles, and another arrangement for each layout); a block that keeps db for all tokens
 // (its parts of ds would be as large as dy); a copy of dropout(x) (a write and two reads of x more). None was measured.
 
+#include "philox.cuh"
 #include "product_tile.cuh"
 
 namespace {
-
-// One block of Philox 4x32-10: the same words as `random::philox` on the host.
-__device__ __forceinline__ uint4 philox(uint64_t block, uint32_t site, uint32_t step, uint32_t key0, uint32_t key1) {
-    uint32_t c0 = uint32_t(block), c1 = uint32_t(block >> 32), c2 = site, c3 = step;
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const uint32_t a_high = __umulhi(c0, 0xD2511F53u), a_low = c0 * 0xD2511F53u;
-        const uint32_t b_high = __umulhi(c2, 0xCD9E8D57u), b_low = c2 * 0xCD9E8D57u;
-        c0 = b_high ^ c1 ^ key0;
-        c1 = b_low;
-        c2 = a_high ^ c3 ^ key1;
-        c3 = a_low;
-        key0 += 0x9E3779B9u;
-        key1 += 0xBB67AE85u;
-    }
-    return make_uint4(c0, c1, c2, c3);
-}
 
 struct Dropout {
     uint32_t key0, key1, site, step;
@@ -63,7 +47,7 @@ struct Dropout {
 
     // Bit i: whether element 4 block + i is kept.
     __device__ __forceinline__ uint32_t kept(uint64_t block) const {
-        const uint4 words = philox(block, site, step, key0, key1);
+        const uint4 words = philox(make_uint4(uint32_t(block), uint32_t(block >> 32), site, step), key0, key1);
         return uint32_t(words.x >= limit) | uint32_t(words.y >= limit) << 1 | uint32_t(words.z >= limit) << 2 |
                uint32_t(words.w >= limit) << 3;
     }

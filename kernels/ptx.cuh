@@ -10,6 +10,7 @@
 #include "sim/device.h"
 #include "sim/instructions.h"
 #define TEMPER_KERNEL_ALONE TEMPER_KERNEL
+#define TEMPER_KERNEL_RESIDENT(name, max_threads, blocks, ...) TEMPER_KERNEL(name, max_threads, __VA_ARGS__)
 #else
 #define TEMPER_SITE
 #define TEMPER_SITE_ONLY
@@ -20,6 +21,9 @@
 // The same for a kernel whose warpgroups give registers to each other: one block has a multiprocessor to itself.
 #define TEMPER_KERNEL_ALONE(name, max_threads, ...) \
     extern "C" __global__ void __launch_bounds__(max_threads, 1) name(__VA_ARGS__)
+// The same for a kernel of which so many blocks are to fit a multiprocessor.
+#define TEMPER_KERNEL_RESIDENT(name, max_threads, blocks, ...) \
+    extern "C" __global__ void __launch_bounds__(max_threads, blocks) name(__VA_ARGS__)
 #endif
 
 // The dynamic shared memory of the block, the only shared memory there is. Aligned to 1024 bytes.

@@ -25,8 +25,10 @@ pub enum Stream {
     Demo = 7,
     /// Hyperparameter search and other draws of the red team.
     RedTeam = 8,
+    /// Rounding of an attack's bf16 moments. `kernels/optimizer.cu` has this number too.
+    StateRounding = 9,
     /// Tokens of sampled texts.
-    Generation = 9,
+    Generation = 10,
 }
 
 /// A Philox 4x32-10 sequence. Implements [`rand_core::Rng`] so that `rand_distr` can sample from it.

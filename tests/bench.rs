@@ -77,9 +77,11 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
     row("representation_distance", 0.0, 8.0 * T * D + 8.0 * T);
     for (rule, states) in [("adam", 2.0), ("sgd", 1.0), ("adagrad", 1.0), ("adadelta", 2.0)] {
         row(&format!("optimizer/{rule}"), 0.0, ELEMENTS * (12.0 + 8.0 * states));
+        row(&format!("optimizer/{rule}/bf16_moments"), 0.0, ELEMENTS * (12.0 + 4.0 * states));
     }
-    for rule in ["nadam", "radam", "schedule_free_adamw"] {
+    for (rule, moments) in [("nadam", 20.0), ("radam", 20.0), ("schedule_free_adamw", 24.0)] {
         row(&format!("optimizer/{rule}"), 0.0, ELEMENTS * 28.0);
+        row(&format!("optimizer/{rule}/bf16_moments"), 0.0, ELEMENTS * moments);
     }
     row("weights_copy", 0.0, 8.0 * ELEMENTS);
     row("axpy", 0.0, 12.0 * ELEMENTS);

@@ -3,7 +3,7 @@
 
 use super::{
     AttentionShape, CachedSegments, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix, MatrixMut,
-    RopeTable, Segments, UpdateRule,
+    RopeTable, Segments, StateRounding, UpdateRule,
 };
 use crate::error::Result;
 
@@ -271,5 +271,6 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         remainder: Option<MatrixMut<Self>>,
         gradients: Matrix<Self>,
         states: &mut [MatrixMut<Self>],
+        rounding: Option<StateRounding<Self>>,
     ) -> Result<()>;
 }

@@ -32,7 +32,7 @@ pub use linear::{
 pub use loss::{HeadGradients, HeadLoss, IGNORE_INDEX, loss_head, preference, random_mapping, representation_distance};
 pub use norm::{rms_norm_backward, rms_norm_forward};
 pub use tensor::{Matrix, MatrixMut, Tensor};
-pub use update::{COEFFICIENTS, UpdateRule, optimizer_update};
+pub use update::{COEFFICIENTS, StateRounding, UpdateRule, optimizer_update};
 
 use crate::error::{Error, Result};
 

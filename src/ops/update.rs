@@ -2,7 +2,7 @@
 //! backend applies one rule to all parameters in one launch and reads the coefficients from device memory, so that a
 //! recorded step can be replayed with another learning rate.
 
-use super::{Backend, Matrix, MatrixMut, expect, shape_error};
+use super::{Backend, DType, Matrix, MatrixMut, expect, shape_error};
 use crate::error::Result;
 
 /// Number of coefficients that every rule reads (unused ones are 0).
@@ -48,10 +48,34 @@ impl UpdateRule {
             Self::Adam | Self::Adadelta | Self::NAdam | Self::RAdam | Self::ScheduleFreeAdamW => 2,
         }
     }
+
+    /// How state number `index` is stored where moments are stored as `moments`. Schedule-free's z is a point among the
+    /// weights, which the spacing of bf16 is too coarse for: it is always f32.
+    pub const fn state_dtype(self, index: usize, moments: DType) -> DType {
+        match (self, index) {
+            (Self::ScheduleFreeAdamW, 0) => DType::F32,
+            _ => moments,
+        }
+    }
+}
+
+/// How moments stored in bf16 are rounded: to one of the two neighbours of the f32 result, each as likely as the other
+/// one is far. Their mean is exact, so that the many small changes of a second moment add up, where rounding to the
+/// nearest would lose every one of them.
+///
+/// The bits of element i of the flat buffer are word i mod 4 of the Philox block [i/4, step, draw,
+/// [`Stream::StateRounding`](crate::random::Stream::StateRounding) · 2²⁴ + (i/4 >> 32)] with the seed as its key: the low
+/// 16 for state 0, the high 16 for state 1. The f32's bits plus these, without their last 16, are the rounded number.
+pub struct StateRounding<'a, B: Backend> {
+    /// Seed (low word, high word), step, draw: [4, 1] u32.
+    pub key: Matrix<'a, B>,
+    /// Place of the call's first element in the flat buffer.
+    pub first: usize,
 }
 
 /// Applies `rule` to every element: weights [1, n]; remainder [1, n] with bf16 weights (together one f32) and absent with
-/// f32 weights; gradients [1, n] f32; `states` as many as [`UpdateRule::states`], [1, n] each.
+/// f32 weights; gradients [1, n] f32; `states` as many as [`UpdateRule::states`], [1, n] each: in f32, or with `rounding`
+/// as [`UpdateRule::state_dtype`] says for bf16 moments, which go with bf16 weights alone.
 #[allow(clippy::too_many_arguments)]
 pub fn optimizer_update<B: Backend>(
     backend: &B,
@@ -61,6 +85,7 @@ pub fn optimizer_update<B: Backend>(
     remainder: Option<MatrixMut<B>>,
     gradients: Matrix<B>,
     states: &mut [MatrixMut<B>],
+    rounding: Option<StateRounding<B>>,
 ) -> Result<()> {
     const NAME: &str = "optimizer_update";
     expect(NAME, "number of coefficients", coefficients.len(), COEFFICIENTS)?;
@@ -72,5 +97,8 @@ pub fn optimizer_update<B: Backend>(
     if remainder.as_ref().is_some_and(|r| r.len() != weights.len()) {
         return Err(shape_error(NAME, "the remainder has another length than the weights".into()));
     }
-    backend.optimizer_update(rule, coefficients, weights, remainder, gradients, states)
+    if let Some(rounding) = &rounding {
+        expect(NAME, "words of the rounding's key", rounding.key.len(), 4)?;
+    }
+    backend.optimizer_update(rule, coefficients, weights, remainder, gradients, states, rounding)
 }

@@ -4,7 +4,7 @@ use super::OptimizerConfig;
 use super::coefficients::{Coefficients, coefficients};
 use crate::error::{Error, Result};
 use crate::model::{Gradients, Parameters};
-use crate::ops::{self, Backend, COEFFICIENTS, DType, Matrix, MatrixMut, Tensor, UpdateRule};
+use crate::ops::{self, Backend, COEFFICIENTS, DType, Matrix, MatrixMut, StateRounding, Tensor, UpdateRule};
 
 /// The few numbers of an optimizer that are not tensors; with the state tensors they are all a checkpoint needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -24,6 +24,15 @@ pub struct Optimizer<B: Backend> {
     len: usize,
     states: States<B>,
     coefficients: Tensor<B>,
+    /// Where moments are stored in bf16.
+    rounding: Option<Rounding<B>>,
+}
+
+/// What decides how bf16 moments are rounded; see [`StateRounding`].
+struct Rounding<B: Backend> {
+    seed: u64,
+    draw: u32,
+    key: Tensor<B>,
 }
 
 /// A step between [`Optimizer::begin`] and [`Optimizer::finish`].
@@ -43,8 +52,30 @@ enum States<B: Backend> {
 impl<B: Backend> Optimizer<B> {
     /// A fresh optimizer for parameters of `len` elements. `name` names its buffers in the memory plan.
     pub fn new(backend: &B, name: &str, config: OptimizerConfig, len: usize) -> Result<Self> {
-        let states = device_states(backend, name, &config, len)?;
+        let states = device_states(backend, name, &config, len, DType::F32)?;
         Self::with_states(backend, name, config, len, States::Resident(states))
+    }
+
+    /// The same with moments in bf16, rounded at random with [`Optimizer::key_rounding`]'s bits. The arithmetic stays f32.
+    ///
+    /// # Errors
+    /// When the backend keeps its weights in f32.
+    pub fn with_bf16_moments(backend: &B, name: &str, config: OptimizerConfig, len: usize) -> Result<Self> {
+        if backend.compute_dtype() != DType::Bf16 {
+            let problem = format!("bf16 goes with bf16 weights, and this device ({}) has f32", backend.description());
+            return Err(Error::config("memory.states", problem, "use \"f32\", or a GPU with --precision bf16"));
+        }
+        let states = device_states(backend, name, &config, len, DType::Bf16)?;
+        let key = Tensor::from_u32(backend, &format!("{name} rounding"), &[0; 4])?;
+        let optimizer = Self::with_states(backend, name, config, len, States::Resident(states))?;
+        Ok(Self { rounding: Some(Rounding { seed: 0, draw: 0, key }), ..optimizer })
+    }
+
+    /// From now on rounds bf16 moments with the bits of (`seed`, `draw`); f32 states are not rounded.
+    pub fn key_rounding(&mut self, seed: u64, draw: u32) {
+        if let Some(rounding) = &mut self.rounding {
+            (rounding.seed, rounding.draw) = (seed, draw);
+        }
     }
 
     /// The same with states that wait in main memory; a step moves them through `window` elements of each on the device.
@@ -53,14 +84,15 @@ impl<B: Backend> Optimizer<B> {
         let states = (0..config.kind.rule().states())
             .map(|index| backend.parked(&format!("{name} state {index}"), len, DType::F32))
             .collect::<Result<_>>()?;
-        let window = device_states(backend, &format!("{name} window"), &config, window.clamp(1, len.max(1)))?;
+        let window =
+            device_states(backend, &format!("{name} window"), &config, window.clamp(1, len.max(1)), DType::F32)?;
         Self::with_states(backend, name, config, len, States::Parked { states, window })
     }
 
     fn with_states(backend: &B, name: &str, config: OptimizerConfig, len: usize, states: States<B>) -> Result<Self> {
         config.validate()?;
         let coefficients = Tensor::zeros(backend, &format!("{name} coefficients"), 1, COEFFICIENTS, DType::F32)?;
-        Ok(Self { config, progress: OptimizerProgress::default(), len, states, coefficients })
+        Ok(Self { config, progress: OptimizerProgress::default(), len, states, coefficients, rounding: None })
     }
 
     /// Forgets everything, as a new optimizer with `config` (of the same kind) would start; keeps the memory.
@@ -101,6 +133,10 @@ impl<B: Backend> Optimizer<B> {
     pub fn begin(&mut self, backend: &B) -> Result<StepUnderWay> {
         let Coefficients { values, progress } = coefficients(&self.config, self.progress)?;
         backend.upload_f32(self.coefficients.buffer_mut(), 0, &values)?;
+        if let Some(Rounding { seed, draw, key }) = &mut self.rounding {
+            let words = [*seed as u32, (*seed >> 32) as u32, self.progress.step as u32, *draw];
+            backend.upload_u32(key.buffer_mut(), 0, &words)?;
+        }
         Ok(StepUnderWay { after: progress })
     }
 
@@ -118,7 +154,10 @@ impl<B: Backend> Optimizer<B> {
                     .collect();
                 let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
                 let weights = part_mut(&mut weights, start, len);
-                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients.flat(), &mut states)
+                let rounding = self.rounding.as_ref().map(|r| StateRounding { key: r.key.view(), first: start });
+                let gradients = gradients.flat();
+                let states = &mut states;
+                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, states, rounding)
             }
             States::Parked { states, window } => {
                 let most = window.first().map_or(self.len, Tensor::cols);
@@ -131,7 +170,16 @@ impl<B: Backend> Optimizer<B> {
                     let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
                     let weights = part_mut(&mut weights, start, len);
                     let gradients = part(gradients.flat(), first, len);
-                    ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, &mut views)?;
+                    ops::optimizer_update(
+                        backend,
+                        rule,
+                        coefficients,
+                        weights,
+                        remainder,
+                        gradients,
+                        &mut views,
+                        None,
+                    )?;
                     for (state, window) in states.iter_mut().zip(window.iter()) {
                         backend.park(window.buffer(), 0, state, start, len)?;
                     }
@@ -229,9 +277,17 @@ impl<B: Backend> Optimizer<B> {
     }
 }
 
-fn device_states<B: Backend>(backend: &B, name: &str, config: &OptimizerConfig, len: usize) -> Result<Vec<Tensor<B>>> {
-    let state = |index| Tensor::zeros(backend, &format!("{name} state {index}"), 1, len, DType::F32);
-    (0..config.kind.rule().states()).map(state).collect()
+fn device_states<B: Backend>(
+    backend: &B,
+    name: &str,
+    config: &OptimizerConfig,
+    len: usize,
+    moments: DType,
+) -> Result<Vec<Tensor<B>>> {
+    let rule = config.kind.rule();
+    let dtype = |index| rule.state_dtype(index, moments);
+    let state = |index| Tensor::zeros(backend, &format!("{name} state {index}"), 1, len, dtype(index));
+    (0..rule.states()).map(state).collect()
 }
 
 /// 0..len in parts of at most `most`: where each starts, and its length.

@@ -3,11 +3,36 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
-use crate::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, PartGradients};
+use crate::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, PartGradients, Recompute};
 use crate::objective::{Evaluator, LossBatch, LossTape, Subject};
 use crate::ops::{Backend, Dropout};
 use crate::optimizer::{Optimizer, OptimizerConfig};
+
+/// How the states of an attack's optimizer are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// In f32.
+    #[default]
+    F32,
+    /// Moments in bf16, rounded at random, where the backend keeps its weights in bf16; see [`crate::ops::StateRounding`].
+    Bf16,
+}
+
+/// What a full-parameter run trades for memory. The default trades nothing. `step_in_backward` and `recompute` change no
+/// bit of the results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemorySettings {
+    /// How the optimizer's states are stored.
+    pub states: Moments,
+    /// Whether each part of the weights steps within the backward pass, so that no whole gradient is kept.
+    pub step_in_backward: bool,
+    /// What the backward pass computes a second time.
+    pub recompute: Recompute,
+}
 
 /// The state of a fine-tuning run besides the model's own weights.
 pub struct Trainer<B: Backend> {
@@ -28,16 +53,29 @@ enum GradientMemory<B: Backend> {
 impl<B: Backend> Trainer<B> {
     /// Trains all weights of a model of this layout.
     pub fn full(backend: &B, layout: Arc<ParameterLayout>, config: OptimizerConfig) -> Result<Self> {
-        let optimizer = Optimizer::new(backend, "optimizer", config, layout.len())?;
-        let gradients = GradientMemory::Whole(Gradients::zeros(backend, "gradient", layout)?);
-        Ok(Self { gradients, optimizer, adapter: None, seed: 0 })
+        Self::full_with(backend, layout, config, MemorySettings::default())
     }
 
-    /// As [`Trainer::full`] with the same results, bit for bit, and memory for the gradient of one part of the weights at
-    /// a time. It takes [`Trainer::cross_entropy_step`]s alone, which step before anybody could look at the gradient.
-    pub fn stepping(backend: &B, layout: Arc<ParameterLayout>, config: OptimizerConfig) -> Result<Self> {
-        let optimizer = Optimizer::new(backend, "optimizer", config, layout.len())?;
-        let gradients = GradientMemory::Parts(PartGradients::new(backend, "gradient", layout)?);
+    /// As [`Trainer::full`], with the optimizer's states and the gradients kept as `memory` says. A trainer that steps
+    /// within the backward pass takes [`Trainer::cross_entropy_step`]s alone, and steps before anybody could look at the
+    /// gradient.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for bf16 moments on a backend that has none.
+    pub fn full_with(
+        backend: &B,
+        layout: Arc<ParameterLayout>,
+        config: OptimizerConfig,
+        memory: MemorySettings,
+    ) -> Result<Self> {
+        let optimizer = match memory.states {
+            Moments::F32 => Optimizer::new(backend, "optimizer", config, layout.len())?,
+            Moments::Bf16 => Optimizer::with_bf16_moments(backend, "optimizer", config, layout.len())?,
+        };
+        let gradients = match memory.step_in_backward {
+            true => GradientMemory::Parts(PartGradients::new(backend, "gradient", layout)?),
+            false => GradientMemory::Whole(Gradients::zeros(backend, "gradient", layout)?),
+        };
         Ok(Self { gradients, optimizer, adapter: None, seed: 0 })
     }
 
@@ -48,10 +86,12 @@ impl<B: Backend> Trainer<B> {
         Ok(Self { gradients, optimizer, adapter: Some(adapter), seed })
     }
 
-    /// Starts over with a fresh optimizer; with LoRA also with freshly drawn factors, a function of (`seed`, `draw`).
+    /// Starts over with a fresh optimizer, whose bf16 moments are rounded by (`seed`, `draw`); with LoRA also with freshly
+    /// drawn factors, a function of the same.
     pub fn restart(&mut self, backend: &B, config: OptimizerConfig, seed: u64, draw: u64) -> Result<()> {
         self.seed = seed;
         self.optimizer.reset(backend, config)?;
+        self.optimizer.key_rounding(seed, draw as u32);
         match &mut self.adapter {
             Some(adapter) => adapter.initialise(backend, seed, draw),
             None => Ok(()),

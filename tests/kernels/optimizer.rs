@@ -2,8 +2,8 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{self, Backend, COEFFICIENTS, DType, MatrixMut, Tensor, UpdateRule};
-use temper::random::Random;
+use temper::ops::{self, Backend, COEFFICIENTS, DType, MatrixMut, StateRounding, Tensor, UpdateRule};
+use temper::random::{Random, Stream, philox};
 
 use crate::operand::{Operand, bits};
 use crate::support::{modes, normals, random, relative_error};
@@ -46,6 +46,9 @@ struct Model<B: Backend> {
     weights: Tensor<B>,
     remainder: Option<Tensor<B>>,
     states: Vec<Tensor<B>>,
+    /// Seed (low, high) and draw, where moments are bf16.
+    rounding: Option<[u32; 3]>,
+    steps: u32,
     offset: usize,
     len: usize,
 }
@@ -53,6 +56,11 @@ struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// `values` from element `offset` on, as the backend stores weights.
     fn new(backend: &B, rule: UpdateRule, values: &[f32], offset: usize) -> Self {
+        Self::with_moments(backend, rule, values, offset, None)
+    }
+
+    /// The same with bf16 moments, if there is a key to round them with.
+    fn with_moments(backend: &B, rule: UpdateRule, values: &[f32], offset: usize, rounding: Option<[u32; 3]>) -> Self {
         let framed = [&vec![0.0; offset], values].concat();
         let stored = |dtype| {
             let mut tensor = Tensor::zeros(backend, "weights", 1, framed.len(), dtype).expect("memory");
@@ -60,11 +68,15 @@ impl<B: Backend> Model<B> {
             tensor
         };
         let dtype = backend.compute_dtype();
-        let state = |_| Tensor::zeros(backend, "state", 1, framed.len(), F32).expect("memory");
+        let moments = if rounding.is_some() { DType::Bf16 } else { F32 };
+        let state =
+            |index| Tensor::zeros(backend, "state", 1, framed.len(), rule.state_dtype(index, moments)).expect("memory");
         Self {
             weights: stored(dtype),
             remainder: (dtype == DType::Bf16).then(|| stored(DType::Remainder16)),
             states: (0..rule.states()).map(state).collect(),
+            rounding,
+            steps: 0,
             offset,
             len: values.len(),
         }
@@ -76,8 +88,15 @@ impl<B: Backend> Model<B> {
         let c = Tensor::from_f32(backend, "coefficients", 1, COEFFICIENTS, &c).expect("memory");
         let mut states: Vec<MatrixMut<B>> = self.states.iter_mut().map(part).collect();
         let remainder = self.remainder.as_mut().map(part);
-        ops::optimizer_update(backend, rule, c.view(), part(&mut self.weights), remainder, gradients, &mut states)
+        let key = self
+            .rounding
+            .map(|[low, high, draw]| Tensor::from_u32(backend, "key", &[low, high, self.steps, draw]).expect("memory"));
+        // The place of an element is its place in the buffer, so that results do not depend on the offset of a call.
+        let rounding = key.as_ref().map(|key| StateRounding { key: key.view(), first: offset });
+        let weights = part(&mut self.weights);
+        ops::optimizer_update(backend, rule, c.view(), weights, remainder, gradients, &mut states, rounding)
             .expect("an update");
+        self.steps += 1;
     }
 
     /// The weights as f32.
@@ -198,7 +217,7 @@ fn weights_and_remainders_belong_together() {
     let c = Tensor::from_f32(&cuda, "coefficients", 1, COEFFICIENTS, &[0.1; COEFFICIENTS]).expect("memory");
     let mut states = [view(&mut model.states[0], 0, 2)];
     let weights = view(&mut model.weights, 0, 2);
-    let refused = ops::optimizer_update(&cuda, UpdateRule::Sgd, c.view(), weights, None, g.cuda(), &mut states);
+    let refused = ops::optimizer_update(&cuda, UpdateRule::Sgd, c.view(), weights, None, g.cuda(), &mut states, None);
     assert!(refused.expect_err("no remainder").to_string().contains("remainder"));
 }
 
@@ -212,4 +231,143 @@ fn no_parameters_are_no_work() {
             assert!(model.weights(&cuda).is_empty());
         }
     }
+}
+
+/// The random bits of state `index` of the element at `place`, as `StateRounding` documents them.
+fn rounding_bits([low, high, draw]: [u32; 3], step: u32, place: usize, index: usize) -> u32 {
+    let block = philox([(place / 4) as u32, step, draw, (Stream::StateRounding as u32) << 24], [low, high]);
+    block[place % 4] >> (16 * index) & 0xffff
+}
+
+/// bf16 moments are the CPU's f32 moments, rounded with the documented bits, and the weights move as with f32 moments: the
+/// CPU starts every step from what the device stored. An element may differ where its f32 is within an error of the
+/// threshold: one in a thousand, by one spacing.
+#[test]
+fn bf16_moments_are_f32_moments_rounded_with_the_documented_bits() {
+    let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
+    const KEY: [u32; 3] = [7, 1, 12];
+    for rule in RULES {
+        for (n, offset) in [(1, 0), (7, 0), (129, 1), (4096, 4), (25_003, 0), (130, 3)] {
+            let mut random = random(n as u64);
+            let start = normals(&mut random, n, 0.5);
+            let mut cpu = Model::new(&Cpu, rule, &start, offset);
+            let mut device = Model::with_moments(&cuda, rule, &start, offset, Some(KEY));
+            for t in 1..=3 {
+                let g = Operand::new(&cuda, F32, (1, n), offset, gradients(&mut random, n));
+                let c = coefficients(rule, t, 1e-2);
+                cpu.step(&Cpu, rule, c, g.cpu());
+                device.step(&cuda, rule, c, g.cuda());
+                let error = relative_error(&device.weights(&cuda), &cpu.weights(&Cpu));
+                assert!(error <= 1e-6, "{rule:?} {n}: weights {error:.1e}");
+                let (found, exact) = (device.states(&cuda), cpu.states(&Cpu));
+                let mut others = 0;
+                for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
+                    let (index, place) = (i / n, offset + i % n);
+                    if rule.state_dtype(index, DType::Bf16) == F32 {
+                        assert!((found - exact).abs() <= 1e-6 * exact.abs().max(1e-3), "{rule:?}: z {found} {exact}");
+                        continue;
+                    }
+                    let inner = exact.to_bits() & 0xffff_0000;
+                    let fraction = exact.to_bits() & 0xffff;
+                    let up = fraction + rounding_bits(KEY, t as u32 - 1, place, index) >= 0x1_0000;
+                    let expected = f32::from_bits(if up { inner + 0x1_0000 } else { inner });
+                    others += usize::from(found.to_bits() != expected.to_bits());
+                    assert!((found - exact).abs() <= exact.abs() / 127.0 + 1e-37, "{rule:?}: {found} {exact}");
+                }
+                assert!(others <= found.len() / 1000 + 1, "{rule:?} {n}: {others} of {} differ", found.len());
+                for (index, state) in cpu.states.iter_mut().enumerate() {
+                    Cpu.upload_f32(state.buffer_mut(), offset, &found[index * n..][..n]).expect("an upload");
+                }
+            }
+        }
+    }
+}
+
+/// With β2 = 0.999 a step changes a second moment by less than half a spacing of bf16. Rounded at random, the mean over
+/// many elements follows f32 all the same, both on the way up and on the way down; rounded to the nearest, it stalls.
+#[test]
+fn second_moments_in_bf16_follow_f32_on_average() {
+    const RULE: UpdateRule = UpdateRule::Adam;
+    let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
+    let (n, steps, turn) = (16_384, 400, 200);
+    let start = vec![0.0; n];
+    let mut cpu = Model::new(&Cpu, RULE, &start, 0);
+    let mut nearest = Model::new(&Cpu, RULE, &start, 0);
+    let mut device = Model::with_moments(&cuda, RULE, &start, 0, Some([1, 0, 0]));
+    // The second moment starts at 1, rises towards 3 and then falls towards 0.
+    let ones = vec![1.0; n];
+    Cpu.upload_f32(cpu.states[1].buffer_mut(), 0, &ones).expect("an upload");
+    Cpu.upload_f32(nearest.states[1].buffer_mut(), 0, &ones).expect("an upload");
+    cuda.upload_f32(device.states[1].buffer_mut(), 0, &ones).expect("an upload");
+    let c = [0.1, 0.999, 0.001, 1e-8, 0.0, 0.0, 1e-3, 1.0, 0.0];
+    let mean = |states: Vec<f32>| states[n..].iter().map(|v| f64::from(*v)).sum::<f64>() / n as f64;
+    for t in 0..steps {
+        let gradient = if t < turn { 3f32.sqrt() } else { 0.0 };
+        let g = Operand::new(&cuda, F32, (1, n), 0, vec![gradient; n]);
+        cpu.step(&Cpu, RULE, c, g.cpu());
+        device.step(&cuda, RULE, c, g.cuda());
+        nearest.step(&Cpu, RULE, c, g.cpu());
+        let rounded = |v: f32| half::bf16::from_f32(v).to_f32();
+        let states: Vec<f32> = nearest.states(&Cpu).into_iter().map(rounded).collect();
+        Cpu.upload_f32(nearest.states[1].buffer_mut(), 0, &states[n..]).expect("an upload");
+        if t + 1 == turn || t + 1 == steps {
+            let (exact, found) = (mean(cpu.states(&Cpu)), mean(device.states(&cuda)));
+            println!("step {t}: f32 {exact:.5}, bf16 {found:.5}, nearest {:.5}", mean(nearest.states(&Cpu)));
+            assert!((found / exact - 1.0).abs() < 1.5e-3, "step {t}: {found} instead of {exact}");
+        }
+    }
+    let stalled = mean(nearest.states(&Cpu));
+    assert!((stalled / mean(cpu.states(&Cpu)) - 1.0).abs() > 0.05, "to the nearest is off: {stalled}");
+}
+
+/// The same bits whatever the order of threads, and for a matrix in one launch, in two, or from an odd element on.
+#[test]
+fn bf16_moments_do_not_depend_on_the_launch() {
+    const RULE: UpdateRule = UpdateRule::Adam;
+    let run = |cuda: &Cuda, cut: usize| -> Vec<f32> {
+        let n = 5003;
+        let (mut random, start) = (random(3), vec![0.5; n]);
+        let mut model = Model::with_moments(cuda, RULE, &start, 0, Some([3, 4, 5]));
+        let g = normals(&mut random, n, 1.0);
+        for (offset, len) in [(0, cut), (cut, n - cut)] {
+            (model.offset, model.len, model.steps) = (offset, len, 0);
+            let part = Operand::new(cuda, F32, (1, len), offset, &g[offset..offset + len]);
+            model.step(cuda, RULE, coefficients(RULE, 1, 1e-2), part.cuda());
+        }
+        (model.offset, model.len) = (0, n);
+        model.states(cuda)
+    };
+    crate::operand::assert_schedule_does_not_show(DType::Bf16, |cuda| run(cuda, 0));
+    let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
+    let whole = bits(&run(&cuda, 0));
+    for cut in [4, 1003, 4997] {
+        assert_eq!(bits(&run(&cuda, cut)), whole, "cut at {cut}");
+    }
+}
+
+/// bf16 moments go with bf16 weights, and the CPU has neither.
+#[test]
+fn bf16_moments_are_refused_where_there_are_none() {
+    use temper::optimizer::{Optimizer, OptimizerConfig, OptimizerKind};
+    let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
+    let f32 = Cuda::simulated(F32).expect("a simulated device");
+    let refusals = [
+        Optimizer::with_bf16_moments(&Cpu, "optimizer", config.clone(), 8).err(),
+        Optimizer::with_bf16_moments(&f32, "optimizer", config, 8).err(),
+    ];
+    for refused in refusals {
+        let message = refused.expect("an error").to_string();
+        assert!(message.starts_with("memory.states: ") && message.contains("--precision bf16"), "{message}");
+    }
+    let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
+    let mut model = Model::new(&cuda, UpdateRule::Sgd, &[1.0, 2.0], 0);
+    let g = Operand::new(&cuda, F32, (1, 2), 0, [1.0, 1.0]);
+    let c = Tensor::from_f32(&cuda, "coefficients", 1, COEFFICIENTS, &[0.1; COEFFICIENTS]).expect("memory");
+    let key = Tensor::from_u32(&cuda, "key", &[0; 4]).expect("memory");
+    let rounding = Some(StateRounding { key: key.view(), first: 0 });
+    let mut states = [view(&mut model.states[0], 0, 2)];
+    let (weights, remainder) = (view(&mut model.weights, 0, 2), model.remainder.as_mut().map(|r| view(r, 0, 2)));
+    let refused =
+        ops::optimizer_update(&cuda, UpdateRule::Sgd, c.view(), weights, remainder, g.cuda(), &mut states, rounding);
+    assert!(refused.expect_err("f32 states").to_string().contains("a state is stored as F32"));
 }

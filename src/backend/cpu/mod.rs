@@ -18,7 +18,7 @@ pub(crate) use loss::CHUNK as LOSS_HEAD_CHUNK;
 use crate::error::{Error, Result};
 use crate::ops::{
     AttentionShape, Backend, CachedSegments, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix,
-    MatrixMut, RopeTable, Segments, UpdateRule,
+    MatrixMut, RopeTable, Segments, StateRounding, UpdateRule,
 };
 
 /// The CPU. Work is spread over rayon's current thread pool; results do not depend on the number of threads.
@@ -324,7 +324,8 @@ impl Backend for Cpu {
         remainder: Option<MatrixMut<Self>>,
         gradients: Matrix<Self>,
         states: &mut [MatrixMut<Self>],
+        rounding: Option<StateRounding<Self>>,
     ) -> Result<()> {
-        optimizer::update(rule, coefficients, weights, remainder, gradients, states)
+        optimizer::update(rule, coefficients, weights, remainder, gradients, states, rounding)
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{Cpu, CpuBuffer};
 use crate::error::{Error, Result};
-use crate::ops::{COEFFICIENTS, Matrix, MatrixMut, UpdateRule};
+use crate::ops::{COEFFICIENTS, Matrix, MatrixMut, StateRounding, UpdateRule};
 
 /// Elements of one task: its four arrays of 64 KiB fit a second-level cache, and a task outlasts its scheduling.
 const CHUNK: usize = 1 << 14;
@@ -20,7 +20,11 @@ pub(super) fn update(
     remainder: Option<MatrixMut<Cpu>>,
     gradients: Matrix<Cpu>,
     states: &mut [MatrixMut<Cpu>],
+    rounding: Option<StateRounding<Cpu>>,
 ) -> Result<()> {
+    if rounding.is_some() {
+        return Err(Error::Device("optimizer_update: the CPU keeps every state in f32".into()));
+    }
     if remainder.is_some() {
         return Err(Error::Device("optimizer_update: f32 weights have no remainder".into()));
     }

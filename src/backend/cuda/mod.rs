@@ -31,7 +31,7 @@ pub use recording::Recording;
 use crate::error::{Error, Result};
 use crate::ops::{
     AttentionShape, Backend, CachedSegments, DType, Dropout, HeadGradients, HeadLoss, LoraGradients, LoraSlice, Matrix,
-    MatrixMut, RopeTable, Segments, UpdateRule,
+    MatrixMut, RopeTable, Segments, StateRounding, UpdateRule,
 };
 
 /// A CUDA device, or its simulation.
@@ -470,7 +470,8 @@ impl Backend for Cuda {
         remainder: Option<MatrixMut<Self>>,
         gradients: Matrix<Self>,
         states: &mut [MatrixMut<Self>],
+        rounding: Option<StateRounding<Self>>,
     ) -> Result<()> {
-        optimizer::update(self, rule, coefficients, weights, remainder, gradients, states)
+        optimizer::update(self, rule, coefficients, weights, remainder, gradients, states, rounding)
     }
 }

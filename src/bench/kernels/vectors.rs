@@ -4,14 +4,17 @@
 use super::super::{Bench, Spec, Work, count};
 use crate::backend::cuda::Cuda;
 use crate::error::{Error, Result};
-use crate::ops::{self, Backend, COEFFICIENTS, DType, MatrixMut, Tensor, UpdateRule};
+use crate::ops::{self, Backend, COEFFICIENTS, DType, MatrixMut, StateRounding, Tensor, UpdateRule};
 
 /// Fewer elements than this say nothing about memory.
 const FEWEST_ELEMENTS: usize = 1 << 20;
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
     for (name, rule, coefficients) in rules() {
-        optimizer(bench, name, rule, coefficients)?;
+        optimizer(bench, name, rule, coefficients, DType::F32)?;
+        if bench.cuda_dtype() == DType::Bf16 {
+            optimizer(bench, &format!("{name}/bf16_moments"), rule, coefficients, DType::Bf16)?;
+        }
     }
     weights_copy(bench)?;
     axpy(bench)?;
@@ -75,21 +78,31 @@ impl Weights {
     const BYTES: f64 = 4.0;
 }
 
-fn optimizer(bench: &mut Bench, name: &str, rule: UpdateRule, coefficients: [f32; COEFFICIENTS]) -> Result<()> {
+fn optimizer(
+    bench: &mut Bench,
+    name: &str,
+    rule: UpdateRule,
+    coefficients: [f32; COEFFICIENTS],
+    moments: DType,
+) -> Result<()> {
     // Weights and states in and out, gradients in.
-    let bytes = 2.0 * Weights::BYTES + 4.0 + 8.0 * rule.states() as f64;
+    let states: usize = (0..rule.states()).map(|index| rule.state_dtype(index, moments).bytes()).sum();
+    let bytes = 2.0 * Weights::BYTES + 4.0 + 2.0 * states as f64;
     row(bench, &format!("optimizer/{name}"), bytes, |bench, len| {
         let cuda = bench.cuda.clone();
         let Weights { mut values, mut remainder } = Weights::new(bench, len)?;
         let gradients = bench.data.normal("gradients", 1, len, DType::F32, 0.01)?;
         // States start at 0, as in training; the first repetitions, which are not timed, fill them.
-        let states = (0..rule.states()).map(|_| Tensor::zeros(&cuda, "state", 1, len, DType::F32));
-        let mut states = states.collect::<Result<Vec<_>>>()?;
+        let state = |index| Tensor::zeros(&cuda, "state", 1, len, rule.state_dtype(index, moments));
+        let mut states = (0..rule.states()).map(state).collect::<Result<Vec<_>>>()?;
         let coefficients = Tensor::from_f32(&cuda, "coefficients", 1, COEFFICIENTS, &coefficients)?;
+        let key = (moments == DType::Bf16).then(|| Tensor::from_u32(&cuda, "rounding", &[0; 4])).transpose()?;
         Ok(move |_: usize| {
             let (weights, remainder) = (values.view_mut(), remainder.as_mut().map(Tensor::view_mut));
             let mut states: Vec<MatrixMut<Cuda>> = states.iter_mut().map(Tensor::view_mut).collect();
-            ops::optimizer_update(&cuda, rule, coefficients.view(), weights, remainder, gradients.view(), &mut states)
+            let rounding = key.as_ref().map(|key| StateRounding { key: key.view(), first: 0 });
+            let (c, g) = (coefficients.view(), gradients.view());
+            ops::optimizer_update(&cuda, rule, c, weights, remainder, g, &mut states, rounding)
         })
     })
 }

@@ -1,8 +1,10 @@
 //! Every rule of the optimizers.
 
+use half::bf16;
+
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, COEFFICIENTS, DType, UpdateRule};
+use crate::ops::{self, COEFFICIENTS, DType, StateRounding, UpdateRule};
 use crate::selftest::compare::{Bound, rounded_once};
 use crate::selftest::reference::{self, Numbers};
 use crate::selftest::trial::{Found, Trial};
@@ -53,8 +55,9 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for len in shapes(full, &[23, 5001], &[40_000_001]) {
         for step in &STEPS {
-            let case = Case::new("optimizer", format!("{len}, {}", step.name), move |trial| update(trial, step, len));
-            cases.push(case);
+            let shape = format!("{len}, {}", step.name);
+            cases.push(Case::new("optimizer", shape.clone(), move |trial| update(trial, step, len)));
+            cases.push(Case::new("optimizer with bf16 moments", shape, move |trial| moments(trial, step, len)));
         }
     }
     cases
@@ -79,7 +82,7 @@ fn update(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
             let mut states = vec![s0.view_mut(), s1.view_mut()];
             states.truncate(step.rule.states());
             let (c, g) = (coefficients.tensor.view(), gradients.tensor.view());
-            ops::optimizer_update(cuda, step.rule, c, weights.view_mut(), remainder, g, &mut states)
+            ops::optimizer_update(cuda, step.rule, c, weights.view_mut(), remainder, g, &mut states, None)
         })?;
     let c = step.coefficients.map(f64::from);
     let states = |place: usize| [weights.start(), s0.start(), s1.start()].map(|table| table.at(0, place));
@@ -93,6 +96,61 @@ fn update(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
     trial.check("s0", &found_s0, bound, |_, cols| cols.iter().map(|&place| expected(place)[1]).collect());
     if step.rule.states() == 2 {
         trial.check("s1", &found_s1, bound, |_, cols| cols.iter().map(|&place| expected(place)[2]).collect());
+    }
+    Ok(())
+}
+
+/// Place of the first element in a flat buffer that is longer than what 32 bits of groups of four can count.
+const PLACE: usize = 1 << 35;
+/// Seed (low word, high word), step and draw of the rounding.
+const KEY: [u32; 4] = [17, 3, 5, 2];
+/// Moments differ in the rounding alone, and in none but those whose f32 is within its own error of where the random bits
+/// decide: one in ten thousand, by a spacing of bf16. Other bits for the rounding would be off by 3e-3.
+const MOMENTS: Bound = Bound { few: 2e-3, many: 8e-4 };
+
+/// A step with moments in bf16, and the states it leaves, with the bits of the rounding known.
+fn moments(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
+    if trial.compute() != DType::Bf16 {
+        return Ok(());
+    }
+    let cuda = trial.cuda();
+    let coefficients = trial.changed(DType::F32, (1, COEFFICIENTS), |i, _| step.coefficients[i])?;
+    let gradients = trial.normal_f32(1, len, 1.0)?;
+    let key = trial.integers(KEY.to_vec())?;
+    let start = trial.starting_with((1, len), |_, x| step.weights * x);
+    let (weights, remainder) = (trial.output(DType::Bf16, start.clone()), trial.output(DType::Remainder16, start));
+    let squares = matches!(step.rule, UpdateRule::Adagrad | UpdateRule::Adadelta);
+    let dtypes = [0, 1].map(|index| step.rule.state_dtype(index, DType::Bf16));
+    let held = move |index: usize, x: f32| if dtypes[index] == DType::Bf16 { bf16::from_f32(x).to_f32() } else { x };
+    let s0 = trial.starting_with((1, len), move |_, x| held(0, if squares { 0.1 + x * x } else { x }));
+    let s1 = trial.starting_with((1, len), move |_, x| held(1, 0.1 + x * x));
+    let (s0, s1) = (trial.output(dtypes[0], s0), trial.output(dtypes[1], s1));
+    let [found, found_rest, found_s0, found_s1] =
+        trial.launch([&weights, &remainder, &s0, &s1], |[weights, remainder, s0, s1]| {
+            let mut states = vec![s0.view_mut(), s1.view_mut()];
+            states.truncate(step.rule.states());
+            let (c, g) = (coefficients.tensor.view(), gradients.tensor.view());
+            let rounding = Some(StateRounding { key: key.tensor.view(), first: PLACE });
+            let (weights, remainder) = (weights.view_mut(), Some(remainder.view_mut()));
+            ops::optimizer_update(cuda, step.rule, c, weights, remainder, g, &mut states, rounding)
+        })?;
+    let c = step.coefficients.map(f64::from);
+    let states = |place: usize| [weights.start(), s0.start(), s1.start()].map(|table| table.at(0, place));
+    let expected = |place: usize| reference::update(step.rule, c, gradients.at(0, place), states(place));
+    // Weights move by the states as they were computed, before they are rounded.
+    let change: Vec<f64> = found.cols.iter().map(|&place| expected(place)[0] - weights.start().at(0, place)).collect();
+    let after = joined(&found, &found_rest);
+    let moved: Vec<f64> =
+        found.cols.iter().zip(&after).map(|(&place, &w)| f64::from(w) - weights.start().at(0, place)).collect();
+    trial.check_values("change of weights", &moved, &change, 0, Bound { few: 5.0 * step.bound, many: step.bound });
+    for (index, (found, dtype)) in [found_s0, found_s1].iter().zip(dtypes).take(step.rule.states()).enumerate() {
+        let rounded = |place: usize| {
+            let value = expected(place)[1 + index];
+            let bits = reference::rounding_bits(KEY, (PLACE + place) as u64, index);
+            if dtype == DType::Bf16 { reference::rounded_at_random(value, bits) } else { value }
+        };
+        let bound = if dtype == DType::Bf16 { MOMENTS } else { rounded_once(dtype) };
+        trial.check(&format!("s{index}"), found, bound, |_, cols| cols.iter().map(|&place| rounded(place)).collect());
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ pub use attention_cached::CachedAttention;
 pub use element::*;
 pub use linear::*;
 pub use loss::*;
-pub use update::update;
+pub use update::{rounded_at_random, rounding_bits, update};
 
 /// A matrix whose elements are known by place.
 pub trait Numbers: Sync {

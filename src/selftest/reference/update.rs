@@ -1,6 +1,24 @@
 //! The optimizers' rules, as `UpdateRule` documents them.
 
 use crate::ops::{COEFFICIENTS, UpdateRule};
+use crate::random::{Stream, philox};
+
+/// The 16 random bits that round state `index` (0 or 1) of the element with this place in the flat buffer; `key` is seed
+/// (low, high), step, draw.
+pub fn rounding_bits([low, high, step, draw]: [u32; 4], place: u64, index: usize) -> u16 {
+    let group = place / 4;
+    let tag = (Stream::StateRounding as u32) << 24 | (group >> 32) as u32;
+    let word = philox([group as u32, step, draw, tag], [low, high])[(place % 4) as usize];
+    (word >> (16 * index)) as u16
+}
+
+/// The bf16 next to `value` on the side of 0, or the one beyond it where `bits` and its distance make up a whole spacing.
+pub fn rounded_at_random(value: f64, bits: u16) -> f64 {
+    let inner = f32::from_bits((value as f32).to_bits() & 0xffff_0000);
+    let outer = f32::from_bits(inner.to_bits() + 0x1_0000);
+    let (inner, outer) = (f64::from(inner), f64::from(outer));
+    if (value - inner) / (outer - inner) + f64::from(bits) / 65536.0 >= 1.0 { outer } else { inner }
+}
 
 /// (w, s0, s1) after a step of `rule` with gradient g and coefficients c.
 pub fn update(rule: UpdateRule, c: [f64; COEFFICIENTS], g: f64, [w, s0, s1]: [f64; 3]) -> [f64; 3] {
