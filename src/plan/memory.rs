@@ -75,23 +75,41 @@ impl<'a> Needs<'a> {
         })
     }
 
-    /// Elements that the layers of the model keep for each token, and elements outside the layers.
-    fn workspace_columns(&self, adapter_columns: u64) -> (u64, u64) {
-        let attention = self.model.attention();
-        let (d, f) = (self.model.hidden_size as u64, self.model.intermediate_size as u64);
-        let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
-        let heads = attention.num_attention_heads as u64;
-        let layer = 4 * d + 2 + qkv + query + heads + 3 * f + adapter_columns;
-        let outside = 6 * d + 1 + qkv + query + 3 * f + adapter_columns + 2;
-        (layer, outside)
-    }
-
     /// Bytes of a CPU workspace.
     pub(super) fn workspace_bytes(&self, adapter_columns: u64) -> u64 {
-        let (layer, outside) = self.workspace_columns(adapter_columns);
-        let per_token = layer.saturating_mul(self.model.num_hidden_layers as u64).saturating_add(outside);
-        self.largest_batch.saturating_mul(per_token).saturating_mul(F32)
+        workspace_bytes(self.model, self.largest_batch, adapter_columns)
     }
+}
+
+/// Bytes of a CPU workspace for batches of `tokens`.
+fn workspace_bytes(model: &ModelConfig, tokens: u64, adapter_columns: u64) -> u64 {
+    let attention = model.attention();
+    let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
+    let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
+    let heads = attention.num_attention_heads as u64;
+    let layer = (4 * d + 2 + qkv + query + heads + 3 * f).saturating_add(adapter_columns);
+    let outside = (6 * d + 1 + qkv + query + 3 * f + 2).saturating_add(adapter_columns);
+    let per_token = layer.saturating_mul(model.num_hidden_layers as u64).saturating_add(outside);
+    tokens.saturating_mul(per_token).saturating_mul(F32)
+}
+
+/// Bytes that one fine-tuning attack needs on the CPU backend, with weights of its own, for batches of `tokens`.
+pub(crate) fn attack_bytes(
+    model: &ModelConfig,
+    adapter: Option<&AdapterConfig>,
+    optimizer: OptimizerKind,
+    tokens: u64,
+) -> u64 {
+    let states = optimizer.rule().states() as u64;
+    let weights = ParameterLayout::for_model(model).len() as u64;
+    let trained = match adapter {
+        None => weights.saturating_mul(1 + states),
+        Some(adapter) => (ParameterLayout::for_adapter(model, adapter).len() as u64).saturating_mul(2 + states),
+    };
+    let columns = adapter_columns(adapter.map_or(&[], std::slice::from_ref));
+    let logits = LOSS_HEAD_CHUNK as u64 * (model.vocab_size + 2 * model.hidden_size) as u64;
+    let elements = weights.saturating_add(trained).saturating_add(logits);
+    elements.saturating_mul(F32).saturating_add(workspace_bytes(model, tokens, columns))
 }
 
 fn too_long(stream: &str, positions: usize) -> Error {

@@ -1,9 +1,15 @@
 //! Attacks on finished models: suites of them as data, what each costs, and when a model counts as breached. Files,
 //! progress and reports are those of `crate::run` and `crate::report`.
 
+mod attacker;
 mod results;
+mod scorer;
+pub mod suite;
+mod summary;
 
+pub use attacker::{Attacker, Target, Tick};
 pub use results::{
     AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, DefenderCost, Goal, Least, Metric, Outcome, Point,
     Results, SCHEMA, Scores, Spread, Summary,
 };
+pub use scorer::{Measures, Prefix, Scorer};
