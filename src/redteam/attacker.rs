@@ -27,16 +27,16 @@ pub struct Target<B: Backend> {
     pub model: Arc<Model<B>>,
     /// The unattacked weights.
     pub weights: Vec<f32>,
-    /// The data, by role.
-    pub streams: BTreeMap<Role, DataStream>,
+    /// The data, by role; in the place of a file that cannot be used the reason.
+    pub streams: BTreeMap<Role, std::result::Result<DataStream, String>>,
     /// What is measured.
     pub measures: Measures,
     /// Measurements along an attack, besides the one before it.
     pub points: u64,
 }
 
-/// Told of a step before it is taken; an error ends the attack.
-pub type Tick<'a> = dyn FnMut() -> Result<()> + 'a;
+/// Told of the start of a training (nothing) and of the loss of each step; an error ends the attack.
+pub type Tick<'a> = dyn FnMut(Option<f64>) -> Result<()> + 'a;
 
 impl<B: Backend> Target<B> {
     /// Scores of the unattacked model.
@@ -44,6 +44,13 @@ impl<B: Backend> Target<B> {
         let weights = Parameters::from_host(&self.model.backend, "weights", self.model.layout(), &self.weights)?;
         let mut evaluator = Evaluator::new(Arc::clone(&self.model), self.measures.capacity(0), &[])?;
         self.measures.scores(&mut evaluator, Subject::plain(&weights), &Prefix::default())
+    }
+
+    /// The restricted score of other weights of the same architecture.
+    pub fn restricted_score(&self, weights: &[f32]) -> Result<f64> {
+        let weights = Parameters::from_host(&self.model.backend, "other weights", self.model.layout(), weights)?;
+        let mut evaluator = Evaluator::new(Arc::clone(&self.model), self.measures.capacity(0), &[])?;
+        self.measures.restricted.score(&mut evaluator, Subject::plain(&weights), &[])
     }
 
     /// Bytes that an attack needs on the CPU backend, besides what all attacks share.
@@ -77,10 +84,15 @@ impl<B: Backend> Target<B> {
     }
 
     fn stream(&self, role: Role) -> Result<&DataStream> {
-        self.streams.get(&role).ok_or_else(|| {
+        let refuse = |problem: &str| {
             let key = format!("data.{}", role.name());
-            Error::config(key, "missing", "add the file, or leave out the attacks that need it")
-        })
+            Error::config(key, problem, "mend it, or leave out the attacks that need it")
+        };
+        match self.streams.get(&role) {
+            Some(Ok(stream)) => Ok(stream),
+            Some(Err(problem)) => Err(refuse(problem)),
+            None => Err(refuse("missing")),
+        }
     }
 }
 
@@ -101,7 +113,7 @@ impl<'a, B: Backend> Attacker<'a, B> {
         Ok(Self { target, before, weights, changed: false })
     }
 
-    /// Runs `attack` on the unattacked model; returns what was measured along it. `tick` comes before each step.
+    /// Runs `attack` on the unattacked model; returns what was measured along it.
     pub fn run(&mut self, attack: &Attack, tick: &mut Tick) -> Result<Vec<Point>> {
         if self.changed {
             self.weights.upload(&self.target.model.backend, &self.target.weights)?;
@@ -140,13 +152,14 @@ impl<'a, B: Backend> Attacker<'a, B> {
             false => self.unattacked(),
         };
         let (mut curve, mut loss) = (vec![first], None);
+        tick(None)?;
         for step in 0..finetune.steps {
-            tick()?;
             let start = Instant::now();
             let batch = LossBatch::new(&model, feed.next_batch(step)?)?;
             let scale = if step < finetune.negated_steps { -1.0 } else { 1.0 };
             let report = steps.step(&mut trainer, &mut evaluator, &mut self.weights, &batch, scale, step)?;
             meter.add(batch.host(), start);
+            tick(Some(report.loss))?;
             // A skipped step has a loss that no file can hold.
             loss = Some(report.loss).filter(|loss| loss.is_finite()).or(loss);
             if is_measured(step + 1, finetune.steps, self.target.points) {

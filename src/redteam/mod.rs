@@ -4,6 +4,7 @@
 mod attacker;
 mod results;
 mod scorer;
+mod search;
 pub mod suite;
 mod summary;
 
@@ -13,3 +14,5 @@ pub use results::{
     Results, SCHEMA, Scores, Spread, Summary,
 };
 pub use scorer::{Measures, Prefix, Scorer};
+pub(crate) use search::largest;
+pub use search::{Trial, propose};

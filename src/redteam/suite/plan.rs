@@ -174,6 +174,17 @@ impl Suite {
     /// # Errors
     /// When none of them can be run.
     pub fn attacks(&self) -> Result<Vec<Attack>> {
+        let attacks = self.all_attacks()?;
+        if self.search.is_none() && !attacks.iter().any(|attack| attack.unavailable.is_none()) {
+            let reason = attacks.iter().find_map(|attack| attack.unavailable.clone()).unwrap_or_default();
+            let problem = format!("none can be run: {reason}");
+            return Err(Error::config("attack", problem, "add what they need, or choose others"));
+        }
+        Ok(attacks)
+    }
+
+    /// The attacks, with those that cannot be run.
+    pub fn all_attacks(&self) -> Result<Vec<Attack>> {
         let chosen = |attack: &&AttackTable| self.only.as_ref().is_none_or(|only| only.contains(&attack.name));
         let mut attacks = Vec::new();
         for table in self.attack.iter().filter(chosen) {
@@ -181,10 +192,6 @@ impl Suite {
             for &seed in table.seeds.iter().flatten() {
                 attacks.push(self.attack_of(&table, seed, None)?);
             }
-        }
-        if self.search.is_none() && !attacks.iter().any(|attack| attack.unavailable.is_none()) {
-            let reason = attacks.iter().find_map(|attack| attack.unavailable.clone()).unwrap_or_default();
-            return Err(Error::config("attack", format!("none can be run: {reason}"), "add what it needs, or choose others"));
         }
         Ok(attacks)
     }
