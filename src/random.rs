@@ -115,6 +115,21 @@ impl rand_core::TryRng for Random {
     }
 }
 
+/// An index drawn with probabilities proportional to `weights`; none if no weight is positive.
+pub fn weighted(random: &mut Random, weights: impl Iterator<Item = f64> + Clone) -> Option<usize> {
+    let total: f64 = weights.clone().filter(|w| *w > 0.0).sum();
+    let mut rest = random.uniform() * total;
+    let mut last = None;
+    for (index, weight) in weights.enumerate().filter(|(_, w)| *w > 0.0) {
+        last = Some(index);
+        if rest < weight {
+            break;
+        }
+        rest -= weight;
+    }
+    last
+}
+
 /// One Philox 4x32-10 block.
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {

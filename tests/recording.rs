@@ -13,7 +13,7 @@ use temper::objective::{Evaluator, LossBatch, LossTape};
 use temper::ops::{self, Backend, DType, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
-use temper::training::Trainer;
+use temper::training::{MemorySettings, Moments, Trainer};
 
 fn tiny() -> ModelConfig {
     ModelConfig {
@@ -59,7 +59,7 @@ fn recordings(driver: &dyn Driver) -> u64 {
 #[derive(Clone, Copy, Debug)]
 enum Trains {
     Weights,
-    /// With the optimizer's step within the backward pass.
+    /// With the optimizer's step within the backward pass, and moments in bf16 where the weights are.
     WeightsByParts,
     Adapter {
         dropout: f64,
@@ -77,7 +77,11 @@ fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u
     let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
     let mut trainer = match what {
         Trains::Weights => Trainer::full(&cuda, model.layout(), optimizer).unwrap(),
-        Trains::WeightsByParts => Trainer::stepping(&cuda, model.layout(), optimizer).unwrap(),
+        Trains::WeightsByParts => {
+            let states = if dtype == DType::Bf16 { Moments::Bf16 } else { Moments::F32 };
+            let memory = MemorySettings { states, step_in_backward: true, ..MemorySettings::default() };
+            Trainer::full_with(&cuda, model.layout(), optimizer, memory).unwrap()
+        }
         Trains::Adapter { dropout } => {
             let targets = Projection::ALL.to_vec();
             let config = AdapterConfig { rank: 4, alpha: 8.0, dropout, rank_stabilised: false, targets };

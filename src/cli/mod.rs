@@ -13,6 +13,7 @@ mod merge;
 mod parse;
 mod plan;
 mod print;
+mod redteam;
 mod selftest;
 mod show;
 
@@ -51,6 +52,8 @@ pub enum Command {
     Harden(harden::Arguments),
     /// Attack a model by fine-tuning it
     Attack(attack::Arguments),
+    /// Attack a model with a whole suite, and say what it costs to break it
+    Redteam(redteam::Arguments),
     /// Measure a model on a data set
     Eval(eval::Arguments),
     /// Say what a run will cost in memory and arithmetic, before it starts
@@ -78,6 +81,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Harden(arguments) => harden::run(&arguments),
         Command::Attack(arguments) => attack::run(&arguments),
+        Command::Redteam(arguments) => redteam::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(command) => bench::run(&command),

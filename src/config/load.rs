@@ -26,23 +26,13 @@ impl RunConfig {
     /// Reads the run file at `path`, lays it over its preset and `overrides` (`tar.outer.lr=1e-5`) over it, and checks
     /// the result. Relative paths, also those of overrides, count from the folder of the run file.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-        let refuse = |problem: &str| Error::config(path.display().to_string(), problem, "pass a TOML run file");
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(refuse("is longer than 1 MiB"));
-        }
-        let text = String::from_utf8(bytes).map_err(|_| refuse("is not UTF-8 text"))?;
+        let text = read_text(path, "pass a TOML run file")?;
         Self::from_text(&text, path, overrides)
     }
 
     /// As [`RunConfig::load`], from the text of a run file that lies (or would lie) at `path`.
     pub fn from_text(text: &str, path: &Path, overrides: &[String]) -> Result<Self> {
-        let own = Node::parse(text, lines_of(text)).map_err(|error| {
-            let key = format!("{}, {}", path.display(), error.origin);
-            Error::config(key, error.problem, "write the file as TOML")
-        })?;
+        let own = parse(text, path)?;
         let mut tree = match own.find("preset") {
             Some(name) => own.clone().over(preset(name, path)?),
             None => own,
@@ -50,10 +40,7 @@ impl RunConfig {
         for assignment in overrides {
             tree.set(assignment)?;
         }
-        let mut config = Self::deserialize(&tree).map_err(|error| {
-            let place = error.origin.map_or(String::new(), |origin| located(origin, path));
-            Error::config(error.key(), format!("{}{place}", error.problem), error.remedy)
-        })?;
+        let mut config: Self = typed(&tree, path)?;
         validate::check(&config, |key| tree.find(key).is_some()).map_err(|error| add_place(error, &tree, path))?;
         config.resolve_paths(path)?;
         Ok(config)
@@ -76,13 +63,7 @@ impl RunConfig {
     /// The whole configuration as a run file, preset and overrides worked in and paths absolute: what is written beside
     /// the results. Loading it gives the same configuration.
     pub fn resolved(&self) -> Result<String> {
-        toml::to_string(self).map_err(|error| {
-            Error::config(
-                "run file",
-                error.to_string().trim().replace('\n', ", "),
-                "use UTF-8 paths and finite numbers",
-            )
-        })
+        to_toml(self, "run file")
     }
 
     /// A number that is the same for runs whose steps are the same: of all settings but those that only say how long to
@@ -102,6 +83,42 @@ impl RunConfig {
         }
         Ok(hash_config(&steps.resolved()?))
     }
+}
+
+/// The text of a settings file; `remedy` says what to pass instead of one that cannot be it.
+pub(crate) fn read_text(path: &Path, remedy: &str) -> Result<String> {
+    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    let refuse = |problem: &str| Error::config(path.display().to_string(), problem, remedy);
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(refuse("is longer than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| refuse("is not UTF-8 text"))
+}
+
+/// The tree of a settings file's text; `path` is for messages.
+pub(crate) fn parse(text: &str, path: &Path) -> Result<Node> {
+    Node::parse(text, lines_of(text)).map_err(|error| {
+        let key = format!("{}, {}", path.display(), error.origin);
+        Error::config(key, error.problem, "write the file as TOML")
+    })
+}
+
+/// A tree as the settings that it must be; `path` is for messages.
+pub(crate) fn typed<'de, T: Deserialize<'de>>(tree: &'de Node, path: &Path) -> Result<T> {
+    T::deserialize(tree).map_err(|error| {
+        let place = error.origin.map_or(String::new(), |origin| located(origin, path));
+        Error::config(error.key(), format!("{}{place}", error.problem), error.remedy)
+    })
+}
+
+/// Settings as TOML.
+pub(crate) fn to_toml(settings: &impl serde::Serialize, what: &str) -> Result<String> {
+    toml::to_string(settings).map_err(|error| {
+        let problem = error.to_string().trim().replace('\n', ", ");
+        Error::config(what, problem, "use UTF-8 paths and finite numbers")
+    })
 }
 
 impl CompatConfig {
@@ -142,8 +159,8 @@ fn located(origin: Origin, path: &Path) -> String {
     }
 }
 
-/// Adds to a finding of [`validate::check`] where its key was written, if it was written.
-fn add_place(error: Error, tree: &Node, path: &Path) -> Error {
+/// Adds to a finding about a key where it was written, if it was written.
+pub(crate) fn add_place(error: Error, tree: &Node, path: &Path) -> Error {
     match error {
         Error::Config { key, problem, remedy } => {
             let place = tree.find(&key).map_or(String::new(), |node| located(node.origin, path));

@@ -1,14 +1,14 @@
 //! Run files: the settings of a run, their defaults, presets and checks.
 
 mod forms;
-mod load;
+pub(crate) mod load;
 mod method;
 mod reader;
 mod schema;
 #[cfg(test)]
 mod tests;
-mod tree;
-mod validate;
+pub(crate) mod tree;
+pub(crate) mod validate;
 
 pub(crate) use reader::suggestion;
 pub use schema::{

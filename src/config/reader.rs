@@ -11,13 +11,13 @@ use super::tree::{Node, Origin, Value};
 
 /// What is wrong with a key.
 #[derive(Debug)]
-pub(super) struct ReadError {
+pub(crate) struct ReadError {
     /// Keys from the innermost to the outermost.
     path: Vec<String>,
     /// Where the innermost key was written.
-    pub(super) origin: Option<Origin>,
-    pub(super) problem: String,
-    pub(super) remedy: String,
+    pub(crate) origin: Option<Origin>,
+    pub(crate) problem: String,
+    pub(crate) remedy: String,
 }
 
 impl ReadError {
@@ -32,7 +32,7 @@ impl ReadError {
     }
 
     /// The dotted path of the key.
-    pub(super) fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         self.path.iter().rev().map(String::as_str).collect::<Vec<_>>().join(".")
     }
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// Where a value was written, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// Line of the run file, counted from 1.
     Line(usize),
     /// A preset that comes with temper.
@@ -30,14 +30,14 @@ impl fmt::Display for Origin {
 
 /// A value and where it was written.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
-    pub(super) value: Value,
-    pub(super) origin: Origin,
+pub(crate) struct Node {
+    pub(crate) value: Value,
+    pub(crate) origin: Origin,
 }
 
 /// The kinds of TOML value.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Text(String),
     Integer(i64),
     Float(f64),
@@ -50,7 +50,7 @@ pub(super) enum Value {
 
 impl Node {
     /// Reads a whole TOML document. `origin` says where the byte at an offset of the text was written.
-    pub(super) fn parse(text: &str, origin: impl Fn(usize) -> Origin) -> Result<Self, SyntaxError> {
+    pub(crate) fn parse(text: &str, origin: impl Fn(usize) -> Origin) -> Result<Self, SyntaxError> {
         let table = DeTable::parse(text).map_err(|error| SyntaxError {
             origin: origin(error.span().map_or(0, |span| span.start)),
             problem: error.message().replace('\n', ", "),
@@ -60,7 +60,7 @@ impl Node {
     }
 
     /// Lays `self` over `base`: tables are merged, everything else is replaced.
-    pub(super) fn over(self, base: Self) -> Self {
+    pub(crate) fn over(self, base: Self) -> Self {
         match (self.value, base.value) {
             (Value::Table(own), Value::Table(mut merged)) => {
                 for (key, node) in own {
@@ -77,7 +77,7 @@ impl Node {
     }
 
     /// The value at a dotted path (`tar.adversary.0.lr`).
-    pub(super) fn find(&self, path: &str) -> Option<&Self> {
+    pub(crate) fn find(&self, path: &str) -> Option<&Self> {
         path.split('.').try_fold(self, |node, key| match &node.value {
             Value::Table(table) => table.get(key),
             Value::List(list) => key.parse::<usize>().ok().and_then(|index| list.get(index)),
@@ -86,7 +86,7 @@ impl Node {
     }
 
     /// Applies one `--set KEY=VALUE`. The value is TOML; what is not TOML is taken as text.
-    pub(super) fn set(&mut self, assignment: &str) -> Result<()> {
+    pub(crate) fn set(&mut self, assignment: &str) -> Result<()> {
         let Some((path, text)) = assignment.split_once('=') else {
             return Err(Error::config("--set", format!("`{assignment}` has no `=`"), "write --set KEY=VALUE"));
         };
@@ -133,9 +133,9 @@ impl Node {
 
 /// Why a text is no TOML.
 #[derive(Debug)]
-pub(super) struct SyntaxError {
-    pub(super) origin: Origin,
-    pub(super) problem: String,
+pub(crate) struct SyntaxError {
+    pub(crate) origin: Origin,
+    pub(crate) problem: String,
 }
 
 fn read_table(table: &DeTable, origin: &impl Fn(usize) -> Origin) -> Result<BTreeMap<String, Node>, SyntaxError> {
@@ -169,7 +169,7 @@ fn read_node(value: &DeValue, written: Origin, origin: &impl Fn(usize) -> Origin
 }
 
 /// A function from byte offsets of `text` to lines.
-pub(super) fn lines_of(text: &str) -> impl Fn(usize) -> Origin {
+pub(crate) fn lines_of(text: &str) -> impl Fn(usize) -> Origin {
     let breaks: Vec<usize> = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at).collect();
     move |offset| Origin::Line(breaks.partition_point(|&at| at < offset) + 1)
 }

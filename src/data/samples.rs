@@ -156,6 +156,13 @@ impl Samples {
         (0..self.ends.len()).map(|i| self.range(i).len()).max().unwrap_or(0)
     }
 
+    /// A number that differs, all but certainly, where tokens, labels or lengths do.
+    pub fn fingerprint(&self) -> u64 {
+        let checksum = |words: &[u32]| u64::from(crc32c::crc32c(bytemuck::cast_slice(words)));
+        let ends: Vec<u32> = self.ends.iter().map(|&end| end as u32).collect();
+        (checksum(&self.tokens) << 32 | checksum(&self.labels)) ^ checksum(&ends).rotate_left(16)
+    }
+
     fn range(&self, sequence: usize) -> std::ops::Range<usize> {
         let start = if sequence == 0 { 0 } else { self.ends[sequence - 1] };
         start..self.ends[sequence]

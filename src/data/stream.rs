@@ -1,6 +1,7 @@
 //! A data file as an endless, resumable sequence of batches.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::encode;
 use super::samples::{Sample, Samples, Sequence};
@@ -61,7 +62,8 @@ impl StreamOptions {
 pub struct DataStream {
     name: String,
     options: StreamOptions,
-    samples: Samples,
+    /// Shared by all streams of one file.
+    samples: Arc<Samples>,
     cursor: Cursor,
     /// The pass that `order` is for.
     pass: u64,
@@ -115,7 +117,21 @@ impl DataStream {
             tracing::warn!("{name}: {skipped} samples were left out, no token of them is learned; {total} remain");
         }
         let cursor = Cursor::default();
+        Ok(Self { name: name.to_string(), options, samples: Arc::new(samples), cursor, pass: 0, order: Vec::new() })
+    }
+
+    /// The same samples from the start, as [`DataStream::open`] of the same file would give them under another name and
+    /// with another batch and seed. Nothing is read or copied.
+    pub fn reopened(&self, name: &str, batch: usize, seed: u64) -> Result<Self> {
+        let options = StreamOptions { batch, seed, ..self.options.clone() };
+        options.check(name)?;
+        let (samples, cursor) = (Arc::clone(&self.samples), Cursor::default());
         Ok(Self { name: name.to_string(), options, samples, cursor, pass: 0, order: Vec::new() })
+    }
+
+    /// A number that differs, all but certainly, where the samples do.
+    pub fn fingerprint(&self) -> u64 {
+        self.samples.fingerprint()
     }
 
     /// The next batch. Preference data gives two segments a pair: chosen, then rejected.

@@ -1,4 +1,4 @@
-//! Floating-point operations of an outer step. A multiply and an add are two operations.
+//! Floating-point operations of passes through a model, and of an outer step. A multiply and an add are two operations.
 //!
 //! Counted are the matrix products of the linear layers and of the head (2 per weight and token forward, 4 backward, 2
 //! of these without weight gradients) and of causal attention (its backward is 2.5 times its forward). Every sequence
@@ -82,8 +82,7 @@ fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &Adver
         };
     }
     if let Some(adapter) = adversary.adapter_config() {
-        let factors = ParameterLayout::for_adapter(model, &adapter).len() as f64;
-        sum.flop += 6.0 * factors * sum.tokens;
+        sum.flop += Costs::factors_per_token(ParameterLayout::for_adapter(model, &adapter).len()) * sum.tokens;
     }
     sum
 }
@@ -95,23 +94,25 @@ fn mean_switch([a, b]: [f64; 2], steps: f64) -> f64 {
 }
 
 /// How far a backward pass goes.
-#[derive(Clone, Copy, PartialEq)]
-enum Backward {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Backward {
+    /// There is none.
     None,
     /// Gradients of inputs alone: the weights are frozen.
     Inputs,
+    /// Gradients of inputs and weights.
     Weights,
 }
 
 /// Costs of a model per token.
-struct Costs<'a> {
+pub(crate) struct Costs<'a> {
     model: &'a ModelConfig,
     /// Weights of the linear layers and of the head.
     matmul_weights: f64,
 }
 
 impl<'a> Costs<'a> {
-    fn new(model: &'a ModelConfig) -> Self {
+    pub(crate) fn new(model: &'a ModelConfig) -> Self {
         let attention = model.attention();
         let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
         let layer = d * attention.qkv_cols() as f64 + d * attention.query_cols() as f64 + 3.0 * d * f;
@@ -124,13 +125,22 @@ impl<'a> Costs<'a> {
         // Validation has shown that the stream exists.
         let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (data.batch, data.max_length));
         let tokens = batch as f64 * length as f64;
+        Work { name: name.to_string(), passes: 1.0, tokens, flop: batch as f64 * self.sequence(length, backward) }
+    }
+
+    /// A sequence of `length` tokens through the model, without what LoRA adds.
+    pub(crate) fn sequence(&self, length: usize, backward: Backward) -> f64 {
         let (linear, attention) = match backward {
             Backward::None => (2.0, 1.0),
             Backward::Inputs => (4.0, 3.5),
             Backward::Weights => (6.0, 3.5),
         };
-        let per_token = linear * self.matmul_weights + attention * self.attention_forward(length);
-        Work { name: name.to_string(), passes: 1.0, tokens, flop: tokens * per_token }
+        length as f64 * (linear * self.matmul_weights + attention * self.attention_forward(length))
+    }
+
+    /// What LoRA with `factors` trained numbers adds to each token of a training step.
+    pub(crate) fn factors_per_token(factors: usize) -> f64 {
+        6.0 * factors as f64
     }
 
     /// Operations of causal attention per token of a sequence of `length`: scores and their product with the values.

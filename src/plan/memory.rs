@@ -74,19 +74,9 @@ impl<'a> Needs<'a> {
         })
     }
 
-    /// Bytes of a workspace, as `crate::model::Workspace` allocates it, with adapters of so many columns.
+    /// Bytes of a workspace for the largest batch, with adapters of so many columns.
     pub(super) fn workspace_bytes(&self, adapter_columns: u64, compute: DType, recompute: Recompute) -> u64 {
-        let attention = self.model.attention();
-        let (d, f) = (self.model.hidden_size as u64, self.model.intermediate_size as u64);
-        let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
-        let (layers, heads) = (self.model.num_hidden_layers as u64, attention.num_attention_heads as u64);
-        let cheap = if recompute == Recompute::Nothing { layers } else { 1 };
-        let rest = if recompute == Recompute::Layers { 1 } else { layers };
-        let kept = layers * d + cheap * (2 * d + f) + rest * (d + qkv + query + 2 * f + adapter_columns);
-        let outside = 6 * d + qkv + query + 3 * f + adapter_columns;
-        let statistics = rest * (2 + heads) + 3;
-        let per_token = compute.bytes() as u64 * (kept + outside) + F32 * statistics;
-        self.largest_batch.saturating_mul(per_token)
+        workspace_bytes(self.model, self.largest_batch, adapter_columns, compute, recompute)
     }
 
     /// Bytes of the reference model's hidden states.
@@ -94,6 +84,46 @@ impl<'a> Needs<'a> {
         let states = (self.model.num_hidden_layers as u64 + 1) * self.model.hidden_size as u64;
         self.largest_batch.saturating_mul(states * compute.bytes() as u64)
     }
+}
+
+/// Bytes of a workspace for batches of `tokens`, as `crate::model::Workspace` allocates it.
+fn workspace_bytes(
+    model: &ModelConfig,
+    tokens: u64,
+    adapter_columns: u64,
+    compute: DType,
+    recompute: Recompute,
+) -> u64 {
+    let attention = model.attention();
+    let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
+    let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
+    let (layers, heads) = (model.num_hidden_layers as u64, attention.num_attention_heads as u64);
+    let cheap = if recompute == Recompute::Nothing { layers } else { 1 };
+    let rest = if recompute == Recompute::Layers { 1 } else { layers };
+    let every_layer = (d + qkv + query + 2 * f).saturating_add(adapter_columns);
+    let kept = (layers * d + cheap * (2 * d + f)).saturating_add(rest.saturating_mul(every_layer));
+    let outside = (6 * d + qkv + query + 3 * f).saturating_add(adapter_columns);
+    let per_token = kept.saturating_add(outside).saturating_mul(compute.bytes() as u64);
+    tokens.saturating_mul(per_token.saturating_add(F32 * (rest * (2 + heads) + 3)))
+}
+
+/// Bytes that one fine-tuning attack needs on the CPU backend, with weights of its own, for batches of `tokens`.
+pub(crate) fn attack_bytes(
+    model: &ModelConfig,
+    adapter: Option<&AdapterConfig>,
+    optimizer: OptimizerKind,
+    tokens: u64,
+) -> u64 {
+    let states = optimizer.rule().states() as u64;
+    let weights = ParameterLayout::for_model(model).len() as u64;
+    let trained = match adapter {
+        None => weights.saturating_mul(1 + states),
+        Some(adapter) => (ParameterLayout::for_adapter(model, adapter).len() as u64).saturating_mul(2 + states),
+    };
+    let columns = adapter_columns(adapter.map_or(&[], std::slice::from_ref));
+    let logits = LOSS_HEAD_CHUNK as u64 * (model.vocab_size + 2 * model.hidden_size) as u64;
+    let elements = weights.saturating_add(trained).saturating_add(logits);
+    elements.saturating_mul(F32).saturating_add(workspace_bytes(model, tokens, columns, DType::F32, Recompute::Nothing))
 }
 
 fn too_long(stream: &str, positions: usize) -> Error {

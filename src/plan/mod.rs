@@ -16,8 +16,10 @@ mod tests;
 use serde::Serialize;
 
 pub use arithmetic::Work;
+pub(crate) use arithmetic::{Backward, Costs};
 pub use gpu::Gpu;
 pub use machine::available_memory;
+pub(crate) use memory::attack_bytes;
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};

@@ -2,12 +2,21 @@
 //! progress and reports are those of `crate::run` and `crate::report`.
 
 mod abliteration;
+mod attacker;
 mod noise;
 mod results;
+mod scorer;
+mod search;
+pub mod suite;
+mod summary;
 
 pub use abliteration::{Abliteration, AbliterationData, abliterate, project_out};
+pub use attacker::{Attacker, Target, Tick};
 pub use noise::add_noise;
 pub use results::{
     AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, DefenderCost, Goal, Least, Metric, Outcome, Point,
     Results, SCHEMA, Scores, Spread, Summary,
 };
+pub use scorer::{Measures, Prefix, Scorer};
+pub(crate) use search::largest;
+pub use search::{Trial, propose};

@@ -9,6 +9,7 @@ mod tensorboard;
 
 pub use demo::write_demo_report;
 pub use html::HtmlReport;
+pub(crate) use html::write_atomically;
 pub use metrics::MetricsWriter;
 pub use plot::{Chart, Series};
 pub use summary::{AttackRow, DemoSummary, Stages};

@@ -8,11 +8,11 @@ use crate::checkpoint::{self, TensorData};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
 use crate::model::{Adapter, AdapterConfig, ExportDType, ModelDirectory, read_adapter, write_adapter, write_model};
-use crate::objective::{Evaluator, LossBatch, LossTape};
+use crate::objective::{Evaluator, LossBatch};
 use crate::ops::Backend;
 use crate::optimizer::{OptimizerConfig, OptimizerProgress};
 use crate::report::MetricsWriter;
-use crate::training::Trainer;
+use crate::training::{GuardedSteps, StepReport, Trainer};
 
 /// An attack as a user asks for it.
 #[derive(Clone, Debug)]
@@ -72,8 +72,8 @@ pub struct AttackSummary {
 
 /// Checkpoints kept.
 const KEEP: usize = 2;
-/// Steps that may be skipped one after another before the attack gives up.
-const MOST_SKIPS: u64 = 3;
+/// What to do about an attack that diverges.
+const DIVERGED: &str = "lower --lr; the last finite weights are in the newest checkpoint";
 
 #[derive(Clone, Copy, serde::Serialize, serde::Deserialize)]
 struct State {
@@ -92,10 +92,9 @@ struct Run<'a, B: Backend> {
     trainer: Trainer<B>,
     stream: DataStream,
     batch: LossBatch<B>,
-    tape: LossTape<B>,
+    steps: GuardedSteps<B>,
     metrics: Option<MetricsWriter>,
     step: u64,
-    skipped_in_a_row: u64,
 }
 
 /// Attacks a model and writes the result to `config.out`.
@@ -147,9 +146,9 @@ impl<'a, B: Backend> Run<'a, B> {
         let evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
         let resolved = config.resolved();
         let directory = RunDirectory::open(&config.out, &resolved, checkpoint::hash_config(&resolved), resume)?;
-        let (most, tape) = (stream.max_batch_tokens(), LossTape::new(&loaded.model.backend, 1)?);
+        let steps = GuardedSteps::new(&loaded.model.backend, DIVERGED)?;
         let mut run = Self {
-            batch: LossBatch::with_room(&loaded.model, most)?,
+            batch: LossBatch::with_room(&loaded.model, stream.max_batch_tokens())?,
             config,
             directory,
             source,
@@ -157,10 +156,9 @@ impl<'a, B: Backend> Run<'a, B> {
             weights: loaded.weights,
             trainer,
             stream,
-            tape,
+            steps,
             metrics: None,
             step: 0,
-            skipped_in_a_row: 0,
         };
         let folder = run.directory.folder();
         run.metrics = Some(match resume.then(|| run.directory.latest()).transpose()?.flatten() {
@@ -176,30 +174,12 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// One step; returns its loss and whether it was skipped.
     fn take_step(&mut self, observe: &mut Observer) -> Result<(f64, bool)> {
-        let backend = self.evaluator.model().backend.clone();
         self.batch.refill(self.evaluator.model(), self.stream.next_batch()?)?;
-        let batch = &self.batch;
-        self.tape.clear(&backend)?;
-        let (tape, lr) = (&mut self.tape, self.trainer.optimizer().next_lr());
-        self.trainer.accumulate(&mut self.evaluator, &self.weights, |evaluator, subject, targets| {
-            evaluator.cross_entropy(subject, batch, 1.0, Some(targets), tape, 0)
-        })?;
-        let norm = self.trainer.gradients()?.squared_norm(&backend)?.sqrt();
-        let loss = self.tape.read_one(&backend, 0)?;
-        let skipped = !(norm.is_finite() && loss.is_finite());
-        self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
-        if self.skipped_in_a_row >= MOST_SKIPS {
-            return Err(Error::NonFinite {
-                what: format!("the loss or gradient, {MOST_SKIPS} steps in a row,"),
-                step: self.step,
-                remedy: "lower --lr; the last finite weights are in the newest checkpoint".into(),
-            });
-        }
-        if !skipped {
-            self.trainer.apply(&self.evaluator, &mut self.weights)?;
-        }
+        let StepReport { loss, gradient_norm, lr, skipped } =
+            self.steps.step(&mut self.trainer, &mut self.evaluator, &mut self.weights, &self.batch, 1.0, self.step)?;
         self.step += 1;
-        let values = [("loss", loss), ("gradient_norm", norm), ("lr", lr), ("skipped", f64::from(u8::from(skipped)))];
+        let skip = f64::from(u8::from(skipped));
+        let values = [("loss", loss), ("gradient_norm", gradient_norm), ("lr", lr), ("skipped", skip)];
         if let Some(metrics) = &mut self.metrics {
             metrics.record("attack", self.step, &values)?;
         }
@@ -225,7 +205,7 @@ impl<'a, B: Backend> Run<'a, B> {
         }
         let state = State {
             step: self.step,
-            skipped_in_a_row: self.skipped_in_a_row,
+            skipped_in_a_row: self.steps.skipped_in_a_row(),
             cursor: self.stream.cursor(),
             optimizer: self.trainer.optimizer().progress(),
         };
@@ -249,7 +229,8 @@ impl<'a, B: Backend> Run<'a, B> {
         }
         self.trainer.optimizer_mut().restore(&backend, state.optimizer, &states)?;
         self.stream.seek(state.cursor);
-        (self.step, self.skipped_in_a_row) = (state.step, state.skipped_in_a_row);
+        self.steps.restore(state.skipped_in_a_row);
+        self.step = state.step;
         Ok(())
     }
 

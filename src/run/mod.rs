@@ -7,6 +7,7 @@
 mod attack;
 mod directory;
 mod harden;
+mod redteam;
 mod safeguard;
 mod settings;
 mod setup;
@@ -15,6 +16,7 @@ pub mod signals;
 pub use attack::{AttackConfig, AttackSummary, attack};
 pub use directory::RunDirectory;
 pub use harden::{HardenSummary, harden};
+pub use redteam::{Jobs, RedteamConfig, redteam};
 pub use setup::{LoadedModel, export_dtype, open_stream};
 
 use crate::error::Result;

@@ -30,18 +30,7 @@ impl<B: Backend> LoadedModel<B> {
     /// The weights of another directory of the same architecture.
     pub fn other_weights(&self, path: &Path, name: &str) -> Result<Parameters<B>> {
         let other = ModelDirectory::open(path)?;
-        let shape = |config: &ModelConfig| {
-            let c = config;
-            (
-                c.vocab_size,
-                c.hidden_size,
-                c.intermediate_size,
-                c.num_hidden_layers,
-                c.attention(),
-                c.tie_word_embeddings,
-            )
-        };
-        if shape(&other.config) != shape(&self.model.config) {
+        if !Self::same_shape(&other.config, &self.model.config) {
             let problem = "its architecture is not that of the model to harden";
             return Err(Error::input(
                 path.join("config.json"),
@@ -50,6 +39,15 @@ impl<B: Backend> LoadedModel<B> {
             ));
         }
         load_weights(&self.model, &other, name)
+    }
+
+    /// Whether weights of one architecture fit the other.
+    pub(super) fn same_shape(a: &ModelConfig, b: &ModelConfig) -> bool {
+        let shape = |c: &ModelConfig| {
+            let sizes = (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers);
+            (sizes, c.attention(), c.tie_word_embeddings)
+        };
+        shape(a) == shape(b)
     }
 }
 

@@ -5,7 +5,7 @@ use rand_distr::Distribution;
 use crate::error::{Error, Result};
 use crate::model::AdapterConfig;
 use crate::optimizer::OptimizerConfig;
-use crate::random::{Random, Stream};
+use crate::random::{Random, Stream, weighted};
 
 /// What an adversary trains on. Streams are named.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,21 +76,6 @@ fn switch_step(random: &mut Random, a: f64, b: f64, inner_steps: u64) -> Result<
         Error::config("tar.adversary.switch", format!("Beta({a}, {b}) does not exist"), "use two positive numbers")
     })?;
     Ok((beta.sample(random) * inner_steps as f64) as u64)
-}
-
-/// An index drawn with probabilities proportional to `weights`; none if no weight is positive.
-pub(super) fn weighted(random: &mut Random, weights: impl Iterator<Item = f64> + Clone) -> Option<usize> {
-    let total: f64 = weights.clone().filter(|w| *w > 0.0).sum();
-    let mut rest = random.uniform() * total;
-    let mut last = None;
-    for (index, weight) in weights.enumerate().filter(|(_, w)| *w > 0.0) {
-        last = Some(index);
-        if rest < weight {
-            break;
-        }
-        rest -= weight;
-    }
-    last
 }
 
 #[cfg(test)]

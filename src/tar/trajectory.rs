@@ -1,12 +1,11 @@
 //! One simulated attack: K inner steps, and the tamper-resistance gradients at the points it passes.
 
-use super::adversary::weighted;
 use super::{Adversary, AdversarySource, Draw, Streams};
 use crate::error::{Error, Result};
 use crate::model::{GradientTargets, Gradients, Parameters};
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
 use crate::ops::Backend;
-use crate::random::{Random, Stream};
+use crate::random::{Random, Stream, weighted};
 use crate::training::Trainer;
 
 /// The tamper-resistance loss, with what it needs.

@@ -1,6 +1,10 @@
 //! One fine-tuning run: gradients, an optimizer, and what it trains (all weights or LoRA factors). Attacks, simulated
 //! attacks, safeguards and the demonstration's pre-training all step through here.
 
+mod guarded;
+
+pub use guarded::{GuardedSteps, StepReport};
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,54 @@
+//! The suites that come with temper.
+
+use std::path::Path;
+
+use super::schema::{AttackTable, BuiltIn, ScaleTable};
+use crate::config::load::{parse, typed};
+use crate::config::suggestion;
+use crate::error::{Error, Result};
+use crate::optimizer::Decay;
+
+/// Names and texts.
+pub const BUILT_IN: [(&str, &str); 4] = [
+    ("quick", include_str!("../suites/quick.toml")),
+    ("strong", include_str!("../suites/strong.toml")),
+    ("tar-weaponization", include_str!("../suites/tar-weaponization.toml")),
+    ("tar-refusal", include_str!("../suites/tar-refusal.toml")),
+];
+
+/// What a built-in suite is, in a line for people.
+pub fn about(name: &str) -> Result<String> {
+    Ok(read(name)?.about)
+}
+
+/// The attacks of a built-in suite, `scale` worked in.
+pub(super) fn attacks(name: &str, scale: ScaleTable) -> Result<Vec<AttackTable>> {
+    Ok(read(name)?.attack.into_iter().map(|attack| attack.scaled(scale)).collect())
+}
+
+fn read(name: &str) -> Result<BuiltIn> {
+    let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) else {
+        let problem = format!("there is no suite `{name}`");
+        return Err(Error::config("suite", problem, suggestion(name, BUILT_IN.iter().map(|(name, _)| *name))));
+    };
+    let path = Path::new(name);
+    typed(&parse(text, path)?, path)
+}
+
+impl AttackTable {
+    /// The same attack with `scale` on its learning rate, its lengths and its batch.
+    fn scaled(mut self, scale: ScaleTable) -> Self {
+        // Casts of floats to integers saturate.
+        let length = |steps: u64| (steps as f64 * scale.steps).round() as u64;
+        self.lr = self.lr.map(|lr| lr * scale.lr);
+        self.steps = self.steps.map(|steps| length(steps).max(1));
+        self.warmup = self.warmup.map(length);
+        self.negated_steps = self.negated_steps.map(|steps| length(steps).max(1));
+        self.batch = self.batch.map(|batch| ((batch as f64 * scale.batch).round() as usize).max(1));
+        self.schedule = self.schedule.map(|schedule| match schedule {
+            Decay::Restarts { period, floor } => Decay::Restarts { period: length(period).max(1), floor },
+            other => other,
+        });
+        self
+    }
+}

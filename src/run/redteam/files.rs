@@ -1,0 +1,88 @@
+//! The output directory of a red-team run: `attacks/ID.json` as each attack ends, `results.json` with all of them, and
+//! in `temper` what the run itself keeps.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::input::read_capped;
+use crate::redteam::suite::Attack;
+use crate::redteam::{AttackResult, Outcome, Results};
+use crate::report::write_atomically;
+use crate::run::RunDirectory;
+
+/// No result of one attack is near this long.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// What results depend on besides the settings of an attack, each as a number of its content.
+pub(super) type Identity = BTreeMap<String, String>;
+
+/// The files of a run.
+pub(super) struct Files {
+    out: PathBuf,
+}
+
+impl Files {
+    /// Prepares `out`. `identity` tells the model, the measurements and the data; attacks that were finished with others
+    /// say nothing about this run.
+    pub(super) fn open(out: &Path, resolved: &str, identity: &Identity, resume: bool) -> Result<Self> {
+        let path = out.join("temper").join("identity.json");
+        let mut all = identity.clone();
+        if resume && path.exists() {
+            let there: Identity = serde_json::from_slice(&read_capped(&path, 1 << 16)?)
+                .map_err(|error| Error::input(&path, format!("it tells no run: {error}"), "choose another --out"))?;
+            if let Some((what, _)) =
+                there.iter().find(|(what, value)| identity.get(*what).is_some_and(|own| own != *value))
+            {
+                let problem = format!("{} holds a run with another {what}", out.display());
+                return Err(Error::config("--resume", problem, "choose another --out"));
+            }
+            // What only attacks of the other process used still belongs to their results.
+            for (what, value) in there {
+                all.entry(what).or_insert(value);
+            }
+        }
+        let directory = RunDirectory::open(out, resolved, 0, resume)?;
+        write_json(&directory.file("identity.json"), &all)?;
+        let attacks = out.join("attacks");
+        std::fs::create_dir_all(&attacks).map_err(Error::io("create", &attacks))?;
+        Ok(Self { out: out.to_path_buf() })
+    }
+
+    fn attack(&self, id: &str) -> PathBuf {
+        self.out.join("attacks").join(format!("{id}.json"))
+    }
+
+    /// The result of an attack that an earlier process ran to its end with the same settings. One that failed is tried
+    /// again.
+    pub(super) fn finished(&self, attack: &Attack) -> Result<Option<AttackResult>> {
+        let path = self.attack(&attack.id);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let result: AttackResult = serde_json::from_slice(&read_capped(&path, MAX_BYTES)?)
+            .map_err(|error| Error::input(&path, format!("it is no result: {error}"), "remove it"))?;
+        let same = result.id == attack.id && result.settings == attack.settings && result.seed == attack.seed;
+        if !same {
+            let problem = "it is the result of an attack with other settings";
+            return Err(Error::input(&path, problem, "choose another --out, or remove it to run the attack again"));
+        }
+        Ok(matches!(result.outcome, Outcome::Done { .. }).then_some(result))
+    }
+
+    /// Keeps the result of an attack.
+    pub(super) fn keep(&self, result: &AttackResult) -> Result<()> {
+        write_json(&self.attack(&result.id), result)
+    }
+
+    /// Writes `results.json`.
+    pub(super) fn write(&self, results: &Results) -> Result<()> {
+        write_json(&self.out.join("results.json"), results)
+    }
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
+    write_atomically(path, &(json + "\n"))
+}

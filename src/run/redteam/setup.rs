@@ -1,0 +1,263 @@
+//! Opens what a red-team run works on: the model, the attackers' data, the measurements, and from them the goal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::files::Identity;
+use super::{Jobs, RedteamConfig};
+use crate::checkpoint::hash_config;
+use crate::data::{DataStream, Tokenizer, rows};
+use crate::error::{Error, Result};
+use crate::eval::Question;
+use crate::input::read_capped;
+use crate::model::{Model, ModelDirectory};
+use crate::ops::Backend;
+use crate::redteam::suite::{
+    Attack, ChoiceForm, Method, MetricKind, Prefill, RestrictedTable, Role, Suite, UtilityTable,
+};
+use crate::redteam::{DefenderCost, Goal, Measures, Metric, Scorer, Scores, Target, largest};
+use crate::run::{LoadedModel, open_stream};
+
+/// What is open.
+pub(super) struct Setup<B: Backend> {
+    pub target: Target<B>,
+    pub goal: Goal,
+    pub before: Scores,
+    pub defender: Option<DefenderCost>,
+    /// Tells model, measurements and data.
+    pub identity: Identity,
+}
+
+impl<B: Backend> Setup<B> {
+    /// Opens the model of `config` for the attacks of its suite.
+    pub(super) fn open(backend: B, config: &RedteamConfig, attacks: &[Attack]) -> Result<Self> {
+        let suite = &config.suite;
+        let (restricted, utility) = goal_tables(suite)?;
+        let directory = ModelDirectory::open(&config.model)?;
+        let measures = measures(suite, restricted, utility, &directory)?;
+        let streams = streams(suite, attacks, &directory)?;
+        let positions = positions(attacks, &streams, &measures, &directory);
+        let weights = directory.read_weights()?;
+        let model = Arc::new(Model::new(backend, directory.config.clone(), positions)?);
+        let target = Target { model, weights, streams, measures, points: suite.evaluate.points };
+        let identity = identity(suite, &target)?;
+        let before = target.before()?;
+        let goal = goal(suite, restricted, utility, &target, &before)?;
+        let defender = defender(suite, &config.model)?;
+        Ok(Self { target, goal, before, defender, identity })
+    }
+
+    /// How many attacks run side by side: what was asked for, as far as the memory goes.
+    pub(super) fn jobs(&self, config: &RedteamConfig, attacks: &[Attack]) -> Result<usize> {
+        let (Jobs::UpTo(wanted) | Jobs::Exactly(wanted)) = config.jobs;
+        let Some(available) = config.memory else { return Ok(wanted.max(1)) };
+        let searched = config.suite.search.iter().map(|search| largest(search, &config.suite));
+        let searched = searched.collect::<Result<Vec<_>>>()?.concat();
+        // An attack whose data cannot be used says so when its turn comes.
+        let runnable = attacks.iter().chain(&searched).filter(|attack| attack.unavailable.is_none());
+        let most = runnable.filter_map(|attack| self.target.bytes(attack).ok()).max().unwrap_or(0);
+        let fitting = usize::try_from(available / most.max(1)).unwrap_or(usize::MAX).max(1);
+        match config.jobs {
+            Jobs::Exactly(jobs) if jobs > fitting => Err(Error::Memory {
+                what: format!("{jobs} attacks side by side"),
+                needed: most.saturating_mul(jobs as u64),
+                available,
+                remedy: format!("use --jobs {fitting}"),
+            }),
+            _ => Ok(wanted.min(fitting).max(1)),
+        }
+    }
+}
+
+/// The tables that say what counts; a suite that is only listed needs none.
+fn goal_tables(suite: &Suite) -> Result<(&RestrictedTable, &UtilityTable)> {
+    let missing =
+        |key: &str| Error::config(key, "missing: nothing says what to measure", format!("add a table [{key}]"));
+    let restricted = suite.restricted.as_ref().ok_or_else(|| missing("restricted"))?;
+    Ok((restricted, suite.utility.as_ref().ok_or_else(|| missing("utility"))?))
+}
+
+fn measures(
+    suite: &Suite,
+    restricted: &RestrictedTable,
+    utility: &UtilityTable,
+    model: &ModelDirectory,
+) -> Result<Measures> {
+    let text = |path: &Path| stream("perplexity", path, suite, model)?.all_batches();
+    Ok(Measures {
+        restricted: scorer("restricted", restricted.metric, restricted.form, &restricted.data, suite, model)?,
+        utility: scorer("utility", utility.metric, utility.form, &utility.data, suite, model)?,
+        perplexity: suite.perplexity.as_ref().map(|table| text(&table.data)).transpose()?,
+    })
+}
+
+fn stream(name: &str, path: &Path, suite: &Suite, model: &ModelDirectory) -> Result<DataStream> {
+    open_stream(name, path, model, suite.evaluate.batch, suite.data.max_length, (false, true), 0)
+}
+
+fn scorer(
+    name: &str,
+    metric: MetricKind,
+    form: Option<ChoiceForm>,
+    path: &Path,
+    suite: &Suite,
+    model: &ModelDirectory,
+) -> Result<Scorer> {
+    let bos = model.config.bos_token_id;
+    match metric {
+        MetricKind::Exact => Scorer::exact(&stream(name, path, suite, model)?, bos),
+        MetricKind::Choice => {
+            let tokenizer = Tokenizer::open(&model.path, model.config.vocab_size)?;
+            Scorer::choice(questions(path)?, form.unwrap_or_default().into(), tokenizer, bos)
+        }
+        MetricKind::Compliance => {
+            let problem = "compliance is not measured by this version";
+            Err(Error::config(format!("{name}.metric"), problem, "use \"exact\" or \"choice\""))
+        }
+    }
+}
+
+fn questions(path: &Path) -> Result<Vec<Question>> {
+    let read = |row: Result<crate::data::RawRow>| {
+        let (place, value) = row?.value()?;
+        Question::from_json(&value).map_err(|problem| place.error(problem, "mend the row or remove it"))
+    };
+    let questions: Vec<Question> = rows(path)?.map(read).collect::<Result<_>>()?;
+    if questions.is_empty() {
+        return Err(Error::input(path, "there is no question", "give rows of question, choices and answer"));
+    }
+    Ok(questions)
+}
+
+/// The data of every role that an attack uses. A file that cannot be used is the trouble of the attacks that use it, unless
+/// that is all of them.
+fn streams(
+    suite: &Suite,
+    attacks: &[Attack],
+    model: &ModelDirectory,
+) -> Result<BTreeMap<Role, std::result::Result<DataStream, String>>> {
+    let mut roles: BTreeSet<Role> = BTreeSet::new();
+    for attack in attacks.iter().filter(|attack| attack.unavailable.is_none()) {
+        match &attack.method {
+            Method::Finetune(finetune) => roles.extend(finetune.source.roles()),
+            Method::Abliteration { .. } => roles.extend([Role::RestrictedPrompts, Role::HarmlessPrompts]),
+            Method::Prefill(Prefill::Demonstrations(_)) => _ = roles.insert(Role::Restricted),
+            Method::Prefill(Prefill::Answer(_)) => {}
+        }
+    }
+    for name in suite.search.iter().flat_map(|search| &search.data) {
+        let role = Role::named("search.data", name)?;
+        if suite.data.file(role).is_none() {
+            return Err(Error::config(
+                "search.data",
+                format!("[data] has no `{name}`"),
+                "add the file, or search without",
+            ));
+        }
+        roles.insert(role);
+    }
+    let (mut streams, mut first, mut usable) = (BTreeMap::new(), None, 0);
+    for role in roles {
+        let Some(path) = suite.data.file(role) else { continue };
+        let opened = open_stream(role.name(), path, model, 1, suite.data.max_length, (true, true), 0);
+        usable += usize::from(opened.is_ok());
+        let opened = opened.map_err(|error| {
+            let problem = error.to_string();
+            first.get_or_insert(error);
+            problem
+        });
+        streams.insert(role, opened);
+    }
+    match first {
+        Some(error) if usable == 0 => Err(error),
+        _ => Ok(streams),
+    }
+}
+
+/// Tokens of the longest sequence of any attack or measurement, as far as the model goes.
+fn positions(
+    attacks: &[Attack],
+    streams: &BTreeMap<Role, std::result::Result<DataStream, String>>,
+    measures: &Measures,
+    model: &ModelDirectory,
+) -> usize {
+    let longest = streams.values().flatten().map(DataStream::longest).max().unwrap_or(1);
+    let shown = attacks.iter().filter(|attack| attack.unavailable.is_none()).map(|attack| match &attack.method {
+        Method::Prefill(Prefill::Demonstrations(count)) => *count,
+        _ => 0,
+    });
+    let row = streams.get(&Role::Restricted).and_then(|stream| stream.as_ref().ok()).map_or(0, DataStream::longest);
+    let prefix = shown.max().unwrap_or(0).saturating_mul(row);
+    longest.max(measures.longest().saturating_add(prefix)).min(model.config.max_position_embeddings)
+}
+
+/// Numbers of everything that decides an attack's result: the model's weights, the measurements, the data.
+fn identity<B: Backend>(suite: &Suite, target: &Target<B>) -> Result<Identity> {
+    let weights = crc32c::crc32c(bytemuck::cast_slice(&target.weights));
+    let Measures { restricted, utility, perplexity } = &target.measures;
+    let text = hash_config(&format!("{perplexity:?}"));
+    let asked = (restricted.fingerprint(), utility.fingerprint(), text);
+    let number = |text: String| format!("{:016x}", hash_config(&text));
+    let mut identity = Identity::from([
+        ("model".into(), number(format!("{weights} {:?}", target.model.config))),
+        ("measurement".into(), number(format!("{asked:?} {}", suite.identity()?))),
+    ]);
+    for (role, stream) in &target.streams {
+        if let Ok(stream) = stream {
+            identity.insert(format!("[data] {}", role.name()), format!("{:016x}", stream.fingerprint()));
+        }
+    }
+    Ok(identity)
+}
+
+fn goal<B: Backend>(
+    suite: &Suite,
+    restricted: &RestrictedTable,
+    utility: &UtilityTable,
+    target: &Target<B>,
+    before: &Scores,
+) -> Result<Goal> {
+    let chance = restricted.chance.unwrap_or(restricted.metric.chance());
+    let unprotected = restricted.unprotected.as_ref().map(|path| unprotected(path, target)).transpose()?;
+    let half_way = unprotected.map(|score| (score + chance) / 2.0);
+    Ok(Goal {
+        restricted: Metric {
+            kind: restricted.metric.name().into(),
+            data: restricted.data.display().to_string(),
+            chance,
+        },
+        // One of the two is there: the suite's check has seen to it.
+        threshold: restricted.threshold.or(half_way).unwrap_or(1.0),
+        unprotected,
+        utility: Metric {
+            kind: utility.metric.name().into(),
+            data: utility.data.display().to_string(),
+            chance: utility.chance.unwrap_or(utility.metric.chance()),
+        },
+        utility_floor: (1.0 - utility.most_loss) * before.utility,
+        price_per_hour: suite.budget.price_per_hour,
+        currency: suite.budget.currency.clone(),
+    })
+}
+
+/// The restricted score of the model without its safeguard.
+fn unprotected<B: Backend>(path: &Path, target: &Target<B>) -> Result<f64> {
+    let other = ModelDirectory::open(path)?;
+    if !LoadedModel::<B>::same_shape(&other.config, &target.model.config) {
+        let problem = "its architecture is not that of the model under attack";
+        return Err(Error::input(path.join("config.json"), problem, "use the model that the safeguard started from"));
+    }
+    target.restricted_score(&other.read_weights()?)
+}
+
+/// What the defence cost: as the suite says, or as the run that made the model wrote it down.
+fn defender(suite: &Suite, model: &Path) -> Result<Option<DefenderCost>> {
+    let path = model.join("temper").join("cost.json");
+    if suite.defender.is_some() || !path.exists() {
+        return Ok(suite.defender.clone());
+    }
+    let cost = serde_json::from_slice(&read_capped(&path, 1 << 16)?)
+        .map_err(|error| Error::input(&path, format!("it is no cost of a defence: {error}"), "remove it"))?;
+    Ok(Some(cost))
+}
