@@ -13,6 +13,7 @@ mod merge;
 mod parse;
 mod plan;
 mod print;
+mod report;
 mod selftest;
 mod show;
 
@@ -53,6 +54,8 @@ pub enum Command {
     Attack(attack::Arguments),
     /// Measure a model on a data set
     Eval(eval::Arguments),
+    /// Write the report of a red-team run again, or compare the runs of several models
+    Report(report::Arguments),
     /// Say what a run will cost in memory and arithmetic, before it starts
     Plan(plan::Arguments),
     /// Measure kernels and training steps on this machine's GPU
@@ -79,6 +82,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Harden(arguments) => harden::run(&arguments),
         Command::Attack(arguments) => attack::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),
