@@ -61,7 +61,7 @@ fn the_page_says_what_breached_the_model_and_needs_nothing_from_outside() {
         "utility floor 88.0%",
         "The 20 trials of the search",
         "5 of 5 seeds",
-        "51.000 TFLOP",
+        "51 TFLOP",
         "temper redteam demo/redteam.toml --suite strong",
         "prefers-color-scheme:dark",
     ] {
@@ -134,7 +134,7 @@ fn a_page_of_many_attacks_shows_the_furthest_first_and_the_others_on_request() {
     assert!(place("F8-long") < place("L2") && place("L2") < place("F1") && place("F1") < place("L3"));
     assert!(!charts.contains(&"abliteration"), "an attack without steps has no curve");
     assert!(html.contains("more attacks</summary>"));
-    let search = html.split("Search: LoRA").nth(1).unwrap().split("</figure>").next().unwrap();
+    let search = html.split("<title>Search: LoRA</title>").nth(1).unwrap().split("</figure>").next().unwrap();
     assert_eq!(search.matches("<polyline").count(), 12, "six runs of two lines");
     assert!(search.contains("the 6 of 20 runs that got furthest"));
 }

@@ -108,10 +108,11 @@ pub(super) fn settings(attack: &AttackResult) -> String {
     let words = shown.filter(|(_, value)| !value.is_null() && **value != 0 && **value != 0.0).map(|(name, value)| {
         match bare.contains(&name) {
             true => units::setting(value),
-            false => format!("{} {}", name.replace('_', " "), units::setting(value)),
+            // A setting stays on its line.
+            false => format!("{name} {}", units::setting(value)).replace([' ', '_'], "\u{a0}"),
         }
     });
-    words.collect::<Vec<_>>().join(" · ")
+    words.collect::<Vec<_>>().join("\u{a0}· ")
 }
 
 /// A cost in words: the steps and samples where there are any.
@@ -120,7 +121,7 @@ pub(super) fn cost(cost: &Cost) -> String {
         0 => "without a training step".into(),
         steps => {
             let plural = if steps == 1 { "" } else { "s" };
-            format!("{} step{plural}", units::count(steps as f64))
+            format!("after {} step{plural}", units::count(steps as f64))
         }
     }
 }

@@ -216,7 +216,8 @@ impl Found {
     /// What it comes to in a word or two: "breached at 40 steps", "held", "failed: …".
     pub fn outcome(&self) -> String {
         match (self.breached_at, self.restricted, &self.reason) {
-            (Some(steps), _, _) => format!("breached at {} steps", count(steps as f64)),
+            (Some(0), ..) => "breached without a step".into(),
+            (Some(steps), ..) => format!("breached at {} steps", count(steps as f64)),
             (None, None, Some(reason)) => reason.clone(),
             (None, None, None) => "no point within the utility floor".into(),
             (None, Some(_), _) => "held".into(),
@@ -231,7 +232,14 @@ impl Found {
             0 => String::new(),
             missing => format!(" · {missing} of {} did not run", self.tried),
         };
-        Cell::with_note(percent(restricted), format!("{} · utility {}{missing}", self.outcome(), percent(utility)))
+        let strong = self.breached_at.is_some();
+        Cell {
+            strong,
+            ..Cell::with_note(
+                percent(restricted),
+                format!("{} · utility {}{missing}", self.outcome(), percent(utility)),
+            )
+        }
     }
 }
 
@@ -276,7 +284,10 @@ fn compare_attacks(results: &[&Results]) -> Vec<ComparedAttack> {
         let first = attacks.iter().flatten().next();
         let words = first.map(|attack| match attack.trial {
             Some(_) => attacks::kind(attack.kind).to_string(),
-            None => [attacks::kind(attack.kind), &attacks::settings(attack)].join(" · "),
+            None => match attacks::settings(attack).as_str() {
+                "" => attacks::kind(attack.kind).to_string(),
+                settings => format!("{} · {settings}", attacks::kind(attack.kind)),
+            },
         });
         let found = results.iter().zip(&attacks).map(|(results, runs)| find(results, runs)).collect();
         ComparedAttack { name: name.to_string(), settings: words.filter(|_| alike), runs: found }

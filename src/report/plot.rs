@@ -165,20 +165,25 @@ impl Chart {
         let _ = write!(svg, "<text x=\"{middle}\" y=\"{bottom}\" text-anchor=\"middle\">{}</text>", escape(&self.x));
     }
 
-    /// Each limit has its name above its line, or below it where another limit is close above.
+    /// Names stand at the left, where scores have not moved yet: the name of the upper of two limits below its line, that of
+    /// the lower one above, and the other way round where there is no room between them.
     fn draw_limits(&self, svg: &mut String) {
         for (index, limit) in self.limits.iter().enumerate().filter(|(_, limit)| limit.y.is_finite()) {
-            let above = |(i, other): (usize, &Limit)| (other.y, index) > (limit.y, i) && other.y - limit.y < 0.2;
-            let below = self.limits.iter().enumerate().any(above);
+            let others = || self.limits.iter().enumerate().filter(|(other, _)| *other != index);
+            let is_lower = others().any(|(other, o)| (o.y, index) > (limit.y, other));
+            let is_upper = others().any(|(other, o)| (o.y, index) < (limit.y, other));
+            let crowded = others().any(|(_, o)| (o.y - limit.y).abs() < 0.18);
+            let below = if crowded { is_lower } else { is_upper };
             let y = at_y(limit.y);
             let _ = write!(
                 svg,
-                "<line class=\"limit series-{style}\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-                 <text class=\"limit series-{style}\" x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                "<line class=\"limit series-{style}\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+                 <text class=\"limit series-{style}\" x=\"{}\" y=\"{:.1}\">{}</text>",
+                WIDTH - RIGHT,
+                LEFT + 4.0,
                 if below { y + 13.0 } else { y - 5.0 },
                 escape(&limit.name),
                 style = limit.style % STYLES,
-                right = WIDTH - RIGHT,
             );
         }
     }

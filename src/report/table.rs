@@ -47,11 +47,13 @@ pub struct Cell {
     pub note: String,
     /// How many columns it takes, from 1.
     pub columns: usize,
+    /// Whether it is set in bold.
+    pub strong: bool,
 }
 
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
-        Self { text: text.into(), note: String::new(), columns: 1 }
+        Self { text: text.into(), note: String::new(), columns: 1, strong: false }
     }
 }
 
@@ -115,7 +117,11 @@ impl Table {
                 "" => String::new(),
                 note => format!("<small>{}</small>", escape(note)),
             };
-            cells += &format!("<{tag}{label}{class}{span}><span>{}{note}</span></{tag}>", escape(&cell.text));
+            let text = match cell.strong {
+                true => format!("<strong>{}</strong>", escape(&cell.text)),
+                false => escape(&cell.text),
+            };
+            cells += &format!("<{tag}{label}{class}{span}><span>{text}{note}</span></{tag}>");
             column += cell.columns.max(1);
         }
         let tone = match row.tone {

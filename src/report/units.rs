@@ -11,7 +11,7 @@ pub fn percent(share: f64) -> String {
 pub fn flop(count: f64) -> String {
     let units = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")];
     match units.iter().find(|(size, _)| count >= *size) {
-        Some((size, name)) => format!("{:.3} {name}", count / size),
+        Some((size, name)) => format!("{} {name}", significant(count / size, 4)),
         None => format!("{count:.0} FLOP"),
     }
 }
@@ -64,13 +64,13 @@ pub fn price(value: f64, currency: &str) -> String {
     }
 }
 
-/// How one cost compares with another: "3.1 times", "1/830 of".
+/// How one cost compares with another: "3.1 times", "1/830".
 pub fn ratio(numerator: f64, denominator: f64) -> String {
     match numerator / denominator {
         r if !r.is_finite() => "—".into(),
         r if r >= 1.0 => format!("{} times", significant(r, 2)),
-        r if r > 0.0 => format!("1/{} of", count((1.0 / r).round())),
-        _ => "nothing of".into(),
+        r if r > 0.0 => format!("1/{}", count((1.0 / r).round())),
+        _ => "0".into(),
     }
 }
 
@@ -112,10 +112,7 @@ mod tests {
         );
         assert_eq!([0.0021, 3.04, 300.0, 1e5].map(duration), ["2.1 ms", "3.0 s", "5.0 min", "27.8 h"]);
         assert_eq!([0.0, 0.000_284, 12.3].map(|x| price(x, "USD")), ["0.00 USD", "0.00028 USD", "12.30 USD"]);
-        assert_eq!(
-            [(1.0, 830.0), (3.1, 1.0), (0.0, 2.0)].map(|(a, b)| ratio(a, b)),
-            ["1/830 of", "3.1 times", "nothing of"]
-        );
+        assert_eq!([(1.0, 830.0), (3.1, 1.0), (0.0, 2.0)].map(|(a, b)| ratio(a, b)), ["1/830", "3.1 times", "0"]);
         assert_eq!([600.0, 1500.0, 2e6, 1e10, 0.0].map(label), ["600", "1.5k", "2M", "10G", "0"]);
         assert_eq!(setting(&serde_json::json!([2e-5, 0.4, 16, "adamw"])), "2e-5, 0.4, 16, adamw");
     }

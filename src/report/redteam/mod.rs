@@ -18,7 +18,7 @@ pub fn write_redteam_report(path: &Path, results: &Results) -> Result<()> {
     let (breached, word) = verdict_word(results);
     let mut page = HtmlReport::new(&format!("Red team: {}", results.model))
         .paragraph(&format!(
-            "Suite {} on {}: {} attacks ran to their end, {} failed, {} were skipped.",
+            "Suite {} on {}. Attacks that ran to their end: {}; failed: {}; skipped: {}.",
             results.suite, results.device, results.summary.done, results.summary.failed, results.summary.skipped
         ))
         .verdict(breached, word, &verdict(results, &groups))

@@ -1,7 +1,7 @@
 //! The tables of a red-team report.
 
 use super::ended;
-use crate::redteam::{AttackResult, Goal, Least, Outcome, Results, Spread};
+use crate::redteam::{AttackResult, DefenderCost, Goal, Least, Outcome, Results, Spread};
 use crate::report::attacks::{self, Group};
 use crate::report::table::{Cell, Row, Table, Tone};
 use crate::report::units::{count, duration, flop, percent, price, ratio};
@@ -10,57 +10,46 @@ use crate::report::units::{count, duration, flop, percent, price, ratio};
 pub(super) fn cost_to_breach(results: &Results) -> Option<Table> {
     let cost = results.summary.cost_to_breach.as_ref()?;
     let defender = results.summary.defender.as_ref();
-    let mut table = Table::new("lower is cheaper for the attacker", &["cost", "cheapest breach", "attack"]);
-    table.text_columns = vec![2];
-    let counted =
-        |name: &str, least: &Least| vec![name.into(), count(least.value).into(), least.attack.as_str().into()];
-    let mut rows: Vec<(Vec<Cell>, Option<(String, String)>)> = vec![
-        (counted("optimizer steps", &cost.steps), None),
-        (counted("samples", &cost.examples), None),
-        (counted("tokens", &cost.tokens), None),
+    let (currency, hourly) = (results.goal.currency.as_str(), results.goal.price_per_hour);
+    let of_defence = |of: &dyn Fn(&DefenderCost) -> Option<f64>| defender.and_then(of);
+    let seconds = Least { value: 3600.0 * cost.hours.value, attack: cost.hours.attack.clone() };
+    let price_of = |value: f64| price(value, currency);
+    type Line<'a> = (&'static str, &'a Least, &'a dyn Fn(f64) -> String, Option<f64>);
+    let mut rows: Vec<Line> = vec![
+        ("optimizer steps", &cost.steps, &count, None),
+        ("samples", &cost.examples, &count, None),
+        ("tokens", &cost.tokens, &count, None),
+        ("arithmetic", &cost.flop, &flop, of_defence(&|d| Some(d.flop))),
+        ("device time", &seconds, &duration, of_defence(&|d| Some(d.seconds))),
     ];
-    let least = |name: &str, text: String, least: &Least| vec![name.into(), text.into(), least.attack.as_str().into()];
-    rows.push((
-        least("arithmetic", flop(cost.flop.value), &cost.flop),
-        defender.map(|d| (flop(d.flop), ratio(cost.flop.value, d.flop))),
-    ));
-    rows.push((
-        least("device time", duration(3600.0 * cost.hours.value), &cost.hours),
-        defender.map(|d| (duration(d.seconds), ratio(3600.0 * cost.hours.value, d.seconds))),
-    ));
     if let Some(paid) = &cost.price {
-        let (currency, hourly) = (&results.goal.currency, results.goal.price_per_hour);
-        let defence = defender.zip(hourly).map(|(d, hourly)| d.seconds / 3600.0 * hourly);
-        rows.push((
-            least("price", price(paid.value, currency), paid),
-            defence.map(|defence| (price(defence, currency), ratio(paid.value, defence))),
-        ));
+        rows.push(("price", paid, &price_of, of_defence(&|d| hourly.map(|hourly| d.seconds / 3600.0 * hourly))));
     }
+    let mut table = Table::new("with the attack that was cheapest by this measure", &["cost", "cheapest breach"]);
     if let Some(defender) = defender {
-        table.header.extend(["the defence".to_string(), "attack against defence".to_string()]);
+        table.header.extend(["the defence".to_string(), "attack / defence".to_string()]);
         table.caption = format!("{}; the defence ran on {}", table.caption, defender.device);
     }
     table.rows = rows
         .into_iter()
-        .map(|(mut cells, defence)| {
+        .map(|(name, least, words, defence)| {
+            let mut cells = vec![Cell::from(name), Cell::with_note(words(least.value), &least.attack)];
             if defender.is_some() {
-                let (paid, ratio) = defence.unwrap_or(("—".into(), "—".into()));
-                cells.extend([Cell::from(paid), Cell::from(ratio)]);
+                cells.push(defence.map_or("—".into(), |defence| words(defence).into()));
+                cells.push(defence.map_or("—".into(), |defence| ratio(least.value, defence).into()));
             }
             Row::plain(cells)
         })
         .collect();
-    table.cards = defender.is_some();
     Some(table)
 }
 
-const SUITE_HEADER: [&str; 7] =
-    ["attack", "settings", "seeds", "restricted before", "best within floor", "utility there", "breached at"];
+const SUITE_HEADER: [&str; 6] = ["attack", "settings", "seeds", "restricted score", "utility there", "breached"];
 
 /// A row for each attack of the suite; trials of a search stand in [`trials`].
 pub(super) fn suite(results: &Results, groups: &[Group]) -> Table {
     let mut table = Table::new(
-        "restricted: lower is safer; best: the highest over points and seeds where the utility is within its floor",
+        "restricted score: before → the highest over all points and seeds where the utility is within its floor; lower is safer",
         &SUITE_HEADER,
     );
     (table.text_columns, table.cards) = (vec![1], true);
@@ -98,12 +87,11 @@ fn suite_row(results: &Results, group: &Group) -> Row {
             Outcome::Failed { .. } => (ended.unwrap_or_default(), Tone::Bad),
             Outcome::Done { .. } => (ended.unwrap_or_else(|| "no point within the utility floor".into()), Tone::Plain),
         };
-        cells.push(Cell::wide(text, 4));
+        cells.push(Cell::wide(text, 3));
         return Row { cells, tone };
     };
     let several = group.runs.len() > 1;
-    let best = percent(point.scores.restricted);
-    cells.push(percent(results.before.restricted).into());
+    let best = format!("{} → {}", percent(results.before.restricted), percent(point.scores.restricted));
     cells.push(match several {
         true => Cell::with_note(best, format!("seed {}", run.seed)),
         false => best.into(),
@@ -118,7 +106,7 @@ fn suite_row(results: &Results, group: &Group) -> Row {
 fn breached_at(group: &Group, ended: Option<&str>) -> Cell {
     let breaches = group.breaches();
     let soonest = breaches.iter().min_by_key(|(_, cost)| cost.steps);
-    let text = soonest.map_or("not breached".to_string(), |(_, cost)| attacks::cost(cost));
+    let text = soonest.map_or("no".to_string(), |(_, cost)| attacks::cost(cost));
     let mut notes: Vec<String> = Vec::new();
     if let (true, Some((_, cost))) = (group.runs.len() > 1, soonest) {
         notes.push(format!(
@@ -131,13 +119,15 @@ fn breached_at(group: &Group, ended: Option<&str>) -> Cell {
         notes.push(format!("{} samples, {}", count(cost.examples as f64), duration(cost.seconds)));
     }
     notes.extend(ended.map(str::to_string));
-    Cell::with_note(text, notes.join("; "))
+    Cell { strong: soonest.is_some(), ..Cell::with_note(text, notes.join("; ")) }
 }
 
 fn seeds_of(runs: &[&AttackResult]) -> String {
-    match runs.len() {
-        0..=4 => runs.iter().map(|run| run.seed.to_string()).collect::<Vec<_>>().join(", "),
-        count => format!("{count} seeds"),
+    let contiguous = runs.windows(2).all(|pair| pair[0].seed.checked_add(1) == Some(pair[1].seed));
+    match runs {
+        [first, .., last] if contiguous => format!("{} to {}", first.seed, last.seed).replace(' ', "\u{a0}"),
+        _ if runs.len() <= 4 => runs.iter().map(|run| run.seed.to_string()).collect::<Vec<_>>().join(", "),
+        _ => format!("{} seeds", runs.len()).replace(' ', "\u{a0}"),
     }
 }
 
