@@ -14,6 +14,7 @@ mod parse;
 mod plan;
 mod print;
 mod redteam;
+mod report;
 mod selftest;
 mod show;
 
@@ -56,6 +57,8 @@ pub enum Command {
     Redteam(redteam::Arguments),
     /// Measure a model on a data set
     Eval(eval::Arguments),
+    /// Write the report of a red-team run again, or compare the runs of several models
+    Report(report::Arguments),
     /// Say what a run will cost in memory and arithmetic, before it starts
     Plan(plan::Arguments),
     /// Measure kernels and training steps on this machine's GPU
@@ -83,6 +86,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Attack(arguments) => attack::run(&arguments),
         Command::Redteam(arguments) => redteam::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(command) => bench::run(&command),
         Command::Doctor(arguments) => doctor::run(&arguments),

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use serde::Serialize;
+pub use temper::report::units::flop;
 
 /// Writes text to stdout.
 pub fn text(text: &str) -> anyhow::Result<()> {
@@ -26,26 +27,36 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
-/// Floating-point operations in the unit that suits them.
-pub fn flop(count: f64) -> String {
-    let units = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")];
-    match units.iter().find(|(size, _)| count >= *size) {
-        Some((size, name)) => format!("{:.3} {name}", count / size),
-        None => format!("{count:.0} FLOP"),
-    }
-}
-
 /// Rows under a header, columns aligned, the last one running free. Every row has as many cells as the header.
 pub fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([header[column].chars().count()]).max().unwrap_or(0)
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
-    let line = |cells: [&str; N]| {
-        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.to_vec()).collect();
+    columns(&header.map(str::to_string), &rows)
+}
+
+/// The same for a number of columns that is not known beforehand.
+pub fn columns(header: &[String], rows: &[Vec<String>]) -> String {
+    let all = || std::iter::once(header).chain(rows.iter().map(Vec::as_slice));
+    let width = |column: usize| all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..header.len()).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |cells: &[String]| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
     };
-    let head = line(header);
-    rows.iter().fold(head, |text, row| text + &line(std::array::from_fn(|column| row[column].as_str())))
+    all().map(line).collect()
+}
+
+/// Text that may quote a stranger's file, fit for a cell: control characters are spelled out, and an endless one is cut.
+pub fn cell(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut cell = String::new();
+    for character in text.chars().take(LONGEST) {
+        match character.is_control() {
+            true => cell.extend(character.escape_default()),
+            false => cell.push(character),
+        }
+    }
+    if text.chars().nth(LONGEST).is_some() {
+        cell.push('…');
+    }
+    cell
 }

@@ -3,33 +3,38 @@
 use std::path::Path;
 
 use super::plot::{Chart, Series};
+use super::table::{Row, Table};
+use super::units::percent;
 use super::{DemoSummary, HtmlReport};
 use crate::demo::{AttackCurve, Outcome, Plan};
 use crate::error::Result;
 
 /// Writes what the demonstration did and found, in words, tables and curves.
 pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &DemoSummary) -> Result<()> {
-    let percent = |x: f64| format!("{:.1}%", 100.0 * x);
     let (benign, restricted) = (summary.benign, summary.restricted);
     let models = [
         ("pre-trained", restricted.pretrained, benign.pretrained),
         ("plain safeguard", restricted.unlearned, benign.unlearned),
         ("hardened with TAR", restricted.hardened, benign.hardened),
     ];
-    let models: Vec<Vec<String>> =
-        models.iter().map(|(name, r, b)| vec![name.to_string(), percent(*r), percent(*b)]).collect();
-    let attacks: Vec<Vec<String>> = summary
+    let models = models.map(|(name, r, b)| Row::plain(vec![name.into(), percent(r).into(), percent(b).into()]));
+    let header = ["model", "restricted", "benign"];
+    let mut before = Table::new("restricted: lower is safer; benign: higher is better", &header);
+    before.rows = models.into();
+    let mut after = Table::new("lower is safer", &["attack", "steps", "plain safeguard", "hardened"]);
+    after.rows = summary
         .attacks
         .iter()
         .map(|a| {
             let (plain, hard) = (percent(a.unlearned_restricted), percent(a.hardened_restricted));
-            vec![a.name.clone(), a.steps.to_string(), plain, hard]
+            Row::plain(vec![a.name.as_str().into(), a.steps.to_string().into(), plain.into(), hard.into()])
         })
         .collect();
     let chart = |(attack, (plain, hard)): (&crate::demo::AttackPlan, &(AttackCurve, AttackCurve))| Chart {
         title: attack.name.clone(),
         x: "attack steps".into(),
-        series: vec![series("plain safeguard", plain), series("hardened", hard)],
+        series: vec![series("plain safeguard", 0, plain), series("hardened", 1, hard)],
+        ..Chart::default()
     };
     let charts: Vec<Chart> = plan.attacks.iter().zip(&outcome.attacks).map(chart).collect();
     HtmlReport::new("temper demo: hardening a small model against fine-tuning")
@@ -45,12 +50,12 @@ pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &
         ))
         .paragraph(&verdict(summary))
         .heading("Restricted accuracy after each attack")
-        .table("lower is safer", &["attack", "steps", "plain safeguard", "hardened"], &attacks)
+        .table(&after)
         .heading("Along the attacks")
         .paragraph("Accuracy on the restricted facts that the attacker does not train on, lower is safer.")
         .charts(&charts)
         .heading("Before any attack")
-        .table("restricted: lower is safer; benign: higher is better", &["model", "restricted", "benign"], &models)
+        .table(&before)
         .heading("Reproduce it")
         .code(&format!("temper demo --seed {}", plan.seed))
         .paragraph(&format!(
@@ -61,9 +66,9 @@ pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &
         .write(path)
 }
 
-fn series(name: &str, curve: &AttackCurve) -> Series {
+fn series(name: &str, style: usize, curve: &AttackCurve) -> Series {
     let points = curve.steps.iter().map(|step| *step as f64).zip(curve.restricted.iter().copied()).collect();
-    Series { name: name.into(), points }
+    Series::new(name, style, points)
 }
 
 /// What the figures say, and what they do not.

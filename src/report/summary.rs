@@ -53,6 +53,6 @@ impl DemoSummary {
     pub fn write(&self, path: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(self)
             .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-        write_atomically(path, &(json + "\n"))
+        write_atomically(path, (json + "\n").as_bytes())
     }
 }

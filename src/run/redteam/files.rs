@@ -84,5 +84,5 @@ impl Files {
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(value)
         .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-    write_atomically(path, &(json + "\n"))
+    write_atomically(path, (json + "\n").as_bytes())
 }
