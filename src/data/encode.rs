@@ -88,7 +88,8 @@ pub fn sample(place: &Place, row: Row, encoder: Option<&TextEncoder>, vocab_size
 pub struct TextEncoder {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
-    template: ChatTemplate,
+    /// The chat template.
+    pub template: ChatTemplate,
 }
 
 impl TextEncoder {

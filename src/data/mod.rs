@@ -2,12 +2,14 @@
 //!
 //! A file becomes rows (`reader`, `jsonl`, `parquet`), rows get a meaning (`row`) and become tokens and labels (`encode`,
 //! `tokenizer`, `template`), samples become an endless sequence of batches (`stream`).
+//! For generation, a row becomes a prompt instead (`prompts`).
 
 mod encode;
 mod growth;
 mod inspect;
 mod jsonl;
 mod parquet;
+mod prompts;
 mod python;
 mod reader;
 mod row;
@@ -19,6 +21,7 @@ mod tokenizer;
 
 pub use inspect::{InspectedSequence, InspectedToken, Inspection, inspect};
 pub use jsonl::{JsonLines, MAXIMUM_LINE};
+pub use prompts::{Prompt, PromptEncoder, read_prompts};
 pub use reader::{Place, RawRow, Rows, rows};
 pub use row::{Message, Problem, Row};
 pub use samples::Sequence;

@@ -295,7 +295,7 @@ fn role(name: &str) -> Option<&'static str> {
 }
 
 /// A string said by `role`, or a list of messages.
-fn turns(key: &str, value: &Value, role: &'static str) -> Understood<Vec<Message>> {
+pub fn turns(key: &str, value: &Value, role: &'static str) -> Understood<Vec<Message>> {
     match value {
         Value::Array(_) => messages(key, value),
         _ => Ok(vec![Message { role, content: string(key, value)?.to_string() }]),

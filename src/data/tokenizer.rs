@@ -86,6 +86,15 @@ impl Tokenizer {
         self.check(tokens(&encoding))
     }
 
+    /// The text of `ids`, as Transformers writes it with `skip_special_tokens`: what is no UTF-8 shows as U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
+        match sandbox::catch(|| self.inner.decode(ids, true)) {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) => Err(format!("{} cannot decode: {error}", self.file.display())),
+            Err(panic) => Err(format!("{} gives up on these tokens: {panic}", self.file.display())),
+        }
+    }
+
     /// The text of one token, for people; what is no text on its own shows as U+FFFD.
     pub fn piece(&self, id: u32) -> Option<String> {
         let decoded = sandbox::catch(|| self.inner.decode(&[id], false).ok()).ok().flatten();

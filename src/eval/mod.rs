@@ -1,17 +1,24 @@
-//! Measures models: perplexity, and accuracy on four-choice questions. Reads no files and writes none.
+//! Measures models: perplexity, exact match, accuracy on four-choice questions, and generated texts (refusals, repetition, the
+//! scores of a judge). Reads no files and writes none.
 
 mod choice;
 mod exact;
 mod generate;
+mod judge;
 mod perplexity;
 mod prompt;
 mod question;
+mod refusal;
+mod repetition;
 mod sample;
 
 pub use choice::{ChoiceReport, Prediction, four_choice};
 pub use exact::{ExactMatch, exact_match};
 pub use generate::{GenerateOptions, generate};
+pub use judge::judge;
 pub use perplexity::{Perplexity, perplexity};
 pub use prompt::PromptForm;
 pub use question::{LETTERS, Question};
+pub use refusal::refuses;
+pub use repetition::{Repetition, is_gibberish, repetition};
 pub use sample::Sampling;
