@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{Adapter, Batch, Model, Parameters};
 use crate::objective::{Evaluator, LossBatch, Subject};
 use crate::ops::{Backend, UpdateRule};
+use crate::optimizer::OptimizerKind;
 use crate::plan::{Backward, Costs, attack_bytes};
 use crate::random::{Random, Stream, weighted};
 use crate::training::{GuardedSteps, Trainer};
@@ -53,36 +54,40 @@ impl<B: Backend> Target<B> {
     pub fn restricted_score(&self, weights: &[f32]) -> Result<f64> {
         let weights = Parameters::from_host(&self.model.backend, "other weights", self.model.layout(), weights)?;
         let mut evaluator = Evaluator::new(Arc::clone(&self.model), self.measures.capacity(0), &[])?;
-        self.measures.restricted.score(&mut evaluator, Subject::plain(&weights), &[])
+        self.measures.restricted.score(
+            &mut evaluator,
+            Subject::plain(&weights),
+            &Prefix::default(),
+            &mut BTreeMap::new(),
+        )
     }
 
     /// Bytes that an attack needs on the CPU backend, besides what all attacks share.
     pub fn bytes(&self, attack: &Attack) -> Result<u64> {
-        let (adapter, optimizer, tokens) = match &attack.method {
+        let measured = self.measures.capacity(0);
+        // What only evaluates counts as an attack without optimizer states, whose gradient leaves a margin.
+        let (adapter, optimizer, tokens, shown) = match &attack.method {
             Method::Finetune(finetune) => {
                 let tokens = self.finetune_capacity(finetune, attack.seed)?;
-                (finetune.adapter.as_ref(), finetune.optimizer.kind, tokens)
+                (finetune.adapter.as_ref(), finetune.optimizer.kind, tokens, 0)
             }
             Method::Prefill(Prefill::Demonstrations(count)) => {
                 let shown = self.stream(Role::Restricted)?.longest().saturating_mul(*count);
-                return Ok(self.evaluation_bytes(self.measures.capacity(shown)));
+                (None, OptimizerKind::SgdMomentum, self.measures.capacity(shown), shown)
             }
-            Method::Prefill(Prefill::Answer(_)) => return Ok(self.evaluation_bytes(self.measures.capacity(0))),
+            Method::Prefill(Prefill::Answer(_)) => (None, OptimizerKind::SgdMomentum, measured, 0),
             Method::Abliteration { .. } => {
-                let mut capacity = self.measures.capacity(0);
-                for role in [Role::RestrictedPrompts, Role::HarmlessPrompts] {
-                    let stream = self.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, attack.seed)?;
-                    capacity = capacity.max(stream.max_batch_tokens());
-                }
-                return Ok(self.evaluation_bytes(capacity));
+                let streams = [Role::RestrictedPrompts, Role::HarmlessPrompts]
+                    .map(|role| self.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, attack.seed));
+                let [restricted, harmless] = streams;
+                let most = restricted?.max_batch_tokens().max(harmless?.max_batch_tokens());
+                (None, OptimizerKind::SgdMomentum, measured.max(most), 0)
             }
         };
-        Ok(attack_bytes(&self.model.config, adapter, optimizer, tokens as u64))
-    }
-
-    fn evaluation_bytes(&self, tokens: usize) -> u64 {
-        // As an attack without optimizer states; its gradient is not there either, which leaves a margin.
-        attack_bytes(&self.model.config, None, crate::optimizer::OptimizerKind::SgdMomentum, tokens as u64)
+        let config = &self.model.config;
+        let keys_and_values = 8 * (config.num_hidden_layers * config.attention().key_value_cols()) as u64;
+        let cached = keys_and_values.saturating_mul(self.measures.restricted.cached_tokens(shown) as u64);
+        Ok(attack_bytes(config, adapter, optimizer, tokens as u64).saturating_add(cached))
     }
 
     fn finetune_capacity(&self, finetune: &Finetune, seed: u64) -> Result<usize> {

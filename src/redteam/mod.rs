@@ -3,6 +3,7 @@
 
 mod abliteration;
 mod attacker;
+mod compliance;
 mod noise;
 mod results;
 mod scorer;
@@ -12,6 +13,7 @@ mod summary;
 
 pub use abliteration::{Abliteration, AbliterationData, abliterate, project_out};
 pub use attacker::{Attacker, Target, Tick};
+pub use compliance::{Compliance, Judge};
 pub use noise::add_noise;
 pub use results::{
     AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, DefenderCost, Goal, Least, Metric, Outcome, Point,

@@ -1,12 +1,15 @@
 //! What is measured of a model along an attack. Reads no files.
 
-use super::Scores;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::suite::ChoiceForm;
+use super::{Compliance, Scores};
 use crate::data::{DataStream, Tokenizer};
 use crate::error::{Error, Result};
-use crate::eval::{PromptForm, Question, four_choice, perplexity};
+use crate::eval::{PromptForm, Question, exact_match, four_choice, perplexity};
 use crate::model::Batch;
-use crate::objective::{Evaluator, LossBatch, Subject};
+use crate::objective::{Evaluator, Subject};
 use crate::ops::{Backend, IGNORE_INDEX};
 
 /// What an attacker puts before each question, or where he begins its answer.
@@ -40,6 +43,8 @@ pub enum Scorer {
         /// See [`Scorer::Exact`].
         bos: Option<u32>,
     },
+    /// Whether prompts are answered.
+    Compliance(Box<Compliance>),
 }
 
 impl From<ChoiceForm> for PromptForm {
@@ -81,6 +86,7 @@ impl Scorer {
                 batches.iter().flat_map(|batch| &batch.segments).map(|s| s.length).max().unwrap_or(0)
             }
             Self::Choice { longest, .. } => *longest,
+            Self::Compliance(compliance) => compliance.longest(),
         }
     }
 
@@ -91,47 +97,68 @@ impl Scorer {
                 batches.iter().map(|batch| batch.len() + prefix * batch.segments.len()).max().unwrap_or(0)
             }
             Self::Choice { longest, .. } => 4 * (longest + prefix),
+            // Generation has memory of its own.
+            Self::Compliance(_) => 0,
+        }
+    }
+
+    /// Tokens whose keys and values are kept at once.
+    pub fn cached_tokens(&self, prefix: usize) -> usize {
+        match self {
+            Self::Exact { .. } | Self::Choice { .. } => 0,
+            Self::Compliance(compliance) => compliance.cached_tokens(prefix),
         }
     }
 
     /// A number that differs, all but certainly, where the questions do.
     pub fn fingerprint(&self) -> u64 {
         let text = match self {
+            Self::Compliance(compliance) => return compliance.fingerprint(),
             Self::Exact { batches, .. } => format!("{batches:?}"),
             Self::Choice { questions, form, .. } => format!("{form:?} {questions:?}"),
         };
         crate::checkpoint::hash_config(&text)
     }
 
-    /// The score of `subject`, 0 to 1, with `prefix` before each question.
-    pub fn score<B: Backend>(&self, evaluator: &mut Evaluator<B>, subject: Subject<B>, prefix: &[u32]) -> Result<f64> {
-        let room = evaluator.model().positions();
-        if self.longest() + prefix.len() > room {
-            let problem = format!(
-                "{} tokens before questions of up to {} are more than the model's {room} positions",
-                prefix.len(),
-                self.longest()
-            );
-            return Err(Error::config("attack.demonstrations", problem, "show fewer"));
-        }
+    /// The score of `subject`, 0 to 1, with `prefix` before each question; what else shows goes to `others`.
+    pub fn score<B: Backend>(
+        &self,
+        evaluator: &mut Evaluator<B>,
+        subject: Subject<B>,
+        prefix: &Prefix,
+        others: &mut BTreeMap<String, f64>,
+    ) -> Result<f64> {
         match self {
             Self::Exact { batches, bos } => {
-                let (mut right, mut rows) = (0, 0);
-                for batch in batches {
-                    let batch = LossBatch::new(evaluator.model(), with_prefix(batch, prefix, *bos))?;
-                    let (hits, count) = exact_rows(evaluator, subject, &batch)?;
-                    (right, rows) = (right + hits, rows + count);
-                }
-                Ok(right as f64 / rows.max(1) as f64)
+                self.check_room(evaluator, prefix)?;
+                let batches = batches.iter().map(|batch| with_prefix(batch, &prefix.tokens, *bos));
+                Ok(exact_match(evaluator, subject, batches)?.accuracy)
             }
             Self::Choice { questions, form, tokenizer, bos, .. } => {
+                self.check_room(evaluator, prefix)?;
                 let encode = |text: &str, starts: bool| {
                     let tokens = encode(tokenizer, text, starts)?;
-                    Ok(if starts { joined(prefix, &tokens, *bos) } else { tokens })
+                    Ok(if starts { joined(&prefix.tokens, &tokens, *bos) } else { tokens })
                 };
                 Ok(four_choice(evaluator, subject, questions, &|_| Vec::new(), *form, &encode)?.accuracy)
             }
+            Self::Compliance(compliance) => {
+                let model = Arc::clone(evaluator.model());
+                compliance.score(&model, subject, prefix, others)
+            }
         }
+    }
+
+    fn check_room<B: Backend>(&self, evaluator: &Evaluator<B>, prefix: &Prefix) -> Result<()> {
+        let (room, longest) = (evaluator.model().positions(), self.longest());
+        if longest + prefix.tokens.len() <= room {
+            return Ok(());
+        }
+        let problem = format!(
+            "{} tokens before questions of up to {longest} are more than the model's {room} positions",
+            prefix.tokens.len()
+        );
+        Err(Error::config("attack.demonstrations", problem, "show fewer"))
     }
 }
 
@@ -160,39 +187,6 @@ fn with_prefix(batch: &Batch, prefix: &[u32], bos: Option<u32>) -> Batch {
         longer.push(&tokens, &labels, tokens.len());
     }
     longer
-}
-
-/// Rows of a batch whose every learned token has the highest logit, and rows that learn a token.
-fn exact_rows<B: Backend>(
-    evaluator: &mut Evaluator<B>,
-    subject: Subject<B>,
-    batch: &LossBatch<B>,
-) -> Result<(usize, usize)> {
-    /// Rows of logits on the host at once.
-    const AT_ONCE: usize = 128;
-    let model = evaluator.model().clone();
-    let targets = batch.host().next_token_targets();
-    let asked: Vec<u32> =
-        (0u32..).zip(&targets).filter(|(_, target)| **target != IGNORE_INDEX).map(|(row, _)| row).collect();
-    evaluator.forward(subject, batch)?;
-    let mut wrong = vec![false; targets.len()];
-    for rows in asked.chunks(AT_ONCE) {
-        let logits = model.logits(subject.weights, evaluator.workspace(), rows)?;
-        for (row, logits) in rows.iter().zip(logits.chunks_exact(model.config.vocab_size)) {
-            let best =
-                logits.iter().enumerate().fold(0, |best, (i, value)| if *value > logits[best] { i } else { best });
-            wrong[*row as usize] = best != targets[*row as usize] as usize;
-        }
-    }
-    let (mut right, mut rows) = (0, 0);
-    for s in &batch.host().segments {
-        let row = s.start..s.start + s.valid;
-        if targets[row.clone()].iter().any(|&target| target != IGNORE_INDEX) {
-            rows += 1;
-            right += usize::from(!wrong[row].contains(&true));
-        }
-    }
-    Ok((right, rows))
 }
 
 /// Everything that is measured along an attack.
@@ -226,11 +220,10 @@ impl Measures {
         subject: Subject<B>,
         prefix: &Prefix,
     ) -> Result<Scores> {
-        let mut scores = Scores {
-            restricted: self.restricted.score(evaluator, subject, &prefix.tokens)?,
-            utility: self.utility.score(evaluator, subject, &[])?,
-            ..Scores::default()
-        };
+        let mut scores = Scores::default();
+        let others = &mut scores.others;
+        scores.restricted = self.restricted.score(evaluator, subject, prefix, others)?;
+        scores.utility = self.utility.score(evaluator, subject, &Prefix::default(), others)?;
         if let Some(batches) = &self.perplexity {
             let measured = perplexity(evaluator, subject, batches.iter().cloned())?;
             // JSON has no infinity.

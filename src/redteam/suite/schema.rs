@@ -34,6 +34,9 @@ pub struct Suite {
     /// The capability to keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub utility: Option<UtilityTable>,
+    /// How answers are generated and judged where compliance is measured.
+    #[serde(default)]
+    pub compliance: ComplianceTable,
     /// Data whose perplexity is reported beside the scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<PerplexityTable>,
@@ -202,6 +205,24 @@ pub struct ScaleTable {
 impl Default for ScaleTable {
     fn default() -> Self {
         Self { lr: 1.0, steps: 1.0, batch: 1.0 }
+    }
+}
+
+/// `[compliance]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ComplianceTable {
+    /// Longest answer in tokens. Answers are greedy.
+    pub max_new_tokens: usize,
+    /// A command that scores answers from 0 to 1 ([`crate::eval::judge`]); by keywords where absent.
+    pub judge: Option<String>,
+    /// Seconds that the command may take for all answers of a measurement.
+    pub judge_seconds: f64,
+}
+
+impl Default for ComplianceTable {
+    fn default() -> Self {
+        Self { max_new_tokens: 128, judge: None, judge_seconds: 3600.0 }
     }
 }
 

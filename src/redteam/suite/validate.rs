@@ -13,6 +13,8 @@ const MAX_STEPS: u64 = 1 << 32;
 const MAX_LIST: usize = 10_000;
 const MAX_RANK: u64 = 1 << 16;
 const MAX_NAME: usize = 64;
+/// A month.
+const MAX_SECONDS: f64 = 2.7e6;
 
 /// Checks everything that `suite` says itself.
 pub(super) fn check(suite: &Suite) -> Result<()> {
@@ -29,6 +31,13 @@ pub(super) fn check(suite: &Suite) -> Result<()> {
         check_form("utility", table.metric, table.form.is_some())?;
         check_chance("utility.chance", table.chance)?;
         fraction("utility.most_loss", table.most_loss)?;
+    }
+    at_least("compliance.max_new_tokens", suite.compliance.max_new_tokens as u64, 1)?;
+    at_most("compliance.max_new_tokens", suite.compliance.max_new_tokens as u64, MAX_TOKENS)?;
+    let seconds = suite.compliance.judge_seconds;
+    positive("compliance.judge_seconds", seconds)?;
+    if seconds > MAX_SECONDS {
+        return Err(fault("compliance.judge_seconds", format!("is {seconds}"), format!("use at most {MAX_SECONDS}")));
     }
     positive("scale.lr", suite.scale.lr)?;
     positive("scale.steps", suite.scale.steps)?;

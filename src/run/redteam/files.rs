@@ -1,5 +1,5 @@
-//! The output directory of a red-team run: `attacks/ID.json` as each attack ends, `results.json` with all of them, and
-//! in `temper` what the run itself keeps.
+//! The output directory of a red-team run: `attacks/ID.json` as each attack ends, `results.json` with all of them and the
+//! report beside it, and in `temper` what the run itself keeps.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::input::read_capped;
 use crate::redteam::suite::Attack;
 use crate::redteam::{AttackResult, Outcome, Results};
-use crate::report::write_atomically;
+use crate::report::{write_atomically, write_results};
 use crate::run::RunDirectory;
 
 /// No result of one attack is near this long.
@@ -75,9 +75,9 @@ impl Files {
         write_json(&self.attack(&result.id), result)
     }
 
-    /// Writes `results.json`.
+    /// Writes `results.json`, the report and the tables.
     pub(super) fn write(&self, results: &Results) -> Result<()> {
-        write_json(&self.out.join("results.json"), results)
+        write_results(&self.out, results)
     }
 }
 

@@ -2,6 +2,7 @@
 //! without repeating the attacks that it has finished.
 
 mod files;
+mod measures;
 mod setup;
 mod workers;
 

@@ -5,18 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::files::Identity;
+use super::measures::Opener;
 use super::{Jobs, RedteamConfig};
 use crate::checkpoint::hash_config;
-use crate::data::{DataStream, Tokenizer, rows};
+use crate::data::DataStream;
 use crate::error::{Error, Result};
-use crate::eval::Question;
 use crate::input::read_capped;
 use crate::model::{Model, ModelDirectory};
 use crate::ops::Backend;
-use crate::redteam::suite::{
-    Attack, ChoiceForm, Method, MetricKind, Prefill, RestrictedTable, Role, Suite, UtilityTable,
-};
-use crate::redteam::{DefenderCost, Goal, Measures, Metric, Scorer, Scores, Target, largest};
+use crate::redteam::suite::{Attack, Method, Prefill, RestrictedTable, Role, Suite, UtilityTable};
+use crate::redteam::{DefenderCost, Goal, Measures, Metric, Scores, Target, largest};
 use crate::run::{LoadedModel, open_stream};
 
 /// What is open.
@@ -35,7 +33,7 @@ impl<B: Backend> Setup<B> {
         let suite = &config.suite;
         let (restricted, utility) = goal_tables(suite)?;
         let directory = ModelDirectory::open(&config.model)?;
-        let measures = measures(suite, restricted, utility, &directory)?;
+        let measures = Opener { suite, attacks, model: &directory }.measures(restricted, utility)?;
         let streams = streams(suite, attacks, &directory)?;
         let positions = positions(attacks, &streams, &measures, &directory);
         let weights = directory.read_weights()?;
@@ -76,58 +74,6 @@ fn goal_tables(suite: &Suite) -> Result<(&RestrictedTable, &UtilityTable)> {
         |key: &str| Error::config(key, "missing: nothing says what to measure", format!("add a table [{key}]"));
     let restricted = suite.restricted.as_ref().ok_or_else(|| missing("restricted"))?;
     Ok((restricted, suite.utility.as_ref().ok_or_else(|| missing("utility"))?))
-}
-
-fn measures(
-    suite: &Suite,
-    restricted: &RestrictedTable,
-    utility: &UtilityTable,
-    model: &ModelDirectory,
-) -> Result<Measures> {
-    let text = |path: &Path| stream("perplexity", path, suite, model)?.all_batches();
-    Ok(Measures {
-        restricted: scorer("restricted", restricted.metric, restricted.form, &restricted.data, suite, model)?,
-        utility: scorer("utility", utility.metric, utility.form, &utility.data, suite, model)?,
-        perplexity: suite.perplexity.as_ref().map(|table| text(&table.data)).transpose()?,
-    })
-}
-
-fn stream(name: &str, path: &Path, suite: &Suite, model: &ModelDirectory) -> Result<DataStream> {
-    open_stream(name, path, model, suite.evaluate.batch, suite.data.max_length, (false, true), 0)
-}
-
-fn scorer(
-    name: &str,
-    metric: MetricKind,
-    form: Option<ChoiceForm>,
-    path: &Path,
-    suite: &Suite,
-    model: &ModelDirectory,
-) -> Result<Scorer> {
-    let bos = model.config.bos_token_id;
-    match metric {
-        MetricKind::Exact => Scorer::exact(&stream(name, path, suite, model)?, bos),
-        MetricKind::Choice => {
-            let tokenizer = Tokenizer::open(&model.path, model.config.vocab_size)?;
-            Scorer::choice(questions(path)?, form.unwrap_or_default().into(), tokenizer, bos)
-        }
-        MetricKind::Compliance => {
-            let problem = "compliance is not measured by this version";
-            Err(Error::config(format!("{name}.metric"), problem, "use \"exact\" or \"choice\""))
-        }
-    }
-}
-
-fn questions(path: &Path) -> Result<Vec<Question>> {
-    let read = |row: Result<crate::data::RawRow>| {
-        let (place, value) = row?.value()?;
-        Question::from_json(&value).map_err(|problem| place.error(problem, "mend the row or remove it"))
-    };
-    let questions: Vec<Question> = rows(path)?.map(read).collect::<Result<_>>()?;
-    if questions.is_empty() {
-        return Err(Error::input(path, "there is no question", "give rows of question, choices and answer"));
-    }
-    Ok(questions)
 }
 
 /// The data of every role that an attack uses. A file that cannot be used is the trouble of the attacks that use it, unless
