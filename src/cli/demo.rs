@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use clap::Args;
 use temper::backend::cpu::Cpu;
-use temper::demo::{AttackCurve, AttackPlan, Event, Experiment, Facts, Outcome, Phase, Plan};
+use temper::demo::{AttackCurve, AttackPlan, Event, Experiment, Facts, Outcome, Phase, Plan, write_handover};
 use temper::model::{ExportDType, write_model};
 use temper::ops::Backend;
+use temper::redteam::DefenderCost;
 use temper::report::{AttackRow, DemoSummary, MetricsWriter, Stages, write_demo_report};
 use temper::run::{self, signals::StopFlag};
 
@@ -39,15 +40,56 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let stop = StopFlag::install()?;
     let mut metrics = MetricsWriter::create(&arguments.out)?;
     eprintln!("temper demo: learn made-up facts, remove the restricted ones, harden, attack (seed {})", plan.seed);
-    let outcome = on_device!(device, backend => course(backend, &plan, &stop, &mut metrics))?;
-    let model = Experiment::<Cpu>::model_config();
-    for (name, weights) in [("unlearned", &outcome.unlearned_weights), ("hardened", &outcome.hardened_weights)] {
-        write_model(&arguments.out.join(name), &model, None, weights, ExportDType::F32)?;
-    }
+    let mut watch = Stopwatch::default();
+    let (name, outcome) =
+        on_device!(device, backend => (backend.description(), course(backend, &plan, &stop, &mut metrics, &mut watch)));
+    let outcome = outcome?;
+    write_models(&arguments.out, &plan, &outcome, &name, &watch)?;
+    write_handover(&arguments.out, &Facts::new(plan.seed), plan.seed)?;
     let summary = summary(&plan, &outcome, start.elapsed().as_secs_f64());
     summary.write(&arguments.out.join("summary.json"))?;
     write_demo_report(&arguments.out.join("report.html"), &plan, &outcome, &summary)?;
     print::text(&table(&summary, &arguments.out))?;
+    Ok(())
+}
+
+/// Seconds that the defence took.
+#[derive(Default)]
+struct Stopwatch {
+    begun: Option<(Phase, Instant)>,
+    unlearn: f64,
+    harden: f64,
+}
+
+impl Stopwatch {
+    fn begin(&mut self, phase: Phase) {
+        self.begun = Some((phase, Instant::now()));
+    }
+
+    fn end(&mut self) {
+        match self.begun.take() {
+            Some((Phase::Unlearn, start)) => self.unlearn += start.elapsed().as_secs_f64(),
+            Some((Phase::Harden, start)) => self.harden += start.elapsed().as_secs_f64(),
+            _ => {}
+        }
+    }
+}
+
+/// Writes the three models, and with the two defended ones what their defence cost.
+fn write_models(out: &Path, plan: &Plan, outcome: &Outcome, device: &str, watch: &Stopwatch) -> temper::Result<()> {
+    let model = Experiment::<Cpu>::model_config();
+    let (unlearn, harden) = plan.defence_flop(&model);
+    let cost = |seconds, flop| DefenderCost { seconds, flop, device: device.into() };
+    let models = [
+        ("pretrained", &outcome.pretrained_weights, None),
+        ("unlearned", &outcome.unlearned_weights, Some(cost(watch.unlearn, unlearn))),
+        ("hardened", &outcome.hardened_weights, Some(cost(watch.unlearn + watch.harden, unlearn + harden))),
+    ];
+    for (name, weights, cost) in models {
+        let directory = out.join(name);
+        write_model(&directory, &model, None, weights, ExportDType::F32)?;
+        cost.map_or(Ok(()), |cost| cost.write(&directory))?;
+    }
     Ok(())
 }
 
@@ -70,6 +112,7 @@ fn course<B: Backend>(
     plan: &Plan,
     stop: &StopFlag,
     metrics: &mut MetricsWriter,
+    watch: &mut Stopwatch,
 ) -> temper::Result<Outcome> {
     let (mut progress, mut phase) = (Progress::new("demo"), "");
     let outcome = Experiment::new(backend, plan.clone())?.run(&mut |event| {
@@ -80,6 +123,7 @@ fn course<B: Backend>(
         match event {
             Event::Begin { phase: begun, attack, steps } => {
                 phase = name(begun);
+                watch.begin(begun);
                 let title = attack.map_or(phase.to_string(), |attack| format!("{phase}: {attack}"));
                 progress = Progress::new(&title);
                 progress.show(&run::Event::Begin { from: 0, steps });
@@ -89,7 +133,10 @@ fn course<B: Backend>(
                 metrics.record(phase, step, &values)?;
                 progress.show(&run::Event::Step { step, values: &values });
             }
-            Event::End => progress.finish(),
+            Event::End => {
+                watch.end();
+                progress.finish();
+            }
         }
         Ok(())
     });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::facts::{Domain, Facts, Pool, VOCAB_SIZE};
+use super::facts::{Domain, Facts, Pool, ROW_TOKENS, VOCAB_SIZE};
 use crate::data::{DataStream, StreamOptions};
 use crate::error::{Error, Result};
 use crate::model::{Adapter, AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Projection, RopeScaling};
@@ -145,6 +145,8 @@ pub struct Outcome {
     pub hardened: (f64, f64),
     /// For each attack of the plan: curve on the unlearned and on the hardened model.
     pub attacks: Vec<(AttackCurve, AttackCurve)>,
+    /// Weights of the pre-trained model.
+    pub pretrained_weights: Vec<f32>,
     /// Weights of the unlearned model.
     pub unlearned_weights: Vec<f32>,
     /// Weights of the hardened model.
@@ -165,7 +167,9 @@ pub struct Experiment<B: Backend> {
 /// Facts asked at once when accuracy is measured.
 const QUESTIONS: usize = 96;
 /// The retain batch in multiples of the others: it is taken once an outer step, so a larger one costs little.
-const RETAIN_ROWS: usize = 4;
+pub(super) const RETAIN_ROWS: usize = 4;
+/// A tamper-resistance gradient is taken after so many inner steps.
+pub(super) const TR_EVERY: u64 = 4;
 /// Points on an attack's curve besides the first.
 const CURVE_POINTS: u64 = 10;
 
@@ -178,7 +182,7 @@ impl<B: Backend> Experiment<B> {
             &model.config,
             lora(plan.attacks.iter().filter_map(|a| a.lora_rank).max().unwrap_or(1)),
         )?;
-        let evaluator = Evaluator::new(Arc::clone(&model), (2 * plan.rows * 17).max(QUESTIONS * 4), &[&sample])?;
+        let evaluator = Evaluator::new(Arc::clone(&model), (2 * plan.rows * ROW_TOKENS).max(QUESTIONS * 4), &[&sample])?;
         Ok(Self { facts: Facts::new(plan.seed), plan, model, evaluator })
     }
 
@@ -211,6 +215,7 @@ impl<B: Backend> Experiment<B> {
         let mut weights = self.initial_weights()?;
         self.pretrain(&mut weights, observe)?;
         let pretrained = self.accuracies(Subject::plain(&weights))?;
+        let pretrained_weights = weights.download(&self.model.backend)?;
         let base = self.copy(&weights, "reference weights")?;
         self.unlearn(&mut weights, &base, observe)?;
         let unlearned = self.accuracies(Subject::plain(&weights))?;
@@ -225,7 +230,15 @@ impl<B: Backend> Experiment<B> {
             let hard = self.attack(index, Phase::AttackHardened, &hardened_weights, observe)?;
             attacks.push((plain, hard));
         }
-        Ok(Outcome { pretrained, unlearned, hardened, attacks, unlearned_weights, hardened_weights })
+        Ok(Outcome {
+            pretrained,
+            unlearned,
+            hardened,
+            attacks,
+            pretrained_weights,
+            unlearned_weights,
+            hardened_weights,
+        })
     }
 
     /// Normal weights of deviation 0.02, norms 1: the initialisation of Transformers.
@@ -344,7 +357,7 @@ impl<B: Backend> Experiment<B> {
         Settings {
             seed: self.plan.seed,
             inner_steps: self.plan.inner_steps,
-            tr_every: 4,
+            tr_every: TR_EVERY,
             tr_scale: 8.0,
             schedule_lambda: Some(0.25),
             tasks_per_step: 1,

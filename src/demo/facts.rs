@@ -13,6 +13,8 @@ const VALUES: std::ops::Range<u32> = 128..160;
 const ATTRIBUTES: std::ops::Range<u32> = 200..204;
 /// Facts in one training row; each is (domain, entity, attribute, value).
 const FACTS_PER_ROW: usize = 4;
+/// Tokens of a training row.
+pub(super) const ROW_TOKENS: usize = 1 + 4 * FACTS_PER_ROW;
 
 /// Which set of facts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,15 @@ impl Facts {
             (tokens, labels)
         };
         (0..rows).map(|_| row()).collect()
+    }
+
+    /// Every fact of a pool as a row of its own, as (tokens, labels): only the value is to be learned.
+    pub fn questions_with_answers(&self, domain: Domain, pool: Pool) -> Vec<(Vec<u32>, Vec<u32>)> {
+        let row = |fact: &Fact| {
+            let tokens = vec![BOS, domain.token(), fact.entity, fact.attribute, fact.value];
+            (tokens, [&[IGNORE_INDEX; 4][..], &[fact.value]].concat())
+        };
+        self.pool(domain, pool).iter().map(row).collect()
     }
 
     /// Questions of up to `size` facts each: a batch of rows that end where the value is to come, the index of each row's

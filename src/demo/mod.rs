@@ -3,6 +3,8 @@
 
 mod experiment;
 mod facts;
+mod handover;
 
 pub use experiment::{AttackCurve, AttackPlan, Event, Experiment, Outcome, Phase, Plan};
 pub use facts::{Domain, Facts, Pool};
+pub use handover::write_handover;

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, TrLoss};
+use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, SafeguardMethod, TrLoss};
 use crate::model::{ModelConfig, ParameterLayout};
 
 /// One kind of work in an outer step.
@@ -50,6 +50,24 @@ pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig) -> Vec<Work> {
         }
     }
     work
+}
+
+/// Operations of the plain safeguard of `run`, where it has one: in each step the removal gradient and the retain gradient,
+/// with what the reference model computes for them.
+pub(super) fn safeguard(run: &RunConfig, model: &ModelConfig) -> f64 {
+    let Some(table) = &run.safeguard else { return 0.0 };
+    let costs = Costs::new(model);
+    let flop = |stream: &str, backward| costs.pass("safeguard", run, stream, backward).flop;
+    let retain = &run.tar.retain_data;
+    let gradients = |pairs: f64| pairs * flop(&table.data, Backward::Weights) + flop(retain, Backward::Weights);
+    let step = match table.method {
+        SafeguardMethod::RandomMapping => gradients(1.0),
+        SafeguardMethod::MaxEntropy => gradients(1.0) + flop(retain, Backward::None),
+        SafeguardMethod::Refusal => {
+            gradients(2.0) + flop(retain, Backward::None) + 2.0 * flop(&table.data, Backward::None)
+        }
+    };
+    step * table.steps as f64
 }
 
 /// One trajectory's attack.

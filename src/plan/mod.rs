@@ -83,7 +83,9 @@ pub struct Plan {
     pub work: Vec<Work>,
     /// Floating-point operations of one outer step, expected over the draws of adversaries.
     pub flop_per_outer_step: f64,
-    /// Floating-point operations of the run.
+    /// Floating-point operations of the plain safeguard that comes first; 0 where the run has none.
+    pub safeguard_flop: f64,
+    /// Floating-point operations of all outer steps.
     pub flop: f64,
     /// Published dense bf16 peak of a GPU, in operations per second.
     pub published_peak_flops: Option<f64>,
@@ -126,6 +128,7 @@ impl Plan {
             available_bytes: available,
             buffers,
             flop_per_outer_step,
+            safeguard_flop: arithmetic::safeguard(run, model),
             flop: flop_per_outer_step * run.tar.outer_steps as f64,
             work,
             published_peak_flops: peak,

@@ -36,6 +36,11 @@ impl RunDirectory {
         Ok(directory)
     }
 
+    /// The directory itself.
+    pub fn top(&self) -> &Path {
+        &self.top
+    }
+
     /// The folder of the run's own files.
     pub fn folder(&self) -> PathBuf {
         self.top.join("temper")

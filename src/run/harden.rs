@@ -1,6 +1,7 @@
 //! `temper harden`: the nested loop from a run file to a model directory.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::safeguard;
 use super::settings::settings;
@@ -11,6 +12,8 @@ use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
 use crate::model::{ExportDType, ModelDirectory, write_model};
 use crate::ops::Backend;
+use crate::plan::{Plan, Target};
+use crate::redteam::DefenderCost;
 use crate::report::MetricsWriter;
 use crate::tar::{Hardener, HardenerState, OuterReport, Streams};
 
@@ -25,6 +28,16 @@ pub struct HardenSummary {
     pub retain_loss: f64,
 }
 
+/// What a checkpoint keeps besides tensors.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct State {
+    #[serde(flatten)]
+    hardener: HardenerState,
+    /// Seconds of training until then, the safeguard's with them.
+    #[serde(default)]
+    seconds: f64,
+}
+
 /// A run that has been set up.
 struct Run<'a, B: Backend> {
     config: &'a RunConfig,
@@ -33,6 +46,8 @@ struct Run<'a, B: Backend> {
     dtype: ExportDType,
     hardener: Hardener<B>,
     metrics: MetricsWriter,
+    /// Seconds of training, those of earlier processes too as far as their checkpoints know.
+    seconds: f64,
 }
 
 /// Hardens `config.model` and writes the result to `out`.
@@ -85,21 +100,23 @@ fn set_up<'a, B: Backend>(
     let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, resume)?;
     if let Some((path, snapshot)) = resume.then(|| directory.latest()).transpose()?.flatten() {
         let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
-        let step = restore(&mut hardener, &path, snapshot)?;
+        let State { hardener: HardenerState { step, .. }, seconds } = restore(&mut hardener, &path, snapshot)?;
         observe(Event::Note(&format!("resumed from {}", path.display())))?;
         let metrics = MetricsWriter::append(&directory.folder(), "harden", step)?;
-        return Ok(Run { config, directory, source, dtype, hardener, metrics });
+        return Ok(Run { config, directory, source, dtype, hardener, metrics, seconds });
     }
     let mut metrics = MetricsWriter::create(&directory.folder())?;
+    let start = Instant::now();
     if let Some(table) = &config.safeguard {
         let tables = (config, table);
         safeguard::apply(&mut loaded, &reference, &mut streams, tables, stop, &mut metrics, observe)?;
     }
+    let seconds = start.elapsed().as_secs_f64();
     if config.compat.skip_first_retain_batch {
         streams.skip_batch(&config.tar.retain_data)?;
     }
     let hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
-    let run = Run { config, directory, source, dtype, hardener, metrics };
+    let run = Run { config, directory, source, dtype, hardener, metrics, seconds };
     if config.safeguard.is_some() {
         // What the safeguard cost is not paid again by a run that is stopped later.
         run.save(&run.hardener.state())?;
@@ -107,9 +124,9 @@ fn set_up<'a, B: Backend>(
     Ok(run)
 }
 
-/// Puts a checkpoint back; returns the outer steps it has done.
-fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Snapshot) -> Result<u64> {
-    let state: HardenerState = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
+/// Puts a checkpoint back; returns its state.
+fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Snapshot) -> Result<State> {
+    let state: State = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
         Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
     })?;
     let len = hardener.weights().layout().len();
@@ -117,8 +134,8 @@ fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Sn
     let states = (0..hardener.outer_optimizer().state_count())
         .map(|i| snapshot.take_f32(path, &format!("outer optimizer state {i}"), len))
         .collect::<Result<Vec<_>>>()?;
-    hardener.restore(&state, &weights, &states)?;
-    Ok(state.step)
+    hardener.restore(&state.hardener, &weights, &states)?;
+    Ok(state)
 }
 
 /// The streams that the method uses, of those that the run file names.
@@ -139,7 +156,7 @@ fn streams(config: &RunConfig, model: &ModelDirectory) -> Result<Streams> {
 impl<B: Backend> Run<'_, B> {
     /// One outer step with everything around it.
     fn outer_step(&mut self, stop: &StopFlag, observe: &mut Observer) -> Result<OuterReport> {
-        let before = self.hardener.state();
+        let (before, start) = (self.hardener.state(), Instant::now());
         let inner_steps = self.config.tar.inner_steps;
         let outcome = self.hardener.outer_step(&mut |_, k| {
             if stop.requested() {
@@ -156,6 +173,7 @@ impl<B: Backend> Run<'_, B> {
             }
             other => other?,
         };
+        self.seconds += start.elapsed().as_secs_f64();
         let values = measured(&report);
         self.metrics.record("harden", report.step + 1, &values)?;
         observe(Event::Step { step: report.step + 1, values: &values })?;
@@ -169,7 +187,8 @@ impl<B: Backend> Run<'_, B> {
         for i in 0..outer.state_count() {
             tensors.push((format!("outer optimizer state {i}"), TensorData::F32(outer.read_state(backend, i)?)));
         }
-        let json = serde_json::to_value(state).map_err(|error| Error::Device(format!("checkpoint state: {error}")))?;
+        let kept = State { hardener: state.clone(), seconds: self.seconds };
+        let json = serde_json::to_value(kept).map_err(|error| Error::Device(format!("checkpoint state: {error}")))?;
         self.directory.save(state.step, json, tensors, self.config.checkpoint.keep)
     }
 
@@ -177,8 +196,18 @@ impl<B: Backend> Run<'_, B> {
         let train_point = self.config.compat.schedulefree_point == SchedulefreePoint::Train;
         let weights = self.hardener.final_weights(train_point)?;
         let Self { source, dtype, .. } = self;
+        self.cost()?.write(self.directory.top())?;
         self.directory
             .publish("config.json", |path| write_model(path, &source.config, Some(&source.path), &weights, *dtype))
+    }
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// What the defence cost: its training, with the safeguard where this run trained one.
+    fn cost(&self) -> Result<DefenderCost> {
+        let plan = Plan::new(self.config, &self.source.config, Target::Cpu { available: None })?;
+        let flop = plan.flop + plan.safeguard_flop;
+        Ok(DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() })
     }
 }
 

@@ -5,6 +5,7 @@
 //! keeps: the resolved configuration, the metrics stream and the checkpoints.
 
 mod attack;
+mod defence;
 mod directory;
 mod harden;
 mod redteam;

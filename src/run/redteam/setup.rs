@@ -10,7 +10,6 @@ use super::{Jobs, RedteamConfig};
 use crate::checkpoint::hash_config;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
-use crate::input::read_capped;
 use crate::model::{Model, ModelDirectory};
 use crate::ops::Backend;
 use crate::redteam::suite::{Attack, Method, Prefill, RestrictedTable, Role, Suite, UtilityTable};
@@ -199,11 +198,8 @@ fn unprotected<B: Backend>(path: &Path, target: &Target<B>) -> Result<f64> {
 
 /// What the defence cost: as the suite says, or as the run that made the model wrote it down.
 fn defender(suite: &Suite, model: &Path) -> Result<Option<DefenderCost>> {
-    let path = model.join("temper").join("cost.json");
-    if suite.defender.is_some() || !path.exists() {
-        return Ok(suite.defender.clone());
+    match &suite.defender {
+        Some(cost) => Ok(Some(cost.clone())),
+        None => DefenderCost::read(model),
     }
-    let cost = serde_json::from_slice(&read_capped(&path, 1 << 16)?)
-        .map_err(|error| Error::input(&path, format!("it is no cost of a defence: {error}"), "remove it"))?;
-    Ok(Some(cost))
 }
