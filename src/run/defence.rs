@@ -19,7 +19,7 @@ impl DefenderCost {
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         let json = serde_json::to_string_pretty(self)
             .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-        write_atomically(&path, &(json + "\n"))
+        write_atomically(&path, (json + "\n").as_bytes())
     }
 
     /// Reads it from a model's directory; none where nobody wrote it.
