@@ -27,7 +27,12 @@ fn help_names_every_option() {
              --warmup --schedule constant sgdr:N --steps 500 --batch 32 --max-length --no-shuffle --no-pack --dtype \
              --adapter --seed --resume --set",
         ),
-        ("eval", "--model --data --adapter --batch --max-length --form ppl mmlu lm-eval --json"),
+        (
+            "eval",
+            "--model --data --adapter --batch --max-length --form ppl exact mmlu lm-eval qi generate refusal --shots \
+             --num-shots --max-new-tokens --temperature --top-p --top-k --seed --prefill --judge --judge-seconds \
+             --predictions --json",
+        ),
         ("plan", "<RUN.toml> --gpu h200 h100 --set --json"),
         ("bench kernels", "--device --precision --shapes llama3-8b tiny --filter <NAME> --json"),
         ("bench step", "--device --precision --shapes --filter --layers <N> --json"),

@@ -9,6 +9,9 @@ use crate::objective::Subject;
 use crate::ops::Backend;
 use crate::random::{Random, Stream};
 
+/// The most tokens of a forward pass that suit any device: enough to keep a large one busy, and little memory.
+pub const PASS_TOKENS: usize = 2048;
+
 /// How texts are continued.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
@@ -27,9 +30,9 @@ pub struct GenerateOptions {
 }
 
 impl Default for GenerateOptions {
-    /// Greedy, 256 tokens, no stop token, 32 texts at a time.
+    /// Greedy, 256 tokens, no stop token, 32 texts at a time, [`PASS_TOKENS`] a pass.
     fn default() -> Self {
-        Self { max_new_tokens: 256, stop: Vec::new(), sampling: None, seed: 0, batch: 32, pass_tokens: 1024 }
+        Self { max_new_tokens: 256, stop: Vec::new(), sampling: None, seed: 0, batch: 32, pass_tokens: PASS_TOKENS }
     }
 }
 

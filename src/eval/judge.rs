@@ -25,7 +25,8 @@ const REMEDY: &str = "it reads {\"prompt\": …, \"response\": …} a line and w
 ///
 /// Fails if it cannot be started, does not end well or within `limit`, or writes anything but as many finite numbers.
 pub fn judge(command: &str, exchanges: &[(&str, &str)], limit: Duration) -> Result<Vec<f64>> {
-    let deadline = Instant::now() + limit;
+    // `None`: so far away that no clock shows it.
+    let deadline = Instant::now().checked_add(limit);
     let mut child = start(command)?;
     let output = feed(&mut child, exchanges);
     let output = match output.recv_timeout(limit) {
@@ -36,7 +37,9 @@ pub fn judge(command: &str, exchanges: &[(&str, &str)], limit: Duration) -> Resu
     let status = loop {
         match child.try_wait().map_err(Error::io("wait for", command))? {
             Some(status) => break status,
-            None if Instant::now() >= deadline => return Err(too_slow(command, child, limit)),
+            None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return Err(too_slow(command, child, limit));
+            }
             None => std::thread::sleep(PATIENCE),
         }
     };

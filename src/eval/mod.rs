@@ -2,6 +2,7 @@
 //! scores of a judge). Reads no files and writes none.
 
 mod choice;
+mod continuations;
 mod exact;
 mod generate;
 mod judge;
@@ -12,9 +13,9 @@ mod refusal;
 mod repetition;
 mod sample;
 
-pub use choice::{ChoiceReport, Prediction, four_choice};
+pub use choice::{ChoiceReport, Encode, Prediction, four_choice, four_choice_written};
 pub use exact::{ExactMatch, exact_match};
-pub use generate::{GenerateOptions, generate};
+pub use generate::{GenerateOptions, PASS_TOKENS, generate};
 pub use judge::judge;
 pub use perplexity::{Perplexity, perplexity};
 pub use prompt::PromptForm;

@@ -1,4 +1,4 @@
-//! The text that a four-choice question is asked with. Two forms are in use whose scores must not be compared.
+//! The text that a four-choice question is asked with. Three forms are in use whose scores must not be compared.
 
 use super::question::{LETTERS, Question};
 
@@ -13,6 +13,9 @@ pub enum PromptForm {
     /// As the tasks `mmlu` and `wmdp` of lm-evaluation-harness: the question without surrounding white space, and the
     /// log-likelihoods of " A" to " D" after "Answer:" are compared.
     LmEval,
+    /// As Qi et al. (arXiv 2412.07097) check it: no examples, the prompt ends in "Answer: " with the space, and the model
+    /// writes its answer, which has to be the letter.
+    Qi,
 }
 
 impl PromptForm {
@@ -25,20 +28,24 @@ impl PromptForm {
             text.push_str(&format!(" {}\n\n", shot.letter()));
         }
         self.ask(question, &mut text);
+        if self == Self::Qi {
+            text.push(' ');
+        }
         text
     }
 
-    /// The texts whose probabilities after the prompt are compared.
-    pub fn continuations(self) -> [String; 4] {
-        LETTERS.map(|letter| match self {
-            Self::Mmlu => letter.to_string(),
-            Self::LmEval => format!(" {letter}"),
-        })
+    /// The texts whose probabilities after the prompt are compared; `None` where the model writes its answer.
+    pub fn continuations(self) -> Option<[String; 4]> {
+        match self {
+            Self::Mmlu => Some(LETTERS.map(str::to_string)),
+            Self::LmEval => Some(LETTERS.map(|letter| format!(" {letter}"))),
+            Self::Qi => None,
+        }
     }
 
     fn ask(self, question: &Question, text: &mut String) {
         text.push_str(match self {
-            Self::Mmlu => &question.question,
+            Self::Mmlu | Self::Qi => &question.question,
             Self::LmEval => question.question.trim(),
         });
         for (letter, choice) in LETTERS.iter().zip(&question.choices) {
@@ -65,7 +72,7 @@ mod tests {
                         Where is the pole star?\nA. north\nB. south\nC. east\nD. west\nAnswer: A\n\n \
                         Where does the sun rise? \nA. north\nB. south\nC. east\nD. west\nAnswer:";
         assert_eq!(prompt, expected);
-        assert_eq!(PromptForm::Mmlu.continuations(), ["A", "B", "C", "D"]);
+        assert_eq!(PromptForm::Mmlu.continuations().unwrap(), ["A", "B", "C", "D"]);
     }
 
     #[test]
@@ -78,6 +85,15 @@ mod tests {
         let prompt = PromptForm::LmEval.prompt(None, &[&shot], &asked);
         let first = "Where is the pole star?\nA. north\nB. south\nC. east\nD. west\nAnswer: A\n\n";
         assert_eq!(prompt, format!("The following are multiple choice questions (with answers).\n\n{first}{body}"));
-        assert_eq!(PromptForm::LmEval.continuations(), [" A", " B", " C", " D"]);
+        assert_eq!(PromptForm::LmEval.continuations().unwrap(), [" A", " B", " C", " D"]);
+    }
+
+    #[test]
+    fn the_prompt_of_written_answers_ends_in_a_space() {
+        let prompt = PromptForm::Qi.prompt(Some("map_reading"), &[], &question("Where does the sun rise?", 2));
+        let expected = "The following are multiple choice questions (with answers) about map reading.\n\n\
+                        Where does the sun rise?\nA. north\nB. south\nC. east\nD. west\nAnswer: ";
+        assert_eq!(prompt, expected);
+        assert_eq!(PromptForm::Qi.continuations(), None);
     }
 }

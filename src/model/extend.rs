@@ -4,7 +4,7 @@ use super::adapter::Site;
 use super::forward::Linear;
 use super::{Adapter, CachedSequence, KeyValueCache, Model, ModelConfig, Parameters};
 use crate::error::{Error, Result};
-use crate::ops::{self, Backend, CachedSegments, DType, Tensor};
+use crate::ops::{self, Backend, CachedSegments, DType, HeadLoss, Tensor};
 
 /// Tokens to append to a cached sequence.
 pub struct Extension<'a> {
@@ -117,6 +117,36 @@ impl<B: Backend> Model<B> {
         rows: &[u32],
     ) -> Result<Vec<f32>> {
         self.logits_of(weights, workspace.normed.view(), rows)
+    }
+
+    /// The log-probability of `targets[i]` after row `rows[i]` of the last [`Model::extend`], on the host. Other than
+    /// [`Model::extended_logits`] it never rounds a logit to the compute dtype.
+    pub fn extended_log_probabilities(
+        &self,
+        weights: &Parameters<B>,
+        workspace: &ExtendWorkspace<B>,
+        rows: &[u32],
+        targets: &[u32],
+    ) -> Result<Vec<f64>> {
+        let (backend, count) = (&self.backend, rows.len());
+        let indices = Tensor::from_u32(backend, "scored rows", rows)?;
+        let targets = Tensor::from_u32(backend, "targets", targets)?;
+        let ones = Tensor::from_f32(backend, "weights", count, 1, &vec![1.0; count])?;
+        let mut hidden =
+            Tensor::zeros(backend, "scored inputs", count, self.config.hidden_size, backend.compute_dtype())?;
+        let mut values = Tensor::zeros(backend, "cross-entropies", count, 1, DType::F32)?;
+        ops::gather_rows(backend, workspace.normed.view(), indices.view(), hidden.view_mut())?;
+        ops::loss_head(
+            backend,
+            HeadLoss::CrossEntropy,
+            hidden.view(),
+            weights.matrix(self.layout.lm_head()),
+            targets.view(),
+            ones.view(),
+            values.view_mut(),
+            None,
+        )?;
+        Ok(values.to_vec(backend)?.iter().map(|&loss| -f64::from(loss)).collect())
     }
 
     fn check_extensions(&self, extensions: &[Extension], capacity: usize) -> Result<()> {
