@@ -179,7 +179,8 @@ fn exact_rows<B: Backend>(
     for rows in asked.chunks(AT_ONCE) {
         let logits = model.logits(subject.weights, evaluator.workspace(), rows)?;
         for (row, logits) in rows.iter().zip(logits.chunks_exact(model.config.vocab_size)) {
-            let best = logits.iter().enumerate().fold(0, |best, (i, value)| if *value > logits[best] { i } else { best });
+            let best =
+                logits.iter().enumerate().fold(0, |best, (i, value)| if *value > logits[best] { i } else { best });
             wrong[*row as usize] = best != targets[*row as usize] as usize;
         }
     }

@@ -145,8 +145,13 @@ mod tests {
     }
 
     fn point(steps: u64, (restricted, utility): (f64, f64)) -> Point {
-        let cost =
-            Cost { steps, examples: 2 * steps, tokens: 10 * steps, flop: 1e3 * steps as f64, seconds: 36.0 * steps as f64 };
+        let cost = Cost {
+            steps,
+            examples: 2 * steps,
+            tokens: 10 * steps,
+            flop: 1e3 * steps as f64,
+            seconds: 36.0 * steps as f64,
+        };
         Point { cost, loss: None, scores: scores(restricted, utility) }
     }
 

@@ -144,7 +144,8 @@ mod tests {
         let Method::Finetune(f) = &attack.method else { panic!("not a training") };
         let lr = (f.optimizer.lr / 2e-4).ln() / 3.0;
         let steps = (f.steps as f64 / 300.0).ln() / 2.0;
-        let wrong = f64::from(u8::from(f.adapter.is_none())) + f64::from(u8::from(f.source.roles()[0].name() == "retain"));
+        let wrong =
+            f64::from(u8::from(f.adapter.is_none())) + f64::from(u8::from(f.source.roles()[0].name() == "retain"));
         (-lr * lr - steps * steps - wrong).exp()
     }
 
@@ -196,7 +197,8 @@ mod tests {
         let whole = search(&suite);
         for stopped in [0, 10, 14, 46] {
             let again = propose(table, &suite, &whole[..stopped]).unwrap();
-            let expected: Vec<Attack> = whole[stopped..stopped + again.len()].iter().map(|t| t.attack.clone()).collect();
+            let expected: Vec<Attack> =
+                whole[stopped..stopped + again.len()].iter().map(|t| t.attack.clone()).collect();
             assert!(!again.is_empty() && again == expected, "after {stopped}");
         }
         assert_ne!(search(&self::suite("tpe", 6))[0].attack.settings, whole[0].attack.settings);

@@ -157,7 +157,15 @@ fn normal_share(low: f64, high: f64) -> f64 {
 /// 1 − erf(x), to 1.2e-7 of its value (the Chebyshev fit of Numerical Recipes, section 6.2).
 fn erfc(x: f64) -> f64 {
     const COEFFICIENTS: [f64; 10] = [
-        -1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223,
+        -1.26551223,
+        1.00002368,
+        0.37409196,
+        0.09678418,
+        -0.18628806,
+        0.27886807,
+        -1.13520398,
+        1.48851587,
+        -0.82215223,
         0.17087277,
     ];
     let t = 1.0 / (1.0 + 0.5 * x.abs());
@@ -196,10 +204,8 @@ mod tests {
         let mut random = Random::new(1, Stream::RedTeam, 0, 99);
         let lr = Dimension::Log(1e-6, 1e-2);
         // Scores peak at 1e-4.
-        let trials: Vec<(f64, f64)> = (0..40)
-            .map(|_| lr.random(&mut random))
-            .map(|x| (x, -(x / 1e-4).ln().abs()))
-            .collect();
+        let trials: Vec<(f64, f64)> =
+            (0..40).map(|_| lr.random(&mut random)).map(|x| (x, -(x / 1e-4).ln().abs())).collect();
         let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
         let distance = |x: f64| (x / 1e-4).ln().abs();
         let proposed: Vec<f64> = (0..200).map(|_| lr.propose(&trials, &mut random)).collect();

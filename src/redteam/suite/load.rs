@@ -97,7 +97,8 @@ impl Suite {
             &mut data.restricted_prompts,
             &mut data.harmless_prompts,
         ];
-        let restricted = self.restricted.iter_mut().flat_map(|table| [Some(&mut table.data), table.unprotected.as_mut()]);
+        let restricted =
+            self.restricted.iter_mut().flat_map(|table| [Some(&mut table.data), table.unprotected.as_mut()]);
         let measured = self.utility.iter_mut().map(|table| &mut table.data);
         let text = self.perplexity.iter_mut().map(|table| &mut table.data);
         roles.into_iter().flatten().chain(restricted.flatten()).chain(measured).chain(text)

@@ -121,7 +121,8 @@ fn check_search(search: &SearchTable, suite: &Suite) -> Result<()> {
     let [low, high] = search.lr;
     positive("search.lr", low)?;
     positive("search.lr", high)?;
-    let ranges = [("steps", search.steps, MAX_STEPS), ("batch", search.batch, MAX_TOKENS), ("rank", search.rank, MAX_RANK)];
+    let ranges =
+        [("steps", search.steps, MAX_STEPS), ("batch", search.batch, MAX_TOKENS), ("rank", search.rank, MAX_RANK)];
     for (key, [low, high], most) in ranges {
         let key = format!("search.{key}");
         at_least(&key, low, 1)?;
@@ -269,9 +270,11 @@ fn check_data(key: &str, attack: &AttackTable) -> Result<()> {
         Role::named(&data, name)?;
     }
     match (&attack.data, attack.switch) {
-        (Some(AdversaryData::Switch(_)), None) => {
-            Err(fault(switch, "missing for an attack on two roles", "add the fraction of the steps at which it switches"))
-        }
+        (Some(AdversaryData::Switch(_)), None) => Err(fault(
+            switch,
+            "missing for an attack on two roles",
+            "add the fraction of the steps at which it switches",
+        )),
         (Some(AdversaryData::Switch(_)), Some(at)) => fraction(&switch, at),
         (_, Some(_)) => Err(fault(switch, "needs two roles to switch between", "write data = [\"first\", \"second\"]")),
         (Some(AdversaryData::Mixture(weights)), None) => {
@@ -280,7 +283,11 @@ fn check_data(key: &str, attack: &AttackTable) -> Result<()> {
             }
             let total: f64 = weights.values().sum();
             let good = total > 0.0 && total.is_finite();
-            if good { Ok(()) } else { Err(fault(data, "the weights add up to 0 or to no finite number", "give a role a weight above 0")) }
+            if good {
+                Ok(())
+            } else {
+                Err(fault(data, "the weights add up to 0 or to no finite number", "give a role a weight above 0"))
+            }
         }
         _ => Ok(()),
     }

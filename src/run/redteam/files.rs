@@ -31,7 +31,9 @@ impl Files {
         if resume && path.exists() {
             let there: Identity = serde_json::from_slice(&read_capped(&path, 1 << 16)?)
                 .map_err(|error| Error::input(&path, format!("it tells no run: {error}"), "choose another --out"))?;
-            if let Some((what, _)) = there.iter().find(|(what, value)| identity.get(*what).is_some_and(|own| own != *value)) {
+            if let Some((what, _)) =
+                there.iter().find(|(what, value)| identity.get(*what).is_some_and(|own| own != *value))
+            {
                 let problem = format!("{} holds a run with another {what}", out.display());
                 return Err(Error::config("--resume", problem, "choose another --out"));
             }

@@ -12,7 +12,9 @@ use crate::error::{Error, Result};
 use crate::eval::Question;
 use crate::model::{Model, ModelDirectory};
 use crate::ops::Backend;
-use crate::redteam::suite::{Attack, ChoiceForm, Method, MetricKind, Prefill, RestrictedTable, Role, Suite, UtilityTable};
+use crate::redteam::suite::{
+    Attack, ChoiceForm, Method, MetricKind, Prefill, RestrictedTable, Role, Suite, UtilityTable,
+};
 use crate::redteam::{DefenderCost, Goal, Measures, Metric, Scorer, Scores, Target, largest};
 use crate::run::{LoadedModel, open_stream};
 
@@ -69,7 +71,8 @@ impl<B: Backend> Setup<B> {
 
 /// The tables that say what counts; a suite that is only listed needs none.
 fn goal_tables(suite: &Suite) -> Result<(&RestrictedTable, &UtilityTable)> {
-    let missing = |key: &str| Error::config(key, "missing: nothing says what to measure", format!("add a table [{key}]"));
+    let missing =
+        |key: &str| Error::config(key, "missing: nothing says what to measure", format!("add a table [{key}]"));
     let restricted = suite.restricted.as_ref().ok_or_else(|| missing("restricted"))?;
     Ok((restricted, suite.utility.as_ref().ok_or_else(|| missing("utility"))?))
 }
@@ -145,7 +148,11 @@ fn streams(
     for name in suite.search.iter().flat_map(|search| &search.data) {
         let role = Role::named("search.data", name)?;
         if suite.data.file(role).is_none() {
-            return Err(Error::config("search.data", format!("[data] has no `{name}`"), "add the file, or search without"));
+            return Err(Error::config(
+                "search.data",
+                format!("[data] has no `{name}`"),
+                "add the file, or search without",
+            ));
         }
         roles.insert(role);
     }

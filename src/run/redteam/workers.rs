@@ -112,12 +112,7 @@ impl<B: Backend> Pool<'_, B> {
     }
 
     /// Takes attacks from the list until there is none.
-    fn work(
-        &self,
-        attacks: &[Attack],
-        next: &AtomicUsize,
-        tell: &mut dyn FnMut(Message) -> Result<()>,
-    ) -> Result<()> {
+    fn work(&self, attacks: &[Attack], next: &AtomicUsize, tell: &mut dyn FnMut(Message) -> Result<()>) -> Result<()> {
         let mut attacker = None;
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -127,12 +122,14 @@ impl<B: Backend> Pool<'_, B> {
                 empty => empty.insert(Attacker::new(self.target, self.before)?),
             };
             let fits = self.ensure_fits(attack);
-            let outcome = fits.and_then(|()| attacker.run(attack, &mut |loss| {
-                if self.stop.requested() {
-                    return Err(interrupted());
-                }
-                loss.map_or(Ok(()), |loss| tell(Message::Step { loss }))
-            }));
+            let outcome = fits.and_then(|()| {
+                attacker.run(attack, &mut |loss| {
+                    if self.stop.requested() {
+                        return Err(interrupted());
+                    }
+                    loss.map_or(Ok(()), |loss| tell(Message::Step { loss }))
+                })
+            });
             match outcome {
                 Err(error) if ends_the_run(&error) => return Err(error),
                 outcome => tell(Message::Over { index, outcome })?,
