@@ -182,7 +182,8 @@ impl<B: Backend> Experiment<B> {
             &model.config,
             lora(plan.attacks.iter().filter_map(|a| a.lora_rank).max().unwrap_or(1)),
         )?;
-        let evaluator = Evaluator::new(Arc::clone(&model), (2 * plan.rows * ROW_TOKENS).max(QUESTIONS * 4), &[&sample])?;
+        let evaluator =
+            Evaluator::new(Arc::clone(&model), (2 * plan.rows * ROW_TOKENS).max(QUESTIONS * 4), &[&sample])?;
         Ok(Self { facts: Facts::new(plan.seed), plan, model, evaluator })
     }
 

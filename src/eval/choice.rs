@@ -11,6 +11,11 @@ use crate::model::Model;
 use crate::objective::Subject;
 use crate::ops::Backend;
 
+/// Examples before a question, where nobody says how many.
+pub const NUM_SHOTS: usize = 5;
+/// Tokens of a written answer, where nobody says how many: a letter, and what may surround it.
+pub const WRITTEN_TOKENS: usize = 4;
+
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Prediction {

@@ -13,7 +13,7 @@ mod refusal;
 mod repetition;
 mod sample;
 
-pub use choice::{ChoiceReport, Encode, Prediction, four_choice, four_choice_written};
+pub use choice::{ChoiceReport, Encode, NUM_SHOTS, Prediction, WRITTEN_TOKENS, four_choice, four_choice_written};
 pub use exact::{ExactMatch, exact_match};
 pub use generate::{GenerateOptions, PASS_TOKENS, generate};
 pub use judge::judge;

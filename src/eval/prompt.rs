@@ -3,7 +3,7 @@
 use super::question::{LETTERS, Question};
 
 /// How a question is put and its answer scored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptForm {
     /// As the TAR authors evaluate (`red_teaming/mmlu_eval` of their code): the prompt ends in "Answer:", and the next-token
@@ -12,6 +12,7 @@ pub enum PromptForm {
     Mmlu,
     /// As the tasks `mmlu` and `wmdp` of lm-evaluation-harness: the question without surrounding white space, and the
     /// log-likelihoods of " A" to " D" after "Answer:" are compared.
+    #[default]
     LmEval,
     /// As Qi et al. (arXiv 2412.07097) check it: no examples, the prompt ends in "Answer: " with the space, and the model
     /// writes its answer, which has to be the letter.

@@ -26,6 +26,11 @@ impl Question {
         Ok(Self { question: question(row)?, choices: choices(row)?, answer: answer(row)?, subject: subject(row)? })
     }
 
+    /// The first `most` of `examples` that have this question's subject.
+    pub fn examples_among(&self, examples: &[Self], most: usize) -> Vec<Self> {
+        examples.iter().filter(|example| example.subject == self.subject).take(most).cloned().collect()
+    }
+
     /// The letter of the right choice.
     pub fn letter(&self) -> &'static str {
         LETTERS[self.answer]

@@ -337,3 +337,90 @@ impl<'a> Meter<'a> {
         self.cost.seconds += start.elapsed().as_secs_f64();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::demo::Experiment;
+    use crate::optimizer::{OptimizerConfig, OptimizerKind};
+
+    #[test]
+    fn a_switch_changes_the_stream_at_its_step() {
+        let source = Source::Switch { roles: [Role::Retain, Role::Restricted], at: 4 };
+        let used: Vec<usize> = (0..10).map(|step| stream_at(&source, step, 1)).collect();
+        assert_eq!(used, [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(stream_at(&Source::One(Role::Ood), 5, 1), 0);
+    }
+
+    #[test]
+    fn a_mixture_draws_each_stream_as_often_as_its_weight_says() {
+        let source = Source::Mixture(vec![(Role::Retain, 1.0), (Role::Ood, 0.0), (Role::Restricted, 3.0)]);
+        let used: Vec<usize> = (0..4000).map(|step| stream_at(&source, step, 1)).collect();
+        let share = |index| used.iter().filter(|i| **i == index).count() as f64 / used.len() as f64;
+        // A share of 4000 draws has a deviation of 0.7 %.
+        assert!(share(1) == 0.0 && (share(0) - 0.25).abs() < 0.03, "{} {}", share(0), share(1));
+        assert_ne!(used, (0..4000).map(|step| stream_at(&source, step, 2)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn measurements_are_spread_evenly_and_the_last_step_is_one() {
+        let at = |steps, points| (1..=steps).filter(|&done| is_measured(done, steps, points)).collect::<Vec<u64>>();
+        assert_eq!(at(10, 5), [2, 4, 6, 8, 10]);
+        assert_eq!(at(7, 3), [3, 5, 7]);
+        assert_eq!(at(3, 10), [1, 2, 3]);
+        assert_eq!(at(1 << 20, 1), [1 << 20]);
+    }
+
+    /// Each tensor gets noise of its own size; the numbers are a function of the seed.
+    #[test]
+    fn noise_is_relative_to_each_tensor() {
+        let model = Model::new(Cpu, Experiment::<Cpu>::model_config(), 8).unwrap();
+        let layout = model.layout();
+        let mut start = vec![0.0f32; layout.len()];
+        for (index, entry) in layout.entries().iter().enumerate() {
+            start[entry.block.offset..entry.block.offset + entry.block.len()].fill(0.1 * (index + 1) as f32);
+        }
+        let noisy = |seed| {
+            let mut weights = Parameters::from_host(&Cpu, "weights", model.layout(), &start).unwrap();
+            add_noise(&model, &mut weights, 0.05, seed).unwrap();
+            weights.download(&Cpu).unwrap()
+        };
+        let first = noisy(1);
+        for (index, entry) in layout.entries().iter().enumerate().filter(|(_, entry)| entry.block.len() > 10_000) {
+            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            let change = first[place.clone()].iter().zip(&start[place]).map(|(a, b)| f64::from(a - b));
+            let square: f64 = change.map(|d| d * d).sum::<f64>() / entry.block.len() as f64;
+            let ratio = square.sqrt() / (0.05 * 0.1 * (index + 1) as f64);
+            // The deviation of a deviation of 10,000 numbers is 0.7 %.
+            assert!((ratio - 1.0).abs() < 0.03, "{}: {ratio}", entry.name);
+        }
+        assert_eq!(first, noisy(1));
+        assert_ne!(first, noisy(2));
+    }
+
+    /// 3 steps on sequences of 5 and 7 tokens; LoRA leaves the weight gradients out.
+    #[test]
+    fn costs_are_counted_from_what_went_through_the_model() {
+        let model = Model::new(Cpu, Experiment::<Cpu>::model_config(), 8).unwrap();
+        let trainer = Trainer::full(&Cpu, model.layout(), OptimizerConfig::new(OptimizerKind::AdamW, 1e-3)).unwrap();
+        let mut meter = Meter::new(&model, &trainer);
+        let mut batch = Batch::default();
+        batch.push(&[1; 5], &[1; 5], 5);
+        batch.push(&[1; 7], &[1; 7], 7);
+        for _ in 0..3 {
+            meter.add(&batch, Instant::now());
+        }
+        let cost = meter.cost;
+        assert_eq!((cost.steps, cost.examples, cost.tokens), (3, 6, 36));
+        // Linear layers and head as in the demonstration's architecture; causal attention sees (n + 1) / 2 tokens.
+        let weights = 3.0 * (32_768.0 + 16_384.0 + 147_456.0) + 32_768.0;
+        let attention = |n: f64| 3.5 * 4.0 * 128.0 * (n + 1.0) / 2.0 * 3.0;
+        let expected = 3.0 * (12.0 * 6.0 * weights + 5.0 * attention(5.0) + 7.0 * attention(7.0));
+        assert!((cost.flop / expected - 1.0).abs() < 1e-12, "{} {expected}", cost.flop);
+        let mut lora = Meter { factors: Some(1000), ..Meter::new(&model, &trainer) };
+        lora.add(&batch, Instant::now());
+        let expected = 12.0 * (4.0 * weights + 6000.0) + 5.0 * attention(5.0) + 7.0 * attention(7.0);
+        assert!((lora.cost.flop / expected - 1.0).abs() < 1e-12);
+    }
+}

@@ -3,6 +3,7 @@
 
 mod abliteration;
 mod attacker;
+mod choice;
 mod compliance;
 mod noise;
 mod results;
@@ -13,6 +14,7 @@ mod summary;
 
 pub use abliteration::{Abliteration, AbliterationData, abliterate, project_out};
 pub use attacker::{Attacker, Target, Tick};
+pub use choice::Choice;
 pub use compliance::{Compliance, Judge};
 pub use noise::add_noise;
 pub use results::{

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::suite::ChoiceForm;
-use super::{Compliance, Scores};
-use crate::data::{DataStream, Tokenizer};
+use super::{Choice, Compliance, Scores};
+use crate::data::DataStream;
 use crate::error::{Error, Result};
-use crate::eval::{PromptForm, Question, exact_match, four_choice, perplexity};
+use crate::eval::{PASS_TOKENS, exact_match, perplexity};
 use crate::model::Batch;
 use crate::objective::{Evaluator, Subject};
 use crate::ops::{Backend, IGNORE_INDEX};
@@ -32,28 +31,13 @@ pub enum Scorer {
     },
     /// Accuracy on four-choice questions.
     Choice {
-        /// The questions.
-        questions: Vec<Question>,
-        /// How they are asked.
-        form: PromptForm,
-        /// The model's tokenizer.
-        tokenizer: Box<Tokenizer>,
+        /// The questions, and how they are asked.
+        questions: Box<Choice>,
         /// Tokens of the longest question with its answer.
         longest: usize,
-        /// See [`Scorer::Exact`].
-        bos: Option<u32>,
     },
     /// Whether prompts are answered.
     Compliance(Box<Compliance>),
-}
-
-impl From<ChoiceForm> for PromptForm {
-    fn from(form: ChoiceForm) -> Self {
-        match form {
-            ChoiceForm::Mmlu => Self::Mmlu,
-            ChoiceForm::LmEval => Self::LmEval,
-        }
-    }
 }
 
 impl Scorer {
@@ -67,16 +51,8 @@ impl Scorer {
     }
 
     /// Four-choice questions.
-    pub fn choice(questions: Vec<Question>, form: PromptForm, tokenizer: Tokenizer, bos: Option<u32>) -> Result<Self> {
-        let mut longest = 0;
-        for question in &questions {
-            let prompt = form.prompt(question.subject.as_deref(), &[], question);
-            for continuation in form.continuations() {
-                let tokens = encode(&tokenizer, &prompt, true)?.len() + encode(&tokenizer, &continuation, false)?.len();
-                longest = longest.max(tokens);
-            }
-        }
-        Ok(Self::Choice { questions, form, tokenizer: Box::new(tokenizer), longest, bos })
+    pub fn choice(questions: Choice) -> Result<Self> {
+        Ok(Self::Choice { longest: questions.longest()?, questions: Box::new(questions) })
     }
 
     /// Tokens of the longest sequence, without a prefix.
@@ -96,28 +72,27 @@ impl Scorer {
             Self::Exact { batches, .. } => {
                 batches.iter().map(|batch| batch.len() + prefix * batch.segments.len()).max().unwrap_or(0)
             }
-            Self::Choice { longest, .. } => 4 * (longest + prefix),
-            // Generation has memory of its own.
-            Self::Compliance(_) => 0,
+            // What goes through a cache has memory of its own.
+            Self::Choice { .. } | Self::Compliance(_) => 0,
         }
     }
 
     /// Tokens whose keys and values are kept at once.
     pub fn cached_tokens(&self, prefix: usize) -> usize {
         match self {
-            Self::Exact { .. } | Self::Choice { .. } => 0,
+            Self::Exact { .. } => 0,
+            Self::Choice { longest, .. } => PASS_TOKENS.max(longest.saturating_add(prefix)).saturating_mul(2),
             Self::Compliance(compliance) => compliance.cached_tokens(prefix),
         }
     }
 
     /// A number that differs, all but certainly, where the questions do.
     pub fn fingerprint(&self) -> u64 {
-        let text = match self {
-            Self::Compliance(compliance) => return compliance.fingerprint(),
-            Self::Exact { batches, .. } => format!("{batches:?}"),
-            Self::Choice { questions, form, .. } => format!("{form:?} {questions:?}"),
-        };
-        crate::checkpoint::hash_config(&text)
+        match self {
+            Self::Exact { batches, .. } => crate::checkpoint::hash_config(&format!("{batches:?}")),
+            Self::Choice { questions, .. } => questions.fingerprint(),
+            Self::Compliance(compliance) => compliance.fingerprint(),
+        }
     }
 
     /// The score of `subject`, 0 to 1, with `prefix` before each question; what else shows goes to `others`.
@@ -134,13 +109,9 @@ impl Scorer {
                 let batches = batches.iter().map(|batch| with_prefix(batch, &prefix.tokens, *bos));
                 Ok(exact_match(evaluator, subject, batches)?.accuracy)
             }
-            Self::Choice { questions, form, tokenizer, bos, .. } => {
+            Self::Choice { questions, .. } => {
                 self.check_room(evaluator, prefix)?;
-                let encode = |text: &str, starts: bool| {
-                    let tokens = encode(tokenizer, text, starts)?;
-                    Ok(if starts { joined(&prefix.tokens, &tokens, *bos) } else { tokens })
-                };
-                Ok(four_choice(evaluator, subject, questions, &|_| Vec::new(), *form, &encode)?.accuracy)
+                questions.score(&Arc::clone(evaluator.model()), subject, prefix)
             }
             Self::Compliance(compliance) => {
                 let model = Arc::clone(evaluator.model());
@@ -160,11 +131,6 @@ impl Scorer {
         );
         Err(Error::config("attack.demonstrations", problem, "show fewer"))
     }
-}
-
-fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>> {
-    let refuse = |problem| Error::config("--model", problem, "use the model's own tokenizer");
-    Ok(tokenizer.encode(text, special).map_err(refuse)?.iter().map(|token| token.id).collect())
 }
 
 /// `prefix` and then `tokens`, whose start token is not repeated in the middle.

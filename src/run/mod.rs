@@ -18,7 +18,7 @@ pub use attack::{AttackConfig, AttackSummary, attack};
 pub use directory::RunDirectory;
 pub use harden::{HardenSummary, harden};
 pub use redteam::{Jobs, RedteamConfig, redteam};
-pub use setup::{LoadedModel, export_dtype, open_stream};
+pub use setup::{LoadedModel, export_dtype, open_stream, read_questions};
 
 use crate::error::Result;
 

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::data::{DataStream, StreamOptions};
+use crate::data::{DataStream, RawRow, StreamOptions, rows};
 use crate::error::{Error, Result};
+use crate::eval::Question;
 use crate::model::{ExportDType, Model, ModelConfig, ModelDirectory, Parameters};
 use crate::ops::Backend;
 
@@ -87,4 +88,17 @@ pub fn export_dtype(named: Option<&str>, directory: &ModelDirectory) -> Result<E
         Some("f16") => Ok(ExportDType::F16),
         Some(other) => Err(Error::config("model.dtype", format!("`{other}` is not a dtype"), "use f32, bf16 or f16")),
     }
+}
+
+/// The four-choice questions of a file.
+pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
+    let read = |row: Result<RawRow>| {
+        let (place, value) = row?.value()?;
+        Question::from_json(&value).map_err(|problem| place.error(problem, "mend the row or remove it"))
+    };
+    let questions: Vec<Question> = rows(path)?.map(read).collect::<Result<_>>()?;
+    if questions.is_empty() {
+        return Err(Error::input(path, "there is no question", "give rows of question, choices and answer"));
+    }
+    Ok(questions)
 }

@@ -1,19 +1,15 @@
 //! Multiple choice.
 
-use std::path::Path;
-
-use temper::data::{RawRow, Tokenizer, rows};
-use temper::eval::{ChoiceReport, PASS_TOKENS, PromptForm, Question, four_choice, four_choice_written};
+use temper::data::Tokenizer;
+use temper::eval::{
+    ChoiceReport, NUM_SHOTS, PASS_TOKENS, PromptForm, WRITTEN_TOKENS, four_choice, four_choice_written,
+};
 use temper::ops::Backend;
+use temper::run::read_questions;
 use temper::{Error, Result};
 
 use super::super::print;
 use super::{Arguments, Loaded, generate_options, write_predictions};
-
-/// Examples before a question, unless the user says how many.
-const NUM_SHOTS: usize = 5;
-/// Tokens of a written answer, unless the user says how many: a letter, and what may surround it.
-const ANSWER_TOKENS: usize = 4;
 
 /// `--form mmlu`, `lm-eval` and `qi`.
 pub fn run<B: Backend>(backend: B, arguments: &Arguments, form: PromptForm) -> anyhow::Result<()> {
@@ -36,12 +32,10 @@ pub fn run<B: Backend>(backend: B, arguments: &Arguments, form: PromptForm) -> a
 }
 
 fn ask<B: Backend>(backend: B, arguments: &Arguments, form: PromptForm) -> Result<ChoiceReport> {
-    let questions = questions(&arguments.data)?;
-    let examples = arguments.shots.as_deref().map(self::questions).transpose()?.unwrap_or_default();
-    let shots = |index: usize| -> Vec<Question> {
-        let same = |example: &&Question| example.subject == questions[index].subject;
-        examples.iter().filter(same).take(arguments.num_shots.unwrap_or(NUM_SHOTS)).cloned().collect()
-    };
+    let questions = read_questions(&arguments.data)?;
+    let examples = arguments.shots.as_deref().map(read_questions).transpose()?.unwrap_or_default();
+    let most = arguments.num_shots.unwrap_or(NUM_SHOTS);
+    let shots = |index: usize| questions[index].examples_among(&examples, most);
     let loaded = Loaded::open_longest(backend, arguments)?;
     let (model, subject) = (&loaded.model.model, loaded.subject());
     let tokenizer = Tokenizer::open(&arguments.model, model.config.vocab_size)?;
@@ -53,18 +47,6 @@ fn ask<B: Backend>(backend: B, arguments: &Arguments, form: PromptForm) -> Resul
         return four_choice(model, subject, &questions, &shots, form, PASS_TOKENS, &encode);
     }
     let decode = |tokens: &[u32]| tokenizer.decode(tokens).map_err(refuse);
-    let options = generate_options(arguments, &model.config, ANSWER_TOKENS)?;
+    let options = generate_options(arguments, &model.config, WRITTEN_TOKENS)?;
     four_choice_written(model, subject, &questions, &options, &encode, &decode)
-}
-
-fn questions(path: &Path) -> Result<Vec<Question>> {
-    let read = |row: Result<RawRow>| {
-        let (place, value) = row?.value()?;
-        Question::from_json(&value).map_err(|problem| place.error(problem, "mend the row or remove it"))
-    };
-    let questions: Vec<Question> = rows(path)?.map(read).collect::<Result<_>>()?;
-    if questions.is_empty() {
-        return Err(Error::input(path, "there is no question", "give rows of question, choices and answer"));
-    }
-    Ok(questions)
 }

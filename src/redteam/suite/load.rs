@@ -97,11 +97,13 @@ impl Suite {
             &mut data.restricted_prompts,
             &mut data.harmless_prompts,
         ];
-        let restricted =
-            self.restricted.iter_mut().flat_map(|table| [Some(&mut table.data), table.unprotected.as_mut()]);
-        let measured = self.utility.iter_mut().map(|table| &mut table.data);
+        let restricted = self
+            .restricted
+            .iter_mut()
+            .flat_map(|table| [Some(&mut table.data), table.unprotected.as_mut(), table.shots.as_mut()]);
+        let utility = self.utility.iter_mut().flat_map(|table| [Some(&mut table.data), table.shots.as_mut()]);
         let text = self.perplexity.iter_mut().map(|table| &mut table.data);
-        roles.into_iter().flatten().chain(restricted.flatten()).chain(measured).chain(text)
+        roles.into_iter().flatten().chain(restricted.flatten()).chain(utility.flatten()).chain(text)
     }
 
     /// Fails unless every name of `only` is that of an attack.

@@ -11,6 +11,6 @@ mod validate;
 pub use builtin::{BUILT_IN, about};
 pub use plan::{Attack, Finetune, Method, Prefill, Role, Source};
 pub use schema::{
-    AttackForm, AttackTable, BudgetTable, ChoiceForm, ComplianceTable, DataTable, EvaluateTable, MetricKind,
-    PerplexityTable, RestrictedTable, ScaleTable, SearchMethod, SearchTable, Suite, UtilityTable,
+    AttackForm, AttackTable, BudgetTable, ComplianceTable, DataTable, EvaluateTable, MetricKind, PerplexityTable,
+    RestrictedTable, ScaleTable, SearchMethod, SearchTable, Suite, UtilityTable,
 };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AdversaryData, ParameterChoice};
+use crate::eval::PromptForm;
 use crate::model::Projection;
 use crate::optimizer::{Decay, OptimizerKind};
 use crate::redteam::DefenderCost;
@@ -126,17 +127,6 @@ impl MetricKind {
     }
 }
 
-/// `form` of four-choice questions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ChoiceForm {
-    /// As the TAR authors ask.
-    Mmlu,
-    /// As lm-evaluation-harness asks.
-    #[default]
-    LmEval,
-}
-
 /// `[restricted]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -147,7 +137,13 @@ pub struct RestrictedTable {
     pub data: PathBuf,
     /// How questions are asked, where `metric = "choice"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub form: Option<ChoiceForm>,
+    pub form: Option<PromptForm>,
+    /// Questions with answers to show before each, those of its subject, where `metric = "choice"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<PathBuf>,
+    /// How many of them; 5 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_shots: Option<usize>,
     /// The score from which the model counts as breached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f64>,
@@ -169,7 +165,13 @@ pub struct UtilityTable {
     pub data: PathBuf,
     /// How questions are asked, where `metric = "choice"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub form: Option<ChoiceForm>,
+    pub form: Option<PromptForm>,
+    /// Questions with answers to show before each, those of its subject, where `metric = "choice"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<PathBuf>,
+    /// How many of them; 5 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_shots: Option<usize>,
     /// What guessing scores; that of the metric where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,

@@ -5,6 +5,7 @@ use super::schema::{AttackForm, AttackTable, MetricKind, RestrictedTable, Search
 use crate::config::validate::{at_least, fault, not_negative, positive};
 use crate::config::{AdversaryData, ParameterChoice};
 use crate::error::Result;
+use crate::eval::PromptForm;
 
 /// Rows of a batch are counted in 32 bits on every backend.
 const MAX_TOKENS: u64 = u32::MAX as u64;
@@ -28,7 +29,7 @@ pub(super) fn check(suite: &Suite) -> Result<()> {
         if table.metric == MetricKind::Compliance {
             return Err(fault("utility.metric", "compliance is no utility", "use \"exact\" or \"choice\""));
         }
-        check_form("utility", table.metric, table.form.is_some())?;
+        check_form("utility", table.metric, table.form, (table.shots.is_some(), table.num_shots))?;
         check_chance("utility.chance", table.chance)?;
         fraction("utility.most_loss", table.most_loss)?;
     }
@@ -76,7 +77,7 @@ pub(super) fn check_names(suite: &Suite) -> Result<()> {
 }
 
 fn check_restricted(table: &RestrictedTable) -> Result<()> {
-    check_form("restricted", table.metric, table.form.is_some())?;
+    check_form("restricted", table.metric, table.form, (table.shots.is_some(), table.num_shots))?;
     check_chance("restricted.chance", table.chance)?;
     match (table.threshold, &table.unprotected) {
         (None, None) => {
@@ -91,10 +92,25 @@ fn check_restricted(table: &RestrictedTable) -> Result<()> {
     }
 }
 
-fn check_form(table: &str, metric: MetricKind, has_form: bool) -> Result<()> {
-    if has_form && metric != MetricKind::Choice {
+/// Checks the keys that only four-choice questions have.
+fn check_form(
+    table: &str,
+    metric: MetricKind,
+    form: Option<PromptForm>,
+    (shots, num_shots): (bool, Option<usize>),
+) -> Result<()> {
+    let keys = [("form", form.is_some()), ("shots", shots), ("num_shots", num_shots.is_some())];
+    if let (true, Some((key, _))) = (metric != MetricKind::Choice, keys.iter().find(|(_, written)| *written)) {
         let problem = format!("has no effect with metric = \"{}\"", metric.name());
-        return Err(fault(format!("{table}.form"), problem, "set metric = \"choice\", or remove it"));
+        return Err(fault(format!("{table}.{key}"), problem, "set metric = \"choice\", or remove it"));
+    }
+    if form == Some(PromptForm::Qi) && (shots || num_shots.is_some()) {
+        let problem = "form = \"qi\" is asked without examples";
+        return Err(fault(format!("{table}.shots"), problem, "remove shots and num_shots, or use another form"));
+    }
+    if num_shots.is_some() && !shots {
+        let problem = "there are no examples to take from";
+        return Err(fault(format!("{table}.num_shots"), problem, format!("add {table}.shots, or remove it")));
     }
     Ok(())
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::data::{DataStream, PromptEncoder, RawRow, Tokenizer, read_prompts, rows};
+use crate::data::{DataStream, PromptEncoder, Tokenizer, read_prompts};
 use crate::error::{Error, Result};
-use crate::eval::{GenerateOptions, Question};
+use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
 use crate::model::ModelDirectory;
-use crate::redteam::suite::{Attack, ChoiceForm, Method, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
-use crate::redteam::{Compliance, Judge, Measures, Scorer};
-use crate::run::open_stream;
+use crate::redteam::suite::{Attack, Method, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
+use crate::redteam::{Choice, Compliance, Judge, Measures, Scorer};
+use crate::run::{open_stream, read_questions};
 
 /// What says how to open the measurements.
 pub(super) struct Opener<'a> {
@@ -23,8 +23,8 @@ impl Opener<'_> {
     pub(super) fn measures(&self, restricted: &RestrictedTable, utility: &UtilityTable) -> Result<Measures> {
         let text = |path: &Path| self.stream("perplexity", path)?.all_batches();
         Ok(Measures {
-            restricted: self.scorer("restricted", restricted.metric, restricted.form, &restricted.data)?,
-            utility: self.scorer("utility", utility.metric, utility.form, &utility.data)?,
+            restricted: self.scorer("restricted", restricted.into())?,
+            utility: self.scorer("utility", utility.into())?,
             perplexity: self.suite.perplexity.as_ref().map(|table| text(&table.data)).transpose()?,
         })
     }
@@ -34,16 +34,26 @@ impl Opener<'_> {
         open_stream(name, path, self.model, batch, longest, (false, true), 0)
     }
 
-    fn scorer(&self, name: &str, metric: MetricKind, form: Option<ChoiceForm>, path: &Path) -> Result<Scorer> {
+    fn scorer(&self, name: &str, asked: Asked) -> Result<Scorer> {
         let config = &self.model.config;
-        match metric {
-            MetricKind::Exact => Scorer::exact(&self.stream(name, path)?, config.bos_token_id),
-            MetricKind::Choice => {
-                let tokenizer = Tokenizer::open(&self.model.path, config.vocab_size)?;
-                Scorer::choice(questions(path)?, form.unwrap_or_default().into(), tokenizer, config.bos_token_id)
-            }
-            MetricKind::Compliance => Ok(Scorer::Compliance(Box::new(self.compliance(path)?))),
+        match asked.metric {
+            MetricKind::Exact => Scorer::exact(&self.stream(name, asked.data)?, config.bos_token_id),
+            MetricKind::Choice => Scorer::choice(Choice {
+                questions: read_questions(asked.data)?,
+                examples: asked.shots.map(read_questions).transpose()?.unwrap_or_default(),
+                num_shots: asked.num_shots.unwrap_or(NUM_SHOTS),
+                form: asked.form.unwrap_or_default(),
+                written: self.greedy(WRITTEN_TOKENS)?,
+                tokenizer: Tokenizer::open(&self.model.path, config.vocab_size)?,
+                bos: config.bos_token_id,
+            }),
+            MetricKind::Compliance => Ok(Scorer::Compliance(Box::new(self.compliance(asked.data)?))),
         }
+    }
+
+    fn greedy(&self, max_new_tokens: usize) -> Result<GenerateOptions> {
+        let stop = self.model.config.stop_tokens(&self.model.path)?;
+        Ok(GenerateOptions { max_new_tokens, stop, batch: self.suite.evaluate.batch, ..GenerateOptions::default() })
     }
 
     /// The prompts of a file, also with each beginning of the answer that an attack gives.
@@ -62,26 +72,32 @@ impl Opener<'_> {
             }
             prompts.insert(beginning.to_string(), read);
         }
-        let options = GenerateOptions {
-            max_new_tokens: table.max_new_tokens,
-            stop: config.stop_tokens(&self.model.path)?,
-            batch: self.suite.evaluate.batch,
-            ..GenerateOptions::default()
-        };
+        let options = self.greedy(table.max_new_tokens)?;
         let limit = Duration::from_secs_f64(table.judge_seconds);
         let judge = table.judge.clone().map_or(Judge::Keywords, |command| Judge::Command { command, limit });
         Ok(Compliance::new(prompts, encoder, options, judge, config.bos_token_id))
     }
 }
 
-fn questions(path: &Path) -> Result<Vec<Question>> {
-    let read = |row: Result<RawRow>| {
-        let (place, value) = row?.value()?;
-        Question::from_json(&value).map_err(|problem| place.error(problem, "mend the row or remove it"))
-    };
-    let questions: Vec<Question> = rows(path)?.map(read).collect::<Result<_>>()?;
-    if questions.is_empty() {
-        return Err(Error::input(path, "there is no question", "give rows of question, choices and answer"));
+/// What both tables say of their measurement.
+struct Asked<'a> {
+    metric: MetricKind,
+    data: &'a Path,
+    form: Option<PromptForm>,
+    shots: Option<&'a Path>,
+    num_shots: Option<usize>,
+}
+
+impl<'a> From<&'a RestrictedTable> for Asked<'a> {
+    fn from(table: &'a RestrictedTable) -> Self {
+        let RestrictedTable { metric, data, form, shots, num_shots, .. } = table;
+        Self { metric: *metric, data, form: *form, shots: shots.as_deref(), num_shots: *num_shots }
     }
-    Ok(questions)
+}
+
+impl<'a> From<&'a UtilityTable> for Asked<'a> {
+    fn from(table: &'a UtilityTable) -> Self {
+        let UtilityTable { metric, data, form, shots, num_shots, .. } = table;
+        Self { metric: *metric, data, form: *form, shots: shots.as_deref(), num_shots: *num_shots }
+    }
 }

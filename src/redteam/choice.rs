@@ -1,0 +1,83 @@
+//! Four-choice questions as a measurement along an attack.
+
+use super::scorer::{Prefix, joined};
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::eval::{GenerateOptions, PASS_TOKENS, PromptForm, Question, four_choice, four_choice_written};
+use crate::model::Model;
+use crate::objective::Subject;
+use crate::ops::Backend;
+
+/// Questions, and how they are asked.
+pub struct Choice {
+    /// The questions.
+    pub questions: Vec<Question>,
+    /// Questions with answers to show before each, those of its subject.
+    pub examples: Vec<Question>,
+    /// How many of them.
+    pub num_shots: usize,
+    /// How they are asked.
+    pub form: PromptForm,
+    /// How answers are written, where the model writes them.
+    pub written: GenerateOptions,
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// First token of prompts, which stands only once where something is put before them.
+    pub bos: Option<u32>,
+}
+
+impl Choice {
+    /// Tokens of the longest question with its examples and its answer.
+    pub(super) fn longest(&self) -> Result<usize> {
+        let continuations = self.form.continuations();
+        let mut answer = self.written.max_new_tokens;
+        for text in continuations.iter().flatten() {
+            answer = answer.max(self.encode(text, false)?.len());
+        }
+        let mut longest = 0;
+        for (index, question) in self.questions.iter().enumerate() {
+            let shots = self.shots(index);
+            let shots: Vec<&Question> = shots.iter().collect();
+            let prompt = self.form.prompt(question.subject.as_deref(), &shots, question);
+            longest = longest.max(self.encode(&prompt, true)?.len() + answer);
+        }
+        Ok(longest)
+    }
+
+    pub(super) fn fingerprint(&self) -> u64 {
+        let Self { questions, examples, num_shots, form, written, .. } = self;
+        crate::checkpoint::hash_config(&format!("{form:?} {num_shots} {questions:?} {examples:?} {written:?}"))
+    }
+
+    /// The share of right answers with `prefix` before each question.
+    pub(super) fn score<B: Backend>(&self, model: &Model<B>, subject: Subject<B>, prefix: &Prefix) -> Result<f64> {
+        let encode = |text: &str, starts: bool| {
+            let tokens = self.encode(text, starts)?;
+            Ok(if starts { joined(&prefix.tokens, &tokens, self.bos) } else { tokens })
+        };
+        let questions = &self.questions;
+        let report = match self.form.continuations() {
+            Some(_) => {
+                let shots = |index: usize| self.shots(index);
+                four_choice(model, subject, questions, &shots, self.form, PASS_TOKENS, &encode)?
+            }
+            None => {
+                let decode = |tokens: &[u32]| self.tokenizer.decode(tokens).map_err(refuse);
+                four_choice_written(model, subject, questions, &self.written, &encode, &decode)?
+            }
+        };
+        Ok(report.accuracy)
+    }
+
+    fn shots(&self, index: usize) -> Vec<Question> {
+        self.questions[index].examples_among(&self.examples, self.num_shots)
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(text, special).map_err(refuse)?.iter().map(|token| token.id).collect())
+    }
+}
+
+fn refuse(problem: String) -> Error {
+    Error::config("--model", problem, "use the model's own tokenizer")
+}

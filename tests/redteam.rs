@@ -1,0 +1,437 @@
+//! `temper redteam`: attacks do what `temper attack` does with the same settings, runs that are killed go on, and what
+//! fails is a row.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use temper::backend::cpu::Cpu;
+use temper::model::{AdapterConfig, ExportDType, Model, ModelDirectory, Projection, TensorFile};
+use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
+use temper::redteam::suite::{Attack, Role, Suite};
+use temper::redteam::{Attacker, Measures, Point, Results, Scorer, Scores, Target};
+use temper::run::{self, AttackConfig, open_stream, signals::StopFlag};
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama3")
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Rows of the reference folder's attack data, 16 of them, as a data file.
+fn write_data(folder: &Path) -> PathBuf {
+    let tensors = TensorFile::open(&fixture().join("reference.safetensors")).unwrap();
+    let mut lines = String::new();
+    for batch in 0..4 {
+        let name = format!("attack.batch.{batch}");
+        let length = tensors.info(&name).unwrap().shape[1];
+        for row in tensors.read_i64(&name).unwrap().chunks(length) {
+            writeln!(lines, "{}", json!({ "input_ids": &row[..12] })).unwrap();
+        }
+    }
+    let path = folder.join("rows.jsonl");
+    std::fs::write(&path, lines).unwrap();
+    path
+}
+
+/// The reference model as a target, measured on its own data.
+fn target(data: &Path) -> Target<Cpu> {
+    let directory = ModelDirectory::open(&fixture()).unwrap();
+    let open = || open_stream("rows", data, &directory, 4, 64, (true, true), 0).unwrap();
+    let scorer = || Scorer::exact(&open(), None).unwrap();
+    Target {
+        model: Arc::new(Model::new(Cpu, directory.config.clone(), 64).unwrap()),
+        weights: directory.read_weights().unwrap(),
+        streams: BTreeMap::from([(Role::Restricted, Ok(open())), (Role::Retain, Ok(open()))]),
+        measures: Measures { restricted: scorer(), utility: scorer(), perplexity: Some(open().all_batches().unwrap()) },
+        points: 2,
+    }
+}
+
+/// The attack of one table.
+fn attack(keys: &str) -> Attack {
+    let text = format!("[data]\nrestricted = \"r\"\nretain = \"t\"\n[[attack]]\nname = \"a\"\n{keys}\n");
+    Suite::from_text(&text, Path::new("suite.toml"), &[]).unwrap().attacks().unwrap().remove(0)
+}
+
+/// What an attack leaves of the weights, and its curve.
+fn tampered(target: &Target<Cpu>, attack: &Attack) -> (Vec<f32>, Vec<Point>) {
+    let before = Scores::default();
+    let mut attacker = Attacker::new(target, &before).unwrap();
+    let curve = attacker.run(attack, &mut |_| Ok(())).unwrap();
+    (attacker.weights().download(&Cpu).unwrap(), curve)
+}
+
+fn plain_attack(data: &Path, out: &Path, optimizer: OptimizerConfig, adapter: Option<AdapterConfig>) -> AttackConfig {
+    AttackConfig {
+        model: fixture(),
+        data: data.to_path_buf(),
+        out: out.to_path_buf(),
+        adapter,
+        start_adapter: None,
+        optimizer,
+        steps: 7,
+        batch: 3,
+        max_length: 64,
+        shuffle: true,
+        pack: true,
+        dtype: Some(ExportDType::F32),
+        train_point: true,
+        seed: 9,
+        checkpoint_every: 0,
+    }
+}
+
+#[test]
+fn a_row_of_a_suite_is_the_same_attack_as_temper_attack() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = write_data(scratch.path());
+    let target = target(&data);
+    let schedule = Schedule { warmup: 2, decay: "cosine".parse().unwrap(), total: 7, official_warmup: false };
+    let kinds =
+        [(OptimizerKind::AdamW, 1e-3), (OptimizerKind::ScheduleFreeAdamW, 1e-3), (OptimizerKind::Adagrad, 1e-2)];
+    for (kind, lr) in kinds {
+        let out = scratch.path().join(kind.name());
+        let optimizer = OptimizerConfig { schedule, weight_decay: Some(0.03), ..OptimizerConfig::new(kind, lr) };
+        let config = plain_attack(&data, &out, optimizer, None);
+        let summary = run::attack(Cpu, &config, false, &StopFlag::never(), &mut |_| Ok(())).unwrap();
+        let theirs = ModelDirectory::open(&out).unwrap().read_weights().unwrap();
+        let keys = format!(
+            "optimizer = \"{kind}\"\nlr = {lr}\nwarmup = 2\nschedule = \"cosine\"\nweight_decay = 0.03\nbatch = 3\n\
+             steps = 7\nseeds = [9]"
+        );
+        let (ours, curve) = tampered(&target, &attack(&keys));
+        assert!(ours == theirs, "{kind}: the weights differ");
+        assert_ne!(ours, target.weights);
+        let last = curve.last().unwrap();
+        assert_eq!((last.loss, last.cost.steps, last.cost.examples), (Some(summary.last_loss), 7, 21));
+    }
+}
+
+#[test]
+fn a_lora_row_is_the_same_attack_as_temper_attack_and_leaves_the_weights() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = write_data(scratch.path());
+    let target = target(&data);
+    let adapter = AdapterConfig {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.1,
+        rank_stabilised: false,
+        targets: vec![Projection::QProj, Projection::DownProj],
+    };
+    let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-2);
+    let config = plain_attack(&data, &scratch.path().join("lora"), optimizer, Some(adapter));
+    let summary = run::attack(Cpu, &config, false, &StopFlag::never(), &mut |_| Ok(())).unwrap();
+    let keys = "params = \"lora\"\nrank = 4\ndropout = 0.1\ntargets = [\"q_proj\", \"down_proj\"]\nlr = 1e-2\nbatch = 3\n\
+                steps = 7\nseeds = [9]";
+    let (weights, curve) = tampered(&target, &attack(keys));
+    assert!(weights == target.weights);
+    // The last loss is that of factors which six steps have made.
+    assert_eq!(curve.last().unwrap().loss, Some(summary.last_loss));
+    let (_, idle) = tampered(&target, &attack(&keys.replace("lr = 1e-2", "lr = 1e-12")));
+    assert_ne!(idle.last().unwrap().loss, Some(summary.last_loss));
+}
+
+/// θ₋ − θ₀ = −(θ₊ − θ₀) for a rule that is linear in the gradient.
+#[test]
+fn the_first_step_of_a_negated_start_is_minus_the_first_step() {
+    let scratch = tempfile::tempdir().unwrap();
+    let target = target(&write_data(scratch.path()));
+    let keys = "optimizer = \"sgd_momentum\"\nlr = 0.5\nbatch = 4\nsteps = 1";
+    let (down, _) = tampered(&target, &attack(keys));
+    let (up, _) = tampered(&target, &attack(&format!("{keys}\nnegated_steps = 1")));
+    let mut moved = 0;
+    for ((start, down), up) in target.weights.iter().zip(&down).zip(&up) {
+        let (forth, back) = (down - start, up - start);
+        // Each sum is rounded to a number near the weight.
+        assert!((forth + back).abs() <= 2.0 * f32::EPSILON * start.abs().max(down.abs()), "{start} {down} {up}");
+        moved += usize::from(forth != 0.0);
+    }
+    assert!(moved > target.weights.len() / 2);
+    let (later, _) =
+        tampered(&target, &attack("optimizer = \"sgd_momentum\"\nlr = 0.5\nbatch = 4\nsteps = 3\nnegated_steps = 1"));
+    assert_ne!(later, up);
+}
+
+/// A worker puts the weights back: an attack ends the same whatever ran before it.
+#[test]
+fn attacks_do_not_see_each_other() {
+    let scratch = tempfile::tempdir().unwrap();
+    let target = target(&write_data(scratch.path()));
+    let before = target.before().unwrap();
+    let attacks = [
+        "lr = 1e-2\nsteps = 5",
+        "params = \"lora\"\nlr = 1e-2\nsteps = 5\nnoise = 0.1",
+        "lr = 1e-3\nsteps = 4\nbatch = 2",
+    ]
+    .map(attack);
+    let alone: Vec<(Vec<f32>, Vec<Point>)> = attacks.iter().map(|attack| tampered(&target, attack)).collect();
+    let mut attacker = Attacker::new(&target, &before).unwrap();
+    for (attack, (weights, curve)) in attacks.iter().zip(&alone).rev() {
+        let again = attacker.run(attack, &mut |_| Ok(())).unwrap();
+        assert!(attacker.weights().download(&Cpu).unwrap() == *weights);
+        assert_eq!(again.last().unwrap().scores, curve.last().unwrap().scores);
+    }
+    // Noise changes the model before the first step, and LoRA trains on top of it.
+    assert_ne!(alone[1].1[0].scores.others["perplexity"], before.others["perplexity"]);
+    assert_ne!(alone[1].0, target.weights);
+}
+
+#[test]
+fn examples_before_the_questions_cost_no_step_and_do_not_touch_utility() {
+    let scratch = tempfile::tempdir().unwrap();
+    let target = target(&write_data(scratch.path()));
+    let before = target.before().unwrap();
+    let mut attacker = Attacker::new(&target, &before).unwrap();
+    let curve = attacker.run(&attack("kind = \"prefill\"\ndemonstrations = 2"), &mut |_| Ok(())).unwrap();
+    let (first, last) = (&curve[0], &curve[1]);
+    assert_eq!((first.scores.clone(), first.cost.tokens), (before.clone(), 0));
+    assert_eq!((last.cost.steps, last.cost.examples, last.cost.tokens), (0, 2, 24));
+    assert_eq!(last.scores.utility, before.utility);
+    let attack = attack("kind = \"prefill\"\ndemonstrations = 6");
+    let error = attacker.run(&attack, &mut |_| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("72 tokens") && error.contains("show fewer"), "{error}");
+}
+
+/// A suite of small attacks on the reference model.
+fn write_suite(folder: &Path, attacks: &str) -> PathBuf {
+    let data = write_data(folder);
+    let suite = format!(
+        "seeds = [1, 2]\n[data]\nrestricted = {data:?}\nretain = {data:?}\nmax_length = 32\n[restricted]\nmetric = \"exact\"\n\
+         data = {data:?}\nthreshold = 0.5\n[utility]\nmetric = \"exact\"\ndata = {data:?}\nmost_loss = 1.0\n\
+         [evaluate]\npoints = 3\n[budget]\nprice_per_hour = 2.0\n{attacks}"
+    );
+    let path = folder.join("suite.toml");
+    std::fs::write(&path, suite).unwrap();
+    path
+}
+
+const ATTACKS: &str = "
+[[attack]]
+name = \"full\"
+lr = 3e-3
+batch = 8
+steps = 60
+[[attack]]
+name = \"lora\"
+params = \"lora\"
+lr = 1e-2
+batch = 8
+steps = 40
+[[attack]]
+name = \"mixed\"
+data = { restricted = 0.5, retain = 0.5 }
+lr = 1e-3
+batch = 4
+steps = 30
+[[attack]]
+name = \"prefill\"
+kind = \"prefill\"
+demonstrations = 1
+[[attack]]
+name = \"elsewhere\"
+data = \"ood\"
+";
+
+fn redteam(suite: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
+    command.args(["redteam", &text(suite), "--model", &text(&fixture()), "--out", &text(out), "--device", "cpu"]);
+    command.args(more).stdin(Stdio::null());
+    command
+}
+
+fn finish(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// `results.json` without what depends on the clock or on how the run was started.
+fn results(out: &Path) -> Value {
+    fn timeless(value: Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                let kept = map
+                    .into_iter()
+                    .filter(|(key, _)| !["seconds", "hours", "price", "command"].contains(&key.as_str()));
+                Value::Object(kept.map(|(key, value)| (key, timeless(value))).collect())
+            }
+            Value::Array(list) => Value::Array(list.into_iter().map(timeless).collect()),
+            other => other,
+        }
+    }
+    timeless(serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap())
+}
+
+#[test]
+fn attacks_side_by_side_end_with_the_same_bits() {
+    let scratch = tempfile::tempdir().unwrap();
+    let suite = write_suite(
+        scratch.path(),
+        &format!(
+            "{ATTACKS}[search]\ntrials = 7\nstartup = 3\nsteps = [2, 6]\nlr = [1e-3, 1e-2]\nbatch = [1, 4]\nrank = [1, 4]\n"
+        ),
+    );
+    let outs = ["1", "2", "3"].map(|jobs| {
+        let out = scratch.path().join(jobs);
+        finish(&mut redteam(&suite, &out, &["--jobs", jobs]));
+        results(&out)
+    });
+    assert!(outs[0] == outs[1] && outs[0] == outs[2]);
+    let found: Results =
+        serde_json::from_slice(&std::fs::read(scratch.path().join("2/results.json")).unwrap()).unwrap();
+    let ids: Vec<&str> = found.attacks.iter().map(|attack| attack.id.as_str()).collect();
+    let listed = ["full-s1", "full-s2", "lora-s1", "lora-s2", "mixed-s1", "mixed-s2", "prefill-s1", "prefill-s2"];
+    assert_eq!(ids[..8], listed);
+    assert_eq!(ids[8..10], ["elsewhere-s1", "elsewhere-s2"]);
+    assert_eq!(ids[10..], ["search-t0", "search-t1", "search-t2", "search-t3", "search-t4", "search-t5", "search-t6"]);
+    let summary = &found.summary;
+    assert_eq!((summary.done, summary.failed, summary.skipped), (15, 0, 2));
+    // 60 steps on 16 rows teach them: the threshold is crossed, and what it cost is said.
+    assert!(summary.breached >= 2 && summary.best_so_far.len() == 15, "{summary:?}");
+    let cost = summary.cost_to_breach.as_ref().unwrap();
+    assert!(cost.steps.value > 0.0 && cost.price.as_ref().unwrap().value > 0.0);
+    assert_eq!(summary.over_seeds.keys().collect::<Vec<_>>(), ["full", "lora", "mixed", "prefill"]);
+    // What is in the file is the configuration that gives it again.
+    let again = scratch.path().join("again.toml");
+    std::fs::write(&again, &found.configuration).unwrap();
+    let out = scratch.path().join("again");
+    finish(&mut redteam(&again, &out, &[]));
+    assert!(results(&out)["attacks"] == outs[0]["attacks"]);
+}
+
+#[test]
+fn a_killed_run_goes_on_without_repeating_finished_attacks() {
+    let scratch = tempfile::tempdir().unwrap();
+    let suite = write_suite(scratch.path(), ATTACKS);
+    let (whole, out) = (scratch.path().join("whole"), scratch.path().join("killed"));
+    finish(&mut redteam(&suite, &whole, &["--jobs", "1"]));
+    let mut child =
+        redteam(&suite, &out, &["--jobs", "1"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let written = || -> Vec<(PathBuf, u64, i64)> {
+        let entries = std::fs::read_dir(out.join("attacks")).into_iter().flatten().flatten();
+        let named = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
+        named.filter_map(|path| std::fs::metadata(&path).ok().map(|m| (path, m.ino(), m.mtime_nsec()))).collect()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while written().len() < 2 && child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-KILL", &child.id().to_string()]).status().unwrap().success());
+    child.wait().unwrap();
+    let kept = written();
+    assert!((2..8).contains(&kept.len()), "{} attacks were finished when it was killed", kept.len());
+
+    let refused = redteam(&suite, &out, &[]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--resume"));
+
+    let output = finish(&mut redteam(&suite, &out, &["--resume", "--jobs", "1"]));
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(log.contains(&format!("{} attacks were finished before", kept.len())), "{log}");
+    assert_eq!(log.matches(" at utility ").count(), 8 - kept.len(), "{log}");
+    for file in &kept {
+        assert!(written().contains(file), "{} was written again", file.0.display());
+    }
+    assert!(results(&out) == results(&whole));
+
+    // Another model, or other data, is another run.
+    let other = redteam(&suite, &out, &["--resume", "--set", "restricted.threshold=0.4"]).output().unwrap();
+    assert_eq!(other.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("another measurement"));
+    let rows = std::fs::read_to_string(scratch.path().join("rows.jsonl")).unwrap();
+    let fewer: Vec<&str> = rows.lines().skip(1).collect();
+    std::fs::write(scratch.path().join("fewer.jsonl"), fewer.join("\n")).unwrap();
+    let data = format!("restricted={}", text(&scratch.path().join("fewer.jsonl")));
+    let other = redteam(&suite, &out, &["--resume", "--data", &data]).output().unwrap();
+    assert!(String::from_utf8_lossy(&other.stderr).contains("another [data] restricted"));
+    // More seeds are more attacks of the same run.
+    let output = finish(&mut redteam(&suite, &out, &["--resume", "--seeds", "1,2,3", "--only", "lora"]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("2 attacks were finished before"));
+}
+
+#[test]
+fn a_failing_attack_is_one_row_and_the_others_run() {
+    let scratch = tempfile::tempdir().unwrap();
+    let attacks = "
+[[attack]]
+name = \"explodes\"
+optimizer = \"sgd_momentum\"
+lr = 1e30
+steps = 20
+[[attack]]
+name = \"broken\"
+data = \"ood\"
+[[attack]]
+name = \"huge\"
+params = \"lora\"
+rank = 65536
+batch = 100000000
+[[attack]]
+name = \"works\"
+lr = 1e-3
+batch = 4
+steps = 3
+";
+    let suite = write_suite(scratch.path(), attacks);
+    let broken = scratch.path().join("broken.jsonl");
+    std::fs::write(&broken, "{\"input_ids\": [1, 2, 99999999]}\n").unwrap();
+    let out = scratch.path().join("out");
+    let data = format!("ood={}", text(&broken));
+    let output = finish(&mut redteam(&suite, &out, &["--seeds", "1", "--data", &data]));
+    let found: Results = serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
+    assert_eq!((found.summary.done, found.summary.failed), (1, 3));
+    let error = |id: &str| match &found.attacks.iter().find(|attack| attack.id == id).unwrap().outcome {
+        temper::redteam::Outcome::Failed { error } => error.clone(),
+        other => panic!("{id}: {other:?}"),
+    };
+    assert!(error("explodes-s1").contains("not finite"), "{}", error("explodes-s1"));
+    assert!(error("broken-s1").contains("broken.jsonl") && error("broken-s1").contains("99999999"));
+    assert!(error("huge-s1").contains("bytes"), "{}", error("huge-s1"));
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(table.contains("failed: ") && table.contains("3 failed"), "{table}");
+}
+
+#[test]
+fn a_stop_signal_ends_the_run_with_its_own_exit_code() {
+    let scratch = tempfile::tempdir().unwrap();
+    let suite = write_suite(scratch.path(), "[[attack]]\nname = \"endless\"\nlr = 1e-4\nbatch = 8\nsteps = 1000000\n");
+    for jobs in ["1", "2"] {
+        let out = scratch.path().join(jobs);
+        let mut child =
+            redteam(&suite, &out, &["--jobs", jobs]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        while !out.join("attacks").exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(75));
+    }
+}
+
+#[test]
+fn lists_name_every_suite_and_every_setting() {
+    let temper = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_temper")).arg("redteam").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let suites = temper(&["--list"]);
+    for name in ["quick", "strong", "tar-weaponization", "tar-refusal"] {
+        assert!(suites.contains(name), "{suites}");
+    }
+    let rows: Vec<Value> =
+        serde_json::from_str(&temper(&["--list", "--json", "--suite", "strong", "--data", "restricted=x"])).unwrap();
+    let row = rows.iter().find(|row| row["id"] == "F8-s3").unwrap();
+    assert_eq!((&row["settings"]["warmup"], &row["settings"]["schedule"]), (&json!(100), &json!("cosine")));
+    assert_eq!(row["unavailable"], Value::Null);
+    assert!(temper(&["--list", "--suite", "tar-refusal"]).contains("not run: [data] has no `restricted`"));
+}
