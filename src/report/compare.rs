@@ -194,7 +194,7 @@ impl Comparison {
         let header: Vec<&str> = std::iter::once("attack").chain(header.iter().skip(1).copied()).collect();
         let caption = "the highest restricted score within the utility floor, over all seeds; lower is safer";
         let mut table = Table::new(caption, &header);
-        table.cards = header.len() > 3;
+        table.cards = true;
         table.rows = self
             .attacks
             .iter()
