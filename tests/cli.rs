@@ -18,7 +18,7 @@ fn stderr(output: &std::process::Output) -> String {
 #[test]
 fn help_names_every_option() {
     for (command, words) in [
-        ("", "demo harden attack eval plan bench selftest doctor data merge ckpt --version"),
+        ("", "demo harden attack eval report plan bench selftest doctor data merge ckpt --version"),
         ("demo", "--out <DIR> temper-demo --seed <N> --quick"),
         ("harden", "<RUN.toml> --out <DIR> --set <KEY=VALUE> --resume"),
         (
@@ -28,6 +28,7 @@ fn help_names_every_option() {
              --adapter --seed --resume --set",
         ),
         ("eval", "--model --data --adapter --batch --max-length --form ppl mmlu lm-eval --json"),
+        ("report", "<DIR> --out <FILE> --json"),
         ("plan", "<RUN.toml> --gpu h200 h100 --set --json"),
         ("bench kernels", "--device --precision --shapes llama3-8b tiny --filter <NAME> --json"),
         ("bench step", "--device --precision --shapes --filter --layers <N> --json"),

@@ -363,11 +363,7 @@ fn charts(names: &[String], runs: &[(PathBuf, Results)]) -> Vec<Chart> {
     let end = runs.iter().map(|(_, results)| curves::most_paid(results)).fold(0.0, f64::max);
     let budget = shown()
         .map(|(style, ((_, results), name))| Series::staircase(name, style, &curves::bought(results, |_| true), end));
-    let best = shown().map(|(style, ((_, results), name))| {
-        let best = &results.summary.best_so_far;
-        let points: Vec<(f64, f64)> = best.iter().map(|best| (best.tried as f64, best.restricted)).collect();
-        Series::staircase(name, style, &points, points.last().map_or(0.0, |point| point.0))
-    });
+    let best = shown().map(|(style, ((_, results), name))| curves::so_far(results, name, style));
     let mut limits = runs.first().map(|(_, results)| curves::threshold(&results.goal)).into_iter().collect::<Vec<_>>();
     if runs.iter().any(|(_, results)| results.goal.threshold != runs[0].1.goal.threshold) {
         limits.clear();
