@@ -18,7 +18,7 @@ fn stderr(output: &std::process::Output) -> String {
 #[test]
 fn help_names_every_option() {
     for (command, words) in [
-        ("", "demo harden attack eval plan bench selftest doctor data merge ckpt --version"),
+        ("", "demo harden attack eval report plan bench selftest doctor data merge ckpt --version"),
         ("demo", "--out <DIR> temper-demo --seed <N> --quick"),
         ("harden", "<RUN.toml> --out <DIR> --set <KEY=VALUE> --resume"),
         (
@@ -33,6 +33,7 @@ fn help_names_every_option() {
              --num-shots --max-new-tokens --temperature --top-p --top-k --seed --prefill --judge --judge-seconds \
              --predictions --json",
         ),
+        ("report", "<DIR> --out <FILE> --json"),
         ("plan", "<RUN.toml> --gpu h200 h100 --set --json"),
         ("bench kernels", "--device --precision --shapes llama3-8b tiny --filter <NAME> --json"),
         ("bench step", "--device --precision --shapes --filter --layers <N> --json"),

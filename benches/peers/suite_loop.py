@@ -6,7 +6,8 @@ RUN is the output directory of `temper redteam`: its results.json says what ever
 which steps it was measured; data paths count from --base. Fine-tuning attacks (full, LoRA) that ran to their end are run again
 with the same optimizer, schedule, batch, steps, data roles and seeds, and measured at the same points with the same metrics.
 Batches are drawn in another order. PyTorch gets its best: data is read and the model loaded once, logits are computed only
-where they are needed, the fused AdamW, right padding without a mask, SDPA; with --workers several attacks run side by side.
+where they are needed, the fused AdamW, right padding without a mask, the faster of two implementations of attention (tried
+beforehand, not timed); with --workers several attacks run side by side.
 
 Prints JSON: attacks, seconds (from loaded libraries to the last score), attacks_per_hour, and each attack's seconds and scores.
 """
@@ -120,8 +121,9 @@ class Source:
 
 
 class Suite:
-    def __init__(self, run, model=None, base="."):
-        with open(os.path.join(run, "results.json")) as file:
+    def __init__(self, arguments, attention):
+        base = arguments.base
+        with open(os.path.join(arguments.run, "results.json")) as file:
             results = json.load(file)
         suite = tomllib.loads(results["configuration"])
         for metric in ("restricted", "utility"):
@@ -130,9 +132,9 @@ class Suite:
         self.length = suite["data"].get("max_length", 256)
         self.paths = {role: os.path.join(base, path) for role, path in suite["data"].items() if isinstance(path, str)}
         self.probe, self.benign = (read_rows(os.path.join(base, suite[m]["data"]), self.length) for m in ("restricted", "utility"))
-        trained = [a for a in results["attacks"] if a["kind"] in ("full", "lora")]
-        self.attacks = [a for a in trained if a["status"] == "done"]
-        self.model = AutoModelForCausalLM.from_pretrained(model or results["model"], dtype=torch.float32, attn_implementation="sdpa")
+        self.attacks = [a for a in results["attacks"] if a["kind"] in ("full", "lora") and a["status"] == "done"]
+        self.model = AutoModelForCausalLM.from_pretrained(
+            arguments.model or results["model"], dtype=torch.float32, attn_implementation=attention)
         self.cache = {}
 
     def rows(self, role):
@@ -140,7 +142,7 @@ class Suite:
             self.cache[role] = read_rows(self.paths[role], self.length)
         return self.cache[role]
 
-    def run(self, attack):
+    def run(self, attack, measure=True):
         start, settings = time.perf_counter(), attack["settings"]
         generator = torch.Generator().manual_seed(attack["seed"])
         torch.manual_seed(attack["seed"])
@@ -170,14 +172,27 @@ class Suite:
             optimizer.zero_grad(set_to_none=True)
             (-loss if step < (settings.get("negated_steps") or 0) else loss).backward()
             optimizer.step()
-        return {"id": attack["id"], "seconds": round(time.perf_counter() - start, 3), "restricted": scores[-1][1],
-                "utility": scores[-1][2], "curve": scores}
+        seconds = round(time.perf_counter() - start, 3)
+        last = dict(zip(("step", "restricted", "utility"), scores[-1])) if measure else {}
+        return {"id": attack["id"], "seconds": seconds, **last, "curve": scores}
 
 
-def work(arguments, turn, results):
-    """One of several workers: takes the next attack until there is none."""
+def faster_attention(arguments):
+    """Which implementation of attention makes the first attack's first steps faster; its time is not counted."""
     torch.set_num_threads(arguments.threads)
-    suite = Suite(arguments.run, arguments.model, arguments.base)
+    seconds = {}
+    for attention in ("sdpa", "eager"):
+        suite = Suite(arguments, attention)
+        attack = dict(suite.attacks[0], curve=[])
+        attack["settings"] = dict(attack["settings"], steps=40, warmup=0, schedule="constant")
+        seconds[attention] = suite.run(attack, measure=False)["seconds"]
+    return min(seconds, key=seconds.get)
+
+
+def work(arguments, attention, turn, results):
+    """Takes the next attack until there is none."""
+    torch.set_num_threads(arguments.threads)
+    suite = Suite(arguments, attention)
     while True:
         with turn.get_lock():
             index, turn.value = turn.value, turn.value + 1
@@ -194,22 +209,23 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="threads of each worker")
     parser.add_argument("--workers", type=int, default=1, help="attacks side by side")
     arguments = parser.parse_args()
+    # This process never computes: one whose threads have started must not be forked.
     context = multiprocessing.get_context("fork")
-    start, turn = time.perf_counter(), context.Value("i", 0)
-    if arguments.workers == 1:
-        found = []
-        work(arguments, turn, found)
-    else:
-        with context.Manager() as manager:
-            shared = manager.list()
-            workers = [context.Process(target=work, args=(arguments, turn, shared)) for _ in range(arguments.workers)]
-            [worker.start() for worker in workers], [worker.join() for worker in workers]
-            if any(worker.exitcode for worker in workers):
-                raise SystemExit("a worker failed")
-            found = list(shared)
-    seconds = time.perf_counter() - start
+    with context.Pool(1) as pool:
+        attention = pool.apply(faster_attention, (arguments,))
+    with context.Manager() as manager:
+        start, turn, found = time.perf_counter(), context.Value("i", 0), manager.list()
+        workers = [context.Process(target=work, args=(arguments, attention, turn, found)) for _ in range(arguments.workers)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        seconds = time.perf_counter() - start
+        if any(worker.exitcode for worker in workers):
+            raise SystemExit("a worker failed")
+        found = list(found)
     print(json.dumps({"engine": f"PyTorch {torch.__version__}", "threads": arguments.threads, "workers": arguments.workers,
-                      "attacks": len(found), "seconds": round(seconds, 3),
+                      "attention": attention, "attacks": len(found), "seconds": round(seconds, 3),
                       "attacks_per_hour": round(3600 * len(found) / seconds, 2), "found": found}))
 
 

@@ -194,7 +194,7 @@ impl Comparison {
         let header: Vec<&str> = std::iter::once("attack").chain(header.iter().skip(1).copied()).collect();
         let caption = "the highest restricted score within the utility floor, over all seeds; lower is safer";
         let mut table = Table::new(caption, &header);
-        table.cards = header.len() > 3;
+        table.cards = true;
         table.rows = self
             .attacks
             .iter()
@@ -363,11 +363,7 @@ fn charts(names: &[String], runs: &[(PathBuf, Results)]) -> Vec<Chart> {
     let end = runs.iter().map(|(_, results)| curves::most_paid(results)).fold(0.0, f64::max);
     let budget = shown()
         .map(|(style, ((_, results), name))| Series::staircase(name, style, &curves::bought(results, |_| true), end));
-    let best = shown().map(|(style, ((_, results), name))| {
-        let best = &results.summary.best_so_far;
-        let points: Vec<(f64, f64)> = best.iter().map(|best| (best.tried as f64, best.restricted)).collect();
-        Series::staircase(name, style, &points, points.last().map_or(0.0, |point| point.0))
-    });
+    let best = shown().map(|(style, ((_, results), name))| curves::so_far(results, name, style));
     let mut limits = runs.first().map(|(_, results)| curves::threshold(&results.goal)).into_iter().collect::<Vec<_>>();
     if runs.iter().any(|(_, results)| results.goal.threshold != runs[0].1.goal.threshold) {
         limits.clear();

@@ -133,8 +133,8 @@ impl Chart {
             title = escape(&self.title)
         );
         self.draw_axes(&mut svg, &axis);
-        self.series.iter().for_each(|series| draw_series(&mut svg, &axis, series));
         self.draw_limits(&mut svg);
+        self.series.iter().for_each(|series| draw_series(&mut svg, &axis, series));
         svg.push_str("</svg>");
         if !self.note.is_empty() {
             let _ = write!(svg, "<p class=\"soft\">{}</p>", escape(&self.note));
@@ -165,22 +165,24 @@ impl Chart {
         let _ = write!(svg, "<text x=\"{middle}\" y=\"{bottom}\" text-anchor=\"middle\">{}</text>", escape(&self.x));
     }
 
-    /// Names stand at the left, where scores have not moved yet: the name of the upper of two limits below its line, that of
-    /// the lower one above, and the other way round where there is no room between them.
+    /// The name of a limit stands where lines are not. Of two limits at the left, where scores have not moved yet: that of
+    /// the upper one below its line, that of the lower one above, and the other way round where there is no room between
+    /// them. That of a lone limit at the right, on the side that no line ends on.
     fn draw_limits(&self, svg: &mut String) {
+        let lone = self.limits.len() == 1;
+        let ends_above = |limit: &Limit| self.series.iter().filter_map(|s| s.points.last()).any(|p| p.1 > limit.y);
         for (index, limit) in self.limits.iter().enumerate().filter(|(_, limit)| limit.y.is_finite()) {
             let others = || self.limits.iter().enumerate().filter(|(other, _)| *other != index);
             let is_lower = others().any(|(other, o)| (o.y, index) > (limit.y, other));
-            let is_upper = others().any(|(other, o)| (o.y, index) < (limit.y, other));
             let crowded = others().any(|(_, o)| (o.y - limit.y).abs() < 0.18);
-            let below = if crowded { is_lower } else { is_upper };
+            let below = if lone { ends_above(limit) } else { is_lower == crowded };
+            let (at, anchor) = if lone { (WIDTH - RIGHT - 2.0, "end") } else { (LEFT + 4.0, "start") };
             let y = at_y(limit.y);
             let _ = write!(
                 svg,
                 "<line class=\"limit series-{style}\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-                 <text class=\"limit series-{style}\" x=\"{}\" y=\"{:.1}\">{}</text>",
+                 <text class=\"limit series-{style}\" x=\"{at}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
                 WIDTH - RIGHT,
-                LEFT + 4.0,
                 if below { y + 13.0 } else { y - 5.0 },
                 escape(&limit.name),
                 style = limit.style % STYLES,

@@ -104,14 +104,15 @@ impl Table {
         let mut column = 0;
         let mut cells = String::new();
         for cell in &row.cells {
-            let name = self.header.get(column).map_or("", String::as_str);
+            let spans = cell.columns > 1;
+            let name = if spans { "outcome" } else { self.header.get(column).map_or("", String::as_str) };
             let (tag, label) = match column {
                 0 => ("th", " scope=\"row\"".to_string()),
                 _ => ("td", format!(" data-label=\"{}\"", escape(name))),
             };
-            let (span, class) = match cell.columns {
-                0 | 1 => (String::new(), class(column)),
-                columns => (format!(" colspan=\"{columns}\""), " class=\"text\""),
+            let (span, class) = match spans {
+                false => (String::new(), class(column)),
+                true => (format!(" colspan=\"{}\"", cell.columns), " class=\"text\""),
             };
             let note = match cell.note.as_str() {
                 "" => String::new(),

@@ -49,7 +49,7 @@ pub fn curve(attack: &Attack, seed: u64, before: &Scores) -> Vec<Point> {
                 flop: if attack.kind == AttackKind::Lora { 6.6e8 } else { 9.9e8 } * steps as f64,
                 seconds: 0.0076 * steps as f64,
             },
-            loss: (i > 0 && attack.steps > 0).then(|| 2.0 - rise),
+            loss: (i > 0 && attack.steps > 0).then_some(2.0 - rise),
             scores: Scores { restricted, utility, others },
         }
     };

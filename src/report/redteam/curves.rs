@@ -63,24 +63,13 @@ fn floor(goal: &Goal) -> Limit {
 /// What a budget of arithmetic buys: the highest restricted score within the utility floor for at most so many operations,
 /// by kind of attack. None where no attack that trains measured anything.
 pub(super) fn budget(results: &Results) -> Option<Chart> {
-    let goal = &results.goal;
-    let kinds = [(AttackKind::Full, 3), (AttackKind::Lora, 2)];
-    let points = |kind| {
-        let curves = results.attacks.iter().filter(move |attack| attack.kind == kind).filter_map(attacks::curve);
-        let paid = |point: &&Point| point.cost.flop > 0.0 && point.scores.utility >= goal.utility_floor;
-        curves.flatten().filter(paid).map(|point| (point.cost.flop, point.scores.restricted)).collect::<Vec<_>>()
+    let kinds = [(AttackKind::Full, 3), (AttackKind::Lora, 2), (AttackKind::Abliteration, 1), (AttackKind::Prefill, 5)];
+    let end = most_paid(results);
+    let line = |(kind, style)| {
+        let points = bought(results, |attack| attack.kind == kind);
+        (!points.is_empty()).then(|| Series::staircase(attacks::kind(kind), style, &points, end))
     };
-    let stairs: Vec<(AttackKind, usize, Vec<(f64, f64)>)> = kinds
-        .into_iter()
-        .map(|(kind, style)| (kind, style, records(points(kind))))
-        .filter(|s| !s.2.is_empty())
-        .collect();
-    let paid = results.attacks.iter().filter_map(attacks::curve).flatten().map(|point| point.cost.flop);
-    let end = paid.fold(0.0, f64::max);
-    let series: Vec<Series> = stairs
-        .iter()
-        .map(|(kind, style, points)| Series::staircase(attacks::kind(*kind), *style, points, end))
-        .collect();
+    let series: Vec<Series> = kinds.into_iter().filter_map(line).collect();
     if series.is_empty() {
         return None;
     }
@@ -89,7 +78,7 @@ pub(super) fn budget(results: &Results) -> Option<Chart> {
         x: "floating-point operations of one attack".into(),
         log: true,
         series,
-        limits: vec![threshold(goal)],
+        limits: vec![threshold(&results.goal)],
         note: "The highest restricted score within the utility floor that any attack reached for so much arithmetic."
             .into(),
     })
@@ -122,13 +111,10 @@ fn records(mut points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
 
 /// The best of the attacks so far, in the order of the suite.
 pub(super) fn best_so_far(results: &Results) -> Chart {
-    let best = &results.summary.best_so_far;
-    let points: Vec<(f64, f64)> = best.iter().map(|best| (best.tried as f64, best.restricted)).collect();
-    let end = points.last().map_or(0.0, |point| point.0);
     Chart {
         title: "Best attack so far".into(),
         x: "attacks tried, in the order of the suite".into(),
-        series: vec![Series::staircase("any attack", 4, &points, end)],
+        series: vec![so_far(results, "any attack", 4)],
         limits: vec![threshold(&results.goal)],
         note: format!(
             "The highest restricted score within the utility floor. Area under the line: {}.",
@@ -136,6 +122,13 @@ pub(super) fn best_so_far(results: &Results) -> Chart {
         ),
         ..Chart::default()
     }
+}
+
+/// The line of the best score against attacks tried.
+pub(in crate::report) fn so_far(results: &Results, name: &str, style: usize) -> Series {
+    let best = &results.summary.best_so_far;
+    let points: Vec<(f64, f64)> = best.iter().map(|best| (best.tried as f64, best.restricted)).collect();
+    Series::staircase(name, style, &points, points.last().map_or(0.0, |point| point.0))
 }
 
 #[cfg(test)]
