@@ -19,6 +19,7 @@ pub struct OptimizerProgress {
 
 /// An optimizer with its states.
 pub struct Optimizer<B: Backend> {
+    name: String,
     config: OptimizerConfig,
     progress: OptimizerProgress,
     len: usize,
@@ -92,17 +93,24 @@ impl<B: Backend> Optimizer<B> {
     fn with_states(backend: &B, name: &str, config: OptimizerConfig, len: usize, states: States<B>) -> Result<Self> {
         config.validate()?;
         let coefficients = Tensor::zeros(backend, &format!("{name} coefficients"), 1, COEFFICIENTS, DType::F32)?;
-        Ok(Self { config, progress: OptimizerProgress::default(), len, states, coefficients, rounding: None })
+        let (name, progress) = (name.to_string(), OptimizerProgress::default());
+        Ok(Self { name, config, progress, len, states, coefficients, rounding: None })
     }
 
-    /// Forgets everything, as a new optimizer with `config` (of the same kind) would start; keeps the memory.
+    /// Forgets everything, as a new optimizer with `config` would start. Keeps the memory where the kind stays the same, and
+    /// otherwise gives it back before it takes that of the other kind; states in main memory cannot change their kind.
     pub fn reset(&mut self, backend: &B, config: OptimizerConfig) -> Result<()> {
         config.validate()?;
-        if config.kind != self.config.kind {
-            let problem = format!("{} cannot take the place of {}", config.kind, self.config.kind);
-            return Err(Error::config("optimizer", problem, "make a new optimizer for another kind"));
-        }
         match &mut self.states {
+            States::Resident(states) if config.kind != self.config.kind => {
+                states.clear();
+                let moments = if self.rounding.is_some() { DType::Bf16 } else { DType::F32 };
+                *states = device_states(backend, &self.name, &config, self.len, moments)?;
+            }
+            States::Parked { .. } if config.kind != self.config.kind => {
+                let problem = format!("{} cannot take the place of {}", config.kind, self.config.kind);
+                return Err(Error::config("optimizer", problem, "make a new optimizer for another kind"));
+            }
             States::Resident(states) => {
                 states.iter_mut().try_for_each(|state| backend.clear(state.buffer_mut(), 0, self.len))?;
             }

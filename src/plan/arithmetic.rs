@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, TrLoss};
-use crate::model::{ModelConfig, ParameterLayout};
+use crate::model::{ModelConfig, ParameterLayout, Recompute};
 
 /// One kind of work in an outer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,7 +23,8 @@ pub struct Work {
 }
 
 /// The work of one outer step of `run`: adversaries by their weights, the switch of a two-stream adversary at its mean.
-pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig) -> Vec<Work> {
+/// Layers that run forward again for want of memory are a row of their own.
+pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recompute) -> Vec<Work> {
     let tar = &run.tar;
     let costs = Costs::new(model);
     let tasks = tar.tasks_per_step as f64;
@@ -39,15 +40,18 @@ pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig) -> Vec<Work> {
     let mut tr = tr.times(tasks * (tar.inner_steps / tar.tr_every) as f64);
     tr.passes /= pairs;
     work.push(tr);
+    if tar.retain_scale > 0.0 {
+        work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
+    }
+    if recompute == Recompute::Layers {
+        work.push(costs.again(run, &work));
+    }
     if tar.tr_loss == TrLoss::Dpo {
         let margins = costs.pass("reference log-probabilities", run, &tar.tr_data, Backward::None).times(pairs * tasks);
         work.push(Work { passes: tasks, ..margins });
     }
-    if tar.retain_scale > 0.0 {
-        work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
-        if tar.retain_representations {
-            work.push(costs.pass("reference hidden states", run, &tar.retain_data, Backward::None));
-        }
+    if tar.retain_scale > 0.0 && tar.retain_representations {
+        work.push(costs.pass("reference hidden states", run, &tar.retain_data, Backward::None));
     }
     work
 }
@@ -131,6 +135,18 @@ impl<'a> Costs<'a> {
         };
         let per_token = linear * self.matmul_weights + attention * self.attention_forward(length);
         Work { name: name.to_string(), passes: 1.0, tokens, flop: tokens * per_token }
+    }
+
+    /// The second forward pass of all layers, without their last product, for passes that had a backward one; attention at
+    /// the longest sequence of any stream.
+    fn again(&self, run: &RunConfig, passes: &[Work]) -> Work {
+        let (d, f) = (self.model.hidden_size as f64, self.model.intermediate_size as f64);
+        let outside = d * self.model.vocab_size as f64 + d * f * self.model.num_hidden_layers as f64;
+        let longest = run.data.values().map(|data| data.max_length).max().unwrap_or(0);
+        let tokens = passes.iter().map(|work| work.tokens).sum();
+        let flop = tokens * (2.0 * (self.matmul_weights - outside) + self.attention_forward(longest));
+        let passes = passes.iter().map(|work| work.passes).sum();
+        Work { name: "layers run forward again".into(), passes, tokens, flop }
     }
 
     /// Operations of causal attention per token of a sequence of `length`: scores and their product with the values.

@@ -1,6 +1,7 @@
 //! One fine-tuning run: gradients, an optimizer, and what it trains (all weights or LoRA factors). Attacks, simulated
 //! attacks, safeguards and the demonstration's pre-training all step through here.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,18 @@ pub struct MemorySettings {
     pub step_in_backward: bool,
     /// What the backward pass computes a second time.
     pub recompute: Recompute,
+}
+
+impl fmt::Display for MemorySettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.states == Moments::F32 { "moments in f32" } else { "moments in bf16" })?;
+        f.write_str(if self.step_in_backward { ", steps within the backward pass" } else { ", whole gradients" })?;
+        f.write_str(match self.recompute {
+            Recompute::Nothing => ", no activation computed again",
+            Recompute::Cheap => ", activations without a matrix product computed again",
+            Recompute::Layers => ", layers run forward again",
+        })
+    }
 }
 
 /// The state of a fine-tuning run besides the model's own weights.

@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Launch, Operand, TensorMap, Tiles};
+pub(crate) use loss_head::scratch_bytes as loss_head_bytes;
 pub use memory::{CudaBuffer, ParkedBuffer};
 
 use crate::error::{Error, Result};
@@ -183,6 +184,10 @@ impl Backend for Cuda {
             _ => "temper's own".into(),
         };
         format!("cuda, {}, {mode}, matrix products: {products}", self.driver.device().name)
+    }
+
+    fn device_memory(&self) -> Option<u64> {
+        Some(self.driver.device().memory)
     }
 
     fn compute_dtype(&self) -> DType {
