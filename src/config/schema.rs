@@ -408,7 +408,7 @@ pub enum RecomputeChoice {
     Nothing,
     /// What needs no matrix product.
     Cheap,
-    /// All but the layers' inputs.
+    /// Besides, whole layers: on a GPU no more than there is no room for, on the CPU all.
     Layers,
 }
 
@@ -428,7 +428,7 @@ impl MemoryConfig {
             RecomputeChoice::Auto => None,
             RecomputeChoice::Nothing => Some(Recompute::Nothing),
             RecomputeChoice::Cheap => Some(Recompute::Cheap),
-            RecomputeChoice::Layers => Some(Recompute::Layers),
+            RecomputeChoice::Layers => Some(Recompute::Layers { kept: 0 }),
         }
     }
 

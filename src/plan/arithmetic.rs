@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, TrLoss};
-use crate::model::{ModelConfig, ParameterLayout, Recompute};
+use crate::model::{ModelConfig, ParameterLayout, Recompute, kept_layers};
 
 /// One kind of work in an outer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,7 +24,7 @@ pub struct Work {
 
 /// The work of one outer step of `run`: adversaries by their weights, the switch of a two-stream adversary at its mean.
 /// Layers that run forward again for want of memory are a row of their own.
-pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recompute) -> Vec<Work> {
+pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recompute, largest_batch: u64) -> Vec<Work> {
     let tar = &run.tar;
     let costs = Costs::new(model);
     let tasks = tar.tasks_per_step as f64;
@@ -43,8 +43,8 @@ pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recomp
     if tar.retain_scale > 0.0 {
         work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
     }
-    if recompute == Recompute::Layers {
-        work.push(costs.again(run, &work));
+    if let Recompute::Layers { .. } = recompute {
+        work.push(again(run, &costs, recompute, largest_batch));
     }
     if tar.tr_loss == TrLoss::Dpo {
         let margins = costs.pass("reference log-probabilities", run, &tar.tr_data, Backward::None).times(pairs * tasks);
@@ -63,20 +63,9 @@ fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &Adver
         ParameterChoice::Full => Backward::Weights,
         ParameterChoice::Lora => Backward::Inputs,
     };
-    let shares: Vec<(&str, f64)> = match &adversary.data {
-        AdversaryData::One(name) => vec![(name, steps)],
-        AdversaryData::Switch([first, second]) => {
-            let before = adversary.switch.map_or(0.0, |draw| mean_switch(draw.beta, steps));
-            vec![(first, before), (second, steps - before)]
-        }
-        AdversaryData::Mixture(weights) => {
-            let total: f64 = weights.values().sum();
-            weights.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
-        }
-    };
     let name = format!("attack `{}`", adversary.name);
     let mut sum = Work { name: name.clone(), passes: 0.0, tokens: 0.0, flop: 0.0 };
-    for (stream, passes) in shares {
+    for (stream, passes) in shares(adversary, steps) {
         let part = costs.pass(&name, run, stream, backward).times(passes);
         sum = Work {
             passes: sum.passes + part.passes,
@@ -88,6 +77,52 @@ fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &Adver
     if let Some(adapter) = adversary.adapter_config() {
         let factors = ParameterLayout::for_adapter(model, &adapter).len() as f64;
         sum.flop += 6.0 * factors * sum.tokens;
+    }
+    sum
+}
+
+/// The streams that an attack of `steps` steps trains on, each with its expected number of steps.
+fn shares(adversary: &AdversaryConfig, steps: f64) -> Vec<(&str, f64)> {
+    match &adversary.data {
+        AdversaryData::One(name) => vec![(name, steps)],
+        AdversaryData::Switch([first, second]) => {
+            let before = adversary.switch.map_or(0.0, |draw| mean_switch(draw.beta, steps));
+            vec![(first, before), (second, steps - before)]
+        }
+        AdversaryData::Mixture(weights) => {
+            let total: f64 = weights.values().sum();
+            weights.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
+        }
+    }
+}
+
+/// The layers that run forward a second time, without their last product, in passes that have a backward one.
+fn again(run: &RunConfig, costs: &Costs, recompute: Recompute, largest_batch: u64) -> Work {
+    let tar = &run.tar;
+    let (tasks, steps) = (tar.tasks_per_step as f64, tar.inner_steps as f64);
+    let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
+    let mut passes: Vec<(&str, usize, f64)> = Vec::new();
+    for adversary in &tar.adversary {
+        let trajectories = tasks * adversary.weight / total_weight;
+        passes.extend(shares(adversary, steps).into_iter().map(|(stream, n)| (stream, 1, n * trajectories)));
+    }
+    let pairs = if tar.tr_loss == TrLoss::Dpo { 2 } else { 1 };
+    passes.push((&tar.tr_data, pairs, tasks * (tar.inner_steps / tar.tr_every) as f64));
+    if tar.retain_scale > 0.0 {
+        passes.push((&tar.retain_data, 1, 1.0));
+    }
+    let layers = costs.model.num_hidden_layers;
+    let (_, slots) = recompute.slots(layers);
+    let mut sum = Work { name: "layers run forward again".into(), passes: 0.0, tokens: 0.0, flop: 0.0 };
+    for (stream, pairs, passes) in passes {
+        let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (data.batch * pairs, data.max_length));
+        let again = layers - kept_layers(layers, slots, largest_batch as usize, batch * length);
+        if again > 0 {
+            let tokens = passes * (batch * length) as f64;
+            sum.passes += passes;
+            sum.tokens += tokens;
+            sum.flop += tokens * costs.layers_again(again, length);
+        }
     }
     sum
 }
@@ -137,16 +172,12 @@ impl<'a> Costs<'a> {
         Work { name: name.to_string(), passes: 1.0, tokens, flop: tokens * per_token }
     }
 
-    /// The second forward pass of all layers, without their last product, for passes that had a backward one; attention at
-    /// the longest sequence of any stream.
-    fn again(&self, run: &RunConfig, passes: &[Work]) -> Work {
+    /// The forward pass of `layers` layers without their last product.
+    fn layers_again(&self, layers: usize, length: usize) -> f64 {
+        let all = self.model.num_hidden_layers as f64;
         let (d, f) = (self.model.hidden_size as f64, self.model.intermediate_size as f64);
-        let outside = d * self.model.vocab_size as f64 + d * f * self.model.num_hidden_layers as f64;
-        let longest = run.data.values().map(|data| data.max_length).max().unwrap_or(0);
-        let tokens = passes.iter().map(|work| work.tokens).sum();
-        let flop = tokens * (2.0 * (self.matmul_weights - outside) + self.attention_forward(longest));
-        let passes = passes.iter().map(|work| work.passes).sum();
-        Work { name: "layers run forward again".into(), passes, tokens, flop }
+        let linear = (self.matmul_weights - d * self.model.vocab_size as f64) / all - d * f;
+        layers as f64 * (2.0 * linear + self.attention_forward(length) / all)
     }
 
     /// Operations of causal attention per token of a sequence of `length`: scores and their product with the values.

@@ -73,7 +73,8 @@ pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Res
         let buffers = layout(needs, choice, capacity.compute);
         let total: u64 = buffers.iter().filter(|b| b.place == Place::Device).map(|b| b.bytes).sum();
         if total <= capacity.memory {
-            return Ok((choice, buffers));
+            let choice = with_kept_layers(needs, choice, capacity, total);
+            return Ok((choice, layout(needs, choice, capacity.compute)));
         }
         if least.as_ref().is_none_or(|(bytes, ..)| total < *bytes) {
             least = Some((total, choice, buffers));
@@ -81,6 +82,16 @@ pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Res
     }
     // There is a choice: what is pinned is taken as it is.
     Ok(least.map_or_else(|| (pins.settings(MemorySettings::default()), Vec::new()), |(_, choice, all)| (choice, all)))
+}
+
+/// Where layers run again, as many that do not as there is room for. What is chosen for speed alone leaves a twentieth of
+/// the memory free.
+fn with_kept_layers(needs: &Needs, choice: MemorySettings, capacity: Capacity, total: u64) -> MemorySettings {
+    let Recompute::Layers { .. } = choice.recompute else { return choice };
+    let bytes = |kept| needs.workspace_bytes(needs.adapter_columns, capacity.compute, Recompute::Layers { kept });
+    let room = (capacity.memory - capacity.memory / 20).saturating_sub(total);
+    let kept = (room / (bytes(1) - bytes(0)).max(1)).min(needs.model.num_hidden_layers as u64 - 1);
+    MemorySettings { recompute: Recompute::Layers { kept: kept as usize }, ..choice }
 }
 
 /// The choices from the best to the last resort. Stepping within the backward pass costs nothing to speak of. Passes over
@@ -94,8 +105,8 @@ fn choices(needs: &Needs, pins: &MemoryConfig, bf16_moments: bool) -> Vec<Memory
         (Moments::F32, Recompute::Cheap),
         (Moments::Bf16, Recompute::Nothing),
         (Moments::Bf16, Recompute::Cheap),
-        (Moments::F32, Recompute::Layers),
-        (Moments::Bf16, Recompute::Layers),
+        (Moments::F32, Recompute::Layers { kept: 0 }),
+        (Moments::Bf16, Recompute::Layers { kept: 0 }),
     ];
     let possible = |(states, recompute): &(Moments, Recompute)| {
         let automatic = *states == Moments::F32 || (full && bf16_moments);
@@ -137,7 +148,7 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
     let how = match choice.recompute {
         Recompute::Nothing => "every one kept",
         Recompute::Cheap => "norms and silu(gate)·up computed again",
-        Recompute::Layers => "layers' inputs; layers run forward again",
+        Recompute::Layers { .. } => "layers' inputs and some whole layers; the others run forward again",
     };
     let activations = needs.workspace_bytes(needs.adapter_columns, compute, choice.recompute);
     add(Place::Device, "activations", activations, &format!("{stored}, {how}, {tokens} tokens"));

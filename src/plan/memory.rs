@@ -91,8 +91,8 @@ impl<'a> Needs<'a> {
         let (d, f) = (self.model.hidden_size as u64, self.model.intermediate_size as u64);
         let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
         let (layers, heads) = (self.model.num_hidden_layers as u64, attention.num_attention_heads as u64);
-        let cheap = if recompute == Recompute::Nothing { layers } else { 1 };
-        let rest = if recompute == Recompute::Layers { 1 } else { layers };
+        let (cheap, rest) = recompute.slots(self.model.num_hidden_layers);
+        let (cheap, rest) = (cheap as u64, rest as u64);
         let kept = layers * d + cheap * (2 * d + f) + rest * (d + qkv + query + 2 * f + adapter_columns);
         let outside = 6 * d + qkv + query + 3 * f + adapter_columns;
         let statistics = rest * (2 + heads) + 3;

@@ -128,7 +128,7 @@ impl Plan {
             Target::Device { memory, compute } => ("this GPU".into(), Some(memory), None, on_gpu(memory, compute)?),
         };
         let total = |place| buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();
-        let work = arithmetic::outer_step(run, model, memory.recompute);
+        let work = arithmetic::outer_step(run, model, memory.recompute, layout.largest_batch);
         let flop_per_outer_step = work.iter().map(|w| w.flop).sum();
         Ok(Self {
             device,

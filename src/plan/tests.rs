@@ -55,9 +55,11 @@ fn an_outer_step_costs_what_the_published_runs_cost() {
     let trained: f64 = bio.work.iter().filter(once).map(|w| w.tokens).sum();
     close(trained, 917_915.0, 0.001);
     close(published(&gpu_plan(&preset("cyber", &[]), "h200")), 4.46e16, 0.02);
-    // 6.98e9 weights of the layers without 1.88e9 of down_proj, forward, and less than 1 % for attention.
+    // A layer without down_proj has 159.4e6 weights: 2 FLOP each, and 2.1e6 for attention. 5 of 32 layers run again on the
+    // 409,146 tokens in batches of 8,192, and 19 on the 508,814 in batches of 16,384.
     let again = bio.work.iter().find(|w| w.name == AGAIN).unwrap();
-    close(again.flop, 917_915.0 * 2.0 * 5.10e9, 0.015);
+    close(again.tokens, 409_146.0 + 508_814.0, 0.001);
+    close(again.flop, (5.0 * 409_146.0 + 19.0 * 508_814.0) * 320.9e6, 0.001);
     close(bio.flop_per_outer_step, published(&bio) + again.flop, 1e-9);
     let kept = gpu_plan(&preset("bio", &["memory.recompute=nothing"]), "h200");
     close(kept.flop_per_outer_step, published(&bio), 1e-9);
@@ -82,7 +84,8 @@ fn full_parameter_tar_of_8b_fits_one_h200_as_the_ledger_says() {
     let plan = gpu_plan(&preset("bio", &[]), "h200");
     assert_eq!(plan.parameters, 8_030_261_248);
     assert_eq!(plan.largest_batch_tokens, 16_384);
-    let chosen = MemorySettings { states: Moments::Bf16, step_in_backward: true, recompute: Recompute::Layers };
+    let recompute = Recompute::Layers { kept: 13 };
+    let chosen = MemorySettings { states: Moments::Bf16, step_in_backward: true, recompute };
     assert_eq!(plan.memory, chosen);
     for (name, place, gigabytes) in [
         ("attacked weights", Place::Device, 16.06),
@@ -91,8 +94,8 @@ fn full_parameter_tar_of_8b_fits_one_h200_as_the_ledger_says() {
         ("attack gradient", Place::Device, 2.101),
         ("meta-gradient", Place::Device, 32.12),
         ("attack optimizer", Place::Device, 32.12),
-        // 16,384 tokens: 32 inputs of 4,096 columns, one layer's 65,536 others, 77,824 of gradients and outside the layers.
-        ("activations", Place::Device, 9.00),
+        // 16,384 tokens: 32 inputs of 4,096 columns, 22,528 shared ones, 43,008 for each of 14 layers, 77,824 outside them.
+        ("activations", Place::Device, 27.35),
         ("reference hidden states", Place::Device, 4.43),
         ("unattacked weights", Place::Host, 32.12),
         ("outer optimizer", Place::Host, 64.24),
@@ -102,7 +105,7 @@ fn full_parameter_tar_of_8b_fits_one_h200_as_the_ledger_says() {
         close(buffer.bytes as f64 / 1e9, gigabytes, 0.005);
     }
     assert!(plan.fits());
-    assert!((110e9..120e9).contains(&(plan.device_bytes as f64)), "{}", plan.device_bytes);
+    assert!((130e9..134e9).contains(&(plan.device_bytes as f64)), "{}", plan.device_bytes);
     // Either of the two alone does not do.
     for pin in ["memory.states=f32", "memory.recompute=cheap", "memory.step_in_backward=false"] {
         let plan = gpu_plan(&preset("bio", &[pin]), "h200");
@@ -139,11 +142,12 @@ fn settings_get_cheaper_as_memory_gets_less() {
     assert_eq!(chosen(195, DType::Bf16), Some((f32, Recompute::Cheap)));
     assert_eq!(chosen(185, DType::Bf16), Some((bf16, Recompute::Nothing)));
     assert_eq!(chosen(160, DType::Bf16), Some((bf16, Recompute::Cheap)));
-    assert_eq!(chosen(150, DType::Bf16), Some((f32, Recompute::Layers)));
-    assert_eq!(chosen(141, DType::Bf16), Some((bf16, Recompute::Layers)));
+    assert_eq!(chosen(150, DType::Bf16), Some((f32, Recompute::Layers { kept: 0 })));
+    assert_eq!(chosen(141, DType::Bf16), Some((bf16, Recompute::Layers { kept: 13 })));
+    assert_eq!(chosen(116, DType::Bf16), Some((bf16, Recompute::Layers { kept: 0 })));
     assert_eq!(chosen(110, DType::Bf16), None);
     // With f32 weights there are no bf16 moments.
-    assert_eq!(chosen(175, DType::F32), Some((f32, Recompute::Layers)));
+    assert_eq!(chosen(175, DType::F32), Some((f32, Recompute::Layers { kept: 2 })));
     assert_eq!(chosen(141, DType::F32), None);
     let pinned = preset("bio", &["memory.states=bf16"]);
     let f32_weights = Target::Device { memory: 200 << 30, compute: DType::F32 };
@@ -223,7 +227,8 @@ fn activations_are_as_planned<B: Backend>(backend: &B, run: &RunConfig, needs: &
         configs.map(|config| Adapter::zeros(backend, needs.model, config).unwrap()).collect();
     let adapters: Vec<&Adapter<B>> = adapters.iter().collect();
     let compute = backend.compute_dtype();
-    for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Layers] {
+    let layers = |kept| Recompute::Layers { kept };
+    for recompute in [Recompute::Nothing, Recompute::Cheap, layers(0), layers(1), layers(9)] {
         let workspace = Workspace::new(backend, needs.model, 21, &adapters, recompute).unwrap();
         let planned = needs.workspace_bytes(needs.adapter_columns, compute, recompute);
         assert_eq!(planned, allocated(backend, &workspace), "{recompute:?}");
@@ -236,10 +241,9 @@ fn allocated<B: Backend>(backend: &B, workspace: &Workspace<B>) -> u64 {
     let compute = backend.compute_dtype().bytes();
     let bytes = |tensor: &Tensor<B>, each: usize| (each * backend.len(tensor.buffer())) as u64;
     let (w, a) = (workspace, &workspace.layers);
-    let matrices =
-        [&a.input, &a.attention_input, &a.qkv, &a.attention, &a.middle, &a.mlp_input, &a.gate_up, &a.mlp_hidden];
+    let matrices = [&a.attention_input, &a.qkv, &a.attention, &a.middle, &a.mlp_input, &a.gate_up, &a.mlp_hidden];
     let statistics = [&a.attention_inverse_rms, &a.log_sum_exp, &a.mlp_inverse_rms];
-    let low_rank = a.low_rank.all().iter().chain([&w.d_low_rank]).flatten().flatten();
+    let low_rank = a.low_rank.iter().flatten().flat_map(PerLayer::slots).chain(w.d_low_rank.iter().flatten());
     let outside = [
         &w.last_residual,
         &w.normed,
@@ -252,10 +256,10 @@ fn allocated<B: Backend>(backend: &B, workspace: &Workspace<B>) -> u64 {
         &w.d_gate_up,
         &w.d_mlp_hidden,
     ];
-    let all = |of: &[&PerLayer<Tensor<B>>], each| -> u64 {
-        of.iter().flat_map(|tensors| tensors.all()).map(|tensor| bytes(tensor, each)).sum()
+    let all = |of: &[&PerLayer<B>], each| -> u64 {
+        of.iter().flat_map(|tensors| tensors.slots()).map(|tensor| bytes(tensor, each)).sum()
     };
     let columns = [&w.inverse_rms, &w.values, &w.weights].into_iter().map(|tensor| bytes(tensor, 4));
-    let rest = outside.into_iter().chain(low_rank).map(|tensor| bytes(tensor, compute));
+    let rest = outside.into_iter().chain(&a.input).chain(low_rank).map(|tensor| bytes(tensor, compute));
     all(&matrices, compute) + all(&statistics, 4) + columns.chain(rest).sum::<u64>()
 }

@@ -180,6 +180,10 @@ fn settings(seed: u64) -> Settings {
         adversaries: vec![adversary("all weights", None), adversary("LoRA", Some(adapter))],
         script: vec![draw(0), draw(1)],
         // No bit of the results shows it, so that the CPU and the device may as well both do it.
-        memory: MemorySettings { step_in_backward: true, recompute: Recompute::Layers, ..MemorySettings::default() },
+        memory: MemorySettings {
+            step_in_backward: true,
+            recompute: Recompute::Layers { kept: 0 },
+            ..MemorySettings::default()
+        },
     }
 }

@@ -39,11 +39,11 @@ impl fmt::Display for MemorySettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.states == Moments::F32 { "moments in f32" } else { "moments in bf16" })?;
         f.write_str(if self.step_in_backward { ", steps within the backward pass" } else { ", whole gradients" })?;
-        f.write_str(match self.recompute {
-            Recompute::Nothing => ", no activation computed again",
-            Recompute::Cheap => ", activations without a matrix product computed again",
-            Recompute::Layers => ", layers run forward again",
-        })
+        match self.recompute {
+            Recompute::Nothing => f.write_str(", no activation computed again"),
+            Recompute::Cheap => f.write_str(", activations without a matrix product computed again"),
+            Recompute::Layers { kept } => write!(f, ", layers run forward again, but for {kept} on the largest batch"),
+        }
     }
 }
 
