@@ -60,12 +60,16 @@ fn batch(seed: u64, lengths: &[usize]) -> Batch {
     batch
 }
 
+fn layers(kept: usize) -> Recompute {
+    Recompute::Layers { kept }
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// Everything that a pass of each objective leaves: losses and gradients, by name.
-fn passes<B: Backend>(backend: &B, recompute: Recompute) -> Vec<(&'static str, Vec<u32>)> {
+fn passes<B: Backend>(backend: &B, recompute: Recompute, capacity: usize) -> Vec<(&'static str, Vec<u32>)> {
     let model = Arc::new(Model::new(backend.clone(), tiny(true), 64).unwrap());
     let (weights, base) = (parameters(&model, 1), parameters(&model, 2));
     let targets = vec![Projection::QProj, Projection::OProj, Projection::UpProj, Projection::DownProj];
@@ -74,8 +78,8 @@ fn passes<B: Backend>(backend: &B, recompute: Recompute) -> Vec<(&'static str, V
     let factors = normals(4, adapter.parameters.layout().len(), 0.2);
     adapter.parameters.upload(backend, &factors).unwrap();
     let table = Tensor::from_f32(backend, "table", 37, 24, &normals(5, 37 * 24, 1.0)).unwrap();
-    let mut evaluator = Evaluator::recomputing(Arc::clone(&model), 64, &[&adapter], recompute).unwrap();
-    let batch = LossBatch::new(&model, batch(9, &[9, 12, 3, 17])).unwrap();
+    let mut evaluator = Evaluator::recomputing(Arc::clone(&model), capacity, &[&adapter], recompute).unwrap();
+    let batch = LossBatch::new(&model, batch(9, &[5, 7, 2, 6])).unwrap();
     let mut results = Vec::new();
     let mut record = |name, tape: &LossTape<B>, gradients: &Gradients<B>| {
         let gradients = gradients.download(backend).unwrap();
@@ -117,10 +121,12 @@ fn passes<B: Backend>(backend: &B, recompute: Recompute) -> Vec<(&'static str, V
 }
 
 fn recomputation_changes_no_bit<B: Backend>(backend: &B) {
-    let expected = passes(backend, Recompute::Nothing);
-    for recompute in [Recompute::Cheap, Recompute::Layers] {
-        for ((name, expected), (_, found)) in expected.iter().zip(passes(backend, recompute)) {
-            assert!(*expected == found, "{name}, {recompute:?}: other bits");
+    let expected = passes(backend, Recompute::Nothing, 32);
+    // A batch has 20 tokens: in memory for 48, two layers lie behind one another.
+    let cases = [(Recompute::Cheap, 32), (layers(0), 32), (layers(1), 32), (layers(0), 48), (layers(1), 48)];
+    for (recompute, capacity) in cases {
+        for ((name, expected), (_, found)) in expected.iter().zip(passes(backend, recompute, capacity)) {
+            assert!(*expected == found, "{name}, {recompute:?}, {capacity}: other bits");
         }
     }
 }
@@ -133,7 +139,7 @@ fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: Trainer<B>, memory: M
     let mut evaluator = Evaluator::recomputing(Arc::clone(model), 64, &[], memory.recompute).unwrap();
     let mut tape = LossTape::new(backend, 2).unwrap();
     for step in 0..2 {
-        let batch = LossBatch::new(model, batch(step as u64, &[9, 4, 13])).unwrap();
+        let batch = LossBatch::new(model, batch(step as u64, &[5, 2, 6])).unwrap();
         trainer.cross_entropy_step(&mut evaluator, &mut weights, &batch, &mut tape, step).unwrap();
     }
     let mut values: Vec<f32> = tape.read(backend).unwrap().iter().map(|loss| *loss as f32).collect();
@@ -171,7 +177,7 @@ fn steps_within_the_backward_pass_change_no_bit<B: Backend>(backend: &B) {
             let mut seen = Vec::new();
             for states in [Some(Moments::F32), bf16].into_iter().flatten() {
                 let whole = MemorySettings { states, ..MemorySettings::default() };
-                let all = MemorySettings { states, step_in_backward: true, recompute: Recompute::Layers };
+                let all = MemorySettings { states, step_in_backward: true, recompute: layers(0) };
                 let expected = trained(&model, trainer(&model, &config, whole), whole);
                 assert!(expected == trained(&model, trainer(&model, &config, all), all), "{kind}, {states:?}, {tied}");
                 seen.push(expected);

@@ -38,6 +38,12 @@ fn tiny() -> ModelConfig {
     }
 }
 
+/// Random weights.
+fn start(model: &Model<Cuda>) -> Vec<f32> {
+    let mut random = Random::new(1, Stream::Weights, 0, 0);
+    (0..model.layout().len()).map(|_| 0.2 * random.normal() as f32).collect()
+}
+
 /// A batch of sequences of these lengths, with tokens drawn from `seed`.
 fn batch(lengths: &[usize], seed: u64) -> Batch {
     let (mut random, mut batch) = (Random::new(seed, Stream::Data, 0, 0), Batch::default());
@@ -71,9 +77,7 @@ enum Trains {
 fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u64) {
     let cuda = Cuda::simulated(dtype).unwrap();
     let model = Arc::new(Model::new(cuda.clone(), tiny(), 64).unwrap());
-    let mut random = Random::new(1, Stream::Weights, 0, 0);
-    let start: Vec<f32> = (0..model.layout().len()).map(|_| 0.2 * random.normal() as f32).collect();
-    let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start).unwrap();
+    let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start(&model)).unwrap();
     let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
     let mut trainer = match what {
         Trains::Weights => Trainer::full(&cuda, model.layout(), optimizer).unwrap(),
@@ -121,6 +125,33 @@ fn recorded_steps_give_the_same_bits() {
             assert_eq!((made, none), (3, 0), "{dtype:?} {what:?}");
         }
     }
+}
+
+/// Adversaries of one trajectory after another may share a trainer and have different optimizers.
+#[test]
+fn another_optimizer_on_the_same_trainer_is_another_recording() {
+    let after = |one_memory: bool| {
+        let cuda = Cuda::simulated(DType::Bf16).unwrap();
+        let model = Arc::new(Model::new(cuda.clone(), tiny(), 64).unwrap());
+        let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start(&model)).unwrap();
+        let memory = MemorySettings { step_in_backward: true, ..MemorySettings::default() };
+        let config = |kind| OptimizerConfig::new(kind, 1e-3);
+        let mut trainer = Trainer::full_with(&cuda, model.layout(), config(OptimizerKind::AdamW), memory).unwrap();
+        let mut evaluator = Evaluator::new(Arc::clone(&model), 32, &[]).unwrap();
+        let (mut tape, mut room) = (LossTape::new(&cuda, 1).unwrap(), LossBatch::with_room(&model, 32).unwrap());
+        for (draw, kind) in [OptimizerKind::AdamW, OptimizerKind::NAdam, OptimizerKind::Adagrad].into_iter().enumerate()
+        {
+            trainer.restart(&cuda, config(kind), 1, draw as u64).unwrap();
+            for step in 0..3 {
+                let own = LossBatch::new(&model, batch(&[9, 7], step)).unwrap();
+                room.refill(&model, batch(&[9, 7], step)).unwrap();
+                let batch = if one_memory { &room } else { &own };
+                trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, &mut tape, 0).unwrap();
+            }
+        }
+        weights.download(&cuda).unwrap()
+    };
+    assert!(after(true) == after(false));
 }
 
 /// The masks are drawn from the number of the step, which a recording would repeat.

@@ -64,10 +64,10 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
         print::bytes(plan.device_bytes)
     )?;
     if plan.host_bytes > 0 {
-        writeln!(text, "pinned host memory: {}", print::bytes(plan.host_bytes))?;
+        writeln!(text, "host memory: {}", print::bytes(plan.host_bytes))?;
     }
-    let tokens = (plan.largest_batch_tokens, plan.micro_batch_tokens);
-    writeln!(text, "largest batch: {} tokens, {} at a time\n", tokens.0, tokens.1)?;
+    writeln!(text, "largest batch: {} tokens", plan.largest_batch_tokens)?;
+    writeln!(text, "attacks: {}\n", plan.memory)?;
     let work = plan.work.iter().map(|work| {
         [work.name.clone(), format!("{:.1}", work.passes), format!("{:.0}", work.tokens), print::flop(work.flop)]
     });
@@ -83,7 +83,6 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
             "floor: {seconds:.1} s an outer step at the published peak of {peak:.0} TFLOP/s, which no run reaches"
         )?;
         writeln!(text, "memory and peak are the published specification; nothing here was measured")?;
-        writeln!(text, "the CUDA backend is not part of this build: this is the layout that it is designed for")?;
     }
     Ok(text)
 }

@@ -88,6 +88,43 @@ pub(super) mod number_or_equal {
     }
 }
 
+/// A boolean, or the text `"auto"` for `None`.
+pub(super) mod boolean_or_auto {
+    use std::fmt;
+
+    use serde::de::{Error, Unexpected, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &Option<bool>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.serialize_bool(*value),
+            None => serializer.serialize_str("auto"),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+        struct BooleanOrAuto;
+
+        impl Visitor<'_> for BooleanOrAuto {
+            type Value = Option<bool>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("true, false or \"auto\"")
+            }
+
+            fn visit_bool<E: Error>(self, value: bool) -> Result<Option<bool>, E> {
+                Ok(Some(value))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Option<bool>, E> {
+                if text == "auto" { Ok(None) } else { Err(E::invalid_value(Unexpected::Str(text), &self)) }
+            }
+        }
+
+        deserializer.deserialize_any(BooleanOrAuto)
+    }
+}
+
 impl<'de> Deserialize<'de> for AdversaryData {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct OneTwoOrMixture;

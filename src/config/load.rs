@@ -67,12 +67,14 @@ impl RunConfig {
     }
 
     /// A number that is the same for runs whose steps are the same: of all settings but those that only say how long to
-    /// run and what to write (`tar.outer_steps`, `model.dtype`, `compat.schedulefree_point`, `[checkpoint]`). Of a path
+    /// run, what to write and what to keep (`tar.outer_steps`, `model.dtype`, `compat.schedulefree_point`, `[checkpoint]`,
+    /// `memory.recompute`, `memory.step_in_backward`). Of a path
     /// only the last part counts, so that a run can be moved to another folder and resumed there.
     pub fn config_hash(&self) -> Result<u64> {
         let mut steps = Self {
             preset: None,
             checkpoint: Default::default(),
+            memory: super::MemoryConfig { states: self.memory.states, ..Default::default() },
             model: super::ModelSection { dtype: None, ..self.model.clone() },
             compat: super::CompatConfig { schedulefree_point: Default::default(), ..self.compat.clone() },
             tar: super::TarConfig { outer_steps: 0, ..self.tar.clone() },

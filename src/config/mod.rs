@@ -12,7 +12,7 @@ pub(crate) mod validate;
 
 pub(crate) use reader::suggestion;
 pub use schema::{
-    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, ModelSection, OuterConfig,
-    ParameterChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry, SwitchDraw,
-    TarConfig, TrLoss,
+    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, MemoryConfig, ModelSection,
+    OuterConfig, ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint,
+    ScriptEntry, StatesChoice, SwitchDraw, TarConfig, TrLoss,
 };

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::forms;
-use crate::model::Projection;
+use crate::model::{Projection, Recompute};
 use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
+use crate::training::{MemorySettings, Moments};
 
 /// A whole run file of `temper harden`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub struct RunConfig {
     /// When to write checkpoints.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What attacks trade for memory.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// Behaviours of the authors' code that differ from what is right.
     #[serde(default)]
     pub compat: CompatConfig,
@@ -362,6 +366,79 @@ pub struct CheckpointConfig {
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every: 50, keep: 2 }
+    }
+}
+
+/// `[memory]`: what attacks trade for memory. `"auto"` is what fits the GPU that the run is on, as `temper plan` says, and
+/// on the CPU the first choice of each key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// How the optimizer of a full-parameter attack stores its moments.
+    pub states: StatesChoice,
+    /// What backward passes compute a second time. Changes no result.
+    pub recompute: RecomputeChoice,
+    /// Whether a full-parameter attack steps within the backward pass, without a whole gradient; `"auto"` in a run file,
+    /// `None` here. Changes no result.
+    #[serde(with = "forms::boolean_or_auto")]
+    pub step_in_backward: Option<bool>,
+}
+
+/// `memory.states`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StatesChoice {
+    /// f32 if it fits.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16, rounded at random; on a GPU with bf16 weights.
+    Bf16,
+}
+
+/// `memory.recompute`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecomputeChoice {
+    /// As little as possible.
+    #[default]
+    Auto,
+    /// Nothing.
+    Nothing,
+    /// What needs no matrix product.
+    Cheap,
+    /// Besides, whole layers: on a GPU no more than there is no room for, on the CPU all.
+    Layers,
+}
+
+impl MemoryConfig {
+    /// The moments that a run file asks for.
+    pub fn states(&self) -> Option<Moments> {
+        match self.states {
+            StatesChoice::Auto => None,
+            StatesChoice::F32 => Some(Moments::F32),
+            StatesChoice::Bf16 => Some(Moments::Bf16),
+        }
+    }
+
+    /// The recomputation that a run file asks for.
+    pub fn recompute(&self) -> Option<Recompute> {
+        match self.recompute {
+            RecomputeChoice::Auto => None,
+            RecomputeChoice::Nothing => Some(Recompute::Nothing),
+            RecomputeChoice::Cheap => Some(Recompute::Cheap),
+            RecomputeChoice::Layers => Some(Recompute::Layers { kept: 0 }),
+        }
+    }
+
+    /// The settings that a run file asks for, and `otherwise` where it leaves the choice.
+    pub fn settings(&self, otherwise: MemorySettings) -> MemorySettings {
+        MemorySettings {
+            states: self.states().unwrap_or(otherwise.states),
+            step_in_backward: self.step_in_backward.unwrap_or(otherwise.step_in_backward),
+            recompute: self.recompute().unwrap_or(otherwise.recompute),
+        }
     }
 }
 

@@ -6,8 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::Error;
+use crate::model::Recompute;
 use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
+use crate::training::{MemorySettings, Moments};
 
 const MINIMAL: &str = r#"
 [model]
@@ -163,6 +165,11 @@ fn contradictions_are_answered_with_key_and_remedy() {
         ("data.forget.batch=4611686018427387904", "data.forget.batch: batch · max_length is 2^32 tokens or more"),
         ("model.dtype=float32", "model.dtype: `float32` is no dtype (from --set); known are f32, bf16, f16"),
         ("checkpoint.keep=0", "checkpoint.keep: is 0"),
+        ("memory.states=bf61", "memory.states: `bf61` is not a choice (from --set); did you mean `bf16`?"),
+        ("memory.recompute=all", "memory.recompute: `all` is not a choice"),
+        ("memory.step_in_backward=2", "memory.step_in_backward: expected true, false or \"auto\", found the number 2"),
+        ("memory.step_in_backward=aut", "memory.step_in_backward: expected true, false or \"auto\", found the text"),
+        ("memory.recomptue=cheap", "memory.recomptue: unknown key (from --set); did you mean `recompute`?"),
         ("checkpoint.evry=0", "checkpoint.evry: unknown key (from --set); did you mean `every`?"),
         ("no assignment", "--set: `no assignment` has no `=`"),
         ("tar..lr=1", "--set: `tar..lr` has an empty key"),
@@ -200,6 +207,8 @@ fn overrides_reach_every_place_and_win() {
         "checkpoint.every = 3",
         "compat.entropy_over=\"all\"",
         "data.meta.path=other.jsonl",
+        "memory.states=bf16",
+        "memory.step_in_backward=true",
     ];
     let config = load(MINIMAL, &overrides).unwrap();
     assert_eq!((config.seed, config.checkpoint.every), (7, 3));
@@ -208,6 +217,9 @@ fn overrides_reach_every_place_and_win() {
     let adapter = config.tar.adversary[1].adapter_config().unwrap();
     assert_eq!((adapter.rank, adapter.alpha, adapter.targets.len()), (16, 32.0, 1));
     assert_eq!(config.tar.schedule_lambda, None);
+    let otherwise = MemorySettings { recompute: Recompute::Cheap, ..MemorySettings::default() };
+    let pinned = MemorySettings { states: Moments::Bf16, step_in_backward: true, ..otherwise };
+    assert_eq!(config.memory.settings(otherwise), pinned);
     assert_eq!(config.compat.entropy_over, EntropyOver::All);
     assert_eq!(config.data["meta"].path, PathBuf::from("/runs/other.jsonl"));
 }
@@ -259,7 +271,9 @@ fn the_own_keys_of_a_file_win_over_its_preset() {
 
 #[test]
 fn a_resolved_file_gives_the_same_configuration_anywhere() {
-    for overrides in [&[][..], &["tar.schedule_lambda=equal", "tar.adversary.0.data={forget=1,retain=2}", "seed=9"]] {
+    let pins = ["memory.states=f32", "memory.recompute=layers", "memory.step_in_backward=false"];
+    let other = ["tar.schedule_lambda=equal", "tar.adversary.0.data={forget=1,retain=2}", "seed=9"];
+    for overrides in [&[][..], &pins, &other] {
         let config = load(MINIMAL, overrides).unwrap();
         let resolved = config.resolved().unwrap();
         let again = RunConfig::from_text(&resolved, Path::new("/elsewhere/resolved.toml"), &[]).unwrap();
@@ -287,6 +301,7 @@ fn the_example_is_complete() {
     let plain = DataConfig { path: config.data["forget"].path.clone(), ..defaults.data["forget"].clone() };
     assert_eq!(config.data["forget"], plain);
     assert_eq!((config.seed, config.checkpoint, config.compat), (defaults.seed, defaults.checkpoint, defaults.compat));
+    assert_eq!(config.memory, defaults.memory);
     let outer = OuterConfig { weight_decay: Some(0.0), ..defaults.tar.outer };
     assert_eq!(config.tar.outer, outer);
 }
@@ -316,6 +331,10 @@ fn the_hash_sees_what_changes_steps_and_only_that() {
     for same in ["tar.outer_steps=3", "checkpoint.every=1", "model.dtype=bf16", "compat.schedulefree_point=train"] {
         assert_eq!(hash(&[same]), plain, "{same}");
     }
+    for same in ["memory.recompute=layers", "memory.step_in_backward=true"] {
+        assert_eq!(hash(&[same]), plain, "{same}");
+    }
+    assert_ne!(hash(&["memory.states=bf16"]), plain);
     assert_eq!(hash(&["data.meta.path=/moved/meta.jsonl"]), plain);
     let changes = ["seed=1", "tar.outer.lr=1e-4", "tar.adversary.0.weight=2", "data.meta.path=other.jsonl"];
     for change in changes.into_iter().chain(["compat.entropy_over=all", "data.forget.shuffle=false"]) {

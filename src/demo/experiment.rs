@@ -12,7 +12,7 @@ use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 use crate::random::{Random, Stream};
 use crate::safeguard;
 use crate::tar::{Adversary, AdversarySource, Hardener, Settings, Streams, TrResistance};
-use crate::training::Trainer;
+use crate::training::{MemorySettings, Trainer};
 
 /// How much of everything.
 #[derive(Clone, Debug, PartialEq)]
@@ -382,6 +382,7 @@ impl<B: Backend> Experiment<B> {
                 optimizer: OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
             }],
             script: vec![],
+            memory: MemorySettings::default(),
         }
     }
 

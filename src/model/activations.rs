@@ -1,15 +1,16 @@
 //! The named activations that forward keeps for backward, allocated once for the largest batch.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::adapter::Site;
+use super::per_layer::{PerLayer, kept_layers};
 use super::{Adapter, ModelConfig};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{Backend, DType, Matrix, Tensor};
 
 /// What the backward pass computes a second time instead of reading what forward kept. Gradients are the same bits in
 /// every case: the same operations on the same numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Nothing: every layer keeps all of its activations.
@@ -17,79 +18,68 @@ pub enum Recompute {
     Nothing,
     /// The outputs of both norms and silu(gate)·up, which cost passes over memory and no matrix product.
     Cheap,
-    /// All but the layers' inputs: each layer runs forward again (without its last product) before it runs backward.
-    Layers,
+    /// Besides, all but the inputs of layers that there is no room for: they run forward again (without their last product)
+    /// before they run backward.
+    Layers {
+        /// Layers that keep what [`Recompute::Cheap`] keeps on the largest batch, besides one that runs again. On smaller
+        /// batches their memory holds more layers.
+        kept: usize,
+    },
 }
 
-/// A value for each layer, or one that all layers share, one after the other.
-pub struct PerLayer<T>(Vec<T>);
-
-impl<T> PerLayer<T> {
-    fn new(layers: usize, shared: bool, make: impl FnMut(usize) -> Result<T>) -> Result<Self> {
-        (0..if shared { 1 } else { layers }).map(make).collect::<Result<_>>().map(Self)
-    }
-
-    fn place(&self, layer: usize) -> usize {
-        if self.0.len() == 1 { 0 } else { layer }
-    }
-
-    /// That of `layer`.
-    pub fn at(&self, layer: usize) -> &T {
-        &self.0[self.place(layer)]
-    }
-
-    /// That of `layer`, to write.
-    pub fn at_mut(&mut self, layer: usize) -> &mut T {
-        let place = self.place(layer);
-        &mut self.0[place]
-    }
-
-    /// All that there are.
-    #[cfg(test)]
-    pub fn all(&self) -> &[T] {
-        &self.0
+impl Recompute {
+    /// For how many of `layers` layers there is room on the largest batch: for the outputs of norms and silu(gate)·up, and
+    /// for what else is kept.
+    pub fn slots(self, layers: usize) -> (usize, usize) {
+        match self {
+            Self::Nothing => (layers, layers),
+            Self::Cheap => (1, layers),
+            Self::Layers { kept } => (1, layers.min(kept + 1)),
+        }
     }
 }
 
-/// What the layers keep, or share where it is computed again. T is the capacity in tokens.
+/// What the layers keep, or share where it is computed again. T is the number of tokens.
 pub struct Activations<B: Backend> {
     /// Residual stream at the layer's input, [T, d]: the hidden state of this depth. Never shared.
-    pub input: PerLayer<Tensor<B>>,
+    pub input: Vec<Tensor<B>>,
     /// Output of the input norm, [T, d].
-    pub attention_input: PerLayer<Tensor<B>>,
+    pub attention_input: PerLayer<B>,
     /// 1/rms of the input norm, [T, 1].
-    pub attention_inverse_rms: PerLayer<Tensor<B>>,
+    pub attention_inverse_rms: PerLayer<B>,
     /// Queries, keys and values after rotation, [T, (H+2G)·D].
-    pub qkv: PerLayer<Tensor<B>>,
+    pub qkv: PerLayer<B>,
     /// Attention output before o_proj, [T, H·D].
-    pub attention: PerLayer<Tensor<B>>,
+    pub attention: PerLayer<B>,
     /// Logarithm of the softmax denominators, [T, H].
-    pub log_sum_exp: PerLayer<Tensor<B>>,
+    pub log_sum_exp: PerLayer<B>,
     /// Residual stream between attention and MLP, [T, d].
-    pub middle: PerLayer<Tensor<B>>,
+    pub middle: PerLayer<B>,
     /// Output of the second norm, [T, d].
-    pub mlp_input: PerLayer<Tensor<B>>,
+    pub mlp_input: PerLayer<B>,
     /// 1/rms of the second norm, [T, 1].
-    pub mlp_inverse_rms: PerLayer<Tensor<B>>,
+    pub mlp_inverse_rms: PerLayer<B>,
     /// Gate and up projections, [T, 2F].
-    pub gate_up: PerLayer<Tensor<B>>,
+    pub gate_up: PerLayer<B>,
     /// silu(gate)·up, [T, F].
-    pub mlp_hidden: PerLayer<Tensor<B>>,
+    pub mlp_hidden: PerLayer<B>,
     /// x Aᵀ of each adapted site, [T, Σr]; empty without an adapter.
-    pub(crate) low_rank: PerLayer<[Option<Tensor<B>>; 4]>,
+    pub(crate) low_rank: [Option<PerLayer<B>>; 4],
 }
 
 /// The hidden states of a model, apart from the workspace that computed them.
 pub struct HiddenStates<B: Backend> {
-    inputs: PerLayer<Tensor<B>>,
+    inputs: Vec<Tensor<B>>,
     normed: Tensor<B>,
 }
 
 impl<B: Backend> HiddenStates<B> {
     /// Room for batches of up to `capacity` tokens.
     pub fn new(backend: &B, config: &ModelConfig, capacity: usize) -> Result<Self> {
-        let matrix = |_| Tensor::zeros(backend, "hidden state", capacity, config.hidden_size, backend.compute_dtype());
-        Ok(Self { inputs: PerLayer::new(config.num_hidden_layers, false, matrix)?, normed: matrix(0)? })
+        let (d, dtype) = (config.hidden_size, backend.compute_dtype());
+        let matrix = || Tensor::zeros(backend, "hidden state", capacity, d, dtype);
+        let inputs = (0..config.num_hidden_layers).map(|_| matrix()).collect::<Result<_>>()?;
+        Ok(Self { inputs, normed: matrix()? })
     }
 
     /// That of depth `level`, numbered as those of [`Workspace::hidden_state`].
@@ -99,12 +89,12 @@ impl<B: Backend> HiddenStates<B> {
 }
 
 fn hidden_state<'a, B: Backend>(
-    inputs: &'a PerLayer<Tensor<B>>,
+    inputs: &'a [Tensor<B>],
     normed: &'a Tensor<B>,
     level: usize,
     tokens: usize,
 ) -> Matrix<'a, B> {
-    inputs.0.get(level).unwrap_or(normed).top(tokens)
+    inputs.get(level).unwrap_or(normed).top(tokens)
 }
 
 /// Activations and gradient scratch for batches of up to a fixed number of tokens.
@@ -149,41 +139,38 @@ impl<B: Backend> Workspace<B> {
         let matrix = |name: &str, cols: usize| Tensor::zeros(backend, name, capacity, cols, compute);
         let column = |name: &str| Tensor::zeros(backend, name, capacity, 1, DType::F32);
         let (d, f, shape) = (config.hidden_size, config.intermediate_size, config.attention());
-        let low_rank = |layer: usize| {
-            let mut all = [None, None, None, None];
-            for site in Site::ALL {
-                let rank = adapters.iter().map(|a| a.site_rank(layer, site)).max().unwrap_or(0);
-                if rank > 0 {
-                    all[site as usize] = Some(matrix("low rank", rank)?);
-                }
-            }
-            Ok::<_, Error>(all)
-        };
-        let (cheap, whole) = (recompute != Recompute::Nothing, recompute == Recompute::Layers);
+        // Every layer has the same projections.
+        let rank = |site| adapters.iter().map(|a| a.site_rank(0, site)).max().filter(|rank| *rank > 0);
         let layers = config.num_hidden_layers;
-        let matrices = |shared, name: &str, cols| PerLayer::new(layers, shared, |_| matrix(name, cols));
-        let columns = |name: &str| PerLayer::new(layers, whole, |_| column(name));
-        let heads = shape.num_attention_heads;
-        let layers = Activations {
-            input: matrices(false, "layer input", d)?,
+        let (cheap, rest) = recompute.slots(layers);
+        let matrices = |slots, name: &str, cols| PerLayer::new(layers, slots, || matrix(name, cols));
+        let columns =
+            |name: &str, cols| PerLayer::new(layers, rest, || Tensor::zeros(backend, name, capacity, cols, DType::F32));
+        let mut low_rank = [None, None, None, None];
+        let mut d_low_rank = [None, None, None, None];
+        for site in Site::ALL {
+            let Some(rank) = rank(site) else { continue };
+            low_rank[site as usize] = Some(matrices(rest, "low rank", rank)?);
+            d_low_rank[site as usize] = Some(matrix("gradient of low rank", rank)?);
+        }
+        let activations = Activations {
+            input: (0..layers).map(|_| matrix("layer input", d)).collect::<Result<_>>()?,
             attention_input: matrices(cheap, "attention input", d)?,
-            attention_inverse_rms: columns("attention inverse rms")?,
-            qkv: matrices(whole, "qkv", shape.qkv_cols())?,
-            attention: matrices(whole, "attention", shape.query_cols())?,
-            log_sum_exp: PerLayer::new(layers, whole, |_| {
-                Tensor::zeros(backend, "log sum exp", capacity, heads, DType::F32)
-            })?,
-            middle: matrices(whole, "layer middle", d)?,
+            attention_inverse_rms: columns("attention inverse rms", 1)?,
+            qkv: matrices(rest, "qkv", shape.qkv_cols())?,
+            attention: matrices(rest, "attention", shape.query_cols())?,
+            log_sum_exp: columns("log sum exp", shape.num_attention_heads)?,
+            middle: matrices(rest, "layer middle", d)?,
             mlp_input: matrices(cheap, "mlp input", d)?,
-            mlp_inverse_rms: columns("mlp inverse rms")?,
-            gate_up: matrices(whole, "gate and up", 2 * f)?,
+            mlp_inverse_rms: columns("mlp inverse rms", 1)?,
+            gate_up: matrices(rest, "gate and up", 2 * f)?,
             mlp_hidden: matrices(cheap, "mlp hidden", f)?,
-            low_rank: PerLayer::new(layers, whole, low_rank)?,
+            low_rank,
         };
         Ok(Self {
             capacity,
             recompute,
-            layers,
+            layers: activations,
             last_residual: matrix("last residual", d)?,
             normed: matrix("normed", d)?,
             inverse_rms: column("inverse rms")?,
@@ -195,7 +182,7 @@ impl<B: Backend> Workspace<B> {
             d_attention: matrix("gradient of attention", shape.query_cols())?,
             d_gate_up: matrix("gradient of gate and up", 2 * f)?,
             d_mlp_hidden: matrix("gradient of mlp hidden", f)?,
-            d_low_rank: low_rank(0)?,
+            d_low_rank,
             values: column("loss values")?,
             weights: column("loss weights")?,
         })
@@ -209,6 +196,13 @@ impl<B: Backend> Workspace<B> {
     /// What the backward pass computes a second time.
     pub fn recompute(&self) -> Recompute {
         self.recompute
+    }
+
+    /// Whether `layer` keeps nothing but its input on a batch of `tokens` tokens.
+    pub(super) fn runs_again(&self, layer: usize, tokens: usize) -> bool {
+        let layers = self.layers.input.len();
+        let (_, slots) = self.recompute.slots(layers);
+        layer < layers - kept_layers(layers, slots, self.capacity, tokens)
     }
 
     /// The hidden state of depth `level` (0: embeddings, L: output of the final norm), as Transformers numbers them.
@@ -225,7 +219,7 @@ impl<B: Backend> Workspace<B> {
 
     /// The residual stream after `level` layers (0: the embeddings), without the final norm, after a forward pass.
     pub fn residual(&self, level: usize, tokens: usize) -> crate::ops::Matrix<'_, B> {
-        self.layers.input.0.get(level).unwrap_or(&self.last_residual).top(tokens)
+        self.layers.input.get(level).unwrap_or(&self.last_residual).top(tokens)
     }
 
     pub(crate) fn check_fits(&self, tokens: usize) -> Result<()> {

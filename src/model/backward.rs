@@ -2,6 +2,7 @@
 
 use super::adapter::Site;
 use super::forward::{LayerPass, Linear, Residual};
+use super::per_layer::PerLayer;
 use super::{Adapter, Block, DeviceBatch, Gradients, Model, Parameters, Recompute, Workspace};
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, LoraGradients, Matrix, MatrixMut, Tensor};
@@ -57,7 +58,7 @@ impl<B: Backend> Model<B> {
             pass.backward(batch, workspace, &mut targets)?;
             if let Some(hidden) = hidden.as_deref_mut() {
                 let Workspace { layers, d_residual, .. } = workspace;
-                hidden.add(layer, layers.input.at(layer).top(tokens), d_residual.top_mut(tokens))?;
+                hidden.add(layer, layers.input[layer].top(tokens), d_residual.top_mut(tokens))?;
             }
         }
         self.backward_embedding(batch, workspace, &mut targets)
@@ -113,12 +114,11 @@ impl<B: Backend> LayerPass<'_, B> {
 
     /// Computes again what this layer had to share with those after it.
     fn restore(&self, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
-        let again = workspace.recompute();
-        if again == Recompute::Nothing {
+        if workspace.recompute() == Recompute::Nothing {
             return Ok(());
         }
         self.attention_norm(workspace, Residual::Kept)?;
-        if again == Recompute::Layers {
+        if workspace.runs_again(self.linear.layer, self.tokens) {
             self.attention_branch(batch, workspace)?;
             self.mlp_norm(workspace, Residual::Summed)?;
             self.gate_up(workspace)?;
@@ -136,12 +136,7 @@ impl<B: Backend> LayerPass<'_, B> {
         let Workspace { layers: a, d_residual, d_input, d_gate_up, d_mlp_hidden, d_low_rank, .. } = workspace;
         let operands = |site, block, x, s| Operands { site, block, x, s };
         self.linear_backward(
-            operands(
-                Site::Down,
-                blocks.down_proj,
-                a.mlp_hidden.at(layer).top(tokens),
-                &a.low_rank.at(layer)[Site::Down as usize],
-            ),
+            operands(Site::Down, blocks.down_proj, a.mlp_hidden.top(layer, tokens), &a.low_rank[Site::Down as usize]),
             d_residual.top(tokens),
             d_low_rank,
             d_mlp_hidden.top_mut(tokens),
@@ -150,16 +145,11 @@ impl<B: Backend> LayerPass<'_, B> {
         ops::swiglu_backward(
             backend,
             d_mlp_hidden.top(tokens),
-            a.gate_up.at(layer).top(tokens),
+            a.gate_up.top(layer, tokens),
             d_gate_up.top_mut(tokens),
         )?;
         self.linear_backward(
-            operands(
-                Site::GateUp,
-                blocks.gate_up,
-                a.mlp_input.at(layer).top(tokens),
-                &a.low_rank.at(layer)[Site::GateUp as usize],
-            ),
+            operands(Site::GateUp, blocks.gate_up, a.mlp_input.top(layer, tokens), &a.low_rank[Site::GateUp as usize]),
             d_gate_up.top(tokens),
             d_low_rank,
             d_input.top_mut(tokens),
@@ -169,9 +159,9 @@ impl<B: Backend> LayerPass<'_, B> {
         ops::rms_norm_backward(
             backend,
             d_input.top(tokens),
-            a.middle.at(layer).top(tokens),
+            a.middle.top(layer, tokens),
             self.linear.weights.matrix(norm),
-            a.mlp_inverse_rms.at(layer).top(tokens),
+            a.mlp_inverse_rms.top(layer, tokens),
             d_residual.top_mut(tokens),
             targets.weight(norm),
         )
@@ -188,12 +178,7 @@ impl<B: Backend> LayerPass<'_, B> {
         let Workspace { layers: a, d_residual, d_input, d_qkv, d_attention, d_low_rank, .. } = workspace;
         let operands = |site, block, x, s| Operands { site, block, x, s };
         self.linear_backward(
-            operands(
-                Site::Output,
-                blocks.o_proj,
-                a.attention.at(layer).top(tokens),
-                &a.low_rank.at(layer)[Site::Output as usize],
-            ),
+            operands(Site::Output, blocks.o_proj, a.attention.top(layer, tokens), &a.low_rank[Site::Output as usize]),
             d_residual.top(tokens),
             d_low_rank,
             d_attention.top_mut(tokens),
@@ -202,21 +187,16 @@ impl<B: Backend> LayerPass<'_, B> {
         ops::attention_backward(
             backend,
             d_attention.top(tokens),
-            a.qkv.at(layer).top(tokens),
-            a.attention.at(layer).top(tokens),
-            a.log_sum_exp.at(layer).top(tokens),
+            a.qkv.top(layer, tokens),
+            a.attention.top(layer, tokens),
+            a.log_sum_exp.top(layer, tokens),
             &batch.segments,
             shape,
             d_qkv.top_mut(tokens),
         )?;
         ops::rope(backend, d_qkv.top_mut(tokens), batch.positions.view(), model.rope_table(), shape, true)?;
         self.linear_backward(
-            operands(
-                Site::Qkv,
-                blocks.qkv,
-                a.attention_input.at(layer).top(tokens),
-                &a.low_rank.at(layer)[Site::Qkv as usize],
-            ),
+            operands(Site::Qkv, blocks.qkv, a.attention_input.top(layer, tokens), &a.low_rank[Site::Qkv as usize]),
             d_qkv.top(tokens),
             d_low_rank,
             d_input.top_mut(tokens),
@@ -226,9 +206,9 @@ impl<B: Backend> LayerPass<'_, B> {
         ops::rms_norm_backward(
             backend,
             d_input.top(tokens),
-            a.input.at(layer).top(tokens),
+            a.input[layer].top(tokens),
             self.linear.weights.matrix(norm),
-            a.attention_inverse_rms.at(layer).top(tokens),
+            a.attention_inverse_rms.top(layer, tokens),
             d_residual.top_mut(tokens),
             targets.weight(norm),
         )
@@ -261,7 +241,7 @@ impl<B: Backend> LayerPass<'_, B> {
             backend,
             dy,
             x,
-            s.shaped(dy.rows, rank),
+            s.shaped(self.linear.layer, dy.rows, rank),
             &adapter.slices(self.linear.layer, site),
             self.linear.dropout_at(site),
             gradients,
@@ -276,5 +256,5 @@ struct Operands<'a, B: Backend> {
     site: Site,
     block: Block,
     x: Matrix<'a, B>,
-    s: &'a Option<Tensor<B>>,
+    s: &'a Option<PerLayer<B>>,
 }

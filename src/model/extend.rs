@@ -220,6 +220,8 @@ impl<B: Backend> Model<B> {
         self.add_and_norm(linear.weights, blocks.input_layernorm, workspace, rows, linear.layer > 0)?;
         let w = workspace;
         let [low_qkv, low_output, ..] = &mut w.low_rank;
+        let low_qkv = low_qkv.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Qkv)));
+        let low_output = low_output.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Output)));
         linear.forward(Site::Qkv, blocks.qkv, w.normed.top(rows), low_qkv, w.qkv.top_mut(rows))?;
         let (positions, shape) = (new.positions.view(), self.config.attention());
         ops::rope(backend, w.qkv.top_mut(rows), positions, self.rope_table(), shape, false)?;
@@ -234,6 +236,8 @@ impl<B: Backend> Model<B> {
         self.add_and_norm(linear.weights, blocks.post_attention_layernorm, workspace, rows, true)?;
         let w = workspace;
         let [.., low_gate_up, low_down] = &mut w.low_rank;
+        let low_gate_up = low_gate_up.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::GateUp)));
+        let low_down = low_down.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Down)));
         linear.forward(Site::GateUp, blocks.gate_up, w.normed.top(rows), low_gate_up, w.gate_up.top_mut(rows))?;
         ops::swiglu_forward(&self.backend, w.gate_up.top(rows), w.mlp_hidden.top_mut(rows))?;
         linear.forward(Site::Down, blocks.down_proj, w.mlp_hidden.top(rows), low_down, w.delta.top_mut(rows))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::adapter::Site;
+use super::per_layer::PerLayer;
 use super::{Activations, Adapter, Block, DeviceBatch, ModelConfig, ParameterLayout, Parameters, Workspace};
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, Matrix, MatrixMut, RopeTable, Tensor};
@@ -54,7 +55,7 @@ impl<B: Backend> Model<B> {
         let (backend, tokens) = (&self.backend, batch.len());
         workspace.check_fits(tokens)?;
         let embedding = weights.matrix(self.layout.embed_tokens());
-        let first = workspace.layers.input.at_mut(0);
+        let first = &mut workspace.layers.input[0];
         ops::embedding_forward(backend, batch.tokens.view(), embedding, first.top_mut(tokens))?;
         let layers = self.config.num_hidden_layers;
         for layer in 0..layers {
@@ -64,7 +65,7 @@ impl<B: Backend> Model<B> {
         let Workspace { layers: a, last_residual, normed, inverse_rms, delta, .. } = workspace;
         ops::rms_norm_forward(
             backend,
-            a.middle.at(layers - 1).top(tokens),
+            a.middle.top(layers - 1, tokens),
             Some(delta.top(tokens)),
             weights.matrix(self.layout.final_norm()),
             self.config.rms_norm_eps,
@@ -124,9 +125,9 @@ impl<B: Backend> LayerPass<'_, B> {
         let Workspace { layers, delta, .. } = workspace;
         let Activations { input, middle, attention_input, attention_inverse_rms, .. } = layers;
         let (residual, added, sum) = match residual {
-            Residual::Kept => (input.at(layer).top(tokens), None, None),
+            Residual::Kept => (input[layer].top(tokens), None, None),
             Residual::Summed => {
-                (middle.at(layer - 1).top(tokens), Some(delta.top(tokens)), Some(input.at_mut(layer).top_mut(tokens)))
+                (middle.top(layer - 1, tokens), Some(delta.top(tokens)), Some(input[layer].top_mut(tokens)))
             }
         };
         ops::rms_norm_forward(
@@ -136,8 +137,8 @@ impl<B: Backend> LayerPass<'_, B> {
             self.linear.weights.matrix(model.layout.layer(layer).input_layernorm),
             model.config.rms_norm_eps,
             sum,
-            attention_input.at_mut(layer).top_mut(tokens),
-            attention_inverse_rms.at_mut(layer).top_mut(tokens),
+            attention_input.top_mut(layer, tokens),
+            attention_inverse_rms.top_mut(layer, tokens),
         )
     }
 
@@ -147,20 +148,21 @@ impl<B: Backend> LayerPass<'_, B> {
         let (backend, blocks, shape) = (&model.backend, model.layout.layer(layer), model.config.attention());
         let Workspace { layers, delta, .. } = workspace;
         let Activations { attention_input, qkv, attention, log_sum_exp, low_rank, .. } = layers;
-        let [low_qkv, low_output, ..] = low_rank.at_mut(layer);
-        let (qkv, attention) = (qkv.at_mut(layer), attention.at_mut(layer));
-        let x = attention_input.at(layer).top(tokens);
-        self.linear.forward(Site::Qkv, blocks.qkv, x, low_qkv, qkv.top_mut(tokens))?;
-        ops::rope(backend, qkv.top_mut(tokens), batch.positions.view(), &model.rope, shape, false)?;
+        let [low_qkv, low_output, ..] = low_rank;
+        let (low_qkv, low_output) = (self.low_rank(low_qkv, Site::Qkv), self.low_rank(low_output, Site::Output));
+        let x = attention_input.top(layer, tokens);
+        self.linear.forward(Site::Qkv, blocks.qkv, x, low_qkv, qkv.top_mut(layer, tokens))?;
+        ops::rope(backend, qkv.top_mut(layer, tokens), batch.positions.view(), &model.rope, shape, false)?;
         ops::attention_forward(
             backend,
-            qkv.top(tokens),
+            qkv.top(layer, tokens),
             &batch.segments,
             shape,
-            attention.top_mut(tokens),
-            log_sum_exp.at_mut(layer).top_mut(tokens),
+            attention.top_mut(layer, tokens),
+            log_sum_exp.top_mut(layer, tokens),
         )?;
-        self.linear.forward(Site::Output, blocks.o_proj, attention.top(tokens), low_output, delta.top_mut(tokens))
+        let x = attention.top(layer, tokens);
+        self.linear.forward(Site::Output, blocks.o_proj, x, low_output, delta.top_mut(tokens))
     }
 
     /// middle = input + delta; mlp_input = norm(middle).
@@ -169,9 +171,9 @@ impl<B: Backend> LayerPass<'_, B> {
         let Workspace { layers, delta, .. } = workspace;
         let Activations { input, middle, mlp_input, mlp_inverse_rms, .. } = layers;
         let (residual, added, sum) = match residual {
-            Residual::Kept => (middle.at(layer).top(tokens), None, None),
+            Residual::Kept => (middle.top(layer, tokens), None, None),
             Residual::Summed => {
-                (input.at(layer).top(tokens), Some(delta.top(tokens)), Some(middle.at_mut(layer).top_mut(tokens)))
+                (input[layer].top(tokens), Some(delta.top(tokens)), Some(middle.top_mut(layer, tokens)))
             }
         };
         ops::rms_norm_forward(
@@ -181,8 +183,8 @@ impl<B: Backend> LayerPass<'_, B> {
             self.linear.weights.matrix(model.layout.layer(layer).post_attention_layernorm),
             model.config.rms_norm_eps,
             sum,
-            mlp_input.at_mut(layer).top_mut(tokens),
-            mlp_inverse_rms.at_mut(layer).top_mut(tokens),
+            mlp_input.top_mut(layer, tokens),
+            mlp_inverse_rms.top_mut(layer, tokens),
         )
     }
 
@@ -190,10 +192,10 @@ impl<B: Backend> LayerPass<'_, B> {
     pub(super) fn gate_up(&self, workspace: &mut Workspace<B>) -> Result<()> {
         let (layer, tokens) = (self.linear.layer, self.tokens);
         let Activations { mlp_input, gate_up, low_rank, .. } = &mut workspace.layers;
-        let low_rank = &mut low_rank.at_mut(layer)[Site::GateUp as usize];
+        let low_rank = self.low_rank(&mut low_rank[Site::GateUp as usize], Site::GateUp);
         let block = self.linear.model.layout.layer(layer).gate_up;
-        let x = mlp_input.at(layer).top(tokens);
-        self.linear.forward(Site::GateUp, block, x, low_rank, gate_up.at_mut(layer).top_mut(tokens))
+        let x = mlp_input.top(layer, tokens);
+        self.linear.forward(Site::GateUp, block, x, low_rank, gate_up.top_mut(layer, tokens))
     }
 
     /// mlp_hidden = silu(gate)·up.
@@ -201,16 +203,21 @@ impl<B: Backend> LayerPass<'_, B> {
         let (layer, tokens) = (self.linear.layer, self.tokens);
         let Activations { gate_up, mlp_hidden, .. } = &mut workspace.layers;
         let backend = &self.linear.model.backend;
-        ops::swiglu_forward(backend, gate_up.at(layer).top(tokens), mlp_hidden.at_mut(layer).top_mut(tokens))
+        ops::swiglu_forward(backend, gate_up.top(layer, tokens), mlp_hidden.top_mut(layer, tokens))
+    }
+
+    /// This layer's place for x Aᵀ of a site.
+    fn low_rank<'s>(&self, all: &'s mut Option<PerLayer<B>>, site: Site) -> Option<MatrixMut<'s, B>> {
+        all.as_mut().map(|all| all.shaped_mut(self.linear.layer, self.tokens, self.linear.rank(site)))
     }
 
     /// delta = mlp_hidden Wᵀ.
     pub(super) fn down(&self, workspace: &mut Workspace<B>) -> Result<()> {
         let (layer, tokens) = (self.linear.layer, self.tokens);
         let Workspace { layers, delta, .. } = workspace;
-        let low_rank = &mut layers.low_rank.at_mut(layer)[Site::Down as usize];
+        let low_rank = self.low_rank(&mut layers.low_rank[Site::Down as usize], Site::Down);
         let block = self.linear.model.layout.layer(layer).down_proj;
-        let x = layers.mlp_hidden.at(layer).top(tokens);
+        let x = layers.mlp_hidden.top(layer, tokens);
         self.linear.forward(Site::Down, block, x, low_rank, delta.top_mut(tokens))
     }
 }
@@ -235,13 +242,13 @@ impl<B: Backend> Linear<'_, B> {
         self.adapter.map_or(0, |adapter| adapter.site_rank(self.layer, site))
     }
 
-    /// y = x wᵀ + Σ scale · (x aᵀ) bᵀ.
+    /// y = x wᵀ + Σ scale · (x aᵀ) bᵀ; x aᵀ goes to `low_rank` [T, rank of the site].
     pub(super) fn forward(
         &self,
         site: Site,
         block: Block,
         x: Matrix<B>,
-        low_rank: &mut Option<Tensor<B>>,
+        low_rank: Option<MatrixMut<B>>,
         mut y: MatrixMut<B>,
     ) -> Result<()> {
         let backend = &self.model.backend;
@@ -255,6 +262,6 @@ impl<B: Backend> Linear<'_, B> {
             return Err(ops::shape_error("Model::forward", "the workspace was made without this adapter".into()));
         };
         let (slices, dropout) = (adapter.slices(self.layer, site), self.dropout_at(site));
-        ops::lora_forward(backend, x, &slices, dropout, s.shaped_mut(x.rows, rank), y)
+        ops::lora_forward(backend, x, &slices, dropout, s, y)
     }
 }

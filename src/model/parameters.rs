@@ -110,10 +110,27 @@ pub struct ParkedParameters<B: Backend> {
 impl<B: Backend> ParkedParameters<B> {
     /// A copy of `parameters`. `name` is the buffers' name in the memory plan.
     pub fn of(backend: &B, name: &str, parameters: &Parameters<B>) -> Result<Self> {
+        let park =
+            |_: &Tensor<B>| backend.parked(&format!("{name} remainder"), parameters.layout.len(), DType::Remainder16);
+        let remainder = parameters.remainder.as_ref().map(park).transpose()?;
+        Self::with_remainder(backend, name, parameters, remainder)
+    }
+
+    /// A copy of what forward and backward read of `parameters`: to run a model that nobody trains. Fetching it leaves
+    /// the remainders as they are.
+    pub fn to_read(backend: &B, name: &str, parameters: &Parameters<B>) -> Result<Self> {
+        Self::with_remainder(backend, name, parameters, None)
+    }
+
+    fn with_remainder(
+        backend: &B,
+        name: &str,
+        parameters: &Parameters<B>,
+        remainder: Option<B::Parked>,
+    ) -> Result<Self> {
         let len = parameters.layout.len();
-        let parked = |name: &str, dtype| backend.parked(name, len, dtype);
-        let remainder = parameters.remainder.as_ref().map(|_| parked(&format!("{name} remainder"), DType::Remainder16));
-        let mut new = Self { len, weights: parked(name, backend.compute_dtype())?, remainder: remainder.transpose()? };
+        let weights = backend.parked(name, len, backend.compute_dtype())?;
+        let mut new = Self { len, weights, remainder };
         new.park(backend, parameters)?;
         Ok(new)
     }

@@ -98,20 +98,22 @@ impl<B: Backend> Evaluator<B> {
     }
 
     /// Mean cross-entropy of the learned tokens into `tape[slot]`, and a backward pass in which `step` takes each part of
-    /// the weights as soon as its gradient is complete; see [`Model::backward_stepping`].
+    /// the weights as soon as its gradient is complete; see [`Model::backward_stepping`]. `identity` tells the memory and the
+    /// rule of `step` from all others.
+    #[allow(clippy::too_many_arguments)]
     pub fn cross_entropy_stepping(
         &mut self,
         weights: &mut Parameters<B>,
         batch: &LossBatch<B>,
         gradients: &mut PartGradients<B>,
-        step: &mut PartStep<B>,
+        (step, identity): (&mut PartStep<B>, u64),
         tape: &mut LossTape<B>,
         slot: usize,
     ) -> Result<()> {
         let backend = &self.model.backend.clone();
         self.weigh(batch, &learned_weights(&batch.targets, 1.0))?;
         let (loss, subject) = (HeadLoss::CrossEntropy, Subject::plain(weights));
-        let targets = [gradients.identity(backend), 0];
+        let targets = [gradients.identity(backend), identity];
         let key = Key::of(backend, loss, subject, batch, &self.workspace, targets);
         self.recorded(key, |evaluator| {
             let model = Arc::clone(&evaluator.model);

@@ -14,7 +14,8 @@ pub(super) struct Key {
     loss: HeadLoss,
     /// Tokens, sequences, the longest sequence.
     shape: [usize; 3],
-    /// Weights, adapter, batch, hidden states, gradients of the weights and of the adapter.
+    /// Weights, adapter, batch, hidden states, gradients of the weights, and those of the adapter or the optimizer that
+    /// steps within the pass.
     buffers: [u64; 6],
 }
 
@@ -27,7 +28,7 @@ impl Key {
         subject: Subject<B>,
         batch: &LossBatch<B>,
         workspace: &Workspace<B>,
-        [weight_gradients, adapter_gradients]: [u64; 2],
+        [gradients, others]: [u64; 2],
     ) -> Option<Self> {
         if !batch.refillable || subject.dropout.is_some() {
             return None;
@@ -41,8 +42,8 @@ impl Key {
                 subject.adapter.map_or(0, |adapter| backend.identity(adapter.parameters.buffer())),
                 backend.identity(batch.device.tokens.buffer()),
                 backend.identity(workspace.hidden_state(0, 0).buffer),
-                weight_gradients,
-                adapter_gradients,
+                gradients,
+                others,
             ],
         })
     }

@@ -45,6 +45,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
 
     /// What it is, for people: "cpu, 2 threads, f32".
     fn description(&self) -> String;
+    /// Bytes of the device's own memory; `None` where it works in main memory.
+    fn device_memory(&self) -> Option<u64>;
     /// How weights and activations are stored; losses, gradients and optimizer states are [`DType::F32`].
     fn compute_dtype(&self) -> DType;
 

@@ -19,6 +19,7 @@ pub struct OptimizerProgress {
 
 /// An optimizer with its states.
 pub struct Optimizer<B: Backend> {
+    name: String,
     config: OptimizerConfig,
     progress: OptimizerProgress,
     len: usize,
@@ -92,17 +93,24 @@ impl<B: Backend> Optimizer<B> {
     fn with_states(backend: &B, name: &str, config: OptimizerConfig, len: usize, states: States<B>) -> Result<Self> {
         config.validate()?;
         let coefficients = Tensor::zeros(backend, &format!("{name} coefficients"), 1, COEFFICIENTS, DType::F32)?;
-        Ok(Self { config, progress: OptimizerProgress::default(), len, states, coefficients, rounding: None })
+        let (name, progress) = (name.to_string(), OptimizerProgress::default());
+        Ok(Self { name, config, progress, len, states, coefficients, rounding: None })
     }
 
-    /// Forgets everything, as a new optimizer with `config` (of the same kind) would start; keeps the memory.
+    /// Forgets everything, as a new optimizer with `config` would start. Keeps the memory where the kind stays the same, and
+    /// otherwise gives it back before it takes that of the other kind; states in main memory cannot change their kind.
     pub fn reset(&mut self, backend: &B, config: OptimizerConfig) -> Result<()> {
         config.validate()?;
-        if config.kind != self.config.kind {
-            let problem = format!("{} cannot take the place of {}", config.kind, self.config.kind);
-            return Err(Error::config("optimizer", problem, "make a new optimizer for another kind"));
-        }
         match &mut self.states {
+            States::Resident(states) if config.kind != self.config.kind => {
+                states.clear();
+                let moments = if self.rounding.is_some() { DType::Bf16 } else { DType::F32 };
+                *states = device_states(backend, &self.name, &config, self.len, moments)?;
+            }
+            States::Parked { .. } if config.kind != self.config.kind => {
+                let problem = format!("{} cannot take the place of {}", config.kind, self.config.kind);
+                return Err(Error::config("optimizer", problem, "make a new optimizer for another kind"));
+            }
             States::Resident(states) => {
                 states.iter_mut().try_for_each(|state| backend.clear(state.buffer_mut(), 0, self.len))?;
             }
@@ -211,6 +219,19 @@ impl<B: Backend> Optimizer<B> {
         let way = (1.0 - 1.0 / self.config.betas[0]) as f32;
         point.iter_mut().zip(z).for_each(|(y, z)| *y += way * (z - *y));
         Ok(point)
+    }
+
+    /// A number that is the same for steps with the same rule on the same memory; see [`Backend::identity`].
+    pub fn identity(&self, backend: &B) -> u64 {
+        let states = match &self.states {
+            States::Resident(states) => states,
+            States::Parked { window, .. } => window,
+        };
+        // FNV-1a over numbers that never come back.
+        let mix = |hash: u64, number: u64| (hash ^ number).wrapping_mul(0x0100_0000_01b3);
+        let rule = mix(0xcbf2_9ce4_8422_2325, self.config.kind.rule() as u64);
+        let buffers = std::iter::once(&self.coefficients).chain(states);
+        buffers.fold(rule, |hash, tensor| mix(hash, backend.identity(tensor.buffer())))
     }
 
     /// The hyperparameters.

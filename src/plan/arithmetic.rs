@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, SafeguardMethod, TrLoss};
-use crate::model::{ModelConfig, ParameterLayout};
+use crate::model::{ModelConfig, ParameterLayout, Recompute, kept_layers};
 
 /// One kind of work in an outer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,7 +23,8 @@ pub struct Work {
 }
 
 /// The work of one outer step of `run`: adversaries by their weights, the switch of a two-stream adversary at its mean.
-pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig) -> Vec<Work> {
+/// Layers that run forward again for want of memory are a row of their own.
+pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recompute, largest_batch: u64) -> Vec<Work> {
     let tar = &run.tar;
     let costs = Costs::new(model);
     let tasks = tar.tasks_per_step as f64;
@@ -39,15 +40,18 @@ pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig) -> Vec<Work> {
     let mut tr = tr.times(tasks * (tar.inner_steps / tar.tr_every) as f64);
     tr.passes /= pairs;
     work.push(tr);
+    if tar.retain_scale > 0.0 {
+        work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
+    }
+    if let Recompute::Layers { .. } = recompute {
+        work.push(again(run, &costs, recompute, largest_batch));
+    }
     if tar.tr_loss == TrLoss::Dpo {
         let margins = costs.pass("reference log-probabilities", run, &tar.tr_data, Backward::None).times(pairs * tasks);
         work.push(Work { passes: tasks, ..margins });
     }
-    if tar.retain_scale > 0.0 {
-        work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
-        if tar.retain_representations {
-            work.push(costs.pass("reference hidden states", run, &tar.retain_data, Backward::None));
-        }
+    if tar.retain_scale > 0.0 && tar.retain_representations {
+        work.push(costs.pass("reference hidden states", run, &tar.retain_data, Backward::None));
     }
     work
 }
@@ -77,20 +81,9 @@ fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &Adver
         ParameterChoice::Full => Backward::Weights,
         ParameterChoice::Lora => Backward::Inputs,
     };
-    let shares: Vec<(&str, f64)> = match &adversary.data {
-        AdversaryData::One(name) => vec![(name, steps)],
-        AdversaryData::Switch([first, second]) => {
-            let before = adversary.switch.map_or(0.0, |draw| mean_switch(draw.beta, steps));
-            vec![(first, before), (second, steps - before)]
-        }
-        AdversaryData::Mixture(weights) => {
-            let total: f64 = weights.values().sum();
-            weights.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
-        }
-    };
     let name = format!("attack `{}`", adversary.name);
     let mut sum = Work { name: name.clone(), passes: 0.0, tokens: 0.0, flop: 0.0 };
-    for (stream, passes) in shares {
+    for (stream, passes) in shares(adversary, steps) {
         let part = costs.pass(&name, run, stream, backward).times(passes);
         sum = Work {
             passes: sum.passes + part.passes,
@@ -101,6 +94,52 @@ fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &Adver
     }
     if let Some(adapter) = adversary.adapter_config() {
         sum.flop += Costs::factors_per_token(ParameterLayout::for_adapter(model, &adapter).len()) * sum.tokens;
+    }
+    sum
+}
+
+/// The streams that an attack of `steps` steps trains on, each with its expected number of steps.
+fn shares(adversary: &AdversaryConfig, steps: f64) -> Vec<(&str, f64)> {
+    match &adversary.data {
+        AdversaryData::One(name) => vec![(name, steps)],
+        AdversaryData::Switch([first, second]) => {
+            let before = adversary.switch.map_or(0.0, |draw| mean_switch(draw.beta, steps));
+            vec![(first, before), (second, steps - before)]
+        }
+        AdversaryData::Mixture(weights) => {
+            let total: f64 = weights.values().sum();
+            weights.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
+        }
+    }
+}
+
+/// The layers that run forward a second time, without their last product, in passes that have a backward one.
+fn again(run: &RunConfig, costs: &Costs, recompute: Recompute, largest_batch: u64) -> Work {
+    let tar = &run.tar;
+    let (tasks, steps) = (tar.tasks_per_step as f64, tar.inner_steps as f64);
+    let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
+    let mut passes: Vec<(&str, usize, f64)> = Vec::new();
+    for adversary in &tar.adversary {
+        let trajectories = tasks * adversary.weight / total_weight;
+        passes.extend(shares(adversary, steps).into_iter().map(|(stream, n)| (stream, 1, n * trajectories)));
+    }
+    let pairs = if tar.tr_loss == TrLoss::Dpo { 2 } else { 1 };
+    passes.push((&tar.tr_data, pairs, tasks * (tar.inner_steps / tar.tr_every) as f64));
+    if tar.retain_scale > 0.0 {
+        passes.push((&tar.retain_data, 1, 1.0));
+    }
+    let layers = costs.model.num_hidden_layers;
+    let (_, slots) = recompute.slots(layers);
+    let mut sum = Work { name: "layers run forward again".into(), passes: 0.0, tokens: 0.0, flop: 0.0 };
+    for (stream, pairs, passes) in passes {
+        let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (data.batch * pairs, data.max_length));
+        let again = layers - kept_layers(layers, slots, largest_batch as usize, batch * length);
+        if again > 0 {
+            let tokens = passes * (batch * length) as f64;
+            sum.passes += passes;
+            sum.tokens += tokens;
+            sum.flop += tokens * costs.layers_again(again, length);
+        }
     }
     sum
 }
@@ -159,6 +198,14 @@ impl<'a> Costs<'a> {
     /// What LoRA with `factors` trained numbers adds to each token of a training step.
     pub(crate) fn factors_per_token(factors: usize) -> f64 {
         6.0 * factors as f64
+    }
+
+    /// The forward pass of `layers` layers without their last product.
+    fn layers_again(&self, layers: usize, length: usize) -> f64 {
+        let all = self.model.num_hidden_layers as f64;
+        let (d, f) = (self.model.hidden_size as f64, self.model.intermediate_size as f64);
+        let linear = (self.matmul_weights - d * self.model.vocab_size as f64) / all - d * f;
+        layers as f64 * (2.0 * linear + self.attention_forward(length) / all)
     }
 
     /// Operations of causal attention per token of a sequence of `length`: scores and their product with the values.

@@ -1,12 +1,19 @@
-//! The memory of a run on one GPU, as the design of the CUDA backend lays it out.
+//! The memory of a run on one GPU, buffer by buffer as `crate::tar` and `crate::objective` allocate them, and which
+//! settings make it fit.
 //!
 //! What every step of a trajectory touches is on the device. What only the outer step touches (unattacked weights,
-//! outer optimizer, reference model) waits in pinned main memory and is streamed once an outer step.
+//! outer optimizer, reference model) waits in pinned main memory and is streamed once an outer step. A batch goes through
+//! the model as a whole.
 
 use super::memory::Needs;
 use super::{Buffer, Place};
-use crate::config::suggestion;
+use crate::backend::cuda::loss_head_bytes;
+use crate::config::{MemoryConfig, suggestion};
 use crate::error::{Error, Result};
+use crate::model::Recompute;
+use crate::ops::DType;
+use crate::tar::OUTER_WINDOW;
+use crate::training::{MemorySettings, Moments};
 
 /// A GPU's published specification.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,119 +47,134 @@ impl Gpu {
     pub(super) fn all() -> &'static [Self] {
         &GPUS
     }
-
-    pub(super) fn description(&self) -> String {
-        format!(
-            "one {}, bf16 with f32 accumulation, as designed (not written yet: optimizer steps within the backward pass, bf16 \
-             states, recomputation)",
-            self.name.to_uppercase()
-        )
-    }
 }
 
-/// A micro-batch at which the matrix products still run at full speed.
-const FULL_SPEED_TOKENS: u64 = 8192;
-
-/// Tokens whose logits are on the device at once.
-const HEAD_CHUNK: u64 = 1024;
-
-/// CUDA context, kernels' scratch and the workspaces of the matrix library: an allowance, not a measurement.
+/// CUDA context, kernels' small scratch and the workspaces of the matrix library: an allowance, not a measurement.
 const ALLOWANCE: u64 = 1_500_000_000;
 
-/// What can be traded for memory.
+/// A device to lay a run out on.
 #[derive(Clone, Copy)]
-struct Choice {
-    /// Bytes of an element of the attack optimizer's states.
-    state_bytes: u64,
-    /// Tokens that go through the model at once.
-    micro_batch: u64,
-    /// Whether a layer keeps only its input and runs forward again in the backward pass.
-    recompute: bool,
+pub(super) struct Capacity {
+    /// Bytes of its memory.
+    pub memory: u64,
+    /// How it stores weights and activations.
+    pub compute: DType,
 }
 
-/// The first layout that fits `capacity`, or the smallest if none does: its micro-batch and its buffers.
-pub(super) fn fit(needs: &Needs, capacity: u64) -> (u64, Vec<Buffer>) {
-    let mut last = (0, Vec::new());
-    for choice in choices(needs) {
-        let buffers = layout(needs, choice);
+/// The first settings that fit, or those that need least if none does, and their buffers.
+pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Result<(MemorySettings, Vec<Buffer>)> {
+    let bf16_moments = capacity.compute == DType::Bf16;
+    if pins.states() == Some(Moments::Bf16) && !bf16_moments {
+        let remedy = "use \"f32\", or --precision bf16";
+        return Err(Error::config("memory.states", "bf16 moments go with bf16 weights, and these are f32", remedy));
+    }
+    let mut least: Option<(u64, MemorySettings, Vec<Buffer>)> = None;
+    for choice in choices(needs, pins, bf16_moments) {
+        let buffers = layout(needs, choice, capacity.compute);
         let total: u64 = buffers.iter().filter(|b| b.place == Place::Device).map(|b| b.bytes).sum();
-        last = (choice.micro_batch, buffers);
-        if total <= capacity {
-            break;
+        if total <= capacity.memory {
+            let choice = with_kept_layers(needs, choice, capacity, total);
+            return Ok((choice, layout(needs, choice, capacity.compute)));
+        }
+        if least.as_ref().is_none_or(|(bytes, ..)| total < *bytes) {
+            least = Some((total, choice, buffers));
         }
     }
-    last
+    // There is a choice: what is pinned is taken as it is.
+    Ok(least.map_or_else(|| (pins.settings(MemorySettings::default()), Vec::new()), |(_, choice, all)| (choice, all)))
 }
 
-/// The choices from the best to the last resort: f32 states before bf16 ones as long as the micro-batch keeps the
-/// device busy, then smaller micro-batches, then a second forward pass.
-fn choices(needs: &Needs) -> Vec<Choice> {
-    let halvings = |from: u64| std::iter::successors(Some(from), |tokens| Some(tokens / 2));
-    let smallest = needs.longest_sequence.max(1);
-    let sizes: Vec<u64> =
-        halvings(needs.largest_batch.max(smallest)).take_while(|&tokens| tokens >= smallest).collect();
-    let (fast, slow): (Vec<u64>, Vec<u64>) =
-        sizes.iter().partition(|&&tokens| tokens >= FULL_SPEED_TOKENS || tokens == sizes[0]);
-    let with = |state_bytes, recompute, sizes: &[u64]| -> Vec<Choice> {
-        sizes.iter().map(|&micro_batch| Choice { state_bytes, micro_batch, recompute }).collect()
+/// Where layers run again, as many that do not as there is room for. What is chosen for speed alone leaves a twentieth of
+/// the memory free.
+fn with_kept_layers(needs: &Needs, choice: MemorySettings, capacity: Capacity, total: u64) -> MemorySettings {
+    let Recompute::Layers { .. } = choice.recompute else { return choice };
+    let bytes = |kept| needs.workspace_bytes(needs.adapter_columns, capacity.compute, Recompute::Layers { kept });
+    let room = (capacity.memory - capacity.memory / 20).saturating_sub(total);
+    let kept = (room / (bytes(1) - bytes(0)).max(1)).min(needs.model.num_hidden_layers as u64 - 1);
+    MemorySettings { recompute: Recompute::Layers { kept: kept as usize }, ..choice }
+}
+
+/// The choices from the best to the last resort. Stepping within the backward pass costs nothing to speak of. Passes over
+/// memory are cheaper than moments in bf16, and these cheaper than a second forward pass of whole layers, which f32
+/// moments may then be left to.
+fn choices(needs: &Needs, pins: &MemoryConfig, bf16_moments: bool) -> Vec<MemorySettings> {
+    let full = !needs.full_optimizers.is_empty();
+    let step_in_backward = pins.step_in_backward.unwrap_or(full);
+    let order = [
+        (Moments::F32, Recompute::Nothing),
+        (Moments::F32, Recompute::Cheap),
+        (Moments::Bf16, Recompute::Nothing),
+        (Moments::Bf16, Recompute::Cheap),
+        (Moments::F32, Recompute::Layers { kept: 0 }),
+        (Moments::Bf16, Recompute::Layers { kept: 0 }),
+    ];
+    let possible = |(states, recompute): &(Moments, Recompute)| {
+        let automatic = *states == Moments::F32 || (full && bf16_moments);
+        pins.states().map_or(automatic, |pinned| pinned == *states)
+            && pins.recompute().is_none_or(|pinned| pinned == *recompute)
     };
-    [with(4, false, &fast), with(2, false, &fast), with(2, false, &slow), with(2, true, &fast), with(2, true, &slow)]
-        .concat()
+    let settings = |(states, recompute)| MemorySettings { states, step_in_backward, recompute };
+    order.into_iter().filter(possible).map(settings).collect()
 }
 
-fn layout(needs: &Needs, choice: Choice) -> Vec<Buffer> {
+fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> {
     let mut buffers = Vec::new();
     let mut add = |place: Place, name: &str, bytes: u64, choice: &str| {
         if bytes > 0 {
             buffers.push(Buffer { name: name.into(), place, bytes, choice: choice.into() });
         }
     };
-    let parameters = needs.parameters;
-    let full = !needs.full_optimizers.is_empty();
-    add(Place::Device, "attacked weights", 2 * parameters, "bf16");
-    if full {
+    let (parameters, element) = (needs.parameters, compute.bytes() as u64);
+    let stored = if compute == DType::Bf16 { "bf16" } else { "f32" };
+    add(Place::Device, "attacked weights", element * parameters, stored);
+    if compute == DType::Bf16 {
         add(Place::Device, "remainders of the weights", 2 * parameters, "16 bits; together with the bf16 an exact f32");
-        add(Place::Device, "gradient of one layer", 4 * needs.largest_part, "f32, stepped within the backward pass");
     }
     add(Place::Device, "meta-gradient", 4 * parameters, "f32, accumulated by the weight-gradient products");
-    // Attacks follow one another, so that optimizers share their memory.
-    let states = needs.full_optimizers.iter().map(|kind| kind.rule().states() as u64).max().unwrap_or(0);
-    let dtype = if choice.state_bytes == 4 { "f32 states" } else { "bf16 states" };
-    add(Place::Device, "attack optimizer", choice.state_bytes * states * parameters, dtype);
-    let lora = needs.adapters.iter().map(|(factors, states)| factors * (4 * (2 + states) + 2)).max().unwrap_or(0);
-    add(Place::Device, "attack LoRA", lora, "f32 factors, gradient and states, bf16 copy");
-    add_activations(needs, choice, &mut add);
-    add(
-        Place::Device,
-        "logits of the loss head",
-        4 * HEAD_CHUNK * needs.model.vocab_size as u64,
-        "f32, 1024 tokens at once",
-    );
-    add(Place::Device, "context and workspaces", ALLOWANCE, "allowance, not measured");
-    add(Place::Host, "unattacked weights", 4 * parameters, "f32, pinned");
-    add(
-        Place::Host,
-        "outer optimizer",
-        4 * needs.outer_states * parameters,
-        "f32 states, pinned, touched once an outer step",
-    );
-    if needs.representations {
-        add(Place::Host, "reference weights", 2 * parameters, "bf16, pinned, streamed once an outer step");
+    if !needs.full_optimizers.is_empty() {
+        match choice.step_in_backward {
+            true => {
+                add(Place::Device, "attack gradient", 4 * needs.part_gradients, "f32, a part, stepped within backward")
+            }
+            false => add(Place::Device, "attack gradient", 4 * parameters, "f32, of all weights"),
+        }
+        let moments = if choice.states == Moments::F32 { "moments in f32" } else { "moments in bf16" };
+        add(Place::Device, "attack optimizer", needs.states_bytes(choice.states) * parameters, moments);
     }
+    for (factors, states) in &needs.adapters {
+        add(Place::Device, "attack LoRA", factors * 4 * (2 + states), "f32 or its equal; factors, gradient and states");
+    }
+    let tokens = needs.largest_batch;
+    let how = match choice.recompute {
+        Recompute::Nothing => "every one kept",
+        Recompute::Cheap => "norms and silu(gate)·up computed again",
+        Recompute::Layers { .. } => "layers' inputs and some whole layers; the others run forward again",
+    };
+    let activations = needs.workspace_bytes(needs.adapter_columns, compute, choice.recompute);
+    add(Place::Device, "activations", activations, &format!("{stored}, {how}, {tokens} tokens"));
+    if needs.representations {
+        let states = needs.hidden_states_bytes(compute);
+        add(Place::Device, "reference hidden states", states, &format!("{stored}, for the retain loss"));
+    }
+    let (vocabulary, d) = (needs.model.vocab_size, needs.model.hidden_size);
+    let logits = loss_head_bytes(tokens as usize, vocabulary, d, compute);
+    add(Place::Device, "logits of the loss head", logits as u64, "f32, of a chunk of tokens");
+    let window = 4 * needs.outer_states * parameters.min(OUTER_WINDOW as u64);
+    add(Place::Device, "window of the outer optimizer", window, "f32 states pass through it once an outer step");
+    add(Place::Device, "context and workspaces", ALLOWANCE, "allowance, not measured");
+    add_host(needs, element, &mut add);
     buffers
 }
 
-fn add_activations(needs: &Needs, choice: Choice, add: &mut impl FnMut(Place, &str, u64, &str)) {
-    let model = needs.model;
-    let attention = model.attention();
-    let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
-    let kept = 2 * d + (attention.qkv_cols() + attention.query_cols()) as u64 + 2 * f + needs.adapter_columns;
-    let layers = model.num_hidden_layers as u64;
-    let (columns, how) = if choice.recompute {
-        (layers * d + kept, "bf16, layer inputs; layers run forward twice")
-    } else {
-        (layers * kept, "bf16, norms and silu(gate)·up recomputed")
-    };
-    let tokens = choice.micro_batch;
-    add(Place::Device, "activations", 2 * tokens * columns, &format!("{how}, {tokens} tokens at once"));
+fn add_host(needs: &Needs, element: u64, add: &mut impl FnMut(Place, &str, u64, &str)) {
+    let (parameters, states) = (needs.parameters, needs.outer_states);
+    add(Place::Host, "unattacked weights", 4 * parameters, "f32, pinned");
+    add(Place::Host, "outer optimizer", 4 * states * parameters, "f32 states, pinned, touched once an outer step");
+    add(Place::Host, "reference weights", element * parameters, "as the device reads them, pinned");
+    add(
+        Place::Host,
+        "checkpoint",
+        4 * (1 + states) * parameters,
+        "copy of weights and outer states while it is written",
+    );
 }

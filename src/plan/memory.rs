@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection, Recompute};
 use crate::ops::DType;
 use crate::optimizer::OptimizerKind;
+use crate::training::{MemorySettings, Moments};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -17,12 +18,10 @@ pub(super) struct Needs<'a> {
     pub(super) model: &'a ModelConfig,
     /// Elements of all weights.
     pub(super) parameters: u64,
-    /// Elements of the largest matrix or layer, the unit of a backward pass that keeps no whole gradient.
-    pub(super) largest_part: u64,
+    /// Elements of the gradients that an attack keeps which steps within the backward pass.
+    pub(super) part_gradients: u64,
     /// Tokens of the largest batch of any stream.
     pub(super) largest_batch: u64,
-    /// Longest sequence in tokens.
-    pub(super) longest_sequence: u64,
     /// The optimizers of full-parameter adversaries, each kind once.
     pub(super) full_optimizers: Vec<OptimizerKind>,
     /// LoRA adversaries: elements of the factors, states of the optimizer.
@@ -56,6 +55,8 @@ impl<'a> Needs<'a> {
         let states_of = |adversary: &AdversaryConfig| adversary.optimizer.rule().states() as u64;
         let lora_states = tar.adversary.iter().filter(|a| a.params == ParameterChoice::Lora).map(states_of);
         let elements = lora.iter().map(|adapter| ParameterLayout::for_adapter(model, adapter).len() as u64);
+        // An embedding that is also the head has a gradient of its own.
+        let tied = if layout.is_tied() { layout.embed_tokens().len() } else { 0 };
         let positions = model.max_position_embeddings;
         if let Some((name, _)) = streams.iter().find(|(_, data)| data.max_length > positions) {
             return Err(too_long(name, positions));
@@ -63,15 +64,25 @@ impl<'a> Needs<'a> {
         Ok(Self {
             model,
             parameters: layout.len() as u64,
-            largest_part: layout.largest_part() as u64,
+            part_gradients: (layout.largest_part() + tied) as u64,
             largest_batch: streams.iter().map(batch).max().unwrap_or(0),
-            longest_sequence: streams.iter().map(|(_, data)| data.max_length as u64).max().unwrap_or(0),
             full_optimizers,
             adapter_columns: adapter_columns(&lora),
             adapters: elements.zip(lora_states).collect(),
             outer_states: tar.outer.optimizer.rule().states() as u64,
             representations: tar.retain_representations && tar.retain_scale > 0.0,
         })
+    }
+
+    /// Bytes of the states of the full-parameter attacks' optimizers for each parameter: attacks follow one another, so that
+    /// the largest counts.
+    pub(super) fn states_bytes(&self, moments: Moments) -> u64 {
+        let dtype = if moments == Moments::F32 { DType::F32 } else { DType::Bf16 };
+        let states = |kind: &OptimizerKind| {
+            let rule = kind.rule();
+            (0..rule.states()).map(|index| rule.state_dtype(index, dtype).bytes() as u64).sum()
+        };
+        self.full_optimizers.iter().map(states).max().unwrap_or(0)
     }
 
     /// Bytes of a workspace for the largest batch, with adapters of so many columns.
@@ -98,8 +109,8 @@ fn workspace_bytes(
     let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
     let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
     let (layers, heads) = (model.num_hidden_layers as u64, attention.num_attention_heads as u64);
-    let cheap = if recompute == Recompute::Nothing { layers } else { 1 };
-    let rest = if recompute == Recompute::Layers { 1 } else { layers };
+    let (cheap, rest) = recompute.slots(model.num_hidden_layers);
+    let (cheap, rest) = (cheap as u64, rest as u64);
     let every_layer = (d + qkv + query + 2 * f).saturating_add(adapter_columns);
     let kept = (layers * d + cheap * (2 * d + f)).saturating_add(rest.saturating_mul(every_layer));
     let outside = (6 * d + qkv + query + 3 * f).saturating_add(adapter_columns);
@@ -141,8 +152,8 @@ fn adapter_columns(adapters: &[AdapterConfig]) -> u64 {
     sites.iter().map(|site| adapters.iter().map(|a| columns(a, site)).max().unwrap_or(0)).sum()
 }
 
-/// The buffers of a run on the CPU backend.
-pub(super) fn on_cpu(needs: &Needs) -> Vec<Buffer> {
+/// The buffers of a run on the CPU backend with these settings.
+pub(super) fn on_cpu(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     let mut buffers = Vec::new();
     let mut add = |name: &str, elements: u64, choice: &str| {
         let bytes = elements.saturating_mul(F32);
@@ -156,9 +167,13 @@ pub(super) fn on_cpu(needs: &Needs) -> Vec<Buffer> {
     add("reference weights", parameters, "f32, frozen");
     add("meta-gradient", parameters, "f32");
     add("outer optimizer", parameters * needs.outer_states, "f32 states");
-    for kind in &needs.full_optimizers {
-        add("attack gradient", parameters, "f32, of all weights");
-        add("attack optimizer", parameters * kind.rule().states() as u64, "f32 states, fresh for each trajectory");
+    if !needs.full_optimizers.is_empty() {
+        match choice.step_in_backward {
+            true => add("attack gradient", needs.part_gradients, "f32, a part, stepped within backward"),
+            false => add("attack gradient", parameters, "f32, of all weights"),
+        }
+        let states = needs.states_bytes(Moments::F32) / F32;
+        add("attack optimizer", parameters * states, "f32 states, fresh for each trajectory");
     }
     for (factors, states) in &needs.adapters {
         add("attack LoRA", factors * (2 + states), "f32 factors, gradient and states");
@@ -167,8 +182,9 @@ pub(super) fn on_cpu(needs: &Needs) -> Vec<Buffer> {
     let logits = LOSS_HEAD_CHUNK as u64 * (needs.model.vocab_size + 2 * needs.model.hidden_size) as u64;
     add("logits of the loss head", logits, &format!("f32, {LOSS_HEAD_CHUNK} tokens at once"));
     let tokens = needs.largest_batch;
-    let activations = needs.workspace_bytes(needs.adapter_columns, DType::F32, Recompute::Nothing);
-    add("activations", activations / F32, &format!("f32, every one kept, {tokens} tokens"));
+    let activations = needs.workspace_bytes(needs.adapter_columns, DType::F32, choice.recompute);
+    let how = if choice.recompute == Recompute::Nothing { "every one kept" } else { "some computed again" };
+    add("activations", activations / F32, &format!("f32, {how}, {tokens} tokens"));
     if needs.representations {
         let states = needs.hidden_states_bytes(DType::F32);
         add("reference hidden states", states / F32, "f32, for the retain loss");

@@ -24,6 +24,8 @@ pub(crate) use memory::attack_bytes;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::ops::DType;
+use crate::training::{MemorySettings, Moments};
 
 /// What the plan is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,8 +35,15 @@ pub enum Target {
         /// Bytes that a run may use, where the system says so; otherwise nothing is refused.
         available: Option<u64>,
     },
-    /// A GPU.
+    /// A GPU by its published specification, with bf16 weights.
     Gpu(&'static Gpu),
+    /// The device that a run is on.
+    Device {
+        /// Bytes of its own memory.
+        memory: u64,
+        /// How it stores weights and activations.
+        compute: DType,
+    },
 }
 
 /// Where a buffer lies.
@@ -43,7 +52,7 @@ pub enum Target {
 pub enum Place {
     /// The memory that the arithmetic works on: that of the GPU, or main memory for the CPU backend.
     Device,
-    /// Pinned main memory beside a GPU.
+    /// Main memory beside a GPU.
     Host,
 }
 
@@ -69,13 +78,13 @@ pub struct Plan {
     pub parameters: u64,
     /// Tokens of the largest batch, every sequence at its longest.
     pub largest_batch_tokens: u64,
-    /// Tokens that go through the model at once.
-    pub micro_batch_tokens: u64,
+    /// What attacks trade for memory.
+    pub memory: MemorySettings,
     /// The buffers.
     pub buffers: Vec<Buffer>,
     /// Bytes in the device's memory.
     pub device_bytes: u64,
-    /// Bytes in pinned main memory beside a GPU.
+    /// Bytes in main memory beside a GPU, most of them pinned.
     pub host_bytes: u64,
     /// Bytes that the device has, where that is known.
     pub available_bytes: Option<u64>,
@@ -105,24 +114,31 @@ impl Plan {
 
     fn without_remedy(run: &RunConfig, model: &ModelConfig, target: Target) -> Result<Self> {
         let layout = memory::Needs::new(run, model)?;
-        let (device, available, peak, micro_batch, buffers) = match target {
+        let on_gpu = |memory, compute| gpu::fit(&layout, &run.memory, gpu::Capacity { memory, compute });
+        let (device, available, peak, (memory, buffers)) = match target {
             Target::Cpu { available } => {
                 let name = format!("CPU, {} threads, f32", rayon::current_num_threads());
-                (name, available, None, layout.largest_batch, memory::on_cpu(&layout))
+                let settings = run.memory.settings(MemorySettings::default());
+                if settings.states == Moments::Bf16 {
+                    let problem = "bf16 moments go with bf16 weights, and the CPU has f32";
+                    return Err(Error::config("memory.states", problem, "use \"f32\" or \"auto\""));
+                }
+                (name, available, None, (settings, memory::on_cpu(&layout, settings)))
             }
             Target::Gpu(gpu) => {
-                let (micro_batch, buffers) = gpu::fit(&layout, gpu.memory);
-                (gpu.description(), Some(gpu.memory), Some(gpu.peak_flops), micro_batch, buffers)
+                let name = format!("one {}, bf16 with f32 accumulation", gpu.name.to_uppercase());
+                (name, Some(gpu.memory), Some(gpu.peak_flops), on_gpu(gpu.memory, DType::Bf16)?)
             }
+            Target::Device { memory, compute } => ("this GPU".into(), Some(memory), None, on_gpu(memory, compute)?),
         };
         let total = |place| buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();
-        let work = arithmetic::outer_step(run, model);
+        let work = arithmetic::outer_step(run, model, memory.recompute, layout.largest_batch);
         let flop_per_outer_step = work.iter().map(|w| w.flop).sum();
         Ok(Self {
             device,
             parameters: layout.parameters,
             largest_batch_tokens: layout.largest_batch,
-            micro_batch_tokens: micro_batch,
+            memory,
             device_bytes: total(Place::Device),
             host_bytes: total(Place::Host),
             available_bytes: available,

@@ -1,7 +1,7 @@
 //! Looks for the setting that makes a run fit.
 
 use super::{Gpu, Plan, Target};
-use crate::config::{ParameterChoice, RunConfig};
+use crate::config::{DataConfig, MemoryConfig, ParameterChoice, RunConfig};
 use crate::model::ModelConfig;
 
 /// What to change, in the words of the run file: the first of a few changes, alone or together, with which it fits.
@@ -9,6 +9,10 @@ pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> Stri
     let fits = |run: &RunConfig| Plan::without_remedy(run, model, target).is_ok_and(|plan| plan.fits());
     let lora = with_lora(run);
     let plain = with_lora(&without_representations(run));
+    let automatic = RunConfig { memory: MemoryConfig::default(), ..run.clone() };
+    if automatic.memory != run.memory && fits(&automatic) {
+        return "remove the table [memory], so that what fits is chosen".into();
+    }
     for (start, words) in [
         (run.clone(), ""),
         (lora, "set params = \"lora\" for every [[tar.adversary]]"),
@@ -17,19 +21,20 @@ pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> Stri
         if fits(&start) {
             return words.to_string();
         }
-        if let Some(smaller) = with_smaller_batches(&start, target, &fits) {
+        if let Some(smaller) = with_smaller_batches(&start, &fits) {
             return if words.is_empty() { smaller } else { format!("{words}, and {smaller}") };
         }
     }
     match target {
-        Target::Gpu(gpu) => larger_gpu(run, model, gpu),
+        Target::Gpu(gpu) => larger_gpu(run, model, gpu.memory),
+        Target::Device { memory, .. } => larger_gpu(run, model, memory),
         Target::Cpu { .. } => "no setting of the run file makes it fit: use a smaller model or more memory".into(),
     }
 }
 
-fn larger_gpu(run: &RunConfig, model: &ModelConfig, gpu: &Gpu) -> String {
+fn larger_gpu(run: &RunConfig, model: &ModelConfig, memory: u64) -> String {
     let fits = |gpu| Plan::without_remedy(run, model, Target::Gpu(gpu)).is_ok_and(|plan| plan.fits());
-    match Gpu::all().iter().find(|other| other.memory > gpu.memory && fits(other)) {
+    match Gpu::all().iter().find(|other| other.memory > memory && fits(other)) {
         Some(other) => format!("no setting of the run file makes it fit: plan for --gpu {}", other.name),
         None => "no setting of the run file makes it fit one GPU: use a smaller model".into(),
     }
@@ -49,25 +54,19 @@ fn without_representations(run: &RunConfig) -> RunConfig {
     changed
 }
 
-/// Halves the largest batches until the run fits. On a GPU a batch goes through in pieces down to one sequence, so that
-/// there only shorter sequences help.
-fn with_smaller_batches(run: &RunConfig, target: Target, fits: &impl Fn(&RunConfig) -> bool) -> Option<String> {
-    let on_cpu = matches!(target, Target::Cpu { .. });
-    let size = |data: &crate::config::DataConfig| if on_cpu { data.batch * data.max_length } else { data.max_length };
+/// Halves the largest batches until the run fits.
+fn with_smaller_batches(run: &RunConfig, fits: &impl Fn(&RunConfig) -> bool) -> Option<String> {
+    let size = |data: &DataConfig| data.batch * data.max_length;
     let mut limit = run.data.values().map(size).max()? / 2;
     while limit > 0 {
         let (mut changed, mut words) = (run.clone(), Vec::new());
         for (name, data) in &mut changed.data {
-            if on_cpu && size(data) > limit {
+            if size(data) > limit {
                 data.batch = limit / data.max_length;
                 words.push(format!("data.{name}.batch = {}", data.batch));
-            } else if size(data) > limit {
-                data.max_length = limit;
-                words.push(format!("data.{name}.max_length = {limit}"));
             }
         }
-        let usable = changed.data.values().all(|data| data.batch >= 1 && data.max_length >= 2);
-        if !usable {
+        if changed.data.values().any(|data| data.batch == 0) {
             return None;
         }
         if fits(&changed) {

@@ -6,6 +6,7 @@ use super::*;
 use crate::backend::cpu::Cpu;
 use crate::model::{Adapter, PerLayer, Recompute, Workspace};
 use crate::ops::{Backend, DType, Tensor};
+use crate::training::{MemorySettings, Moments};
 
 fn tiny() -> ModelConfig {
     ModelConfig {
@@ -40,15 +41,28 @@ fn close(value: f64, expected: f64, tolerance: f64) {
     assert!((value / expected - 1.0).abs() <= tolerance, "{value:e} instead of {expected:e}");
 }
 
-/// 4.19e16 and 4.46e16 FLOP and 917,915 tokens: counted by hand from the authors' scripts.
+/// 4.19e16 and 4.46e16 FLOP and 917,915 tokens: counted by hand from the authors' scripts. What is computed again for want
+/// of memory comes on top.
 #[test]
 fn an_outer_step_costs_what_the_published_runs_cost() {
-    let bio = gpu_plan(&preset("bio", &[]), "h200");
-    close(bio.flop_per_outer_step, 4.19e16, 0.02);
-    close(bio.flop, 3.15e19, 0.02);
-    let trained: f64 = bio.work.iter().filter(|w| w.name != "reference hidden states").map(|w| w.tokens).sum();
+    const AGAIN: &str = "layers run forward again";
+    let published = |plan: &Plan| plan.work.iter().filter(|w| w.name != AGAIN).map(|w| w.flop).sum::<f64>();
+    let run = preset("bio", &[]);
+    let bio = gpu_plan(&run, "h200");
+    close(published(&bio), 4.19e16, 0.02);
+    close(750.0 * published(&bio), 3.15e19, 0.02);
+    let once = |name: &&Work| name.name != "reference hidden states" && name.name != AGAIN;
+    let trained: f64 = bio.work.iter().filter(once).map(|w| w.tokens).sum();
     close(trained, 917_915.0, 0.001);
-    close(gpu_plan(&preset("cyber", &[]), "h200").flop_per_outer_step, 4.46e16, 0.02);
+    close(published(&gpu_plan(&preset("cyber", &[]), "h200")), 4.46e16, 0.02);
+    // A layer without down_proj has 159.4e6 weights: 2 FLOP each, and 2.1e6 for attention. 5 of 32 layers run again on the
+    // 409,146 tokens in batches of 8,192, and 19 on the 508,814 in batches of 16,384.
+    let again = bio.work.iter().find(|w| w.name == AGAIN).unwrap();
+    close(again.tokens, 409_146.0 + 508_814.0, 0.001);
+    close(again.flop, (5.0 * 409_146.0 + 19.0 * 508_814.0) * 320.9e6, 0.001);
+    close(bio.flop_per_outer_step, published(&bio) + again.flop, 1e-9);
+    let kept = gpu_plan(&preset("bio", &["memory.recompute=nothing"]), "h200");
+    close(kept.flop_per_outer_step, published(&bio), 1e-9);
 }
 
 /// The rooflines of a batch of 8 × 2048 tokens: 526.7 TFLOP for a LoRA attack step, 768.5 for a gradient of all weights.
@@ -70,36 +84,77 @@ fn full_parameter_tar_of_8b_fits_one_h200_as_the_ledger_says() {
     let plan = gpu_plan(&preset("bio", &[]), "h200");
     assert_eq!(plan.parameters, 8_030_261_248);
     assert_eq!(plan.largest_batch_tokens, 16_384);
-    assert_eq!(plan.micro_batch_tokens, 8_192);
+    let recompute = Recompute::Layers { kept: 13 };
+    let chosen = MemorySettings { states: Moments::Bf16, step_in_backward: true, recompute };
+    assert_eq!(plan.memory, chosen);
     for (name, place, gigabytes) in [
         ("attacked weights", Place::Device, 16.06),
         ("remainders of the weights", Place::Device, 16.06),
-        ("meta-gradient", Place::Device, 32.1),
-        ("attack optimizer", Place::Device, 32.1),
-        ("activations", Place::Device, 24.7),
-        ("unattacked weights", Place::Host, 32.1),
-        ("outer optimizer", Place::Host, 64.2),
+        // The embedding, 128,256 × 4,096, is larger than a layer.
+        ("attack gradient", Place::Device, 2.101),
+        ("meta-gradient", Place::Device, 32.12),
+        ("attack optimizer", Place::Device, 32.12),
+        // 16,384 tokens: 32 inputs of 4,096 columns, 22,528 shared ones, 43,008 for each of 14 layers, 77,824 outside them.
+        ("activations", Place::Device, 27.35),
+        ("reference hidden states", Place::Device, 4.43),
+        ("unattacked weights", Place::Host, 32.12),
+        ("outer optimizer", Place::Host, 64.24),
         ("reference weights", Place::Host, 16.06),
     ] {
         let buffer = plan.buffers.iter().find(|b| b.name == name && b.place == place).unwrap();
         close(buffer.bytes as f64 / 1e9, gigabytes, 0.005);
     }
     assert!(plan.fits());
-    assert!((110e9..130e9).contains(&(plan.device_bytes as f64)), "{}", plan.device_bytes);
-    let optimizer = plan.buffers.iter().find(|b| b.name == "attack optimizer").unwrap();
-    assert_eq!(optimizer.choice, "bf16 states");
+    assert!((130e9..134e9).contains(&(plan.device_bytes as f64)), "{}", plan.device_bytes);
+    // Either of the two alone does not do.
+    for pin in ["memory.states=f32", "memory.recompute=cheap", "memory.step_in_backward=false"] {
+        let plan = gpu_plan(&preset("bio", &[pin]), "h200");
+        assert!(!plan.fits(), "{pin}: {}", plan.device_bytes);
+        assert_eq!(plan.remedy.as_deref(), Some("remove the table [memory], so that what fits is chosen"));
+    }
 }
 
-/// Activations of 16,384 tokens: 49.4 GB where norms are recomputed.
+/// Activations of 16,384 tokens where norms are computed again: 32 × 47,104 columns kept, 22,528 shared, 77,824 outside.
 #[test]
 fn a_lora_attack_on_8b_keeps_16k_tokens_on_an_h200() {
     let lora =
         "tar.adversary=[{name=\"lora\", data=\"forget\", params=\"lora\", targets=[\"q_proj\"], rank=1, lr=1e-5}]";
     let plan = gpu_plan(&preset("bio", &[lora]), "h200");
     assert!(plan.fits());
-    assert_eq!(plan.micro_batch_tokens, 16_384);
+    assert_eq!((plan.memory.recompute, plan.memory.step_in_backward), (Recompute::Cheap, false));
     let activations = plan.buffers.iter().find(|b| b.name == "activations").unwrap();
-    close(activations.bytes as f64, 49.4e9, 0.002);
+    close(activations.bytes as f64, 52.75e9, 0.002);
+}
+
+/// What is chosen as memory gets less: f32 moments as long as there is room, whole layers again at last.
+#[test]
+fn settings_get_cheaper_as_memory_gets_less() {
+    let run = preset("bio", &[]);
+    let model = ModelConfig::llama3_8b();
+    let chosen = |gigabytes: u64, compute| {
+        let target = Target::Device { memory: gigabytes * 1_000_000_000, compute };
+        let plan = Plan::new(&run, &model, target).unwrap();
+        assert_eq!(plan.fits(), plan.device_bytes <= gigabytes * 1_000_000_000);
+        plan.fits().then_some((plan.memory.states, plan.memory.recompute))
+    };
+    let (f32, bf16) = (Moments::F32, Moments::Bf16);
+    assert_eq!(chosen(220, DType::Bf16), Some((f32, Recompute::Nothing)));
+    assert_eq!(chosen(195, DType::Bf16), Some((f32, Recompute::Cheap)));
+    assert_eq!(chosen(185, DType::Bf16), Some((bf16, Recompute::Nothing)));
+    assert_eq!(chosen(160, DType::Bf16), Some((bf16, Recompute::Cheap)));
+    assert_eq!(chosen(150, DType::Bf16), Some((f32, Recompute::Layers { kept: 0 })));
+    assert_eq!(chosen(141, DType::Bf16), Some((bf16, Recompute::Layers { kept: 13 })));
+    assert_eq!(chosen(116, DType::Bf16), Some((bf16, Recompute::Layers { kept: 0 })));
+    assert_eq!(chosen(110, DType::Bf16), None);
+    // With f32 weights there are no bf16 moments.
+    assert_eq!(chosen(175, DType::F32), Some((f32, Recompute::Layers { kept: 2 })));
+    assert_eq!(chosen(141, DType::F32), None);
+    let pinned = preset("bio", &["memory.states=bf16"]);
+    let f32_weights = Target::Device { memory: 200 << 30, compute: DType::F32 };
+    for target in [f32_weights, Target::Cpu { available: None }] {
+        let error = Plan::new(&pinned, &model, target).unwrap_err().to_string();
+        assert!(error.starts_with("memory.states: bf16 moments go with bf16 weights"), "{error}");
+    }
 }
 
 #[test]
@@ -107,7 +162,9 @@ fn a_run_that_does_not_fit_is_answered_with_the_setting_that_makes_it_fit() {
     let run = preset("bio", &[]);
     let error = gpu_plan(&run, "h100").ensure_fits().unwrap_err();
     assert_eq!(error.exit_code(), 5);
-    assert!(error.to_string().ends_with("; set params = \"lora\" for every [[tar.adversary]]"), "{error}");
+    let remedy = "; set params = \"lora\" for every [[tar.adversary]], and set data.adv_retain.batch = 32, \
+                  data.meta.batch = 32, data.retain.batch = 32";
+    assert!(error.to_string().ends_with(remedy), "{error}");
     assert!(gpu_plan(&remedied(&run), "h100").fits());
 
     let enough = Plan::new(&run, &tiny(), Target::Cpu { available: None }).unwrap();
@@ -126,6 +183,7 @@ fn a_run_that_does_not_fit_is_answered_with_the_setting_that_makes_it_fit() {
 fn remedied(run: &RunConfig) -> RunConfig {
     let mut changed = run.clone();
     changed.tar.adversary.iter_mut().for_each(|a| a.params = crate::config::ParameterChoice::Lora);
+    changed.data.values_mut().for_each(|data| data.batch = data.batch.min(32));
     changed
 }
 
@@ -169,7 +227,8 @@ fn activations_are_as_planned<B: Backend>(backend: &B, run: &RunConfig, needs: &
         configs.map(|config| Adapter::zeros(backend, needs.model, config).unwrap()).collect();
     let adapters: Vec<&Adapter<B>> = adapters.iter().collect();
     let compute = backend.compute_dtype();
-    for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Layers] {
+    let layers = |kept| Recompute::Layers { kept };
+    for recompute in [Recompute::Nothing, Recompute::Cheap, layers(0), layers(1), layers(9)] {
         let workspace = Workspace::new(backend, needs.model, 21, &adapters, recompute).unwrap();
         let planned = needs.workspace_bytes(needs.adapter_columns, compute, recompute);
         assert_eq!(planned, allocated(backend, &workspace), "{recompute:?}");
@@ -182,10 +241,9 @@ fn allocated<B: Backend>(backend: &B, workspace: &Workspace<B>) -> u64 {
     let compute = backend.compute_dtype().bytes();
     let bytes = |tensor: &Tensor<B>, each: usize| (each * backend.len(tensor.buffer())) as u64;
     let (w, a) = (workspace, &workspace.layers);
-    let matrices =
-        [&a.input, &a.attention_input, &a.qkv, &a.attention, &a.middle, &a.mlp_input, &a.gate_up, &a.mlp_hidden];
+    let matrices = [&a.attention_input, &a.qkv, &a.attention, &a.middle, &a.mlp_input, &a.gate_up, &a.mlp_hidden];
     let statistics = [&a.attention_inverse_rms, &a.log_sum_exp, &a.mlp_inverse_rms];
-    let low_rank = a.low_rank.all().iter().chain([&w.d_low_rank]).flatten().flatten();
+    let low_rank = a.low_rank.iter().flatten().flat_map(PerLayer::slots).chain(w.d_low_rank.iter().flatten());
     let outside = [
         &w.last_residual,
         &w.normed,
@@ -198,10 +256,10 @@ fn allocated<B: Backend>(backend: &B, workspace: &Workspace<B>) -> u64 {
         &w.d_gate_up,
         &w.d_mlp_hidden,
     ];
-    let all = |of: &[&PerLayer<Tensor<B>>], each| -> u64 {
-        of.iter().flat_map(|tensors| tensors.all()).map(|tensor| bytes(tensor, each)).sum()
+    let all = |of: &[&PerLayer<B>], each| -> u64 {
+        of.iter().flat_map(|tensors| tensors.slots()).map(|tensor| bytes(tensor, each)).sum()
     };
     let columns = [&w.inverse_rms, &w.values, &w.weights].into_iter().map(|tensor| bytes(tensor, 4));
-    let rest = outside.into_iter().chain(low_rank).map(|tensor| bytes(tensor, compute));
+    let rest = outside.into_iter().chain(&a.input).chain(low_rank).map(|tensor| bytes(tensor, compute));
     all(&matrices, compute) + all(&statistics, 4) + columns.chain(rest).sum::<u64>()
 }

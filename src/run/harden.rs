@@ -16,6 +16,7 @@ use crate::plan::{Plan, Target};
 use crate::redteam::DefenderCost;
 use crate::report::MetricsWriter;
 use crate::tar::{Hardener, HardenerState, OuterReport, Streams};
+use crate::training::MemorySettings;
 
 /// What a finished run reports.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -91,6 +92,7 @@ fn set_up<'a, B: Backend>(
     observe: &mut Observer,
 ) -> Result<Run<'a, B>> {
     let source = ModelDirectory::open(&config.model.path)?;
+    let memory = memory(&backend, config, &source, observe)?;
     let dtype = export_dtype(config.model.dtype.as_deref(), &source)?;
     let mut streams = streams(config, &source)?;
     let positions = streams.0.values().map(|s| s.longest()).max().unwrap_or(1);
@@ -99,7 +101,7 @@ fn set_up<'a, B: Backend>(
     let reference = loaded.other_weights(reference, "reference weights")?;
     let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, resume)?;
     if let Some((path, snapshot)) = resume.then(|| directory.latest()).transpose()?.flatten() {
-        let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
+        let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config, memory)?)?;
         let State { hardener: HardenerState { step, .. }, seconds } = restore(&mut hardener, &path, snapshot)?;
         observe(Event::Note(&format!("resumed from {}", path.display())))?;
         let metrics = MetricsWriter::append(&directory.folder(), "harden", step)?;
@@ -115,13 +117,37 @@ fn set_up<'a, B: Backend>(
     if config.compat.skip_first_retain_batch {
         streams.skip_batch(&config.tar.retain_data)?;
     }
-    let hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config)?)?;
+    let hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config, memory)?)?;
     let run = Run { config, directory, source, dtype, hardener, metrics, seconds };
     if config.safeguard.is_some() {
         // What the safeguard cost is not paid again by a run that is stopped later.
         run.save(&run.hardener.state())?;
     }
     Ok(run)
+}
+
+/// What attacks trade for memory: what the run file says, and what is left to choose so that the run fits the device.
+///
+/// # Errors
+/// [`Error::Memory`] where nothing fits a device with memory of its own.
+fn memory<B: Backend>(
+    backend: &B,
+    config: &RunConfig,
+    source: &ModelDirectory,
+    observe: &mut Observer,
+) -> Result<MemorySettings> {
+    let Some(memory) = backend.device_memory() else { return Ok(config.memory.settings(MemorySettings::default())) };
+    let mut cut = config.clone();
+    for stream in cut.data.values_mut() {
+        // As the streams cut their sequences.
+        stream.max_length = stream.max_length.min(source.config.max_position_embeddings);
+    }
+    let plan = Plan::new(&cut, &source.config, Target::Device { memory, compute: backend.compute_dtype() })?;
+    plan.ensure_fits()?;
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    let (needed, all) = (gigabytes(plan.device_bytes), gigabytes(memory));
+    observe(Event::Note(&format!("memory: {needed:.1} of {all:.1} GB on the device; {}", plan.memory)))?;
+    Ok(plan.memory)
 }
 
 /// Puts a checkpoint back; returns its state.

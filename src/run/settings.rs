@@ -3,12 +3,13 @@
 use crate::config::{AdversaryConfig, AdversaryData, CompatConfig, RunConfig, ScriptEntry, TrLoss};
 use crate::error::{Error, Result};
 use crate::tar::{Adversary, AdversarySource, Draw, Settings, TrResistance};
+use crate::training::MemorySettings;
 
 /// The published switch distribution, for adversaries of two streams that do not say.
 const DEFAULT_SWITCH: [f64; 2] = [6.0, 3.0];
 
-/// The method's settings.
-pub(super) fn settings(config: &RunConfig) -> Result<Settings> {
+/// The method's settings, with what attacks trade for memory.
+pub(super) fn settings(config: &RunConfig, memory: MemorySettings) -> Result<Settings> {
     let tar = &config.tar;
     let adversaries: Vec<Adversary> = tar.adversary.iter().map(|a| adversary(a, config)).collect();
     let script = tar.script.iter().map(|entry| draw(entry, &adversaries)).collect::<Result<_>>()?;
@@ -32,6 +33,7 @@ pub(super) fn settings(config: &RunConfig) -> Result<Settings> {
         outer: tar.outer.optimizer_config(),
         adversaries,
         script,
+        memory,
     })
 }
 

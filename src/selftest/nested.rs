@@ -13,12 +13,13 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::data::{DataStream, StreamOptions};
 use crate::error::Result;
-use crate::model::{AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Projection, RopeScaling};
+use crate::model::{AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Projection, Recompute, RopeScaling};
 use crate::objective::EntropyOver;
 use crate::ops::{Backend, DType};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::random::{Random, Stream};
 use crate::tar::{Adversary, AdversarySource, Draw, Hardener, Settings, Streams, TrResistance};
+use crate::training::MemorySettings;
 
 /// The name of its rows.
 pub(super) const OPERATION: &str = "outer step against CPU";
@@ -178,5 +179,11 @@ fn settings(seed: u64) -> Settings {
         outer: OptimizerConfig::new(OptimizerKind::SgdMomentum, 1e-2),
         adversaries: vec![adversary("all weights", None), adversary("LoRA", Some(adapter))],
         script: vec![draw(0), draw(1)],
+        // No bit of the results shows it, so that the CPU and the device may as well both do it.
+        memory: MemorySettings {
+            step_in_backward: true,
+            recompute: Recompute::Layers { kept: 0 },
+            ..MemorySettings::default()
+        },
     }
 }

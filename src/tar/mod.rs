@@ -8,5 +8,6 @@ mod outer;
 mod trajectory;
 
 pub use adversary::{Adversary, AdversarySource, Draw};
+pub(crate) use outer::OUTER_WINDOW;
 pub use outer::{Hardener, HardenerState, OuterReport, Settings, Streams};
 pub use trajectory::{TrResistance, TrajectoryReport};

@@ -12,7 +12,7 @@ use crate::model::{Adapter, GradientTargets, Gradients, Model, Parameters, Parke
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Optimizer, OptimizerConfig, OptimizerProgress};
-use crate::training::Trainer;
+use crate::training::{MemorySettings, Trainer};
 
 /// The named data streams of a run.
 #[derive(Default)]
@@ -77,6 +77,8 @@ pub struct Settings {
     pub adversaries: Vec<Adversary>,
     /// Scripted draws of the first trajectories.
     pub script: Vec<Draw>,
+    /// What attacks trade for memory.
+    pub memory: MemorySettings,
 }
 
 /// What an outer step reports.
@@ -117,7 +119,7 @@ pub struct HardenerState {
 const MOST_SKIPS: u64 = 3;
 
 /// Elements of each state of the outer optimizer that are on the device at one time.
-const OUTER_WINDOW: usize = 1 << 26;
+pub(crate) const OUTER_WINDOW: usize = 1 << 26;
 
 /// The nested loop with its memory.
 pub struct Hardener<B: Backend> {
@@ -130,7 +132,7 @@ pub struct Hardener<B: Backend> {
     reference: ParkedParameters<B>,
     meta_gradient: Gradients<B>,
     outer: Optimizer<B>,
-    /// One per adversary; full-parameter adversaries of one optimizer share theirs.
+    /// One for all full-parameter adversaries, which follow one another, and one for each LoRA adversary.
     trainers: Vec<Trainer<B>>,
     trainer_of: Vec<usize>,
     streams: Streams,
@@ -151,12 +153,12 @@ impl<B: Backend> Hardener<B> {
         settings: Settings,
     ) -> Result<Self> {
         let backend = model.backend.clone();
-        let parked = ParkedParameters::of(&backend, "reference weights", &reference)?;
+        let parked = ParkedParameters::to_read(&backend, "reference weights", &reference)?;
         drop(reference);
-        let (trainers, trainer_of) = make_trainers(&model, &settings.adversaries)?;
+        let (trainers, trainer_of) = make_trainers(&model, &settings)?;
         let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(Trainer::adapter).collect();
-        let most = streams.max_batch_tokens();
-        let evaluator = Evaluator::new(Arc::clone(&model), most, &adapters)?;
+        let (most, recompute) = (streams.max_batch_tokens(), settings.memory.recompute);
+        let evaluator = Evaluator::recomputing(Arc::clone(&model), most, &adapters, recompute)?;
         let (outer, len) = (settings.outer.clone(), model.layout().len());
         Ok(Self {
             attack_batch: LossBatch::with_room(&model, most)?,
@@ -386,21 +388,19 @@ fn with_reference<B: Backend, R>(
     outcome
 }
 
-/// One trainer for each optimizer kind of full-parameter adversaries and for each LoRA adversary.
-fn make_trainers<B: Backend>(model: &Model<B>, adversaries: &[Adversary]) -> Result<(Vec<Trainer<B>>, Vec<usize>)> {
+/// One trainer for all full-parameter adversaries, and one for each LoRA adversary; which adversary has which.
+fn make_trainers<B: Backend>(model: &Model<B>, settings: &Settings) -> Result<(Vec<Trainer<B>>, Vec<usize>)> {
     let backend = &model.backend;
     let (mut trainers, mut trainer_of): (Vec<Trainer<B>>, Vec<usize>) = (Vec::new(), Vec::new());
-    for adversary in adversaries {
+    for adversary in &settings.adversaries {
         let optimizer = adversary.optimizer.clone();
-        let shared = |t: &Trainer<B>| {
-            adversary.adapter.is_none() && t.adapter().is_none() && t.optimizer().config().kind == optimizer.kind
-        };
+        let shared = |trainer: &Trainer<B>| adversary.adapter.is_none() && trainer.adapter().is_none();
         if let Some(index) = trainers.iter().position(shared) {
             trainer_of.push(index);
             continue;
         }
         let trainer = match &adversary.adapter {
-            None => Trainer::full(backend, model.layout(), optimizer)?,
+            None => Trainer::full_with(backend, model.layout(), optimizer, settings.memory)?,
             Some(config) => {
                 Trainer::lora(backend, Adapter::zeros(backend, &model.config, config.clone())?, optimizer, 0)?
             }

@@ -5,6 +5,7 @@ mod guarded;
 
 pub use guarded::{GuardedSteps, StepReport};
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,18 @@ pub struct MemorySettings {
     pub step_in_backward: bool,
     /// What the backward pass computes a second time.
     pub recompute: Recompute,
+}
+
+impl fmt::Display for MemorySettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.states == Moments::F32 { "moments in f32" } else { "moments in bf16" })?;
+        f.write_str(if self.step_in_backward { ", steps within the backward pass" } else { ", whole gradients" })?;
+        match self.recompute {
+            Recompute::Nothing => f.write_str(", no activation computed again"),
+            Recompute::Cheap => f.write_str(", activations without a matrix product computed again"),
+            Recompute::Layers { kept } => write!(f, ", layers run forward again, but for {kept} on the largest batch"),
+        }
+    }
 }
 
 /// The state of a fine-tuning run besides the model's own weights.
@@ -149,10 +162,10 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<()> {
         if let GradientMemory::Parts(gradients) = &mut self.gradients {
             let (backend, optimizer) = (&evaluator.model().backend.clone(), &mut self.optimizer);
-            let step = optimizer.begin(backend)?;
+            let (step, identity) = (optimizer.begin(backend)?, optimizer.identity(backend));
             let mut take =
                 |weights: &mut Parameters<B>, part: &Gradients<B>| optimizer.step_part(backend, weights, part);
-            evaluator.cross_entropy_stepping(weights, batch, gradients, &mut take, tape, slot)?;
+            evaluator.cross_entropy_stepping(weights, batch, gradients, (&mut take, identity), tape, slot)?;
             self.optimizer.finish(step);
             return Ok(());
         }

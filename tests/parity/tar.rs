@@ -7,6 +7,7 @@ use temper::objective::EntropyOver;
 use temper::ops::Backend;
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
 use temper::tar::{Adversary, AdversarySource, Draw, Hardener, Settings, Streams, TrResistance};
+use temper::training::MemorySettings;
 
 /// The batches of a stream, from number `first` on, in file order. Their rows all have one length.
 fn stream(tensors: &TensorFile, name: &str, first: usize, vocab_size: usize) -> (String, DataStream) {
@@ -72,6 +73,7 @@ fn settings() -> Settings {
             adversary("retain_forget_switch", switch),
         ],
         script: vec![draw(0, 1e-3, None), draw(2, 3e-4, Some(5)), draw(1, 1e-3, None)],
+        memory: MemorySettings::default(),
     }
 }
 

@@ -36,6 +36,9 @@ impl Backend for Cpu {
         format!("cpu, {} threads, f32", rayon::current_num_threads())
     }
 
+    fn device_memory(&self) -> Option<u64> {
+        None
+    }
     fn compute_dtype(&self) -> DType {
         DType::F32
     }

@@ -24,6 +24,13 @@ fn chunk_rows(tokens: usize, leading: usize) -> usize {
     rows.min(tokens)
 }
 
+/// Bytes of scratch for a head of `vocabulary` rows of `d` elements on up to `tokens` tokens: logits in f32, and for each
+/// token of a chunk its hidden state and that one's gradient.
+pub(crate) fn scratch_bytes(tokens: usize, vocabulary: usize, d: usize, dtype: DType) -> usize {
+    let leading = vocabulary.next_multiple_of(8);
+    chunk_rows(tokens, leading) * (DType::F32.bytes() * leading + 2 * dtype.bytes() * d)
+}
+
 /// Threads for a row of so many elements, `width` at a time.
 fn threads(columns: usize, width: usize) -> u32 {
     (columns.div_ceil(width).next_multiple_of(32)).clamp(32, THREADS as usize) as u32

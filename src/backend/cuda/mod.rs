@@ -25,6 +25,7 @@ mod sim;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
+pub(crate) use loss_head::scratch_bytes as loss_head_bytes;
 pub use memory::{CudaBuffer, ParkedBuffer};
 pub use recording::Recording;
 
@@ -187,6 +188,10 @@ impl Backend for Cuda {
         };
         let steps = if self.driver.can_record() { "" } else { ", no graphs in a default stream" };
         format!("cuda, {}, {mode}, matrix products: {products}{steps}", self.driver.device().name)
+    }
+
+    fn device_memory(&self) -> Option<u64> {
+        Some(self.driver.device().memory)
     }
 
     fn compute_dtype(&self) -> DType {
