@@ -323,7 +323,7 @@ fn places(value: &serde_json::Value, at: String, found: &mut Vec<String>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever one value of a `results.json` is replaced by, it is refused in one line or everything is written from it.
     #[test]
