@@ -43,7 +43,7 @@ def temper(out):
 
 def pytorch(out):
     best = None
-    for workers, threads in ((1, a.threads), (a.threads, 1)):
+    for workers, threads in {(1, a.threads), (a.threads, 1)}:
         command = [sys.executable, os.path.join(HERE, "suite_loop.py"), out, "--model", a.model, "--threads", str(threads),
                    "--base", os.path.dirname(os.path.abspath(a.file)), "--workers", str(workers)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
