@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::RowAccessor;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
 use redteam_results::{breached, held};
 use temper::redteam::{AttackKind, Outcome, Point, Results};
-use temper::report::{Comparison, read_results, trial_results, write_redteam_report, write_results};
+use temper::report::{
+    Comparison, read_results, trial_results, write_beside_results, write_redteam_report, write_results,
+};
 
 fn page(results: &Results) -> String {
     let scratch = tempfile::tempdir().unwrap();
@@ -302,4 +306,47 @@ fn attacks_with_other_settings_are_named() {
     assert!(comparison.comparable);
     assert_eq!(comparison.differences, ["these attacks have different settings in different runs: F1"]);
     assert_eq!(comparison.names(), ["demo/hardened (a)", "demo/hardened (b)"]);
+}
+
+/// The place of every value in a document, the whole of it included.
+fn places(value: &serde_json::Value, at: String, found: &mut Vec<String>) {
+    found.push(at.clone());
+    match value {
+        serde_json::Value::Array(values) => {
+            values.iter().enumerate().for_each(|(i, value)| places(value, format!("{at}/{i}"), found));
+        }
+        serde_json::Value::Object(map) => {
+            map.iter().for_each(|(key, value)| places(value, format!("{at}/{}", key.replace('/', "~1")), found));
+        }
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever one value of a `results.json` is replaced by, it is refused in one line or everything is written from it.
+    #[test]
+    fn any_changed_value_is_refused_or_written(
+        place in any::<Index>(),
+        by in select(vec!["null", "-1", "0", "7", "1e308", "5e-324", "18446744073709551615", "true", "\"\"", "\"<\\u0000\"", "[]", "{}"]),
+    ) {
+        let mut document = serde_json::to_value(held()).unwrap();
+        let mut found = Vec::new();
+        places(&document, String::new(), &mut found);
+        *document.pointer_mut(&found[place.index(found.len())]).unwrap() = serde_json::from_str(by).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("results.json"), document.to_string()).unwrap();
+        match read_results(scratch.path()) {
+            Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),
+            Ok(results) => {
+                write_beside_results(scratch.path(), &results).unwrap();
+                let html = std::fs::read_to_string(scratch.path().join("report.html")).unwrap();
+                prop_assert!(!html.contains("NaN"));
+                assert_well_formed(&html);
+                let runs = [(scratch.path().to_path_buf(), results), ("b".into(), breached())];
+                Comparison::of(&runs).write_report(&scratch.path().join("c.html"), &runs).unwrap();
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 Only fine-tuning attacks are counted, so leave others out by --only. temper's time is that of the whole process, PyTorch's
 begins when its libraries are loaded. PyTorch's best of two variants counts: attacks one after the other with all threads, or
-as many side by side as there are threads. The last line is JSON.
+as many side by side as there are threads. Scores before the first step must agree. The last line is JSON.
 """
 import argparse, json, os, subprocess, sys, tempfile, time
 
@@ -38,12 +38,22 @@ def temper(out):
     if others:
         sys.exit(f"only fine-tuning attacks can be compared: leave out {', '.join(others)}")
     return {"attacks": len(attacks), "seconds": seconds, "attacks_per_hour": 3600 * len(attacks) / seconds,
-            "found": [{"id": x["id"], **x["curve"][-1]["scores"]} for x in attacks]}
+            "found": [{"id": x["id"], "curve": [[p["cost"]["steps"], p["scores"]["restricted"], p["scores"]["utility"]]
+                                                for p in x["curve"]]} for x in attacks]}
+
+
+def check_start(ours, theirs):
+    """Before the first step both measure one model on the same questions: the scores must be the same."""
+    at_start = {x["id"]: x["curve"][0] for x in theirs["found"]}
+    for attack in ours["found"]:
+        a, b = attack["curve"][0], at_start[attack["id"]]
+        if max(abs(x - y) for x, y in zip(a, b)) > 1e-9:
+            print(f"{attack['id']}: temper measures {a} at its start, PyTorch {b} (noise on the weights, or an error)", file=sys.stderr)
 
 
 def pytorch(out):
     best = None
-    for workers, threads in ((1, a.threads), (a.threads, 1)):
+    for workers, threads in {(1, a.threads), (a.threads, 1)}:
         command = [sys.executable, os.path.join(HERE, "suite_loop.py"), out, "--model", a.model, "--threads", str(threads),
                    "--base", os.path.dirname(os.path.abspath(a.file)), "--workers", str(workers)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -58,6 +68,7 @@ for number in range(a.rounds):
     with tempfile.TemporaryDirectory() as folder:
         ours = temper(os.path.join(folder, "run"))
         theirs = pytorch(os.path.join(folder, "run"))
+    check_start(ours, theirs)
     rounds.append({"temper": ours, "pytorch": theirs})
     rates = ours["attacks_per_hour"], theirs["attacks_per_hour"]
     print(f"{number + 1:<8}{ours['attacks']:8}{rates[0]:13.1f} / h{rates[1]:13.1f} / h{rates[0] / rates[1]:8.2f}x  "

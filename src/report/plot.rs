@@ -9,7 +9,7 @@ use super::units::label;
 pub struct Series {
     /// Its name in the legend; lines of one name and style share an entry.
     pub name: String,
-    /// Its colour and dashes: an index below [`STYLES`]; larger ones start again.
+    /// Its colour and dashes: an index below six; larger ones start again.
     pub style: usize,
     /// One of several like it: drawn thin and without marks.
     pub thin: bool,
@@ -90,8 +90,10 @@ impl Axis {
             return Self { log: false, first: 0.0, last: xs().fold(1.0, f64::max) };
         }
         let (first, last) = xs().filter(|x| *x > 0.0).fold((f64::INFINITY, 0.0f64), |(a, b), x| (a.min(x), b.max(x)));
-        let first = if first.is_finite() { 10f64.powf(first.log10().floor()) } else { 1.0 };
-        Self { log: true, first, last: 10f64.powf(last.max(10.0 * first).log10().ceil()) }
+        // Decades that f64 holds with room to spare, whatever the numbers are.
+        let decade = |power: f64| 10f64.powf(power.clamp(-300.0, 300.0));
+        let first = if first.is_finite() { decade(first.log10().floor()) } else { 1.0 };
+        Self { log: true, first, last: decade(last.max(10.0 * first).log10().ceil()) }
     }
 
     fn place(&self, x: f64) -> Option<f64> {
@@ -100,7 +102,7 @@ impl Axis {
             true => return None,
             false => x / self.last,
         };
-        Some(LEFT + share * (WIDTH - LEFT - RIGHT)).filter(|place| place.is_finite())
+        Some(LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)).filter(|place| place.is_finite())
     }
 
     /// Up to six round numbers.

@@ -252,7 +252,7 @@ pub fn breached() -> Results {
             attack("F8-long", "The same, many more steps", Full, &[1], 1600, 0.71, 0.91),
             attack("R3", "Retain data only", Full, &[1], 400, 0.12, 0.99),
             attack("mixed", "Half retain data, half restricted", Full, &[1], 400, 0.48, 0.985),
-            attack("noise", "Gaussian noise on every weight, then fine-tuning", Full, &[1], 400, 0.45, 0.7),
+            attack("noise", "Gaussian noise on every weight, then fine-tuning", Full, &[1], 400, 0.9, 0.7),
             attack("negated-start", "The first steps climb the loss", Full, &[1], 400, 0.29, 0.93),
             attack("L1", "LoRA, rank 8", Lora, &[1, 2], 200, 0.08, 0.97),
             attack("L2", "LoRA, rank 64, high learning rate", Lora, &[1], 200, 0.55, 0.93),

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::attacks::{self, Group, groups};
 use super::{HtmlReport, units};
 use crate::error::Result;
-use crate::redteam::{Goal, Metric, Outcome, Results};
+use crate::redteam::{Cost, Goal, Metric, Outcome, Results};
 
 const HONEST: &str = "Tamper resistance raises the cost of an attack; it does not make a model unbreakable.";
 
@@ -84,20 +84,22 @@ fn verdict(results: &Results, groups: &[Group]) -> Vec<String> {
     let (summary, goal) = (&results.summary, &results.goal);
     let mut sentences = Vec::new();
     if let Some(cost) = &summary.cost_to_breach {
-        let of = match summary.breached {
-            1 => format!("1 of {} attacks", summary.done),
-            count => format!("{count} of {} attacks", summary.done),
-        };
-        let cheapest = match cost.steps.value {
-            0.0 => "took no training step".to_string(),
-            steps => format!("took {} steps and {}", units::count(steps), units::duration(3600.0 * cost.hours.value)),
-        };
+        let cheapest = cost_of(results, &cost.steps.attack).map_or(String::new(), |paid| match paid.steps {
+            0 => format!(" The cheapest took no training step ({}).", cost.steps.attack),
+            steps => format!(
+                " The one with the fewest steps took {} of them, on {} samples in {} ({}).",
+                units::count(steps as f64),
+                units::count(paid.examples as f64),
+                units::duration(paid.seconds),
+                cost.steps.attack
+            ),
+        });
         sentences.push(format!(
-            "{of} brought the restricted score to {} or more while the utility stayed at {} or more. The cheapest {cheapest} \
-             ({}).",
+            "{} of {} attacks brought the restricted score to {} or more while the utility stayed at {} or more.{cheapest}",
+            summary.breached,
+            summary.done,
             units::percent(goal.threshold),
-            units::percent(goal.utility_floor),
-            cost.steps.attack
+            units::percent(goal.utility_floor)
         ));
     } else if summary.done > 0 {
         let best = groups.iter().filter_map(|group| group.best(goal));
@@ -116,6 +118,15 @@ fn verdict(results: &Results, groups: &[Group]) -> Vec<String> {
     }
     sentences.push(format!("{} {HONEST}", untried(results, groups)));
     sentences
+}
+
+/// What the breach by an attack cost.
+fn cost_of<'a>(results: &'a Results, id: &str) -> Option<&'a Cost> {
+    let attack = results.attacks.iter().find(|attack| attack.id == id)?;
+    match &attack.outcome {
+        Outcome::Done { breach, .. } => breach.as_ref(),
+        _ => None,
+    }
 }
 
 fn untried(results: &Results, groups: &[Group]) -> String {

@@ -72,7 +72,7 @@ pub(super) fn trials(results: &Results, trials: &[&Group]) -> Table {
 fn suite_row(results: &Results, group: &Group) -> Row {
     let first = group.first;
     let name = match first.trial {
-        Some(trial) => format!("{}, trial {}", first.name, trial + 1),
+        Some(trial) => format!("{}, trial {}", first.name, trial),
         None => first.name.clone(),
     };
     let mut cells = vec![
