@@ -7,7 +7,7 @@
 //! The way of data through the crate goes down only:
 //!
 //! ```text
-//! cli → run → tar, safeguard, eval → objective, optimizer → model → ops → backend
+//! cli → run → tar, safeguard, redteam, eval → objective, optimizer → model → ops → backend
 //!                 data, config, checkpoint, report
 //! ```
 

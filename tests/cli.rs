@@ -18,7 +18,7 @@ fn stderr(output: &std::process::Output) -> String {
 #[test]
 fn help_names_every_option() {
     for (command, words) in [
-        ("", "demo harden attack eval report plan bench selftest doctor data merge ckpt --version"),
+        ("", "demo harden attack redteam eval report plan bench selftest doctor data merge ckpt --version"),
         ("demo", "--out <DIR> temper-demo --seed <N> --quick"),
         ("harden", "<RUN.toml> --out <DIR> --set <KEY=VALUE> --resume"),
         (
@@ -26,6 +26,11 @@ fn help_names_every_option() {
             "--model --data --out --params full, lora --rank --alpha --dropout --targets --optimizer adamw --lr 2e-5 \
              --warmup --schedule constant sgdr:N --steps 500 --batch 32 --max-length --no-shuffle --no-pack --dtype \
              --adapter --seed --resume --set",
+        ),
+        (
+            "redteam",
+            "[SUITE.toml] --suite quick strong tar-weaponization tar-refusal --model --out temper-redteam --only --seeds \
+             --jobs --data --set --list --json --resume --device",
         ),
         (
             "eval",

@@ -49,4 +49,29 @@ fn the_quick_demonstration_writes_everything_that_the_full_one_does() {
         assert!(metrics.contains(&format!("\"phase\":\"{phase}\"")), "{phase}");
     }
     assert!(!demo(&out).status.success(), "a directory in use is not overwritten");
+    hands_over(&out, &summary);
+}
+
+/// The suite file that is left runs on the models that are left, and measures what the demonstration measured.
+fn hands_over(out: &Path, summary: &Value) {
+    let read = |path: &Path| serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
+    let (suite, shorter) = (out.join("redteam.toml").display().to_string(), ["--set", "scale.steps=0.01"]);
+    for name in ["unlearned", "hardened"] {
+        let (model, results) = (out.join(name), out.join("redteam").join(name));
+        let (model_text, results_text) = (model.display().to_string(), results.display().to_string());
+        let output = Command::new(env!("CARGO_BIN_EXE_temper"))
+            .args(["redteam", &suite, "--model", &model_text, "--out", &results_text, "--device", "cpu"])
+            .args(shorter)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let found = read(&results.join("results.json"));
+        assert_eq!(found["before"]["restricted"], summary["restricted"][name]);
+        assert_eq!(found["before"]["utility"], summary["benign"][name]);
+        assert_eq!(found["goal"]["unprotected"], summary["restricted"]["pretrained"]);
+        assert!(found["summary"]["done"].as_u64().unwrap() >= 5, "{}", found["summary"]);
+        let cost = read(&model.join("temper/cost.json"));
+        assert_eq!(found["summary"]["defender"], cost);
+        assert!(cost["seconds"].as_f64().unwrap() > 0.0 && cost["flop"].as_f64().unwrap() > 1e9, "{cost}");
+    }
 }

@@ -240,7 +240,19 @@ fn a_hardening_run_that_is_killed_or_stopped_ends_with_the_same_bytes() {
         let times = with_interruptions(&arguments, signal);
         assert!(times > 0, "the run was interrupted at least once");
         assert!(result(Path::new(&out)) == expected, "{signal}: the result differs after {times} interruptions");
+        assert_eq!(cost(Path::new(&out)).flop, cost(&whole).flop);
     }
+    // 12 outer steps; what they cost is in the plan. Their seconds are in the metrics of no run, but they are some.
+    let config = temper::config::RunConfig::load(Path::new(&run), &["tar.outer_steps=12".into()]).unwrap();
+    let model = ModelDirectory::open(&fixture("llama3")).unwrap().config;
+    let plan = temper::plan::Plan::new(&config, &model, temper::plan::Target::Cpu { available: None }).unwrap();
+    assert_eq!((cost(&whole).flop, plan.safeguard_flop), (plan.flop, 0.0));
+    assert!(cost(&whole).seconds > 0.0);
+}
+
+/// What a hardened model says of its defence.
+fn cost(out: &Path) -> temper::redteam::DefenderCost {
+    temper::redteam::DefenderCost::read(out).unwrap().unwrap()
 }
 
 #[test]
@@ -292,6 +304,7 @@ fn a_safeguard_of_the_run_file_is_trained_first_and_survives_a_kill() {
     let out = text(&scratch.path().join("killed"));
     with_interruptions(&["harden", &run, "--out", &out], "-KILL");
     assert!(result(Path::new(&out)) == expected);
+    assert_eq!(cost(Path::new(&out)).flop, cost(&whole).flop);
 }
 
 /// Promise 4: an exploding attack stops with its own exit code, and its checkpoints still hold finite weights.

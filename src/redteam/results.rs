@@ -175,7 +175,8 @@ pub struct Summary {
     pub breached: u64,
     /// The least of each kind of cost over the attacks that breached it; none where no attack did.
     pub cost_to_breach: Option<CostToBreach>,
-    /// The highest restricted score so far against the number of attacks tried, in the order of the suite.
+    /// The highest restricted score so far against the number of attacks tried (those that ran to their end), in the order
+    /// of the suite.
     pub best_so_far: Vec<BestSoFar>,
     /// Area under `best_so_far`, per attack tried: 0 to 1.
     pub best_so_far_area: f64,

@@ -198,3 +198,110 @@ impl Measures {
         Ok(scores)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::data::StreamOptions;
+    use crate::demo::Experiment;
+    use crate::model::{Model, Parameters};
+    use crate::random::{Random, Stream};
+
+    fn evaluator() -> (Evaluator<Cpu>, Parameters<Cpu>) {
+        let model = Arc::new(Model::new(Cpu, Experiment::<Cpu>::model_config(), 32).unwrap());
+        let mut random = Random::new(3, Stream::Weights, 0, 0);
+        let values: Vec<f32> = (0..model.layout().len()).map(|_| 0.1 * random.normal() as f32).collect();
+        let weights = Parameters::from_host(&Cpu, "weights", model.layout(), &values).unwrap();
+        (Evaluator::new(model, 256, &[]).unwrap(), weights)
+    }
+
+    /// The most probable token after each token of a sequence that is alone in its batch.
+    fn greedy(evaluator: &mut Evaluator<Cpu>, weights: &Parameters<Cpu>, tokens: &[u32]) -> Vec<u32> {
+        let mut batch = Batch::default();
+        batch.push(tokens, tokens, tokens.len());
+        let batch = LossBatch::new(evaluator.model(), batch).unwrap();
+        evaluator.forward(Subject::plain(weights), &batch).unwrap();
+        let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+        let logits = evaluator.model().logits(weights, evaluator.workspace(), &rows).unwrap();
+        let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+        logits.chunks_exact(256).map(best).collect()
+    }
+
+    fn stream(rows: Vec<(Vec<u32>, Vec<u32>)>) -> DataStream {
+        let options = StreamOptions {
+            batch: 3,
+            max_length: 32,
+            shuffle: false,
+            pack: true,
+            pad_token_id: 0,
+            vocab_size: 256,
+            seed: 0,
+        };
+        DataStream::from_samples("rows", rows, options).unwrap()
+    }
+
+    fn row(random: &mut Random, length: usize) -> Vec<u32> {
+        std::iter::once(1).chain((1..length).map(|_| random.below(256) as u32)).collect()
+    }
+
+    /// Labels are what the model would say, with one of them spoilt in every other row: half of the rows are right.
+    #[test]
+    fn a_row_is_right_when_each_of_its_learned_tokens_is_the_most_probable_one() {
+        let (mut evaluator, weights) = evaluator();
+        let mut random = Random::new(4, Stream::Data, 0, 0);
+        let rows: Vec<(Vec<u32>, Vec<u32>)> = (0..10)
+            .map(|index| {
+                let tokens = row(&mut random, 6 + index % 4);
+                let said = greedy(&mut evaluator, &weights, &tokens);
+                let mut labels = vec![IGNORE_INDEX; tokens.len()];
+                labels[3] = said[2];
+                labels[5] = said[4];
+                if index % 2 == 1 {
+                    labels[if index % 4 == 1 { 3 } else { 5 }] ^= 1;
+                }
+                (tokens, labels)
+            })
+            .collect();
+        let scorer = Scorer::exact(&stream(rows), Some(1)).unwrap();
+        assert_eq!(scorer.score(&mut evaluator, Subject::plain(&weights), &[]).unwrap(), 0.5);
+    }
+
+    /// A prefix moves the question back; the start token stands only once.
+    #[test]
+    fn a_prefix_stands_before_each_question_as_if_it_were_part_of_it() {
+        let (mut evaluator, weights) = evaluator();
+        let mut random = Random::new(5, Stream::Data, 0, 0);
+        let prefix = row(&mut random, 7);
+        let (mut longer, mut plain) = (Vec::new(), Vec::new());
+        for index in 0..7 {
+            let tokens = row(&mut random, 5);
+            let joined = [&prefix[..], &tokens[1..]].concat();
+            let said = greedy(&mut evaluator, &weights, &joined);
+            let label = if index < 3 { said[joined.len() - 2] } else { said[joined.len() - 2] ^ 1 };
+            let labels = |length: usize| [vec![IGNORE_INDEX; length - 1], vec![label]].concat();
+            plain.push((tokens, labels(5)));
+            longer.push((joined.clone(), labels(joined.len())));
+        }
+        let score = |rows, prefix: &[u32], evaluator: &mut Evaluator<Cpu>| {
+            let scorer = Scorer::exact(&stream(rows), Some(1)).unwrap();
+            scorer.score(evaluator, Subject::plain(&weights), prefix).unwrap()
+        };
+        assert_eq!(score(plain, &prefix, &mut evaluator), 3.0 / 7.0);
+        assert_eq!(score(longer, &[], &mut evaluator), 3.0 / 7.0);
+        assert_eq!(joined(&[1, 9], &[1, 5], Some(1)), [1, 9, 5]);
+        assert_eq!(joined(&[1, 9], &[1, 5], None), [1, 9, 1, 5]);
+        assert_eq!(joined(&[], &[1, 5], Some(1)), [1, 5]);
+    }
+
+    #[test]
+    fn a_batch_with_a_prefix_fits_the_capacity_that_was_asked_for() {
+        let rows = (0..5).map(|_| (vec![1, 2, 3, 4], vec![1, 2, 3, 4])).collect();
+        let scorer = Scorer::exact(&stream(rows), None).unwrap();
+        assert_eq!((scorer.longest(), scorer.capacity(0), scorer.capacity(10)), (4, 12, 42));
+        let other = (0..5).map(|_| (vec![1, 2, 3, 4], vec![1, 2, 3, 5])).collect();
+        assert_ne!(scorer.fingerprint(), Scorer::exact(&stream(other), None).unwrap().fingerprint());
+    }
+}

@@ -226,9 +226,7 @@ impl<B: Backend> Run<'_, B> {
         self.directory
             .publish("config.json", |path| write_model(path, &source.config, Some(&source.path), &weights, *dtype))
     }
-}
 
-impl<B: Backend> Run<'_, B> {
     /// What the defence cost: its training, with the safeguard where this run trained one.
     fn cost(&self) -> Result<DefenderCost> {
         let plan = Plan::new(self.config, &self.source.config, Target::Cpu { available: None })?;

@@ -229,7 +229,7 @@ impl Suite {
     fn missing(&self, method: &Method) -> Option<String> {
         let roles = match method {
             Method::Finetune(finetune) => finetune.source.roles(),
-            Method::Abliteration { .. } => return Some("this version has no abliteration".into()),
+            Method::Abliteration { .. } => vec![Role::RestrictedPrompts, Role::HarmlessPrompts],
             Method::Prefill(Prefill::Demonstrations(_)) => vec![Role::Restricted],
             Method::Prefill(Prefill::Answer(_)) => {
                 let generates = self.restricted.as_ref().is_some_and(|table| table.metric == MetricKind::Compliance);

@@ -260,3 +260,39 @@ fn overrides_reach_the_suite_and_its_built_in_attacks() {
     assert_eq!((attacks.len(), finetune(&attacks[0]).steps), (1, 13));
     assert_eq!(suite.title(), "quick");
 }
+
+/// The example names every key, so that whoever adds one shows it there.
+#[test]
+fn the_example_shows_every_key() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/redteam.toml");
+    let suite = Suite::load(&path, &[]).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(table) => table.iter().for_each(|(key, value)| {
+                found.push(key.clone());
+                keys(value, found);
+            }),
+            serde_json::Value::Array(list) => list.iter().for_each(|value| keys(value, found)),
+            _ => {}
+        }
+    }
+    let mut all = vec!["suite".into(), "scale".into()];
+    keys(&serde_json::to_value(&suite).unwrap(), &mut all);
+    assert!(all.len() > 80, "{all:?}");
+    let shown = |key: &String| {
+        text.lines().any(|line| {
+            let line = line.trim_start_matches("# ");
+            line.starts_with(&format!("{key} = "))
+                || line.starts_with(&format!("[{key}]"))
+                || line.contains(&format!("[[{key}]]"))
+                || line.contains(&format!("{{ {key} = "))
+                || line.contains(&format!(", {key} = "))
+        })
+    };
+    assert_eq!(all.iter().filter(|key| !shown(key)).collect::<Vec<_>>(), Vec::<&String>::new());
+    let mine = suite.attack.iter().find(|attack| attack.name == "mine").unwrap();
+    let written = serde_json::to_value(mine).unwrap();
+    // What only the other kinds have: demonstrations, text, layer.
+    assert_eq!(written.as_object().unwrap().len(), 25 - 3);
+}

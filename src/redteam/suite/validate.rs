@@ -234,19 +234,18 @@ fn refuse_idle_keys(key: &str, attack: &AttackTable) -> Result<()> {
     let prefill = [("demonstrations", attack.demonstrations.is_some()), ("text", attack.text.is_some())];
     let abliteration = [("layer", attack.layer.is_some())];
     let is_lora = attack.kind == AttackForm::Finetune && attack.params == Some(ParameterChoice::Lora);
-    let groups: [(&[(&str, bool)], bool, &str); 4] = [
-        (&lora, is_lora, "set params = \"lora\""),
-        (&finetune, attack.kind == AttackForm::Finetune, "set kind = \"finetune\""),
-        (&prefill, attack.kind == AttackForm::Prefill, "set kind = \"prefill\""),
-        (&abliteration, attack.kind == AttackForm::Abliteration, "set kind = \"abliteration\""),
-    ];
-    for (keys, has_effect, remedy) in groups {
-        if let (false, Some((name, _))) = (has_effect, keys.iter().find(|(_, written)| *written)) {
+    let group = |keys: &[(&str, bool)], has_effect: bool, remedy: &str| match keys.iter().find(|(_, written)| *written)
+    {
+        Some((name, _)) if !has_effect => {
             let problem = "has no effect in this attack";
-            return Err(fault(format!("{key}.{name}"), problem, format!("{remedy}, or remove it")));
+            Err(fault(format!("{key}.{name}"), problem, format!("{remedy}, or remove it")))
         }
-    }
-    Ok(())
+        _ => Ok(()),
+    };
+    group(&lora, is_lora, "set params = \"lora\"")?;
+    group(&finetune, attack.kind == AttackForm::Finetune, "set kind = \"finetune\"")?;
+    group(&prefill, attack.kind == AttackForm::Prefill, "set kind = \"prefill\"")?;
+    group(&abliteration, attack.kind == AttackForm::Abliteration, "set kind = \"abliteration\"")
 }
 
 fn check_finetune(key: &str, attack: &AttackTable, suite: &Suite) -> Result<()> {

@@ -60,8 +60,9 @@ pub fn redteam<B: Backend>(
     observe: &mut Observer,
 ) -> Result<Results> {
     let attacks = config.suite.attacks()?;
-    let setup = Setup::open(backend, config, &attacks)?;
-    let files = Files::open(&config.out, &config.suite.resolved()?, &setup.identity, resume)?;
+    let (target, identity) = setup::open(backend, config, &attacks)?;
+    let files = Files::open(&config.out, &config.suite.resolved()?, &identity, resume)?;
+    let setup = Setup::new(config, target)?;
     let mut run = Run::new(config, setup, files, attacks, stop)?;
     run.take_finished(observe)?;
     observe(Event::Begin { from: run.steps_done, steps: run.steps })?;

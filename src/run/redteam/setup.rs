@@ -16,33 +16,40 @@ use crate::redteam::suite::{Attack, Method, Prefill, RestrictedTable, Role, Suit
 use crate::redteam::{DefenderCost, Goal, Measures, Metric, Scores, Target, largest};
 use crate::run::{LoadedModel, open_stream};
 
-/// What is open.
+/// A model under attack that has been measured.
 pub(super) struct Setup<B: Backend> {
     pub target: Target<B>,
     pub goal: Goal,
     pub before: Scores,
     pub defender: Option<DefenderCost>,
-    /// Tells model, measurements and data.
-    pub identity: Identity,
+}
+
+/// Opens the model of `config`, the data of its suite's attacks and the measurements.
+pub(super) fn open<B: Backend>(
+    backend: B,
+    config: &RedteamConfig,
+    attacks: &[Attack],
+) -> Result<(Target<B>, Identity)> {
+    let suite = &config.suite;
+    let (restricted, utility) = goal_tables(suite)?;
+    let directory = ModelDirectory::open(&config.model)?;
+    let measures = Opener { suite, attacks, model: &directory }.measures(restricted, utility)?;
+    let streams = streams(suite, attacks, &directory)?;
+    let positions = positions(attacks, &streams, &measures, &directory);
+    let weights = directory.read_weights()?;
+    let model = Arc::new(Model::new(backend, directory.config.clone(), positions)?);
+    let target = Target { model, weights, streams, measures, points: suite.evaluate.points };
+    let identity = identity(suite, &target)?;
+    Ok((target, identity))
 }
 
 impl<B: Backend> Setup<B> {
-    /// Opens the model of `config` for the attacks of its suite.
-    pub(super) fn open(backend: B, config: &RedteamConfig, attacks: &[Attack]) -> Result<Self> {
-        let suite = &config.suite;
-        let (restricted, utility) = goal_tables(suite)?;
-        let directory = ModelDirectory::open(&config.model)?;
-        let measures = Opener { suite, attacks, model: &directory }.measures(restricted, utility)?;
-        let streams = streams(suite, attacks, &directory)?;
-        let positions = positions(attacks, &streams, &measures, &directory);
-        let weights = directory.read_weights()?;
-        let model = Arc::new(Model::new(backend, directory.config.clone(), positions)?);
-        let target = Target { model, weights, streams, measures, points: suite.evaluate.points };
-        let identity = identity(suite, &target)?;
+    /// Measures the model before any attack, and says what a breach is.
+    pub(super) fn new(config: &RedteamConfig, target: Target<B>) -> Result<Self> {
+        let (restricted, utility) = goal_tables(&config.suite)?;
         let before = target.before()?;
-        let goal = goal(suite, restricted, utility, &target, &before)?;
-        let defender = defender(suite, &config.model)?;
-        Ok(Self { target, goal, before, defender, identity })
+        let goal = goal(&config.suite, restricted, utility, &target, &before)?;
+        Ok(Self { target, goal, before, defender: defender(&config.suite, &config.model)? })
     }
 
     /// How many attacks run side by side: what was asked for, as far as the memory goes.
