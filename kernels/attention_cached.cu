@@ -13,7 +13,7 @@
 // keeps the score of key k in lane k; then over its values in the same way. The softmax is online, a step a tile. The
 // warps' sums meet in shared memory and are added in order of the warps.
 // Shared memory. forward: for each of 4 warps D sums, then maximum and total; at most 4,128 bytes. store: none.
-// Registers: query 8, sums 8, about 30 more. Widths: store has vectors of 16 bytes and single elements; forward reads single
+// Registers: forward 55, of which query and sums have 16; store 16. Widths: store has vectors of 16 bytes and single elements; forward reads single
 // elements, 32 neighbours a warp.
 // Bytes: 2 D stored elements for each key that a row and head sees; the heads of a group and rows with common slots meet
 // them in L2. FLOP: 4 D for each. Speed: not measured.

@@ -61,6 +61,9 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
         let (flop, tokens) = (2.0 * pairs as f64 * 4.0 * D, 2.0 * length as f64);
         row(&format!("attention_forward/2x{length}"), flop, tokens * (2.0 * (QKV + D) + 4.0 * HEADS));
         row(&format!("attention_backward/2x{length}"), 2.5 * flop, tokens * (4.0 * (QKV + D) + 4.0 * HEADS));
+        // Keys and values have as many columns as qkv has more than the queries.
+        let bytes = 2.0 * (2.0 * (QKV + D + QKV - D) + tokens * (QKV - D)) + 4.0 * (tokens + 6.0);
+        row(&format!("attention_cached/2x{length}"), 4.0 * tokens * D, bytes);
     }
     for (suffix, products, head) in [("", 2.0, 0.0), ("/d_head", 3.0, 8.0 * V * D)] {
         let (flop, bytes) = (products * 2.0 * T * V * D, 2.0 * (2.0 * T * D + V * D) + head + 12.0 * T);

@@ -225,12 +225,14 @@ fn what_does_not_fit_is_an_error() {
     assert!(prompts(&[vec![3]], &GenerateOptions { batch: 0, ..GenerateOptions::default() }).contains("--batch"));
 }
 
-fn lists(value: &serde_json::Value) -> Vec<Vec<u32>> {
+fn lists(value: &serde_json::Value) -> Texts {
     serde_json::from_value(value.clone()).unwrap()
 }
 
+type Texts = Vec<Vec<u32>>;
+
 /// Prompts, options and the texts of Transformers: (without the adapter, with it).
-fn greedy(expected: &serde_json::Value) -> (Vec<Vec<u32>>, GenerateOptions, [Vec<Vec<u32>>; 2]) {
+fn greedy(expected: &serde_json::Value) -> (Texts, GenerateOptions, [Texts; 2]) {
     let options = GenerateOptions {
         max_new_tokens: expected["max_new_tokens"].as_u64().unwrap() as usize,
         stop: serde_json::from_value(expected["stop"].clone()).unwrap(),
@@ -317,7 +319,7 @@ fn exact_match_is_that_greedy_decoding_writes_the_labelled_tokens() {
             let labels = [vec![IGNORE_INDEX; prompt.len()], answer.clone()].concat();
             let tokens = [prompt.clone(), answer.clone()].concat();
             let options = GenerateOptions { max_new_tokens: answer.len(), ..options.clone() };
-            let written = generate(&fixture.model, fixture.plain(), &[prompt.clone()], &options).unwrap();
+            let written = generate(&fixture.model, fixture.plain(), std::slice::from_ref(prompt), &options).unwrap();
             expected.push(Some(written[0] == answer));
             batch.push(&tokens, &labels, tokens.len());
         }

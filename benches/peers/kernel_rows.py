@@ -121,9 +121,9 @@ def attention(b):
                 return q, k, v, b.normal(s.sequences, s.heads, length, s.head_dim)
             return b.sets(moved, make)
 
-        def call(q, k, v, kind):
+        def call(q, k, v, kind, causal=True):
             with sdpa_kernel(kind):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
 
         for variant, kind in kinds if b.timer.cuda else [("math", SDPBackend.MATH)]:
             def forward():
@@ -142,6 +142,26 @@ def attention(b):
 
             b.row(f"attention_forward/{s.sequences}x{length}", variant, shape, flop, forward_bytes, forward)
             b.row(f"attention_backward/{s.sequences}x{length}", variant, shape, 2.5 * flop, backward_bytes, backward)
+
+        slot = 2 * s.kv_heads * s.head_dim
+        cached_bytes = E * s.sequences * (s.qkv + s.q + slot + length * slot) + 4 * s.sequences * (length + 3)
+
+        def cached_operands(length=length):  # a cache that lies in one piece: a list of slots has no kernel in PyTorch
+            q, k, v = (b.normal(s.sequences, h, 1, s.head_dim) for h in (s.heads, s.kv_heads, s.kv_heads))
+            return q, k, v, *(b.normal(s.sequences, s.kv_heads, length, s.head_dim) for _ in range(2))
+
+        for variant, kind in kinds if b.timer.cuda else [("math", SDPBackend.MATH)]:
+            def cached():
+                at = b.sets(cached_bytes, cached_operands)
+
+                def step(n):
+                    q, k, v, keys, values = at(n)
+                    keys[:, :, -1:], values[:, :, -1:] = k, v
+                    return call(q, keys, values, kind, causal=False)
+                return step
+
+            shape = f"{s.sequences} × 1 after {length - 1}, {s.heads} and {s.kv_heads} heads of {s.head_dim}"
+            b.row(f"attention_cached/{s.sequences}x{length}", variant, shape, 4 * s.sequences * length * s.q, cached_bytes, cached)
 
 
 def loss_head(b):

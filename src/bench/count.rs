@@ -67,6 +67,18 @@ pub fn attention_backward(sequences: usize, length: usize, shape: AttentionShape
     }
 }
 
+/// One new token of each sequence, the last of `length`: every key and value of its sequence once.
+pub fn attention_cached(sequences: usize, length: usize, shape: AttentionShape, element: f64) -> Work {
+    let (rows, keys) = (sequences as f64, (sequences * length) as f64);
+    let columns = (shape.qkv_cols() + shape.query_cols()) as f64;
+    let slot = 2.0 * shape.key_value_cols() as f64;
+    Work {
+        flop: 4.0 * keys * shape.query_cols() as f64,
+        // The new slots are written once, then read like all others; of slots and rows the tables are read.
+        bytes: element * (rows * (columns + slot) + keys * slot) + 4.0 * (keys + 3.0 * rows),
+    }
+}
+
 /// Logits, and the gradient of the hidden states; with `d_head` that of the head too. Logits themselves need not move.
 pub fn loss_head(tokens: usize, vocab_size: usize, hidden_size: usize, d_head: bool, element: f64) -> Work {
     let (t, v, d) = (tokens as f64, vocab_size as f64, hidden_size as f64);

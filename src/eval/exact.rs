@@ -1,6 +1,8 @@
 //! Exact match: whether greedy decoding reproduces the labelled tokens of a sequence. One forward pass tells, because greedy
 //! decoding that has been right so far continues from the very tokens of the data.
 
+use rayon::prelude::*;
+
 use super::perplexity::not_finite;
 use super::sample::argmax;
 use crate::error::{Error, Result};
@@ -58,8 +60,9 @@ fn batch_matches<B: Backend>(
     for rows in labelled.chunks(LOGIT_ROWS) {
         let vocabulary = evaluator.model().config.vocab_size;
         let logits = evaluator.model().logits(subject.weights, evaluator.workspace(), rows)?;
-        for (logits, &row) in logits.chunks(vocabulary).zip(rows) {
-            let predicted = argmax(logits).ok_or_else(|| not_finite(format!("a logit of batch {index}")))?;
+        let predicted: Vec<Option<u32>> = logits.par_chunks(vocabulary).map(argmax).collect();
+        for (predicted, &row) in predicted.into_iter().zip(rows) {
+            let predicted = predicted.ok_or_else(|| not_finite(format!("a logit of batch {index}")))?;
             right[row as usize] = Some(predicted == targets[row as usize]);
         }
     }

@@ -1,6 +1,8 @@
 //! Generation: continues many texts at a time through a cache. A text that ends leaves the batch at once, and the next one
 //! takes its place.
 
+use rayon::prelude::*;
+
 use super::perplexity::not_finite;
 use super::sample::{Sampling, argmax};
 use crate::error::{Error, Result};
@@ -94,6 +96,15 @@ struct Text {
     sequence: CachedSequence,
 }
 
+impl Text {
+    /// The next token; `None` if there is none for a NaN among the logits.
+    fn draw(&self, logits: &[f32], options: &GenerateOptions) -> Option<u32> {
+        let Some(sampling) = options.sampling else { return argmax(logits) };
+        let (prompt, position) = (self.prompt as u64, self.tokens.len() as u64);
+        sampling.draw(logits, &mut Random::new(options.seed, Stream::Generation, prompt, position))
+    }
+}
+
 struct Generator<'a, B: Backend> {
     model: &'a Model<B>,
     subject: Subject<'a, B>,
@@ -143,9 +154,13 @@ impl<'a, B: Backend> Generator<'a, B> {
         }
         let rows: Vec<u32> = ends.iter().map(|&(_, row)| row).collect();
         let logits = self.model.extended_logits(self.subject.weights, &self.workspace, &rows)?;
+        let rows = logits.par_chunks(self.model.config.vocab_size);
+        let (active, options) = (&self.active, self.options);
+        let draw = |(&(index, _), logits): (&(usize, u32), &[f32])| active[index].draw(logits, options);
+        let drawn: Vec<Option<u32>> = ends.par_iter().zip(rows).map(draw).collect();
         let mut ended = vec![false; self.active.len()];
-        for (&(index, _), logits) in ends.iter().zip(logits.chunks(self.model.config.vocab_size)) {
-            ended[index] = self.add_token(index, logits)?;
+        for (&(index, _), token) in ends.iter().zip(drawn) {
+            ended[index] = self.add_token(index, token)?;
         }
         for (text, ended) in std::mem::take(&mut self.active).into_iter().zip(ended) {
             match ended {
@@ -185,16 +200,9 @@ impl<'a, B: Backend> Generator<'a, B> {
         Ok(ends)
     }
 
-    /// Adds the next token to a text; says whether it has ended.
-    fn add_token(&mut self, index: usize, logits: &[f32]) -> Result<bool> {
+    /// Adds the token that was drawn to a text; says whether it has ended.
+    fn add_token(&mut self, index: usize, token: Option<u32>) -> Result<bool> {
         let Text { prompt, tokens, .. } = &mut self.active[index];
-        let token = match self.options.sampling {
-            None => argmax(logits),
-            Some(sampling) => {
-                let (prompt, position) = (*prompt as u64, tokens.len() as u64);
-                sampling.draw(logits, &mut Random::new(self.options.seed, Stream::Generation, prompt, position))
-            }
-        };
         let token = token.ok_or_else(|| not_finite(format!("a logit after prompt {prompt}")))?;
         if self.options.stop.contains(&token) {
             return Ok(true);

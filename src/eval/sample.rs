@@ -1,5 +1,7 @@
 //! The next token of a text, from the logits after it.
 
+use std::cmp::Ordering;
+
 use crate::random::Random;
 
 /// How the next token is drawn. The filters are those of Transformers, in its order: temperature, top-k, top-p.
@@ -42,8 +44,8 @@ impl Sampling {
         kept.last().map(|&(token, _)| token)
     }
 
-    /// The tokens that the filters keep, the most probable first, with weights that are in proportion to their
-    /// probabilities.
+    /// The tokens that the filters keep, with weights that are in proportion to their probabilities, in an order that depends
+    /// on nothing else. Sorts few of them: vocabularies have a hundred thousand.
     fn distribution(&self, logits: &[f32]) -> Option<Vec<(u32, f64)>> {
         let largest = f64::from(*logits.get(argmax(logits)? as usize)?);
         if !largest.is_finite() {
@@ -51,17 +53,35 @@ impl Sampling {
         }
         let weight = |logit: f32| ((f64::from(logit) - largest) / self.temperature).exp();
         let mut kept: Vec<(u32, f64)> = (0..).zip(logits.iter().map(|&logit| weight(logit))).collect();
-        kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        kept.truncate(self.top_k.unwrap_or(usize::MAX).max(1));
+        if let Some(k) = self.top_k.filter(|&k| k > 0 && k < kept.len()) {
+            kept.select_nth_unstable_by(k, most_probable_first);
+            kept.truncate(k);
+            kept.sort_unstable_by(most_probable_first);
+        }
+        if self.top_p < 1.0 {
+            self.keep_top_p(&mut kept);
+        }
+        Some(kept)
+    }
+
+    fn keep_top_p(&self, kept: &mut Vec<(u32, f64)>) {
         let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+        // All tokens below this weight together have less than what may be left out.
+        let negligible = 0.5 * (1.0 - self.top_p) * total / kept.len() as f64;
+        kept.retain(|(_, weight)| *weight >= negligible);
+        kept.sort_unstable_by(most_probable_first);
         let mut before = 0.0;
         let enough = kept.iter().position(|(_, weight)| {
             before += weight / total;
             before >= self.top_p
         });
         kept.truncate(enough.map_or(kept.len(), |last| last + 1));
-        Some(kept)
     }
+}
+
+/// Of equally probable tokens the first one.
+fn most_probable_first(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
 #[cfg(test)]
@@ -88,11 +108,13 @@ mod tests {
     #[test]
     fn filters_keep_the_most_probable_tokens() {
         let p = [0.1, 0.4, 0.15, 0.35];
-        assert_eq!(kept(PLAIN, &p), [1, 3, 2, 0]);
+        assert_eq!(kept(PLAIN, &p), [0, 1, 2, 3]);
         assert_eq!(kept(Sampling { top_k: Some(2), ..PLAIN }, &p), [1, 3]);
         assert_eq!(kept(Sampling { top_p: 0.3, ..PLAIN }, &p), [1]);
         assert_eq!(kept(Sampling { top_p: 0.7, ..PLAIN }, &p), [1, 3]);
         assert_eq!(kept(Sampling { top_p: 0.8, ..PLAIN }, &p), [1, 3, 2]);
+        assert_eq!(kept(Sampling { top_p: 0.9999, ..PLAIN }, &p), [1, 3, 2, 0]);
+        assert_eq!(kept(Sampling { top_k: Some(9), ..PLAIN }, &p), [0, 1, 2, 3]);
         // The share is of what top-k left: 0.4 of 0.75 is more than a half.
         assert_eq!(kept(Sampling { top_k: Some(2), top_p: 0.52, ..PLAIN }, &p), [1]);
         // A high temperature makes the first token's share small: of 0.4, 0.35, 0.15, 0.1 to the tenth it is below 0.3.

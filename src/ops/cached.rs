@@ -60,6 +60,9 @@ impl<B: Backend> CachedSegments<B> {
             });
             slots.extend_from_slice(own);
         }
+        if i32::try_from(slots.len()).is_err() {
+            return Err(shape_error(NAME, format!("{} slots are more than one batch can count", slots.len())));
+        }
         let device_slots = Tensor::from_u32(backend, "cache slots", &slots)?;
         let device_rows = Tensor::from_u32(backend, "cached rows", &rows)?;
         Ok(Self { shape, host, slots, device_slots, device_rows })

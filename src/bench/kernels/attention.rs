@@ -1,10 +1,10 @@
-//! Causal attention, at the length of a batch and at a short one.
+//! Causal attention, at the length of a batch and at a short one: whole sequences, and one new token behind a cache.
 
 use super::super::{Bench, Spec, count};
 use super::sets;
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
-use crate::ops::{self, AttentionShape, Segment, Segments, Tensor};
+use crate::ops::{self, AttentionShape, CachedSegments, Segment, Segments, Tensor};
 
 struct Operands {
     qkv: Tensor<Cuda>,
@@ -45,6 +45,7 @@ pub(super) fn run(bench: &mut Bench) {
         for backward in [false, true] {
             row(bench, length, backward);
         }
+        cached_row(bench, length);
     }
 }
 
@@ -72,6 +73,38 @@ fn row(bench: &mut Bench, length: usize, backward: bool) {
         Ok(move |i| match backward {
             false => sets.at(i).forward(&cuda, &segments, shape),
             true => sets.at(i).backward(&cuda, &segments, shape),
+        })
+    });
+}
+
+/// A new token for each sequence, with the others of `length` in slots that are not in order.
+fn cached_row(bench: &mut Bench, length: usize) {
+    let (sequences, shape) = (bench.options.shapes.sequences, bench.options.shapes.model.attention());
+    let work = count::attention_cached(sequences, length, shape, bench.element());
+    let AttentionShape { num_attention_heads, num_key_value_heads, head_dim, .. } = shape;
+    let described = format!(
+        "{sequences} × 1 after {}, {num_attention_heads} and {num_key_value_heads} heads of {head_dim}",
+        length - 1
+    );
+    let spec = Spec::new(format!("attention_cached/{sequences}x{length}"), described, work);
+    bench.row(spec, |bench| {
+        let cuda = bench.cuda.clone();
+        // A token's slots of all sequences lie together, as they do where texts grow at the same time.
+        let slots: Vec<u32> =
+            (0..sequences).flat_map(|s| (0..length).map(move |t| (t * sequences + s) as u32)).collect();
+        let table: Vec<(usize, &[u32])> = slots.chunks(length).map(|own| (1, own)).collect();
+        let segments = CachedSegments::new(&cuda, shape, &table)?;
+        let mut sets = sets(bench, work.bytes, |_| {
+            let data = &bench.data;
+            Ok((
+                data.matrix("qkv", sequences, shape.qkv_cols())?,
+                data.matrix("cache", sequences * length, 2 * shape.key_value_cols())?,
+                data.matrix("attention", sequences, shape.query_cols())?,
+            ))
+        })?;
+        Ok(move |i| {
+            let (qkv, cache, out) = sets.at(i);
+            ops::attention_cached(&cuda, qkv.view(), &segments, cache.view_mut(), out.view_mut())
         })
     });
 }
