@@ -186,6 +186,57 @@ fn a_scripted_run_file_follows_the_authors_loop() {
     }
 }
 
+/// A GPU's memory decides how attacks run, and [memory] pins it: what changes no result changes no byte, bf16 moments do.
+#[cfg(feature = "simulator")]
+#[test]
+fn a_gpu_run_says_what_it_trades_for_memory_and_takes_orders() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = text(&tar_run(scratch.path()));
+    let harden = |name: &str, device: &str, pins: &[&str]| {
+        let out = scratch.path().join(name);
+        let mut command = temper(&["harden", &run, "--out", &text(&out), "--device", device]);
+        for stream in ["pile", "camel", "adv_retain", "forget_train", "meta", "retain"] {
+            command.args([
+                "--set",
+                &format!("data.{stream}.batch=1"),
+                "--set",
+                &format!("data.{stream}.max_length=12"),
+            ]);
+        }
+        let short = ["tar.outer_steps=1", "tar.inner_steps=2", "tar.tr_every=2", "tar.script=[]"];
+        command.args(short.iter().chain(pins).flat_map(|set| ["--set", set]));
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned(), out.join("model.safetensors"))
+    };
+    let finished = |name, pins: &[&str], note: &str| {
+        let (code, messages, model) = harden(name, "sim", pins);
+        assert_eq!(code, Some(0), "{messages}");
+        assert!(messages.contains("GB on the device; ") && messages.contains(note), "{messages}");
+        std::fs::read(model).unwrap()
+    };
+    let chosen = finished("auto", &[], "moments in f32, steps within the backward pass, no activation computed again");
+    let pins = ["memory.recompute=layers", "memory.step_in_backward=false"];
+    assert!(finished("pinned", &pins, "moments in f32, whole gradients, layers run forward again") == chosen);
+    assert!(finished("bf16", &["memory.states=bf16"], "moments in bf16") != chosen);
+    let (code, message, _) = harden("cpu", "cpu", &["memory.states=bf16"]);
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("memory.states: bf16 goes with bf16 weights"), "{message}");
+}
+
+/// A batch that is too large for the 16 GiB of the simulated GPU is refused before anything is written.
+#[cfg(feature = "simulator")]
+#[test]
+fn a_run_that_does_not_fit_its_gpu_is_refused_before_it_starts() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (run, out) = (text(&tar_run(scratch.path())), text(&scratch.path().join("out")));
+    let arguments = ["harden", &run, "--out", &out, "--device", "sim", "--set", "data.meta.batch=1000000"];
+    let output = temper(&arguments).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(5), "{message}");
+    assert!(message.contains("the run on this GPU needs") && message.contains("set data.meta.batch = "), "{message}");
+    assert!(!Path::new(&out).exists());
+}
+
 /// All files of a finished run that must not depend on how often it was stopped.
 fn result(out: &Path) -> Vec<(String, Vec<u8>)> {
     let names = ["config.json", "model.safetensors", "adapter_model.safetensors", "temper/metrics.jsonl"];

@@ -92,9 +92,9 @@ fn set_up<'a, B: Backend>(
     observe: &mut Observer,
 ) -> Result<Run<'a, B>> {
     let source = ModelDirectory::open(&config.model.path)?;
-    let memory = memory(&backend, config, &source, observe)?;
     let dtype = export_dtype(config.model.dtype.as_deref(), &source)?;
     let mut streams = streams(config, &source)?;
+    let memory = memory(&backend, config, &source, &streams, observe)?;
     let positions = streams.0.values().map(|s| s.longest()).max().unwrap_or(1);
     let mut loaded = LoadedModel::open(backend, &config.model.path, positions)?;
     let reference = config.model.reference.as_ref().unwrap_or(&config.model.path);
@@ -134,15 +134,17 @@ fn memory<B: Backend>(
     backend: &B,
     config: &RunConfig,
     source: &ModelDirectory,
+    streams: &Streams,
     observe: &mut Observer,
 ) -> Result<MemorySettings> {
     let Some(memory) = backend.device_memory() else { return Ok(config.memory.settings(MemorySettings::default())) };
-    let mut cut = config.clone();
-    for stream in cut.data.values_mut() {
-        // As the streams cut their sequences.
-        stream.max_length = stream.max_length.min(source.config.max_position_embeddings);
+    let mut actual = config.clone();
+    for (name, stream) in &streams.0 {
+        if let Some(table) = actual.data.get_mut(name) {
+            table.max_length = stream.longest();
+        }
     }
-    let plan = Plan::new(&cut, &source.config, Target::Device { memory, compute: backend.compute_dtype() })?;
+    let plan = Plan::new(&actual, &source.config, Target::Device { memory, compute: backend.compute_dtype() })?;
     plan.ensure_fits()?;
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let (needed, all) = (gigabytes(plan.device_bytes), gigabytes(memory));

@@ -23,6 +23,7 @@ fn rule_name(rule: UpdateRule) -> &'static str {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 pub(super) fn update(
     cuda: &Cuda,
     rule: UpdateRule,
