@@ -208,6 +208,7 @@ mod tests {
     use crate::data::StreamOptions;
     use crate::demo::Experiment;
     use crate::model::{Model, Parameters};
+    use crate::objective::LossBatch;
     use crate::random::{Random, Stream};
 
     fn evaluator() -> (Evaluator<Cpu>, Parameters<Cpu>) {
@@ -228,6 +229,11 @@ mod tests {
         let logits = evaluator.model().logits(weights, evaluator.workspace(), &rows).unwrap();
         let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
         logits.chunks_exact(256).map(best).collect()
+    }
+
+    fn score(scorer: &Scorer, prefix: &[u32], evaluator: &mut Evaluator<Cpu>, weights: &Parameters<Cpu>) -> f64 {
+        let prefix = Prefix { tokens: prefix.to_vec(), answer: None };
+        scorer.score(evaluator, Subject::plain(weights), &prefix, &mut BTreeMap::new()).unwrap()
     }
 
     fn stream(rows: Vec<(Vec<u32>, Vec<u32>)>) -> DataStream {
@@ -266,7 +272,7 @@ mod tests {
             })
             .collect();
         let scorer = Scorer::exact(&stream(rows), Some(1)).unwrap();
-        assert_eq!(scorer.score(&mut evaluator, Subject::plain(&weights), &[]).unwrap(), 0.5);
+        assert_eq!(score(&scorer, &[], &mut evaluator, &weights), 0.5);
     }
 
     /// A prefix moves the question back; the start token stands only once.
@@ -287,7 +293,7 @@ mod tests {
         }
         let score = |rows, prefix: &[u32], evaluator: &mut Evaluator<Cpu>| {
             let scorer = Scorer::exact(&stream(rows), Some(1)).unwrap();
-            scorer.score(evaluator, Subject::plain(&weights), prefix).unwrap()
+            self::score(&scorer, prefix, evaluator, &weights)
         };
         assert_eq!(score(plain, &prefix, &mut evaluator), 3.0 / 7.0);
         assert_eq!(score(longer, &[], &mut evaluator), 3.0 / 7.0);
