@@ -98,6 +98,7 @@ impl Axis {
 
     fn place(&self, x: f64) -> Option<f64> {
         let share = match self.log {
+            _ if !x.is_finite() => return None,
             true if x > 0.0 => (x / self.first).log10() / (self.last / self.first).log10(),
             true => return None,
             false => x / self.last,
