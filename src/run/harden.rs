@@ -96,7 +96,8 @@ fn set_up<'a, B: Backend>(
     let mut metrics = MetricsWriter::create(&directory.folder())?;
     if let Some(table) = &config.safeguard {
         let tables = (config, table);
-        safeguard::apply(&mut loaded, &reference, &mut streams, tables, stop, &mut metrics, observe)?;
+        let recompute = memory.recompute;
+        safeguard::apply(&mut loaded, &reference, &mut streams, tables, recompute, stop, &mut metrics, observe)?;
     }
     if config.compat.skip_first_retain_batch {
         streams.skip_batch(&config.tar.retain_data)?;
