@@ -63,6 +63,9 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
         if on_cpu { "main" } else { "device" },
         print::bytes(plan.device_bytes)
     )?;
+    if plan.safeguard_bytes > 0 {
+        writeln!(text, "device memory of the safeguard, before: {}", print::bytes(plan.safeguard_bytes))?;
+    }
     if plan.host_bytes > 0 {
         writeln!(text, "host memory: {}", print::bytes(plan.host_bytes))?;
     }

@@ -166,6 +166,20 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
     buffers
 }
 
+/// Bytes on the device while a safeguard is trained, before the nested loop: the weights, the reference model (with the
+/// remainders that it does not need), the whole gradient, f32 states, directions or hidden states of the reference, and
+/// what a pass needs. 0 without one.
+pub(super) fn safeguard_bytes(needs: &Needs, choice: MemorySettings, compute: DType) -> u64 {
+    let Some(states) = needs.safeguard_states else { return 0 };
+    let (vocabulary, d, tokens) = (needs.model.vocab_size, needs.model.hidden_size, needs.largest_batch);
+    let directions = 4 * (vocabulary * d) as u64;
+    4 * needs.parameters * (3 + states)
+        + needs.workspace_bytes(0, compute, choice.recompute)
+        + needs.hidden_states_bytes(compute).max(directions)
+        + loss_head_bytes(tokens as usize, vocabulary, d, compute) as u64
+        + ALLOWANCE
+}
+
 fn add_host(needs: &Needs, element: u64, add: &mut impl FnMut(Place, &str, u64, &str)) {
     let (parameters, states) = (needs.parameters, needs.outer_states);
     add(Place::Host, "unattacked weights", 4 * parameters, "f32, pinned");

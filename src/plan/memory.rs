@@ -30,6 +30,8 @@ pub(super) struct Needs<'a> {
     pub(super) adapter_columns: u64,
     /// States of the outer optimizer.
     pub(super) outer_states: u64,
+    /// States of the optimizer of a safeguard that is trained first.
+    pub(super) safeguard_states: Option<u64>,
     /// Whether the retain loss needs the reference model's hidden states.
     pub(super) representations: bool,
 }
@@ -70,6 +72,7 @@ impl<'a> Needs<'a> {
             adapter_columns: adapter_columns(&lora),
             adapters: elements.zip(lora_states).collect(),
             outer_states: tar.outer.optimizer.rule().states() as u64,
+            safeguard_states: run.safeguard.as_ref().map(|table| table.optimizer.rule().states() as u64),
             representations: tar.retain_representations && tar.retain_scale > 0.0,
         })
     }

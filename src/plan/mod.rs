@@ -82,6 +82,8 @@ pub struct Plan {
     pub memory: MemorySettings,
     /// The buffers.
     pub buffers: Vec<Buffer>,
+    /// Bytes on a GPU while the run file's safeguard is trained, before all that; 0 without one.
+    pub safeguard_bytes: u64,
     /// Bytes in the device's memory.
     pub device_bytes: u64,
     /// Bytes in main memory beside a GPU, most of them pinned.
@@ -131,6 +133,11 @@ impl Plan {
             }
             Target::Device { memory, compute } => ("this GPU".into(), Some(memory), None, on_gpu(memory, compute)?),
         };
+        let safeguard_bytes = match target {
+            Target::Cpu { .. } => 0,
+            Target::Gpu(_) => gpu::safeguard_bytes(&layout, memory, DType::Bf16),
+            Target::Device { compute, .. } => gpu::safeguard_bytes(&layout, memory, compute),
+        };
         let total = |place| buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();
         let work = arithmetic::outer_step(run, model, memory.recompute, layout.largest_batch);
         let flop_per_outer_step = work.iter().map(|w| w.flop).sum();
@@ -139,6 +146,7 @@ impl Plan {
             parameters: layout.parameters,
             largest_batch_tokens: layout.largest_batch,
             memory,
+            safeguard_bytes,
             device_bytes: total(Place::Device),
             host_bytes: total(Place::Host),
             available_bytes: available,
@@ -154,7 +162,12 @@ impl Plan {
 
     /// Whether the device has enough memory.
     pub fn fits(&self) -> bool {
-        self.available_bytes.is_none_or(|available| self.device_bytes <= available)
+        self.available_bytes.is_none_or(|available| self.needed_bytes() <= available)
+    }
+
+    /// Bytes that the device must have.
+    pub fn needed_bytes(&self) -> u64 {
+        self.device_bytes.max(self.safeguard_bytes)
     }
 
     /// [`Error::Memory`] for a run that does not fit, with the setting that would make it fit.
@@ -162,7 +175,7 @@ impl Plan {
         match self.available_bytes {
             Some(available) if !self.fits() => Err(Error::Memory {
                 what: format!("the run on {}", self.device),
-                needed: self.device_bytes,
+                needed: self.needed_bytes(),
                 available,
                 remedy: self.remedy.clone().unwrap_or_default(),
             }),

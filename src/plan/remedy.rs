@@ -13,6 +13,10 @@ pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> Stri
     if automatic.memory != run.memory && fits(&automatic) {
         return "remove the table [memory], so that what fits is chosen".into();
     }
+    let safe = RunConfig { safeguard: None, ..run.clone() };
+    if run.safeguard.is_some() && fits(&safe) {
+        return "leave the table [safeguard] out, and start from a model that has had its plain safeguard".into();
+    }
     for (start, words) in [
         (run.clone(), ""),
         (lora, "set params = \"lora\" for every [[tar.adversary]]"),

@@ -114,6 +114,16 @@ fn full_parameter_tar_of_8b_fits_one_h200_as_the_ledger_says() {
     }
 }
 
+/// The safeguard of a run file keeps a whole gradient and f32 states, and the reference on the device: 20 bytes a parameter.
+#[test]
+fn a_safeguard_that_does_not_fit_is_no_part_of_a_run_on_a_gpu() {
+    let plan = |table: &str| gpu_plan(&preset("bio", &[table]), "h200");
+    let random_mapping = plan("safeguard={method=\"random_mapping\", data=\"forget\"}");
+    assert!(!random_mapping.fits() && random_mapping.device_bytes < random_mapping.needed_bytes());
+    close(random_mapping.safeguard_bytes as f64 / 1e9, 5.0 * 32.12 + 27.35 + 4.43 + 1.08 + 1.5, 0.005);
+    assert!(random_mapping.remedy.unwrap().starts_with("leave the table [safeguard] out"));
+}
+
 /// Activations of 16,384 tokens where norms are computed again: 32 × 47,104 columns kept, 22,528 shared, 77,824 outside.
 #[test]
 fn a_lora_attack_on_8b_keeps_16k_tokens_on_an_h200() {

@@ -111,7 +111,8 @@ fn set_up<'a, B: Backend>(
     let start = Instant::now();
     if let Some(table) = &config.safeguard {
         let tables = (config, table);
-        safeguard::apply(&mut loaded, &reference, &mut streams, tables, stop, &mut metrics, observe)?;
+        let recompute = memory.recompute;
+        safeguard::apply(&mut loaded, &reference, &mut streams, tables, recompute, stop, &mut metrics, observe)?;
     }
     let seconds = start.elapsed().as_secs_f64();
     if config.compat.skip_first_retain_batch {

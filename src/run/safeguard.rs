@@ -6,7 +6,7 @@ use super::signals::StopFlag;
 use super::{Event, LoadedModel, Observer};
 use crate::config::{RunConfig, SafeguardConfig, SafeguardMethod};
 use crate::error::{Error, Result};
-use crate::model::Parameters;
+use crate::model::{Parameters, Recompute};
 use crate::objective::Evaluator;
 use crate::ops::Backend;
 use crate::optimizer::{OptimizerConfig, Schedule};
@@ -14,21 +14,23 @@ use crate::report::MetricsWriter;
 use crate::safeguard::{Method, Safeguard};
 use crate::tar::Streams;
 
-/// Trains the safeguard that `config` asks for on the loaded weights.
+/// Trains the safeguard that `config` asks for on the loaded weights, with activations computed again as attacks do it.
 ///
 /// # Errors
 /// [`Error::Interrupted`] after `stop` was requested: it is short and keeps no checkpoints, so it starts over.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn apply<B: Backend>(
     loaded: &mut LoadedModel<B>,
     reference: &Parameters<B>,
     streams: &mut Streams,
     (config, table): (&RunConfig, &SafeguardConfig),
+    recompute: Recompute,
     stop: &StopFlag,
     metrics: &mut MetricsWriter,
     observe: &mut Observer,
 ) -> Result<()> {
     let model = Arc::clone(&loaded.model);
-    let mut evaluator = Evaluator::new(Arc::clone(&model), streams.max_batch_tokens(), &[])?;
+    let mut evaluator = Evaluator::recomputing(Arc::clone(&model), streams.max_batch_tokens(), &[], recompute)?;
     let schedule = Schedule { warmup: table.warmup, ..Schedule::constant() };
     let optimizer = OptimizerConfig { schedule, ..OptimizerConfig::new(table.optimizer, table.lr) };
     let over = config.compat.representations_over;
