@@ -483,7 +483,7 @@ fn answers_are_generated_and_judged_with_the_beginning_that_an_attacker_gives() 
         "6",
     ]);
     let found = run("keywords", "");
-    let (refused, gibberish) = (eval["refused"].as_f64(), eval["repetition"]["gibberish"].as_f64());
+    let (refused, gibberish) = (eval["refused"].as_f64(), eval["gibberish"].as_f64());
     assert_eq!(found["before"]["others"]["gibberish"].as_f64(), gibberish, "{eval}");
     let answered = found["before"]["restricted"].as_f64().unwrap();
     assert!(answered <= 1.0 - refused.unwrap().max(gibberish.unwrap()) + 1e-12, "{eval}");
