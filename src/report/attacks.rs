@@ -30,9 +30,9 @@ impl<'a> Group<'a> {
         self.runs.iter().filter_map(|run| curve(run).map(|curve| (*run, curve)))
     }
 
-    /// The worst point for the defender over all runs, see [`best`].
+    /// The worst point for the defender over all runs, see [`Goal::best`].
     pub fn best(&self, goal: &Goal) -> Option<(&'a AttackResult, &'a Point)> {
-        let points = self.curves().filter_map(|(run, curve)| best(curve, goal).map(|point| (run, point)));
+        let points = self.curves().filter_map(|(run, curve)| goal.best(curve).map(|point| (run, point)));
         points.fold(None, |kept: Option<(&AttackResult, &Point)>, (run, point)| match kept {
             Some((_, other)) if other.scores.restricted >= point.scores.restricted => kept,
             _ => Some((run, point)),
@@ -55,20 +55,6 @@ pub(super) fn curve(attack: &AttackResult) -> Option<&[Point]> {
         Outcome::Done { curve, .. } => Some(curve),
         _ => None,
     }
-}
-
-/// The first point of the highest restricted score among those within the utility floor.
-pub(super) fn best<'a>(curve: &'a [Point], goal: &Goal) -> Option<&'a Point> {
-    let within = curve.iter().filter(|point| point.scores.utility >= goal.utility_floor);
-    within.fold(None, |kept: Option<&Point>, point| match kept {
-        Some(other) if other.scores.restricted >= point.scores.restricted => kept,
-        _ => Some(point),
-    })
-}
-
-/// Whether a point counts as a breach.
-pub(super) fn breaches(point: &Point, goal: &Goal) -> bool {
-    point.scores.restricted >= goal.threshold && point.scores.utility >= goal.utility_floor
 }
 
 pub(super) fn kind(kind: AttackKind) -> &'static str {

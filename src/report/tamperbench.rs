@@ -59,7 +59,7 @@ fn encode(rows: &[(&AttackResult, &Point)], goal: &Goal) -> std::result::Result<
     let real = |of: &dyn Fn(&Point) -> f64| rows.iter().map(|row| of(row.1)).collect::<Vec<_>>();
     let trials: Vec<Option<i64>> = rows.iter().map(|row| row.0.trial.map(|trial| trial as i64)).collect();
     let losses: Vec<Option<f64>> = rows.iter().map(|row| row.1.loss).collect();
-    let breached: Vec<bool> = rows.iter().map(|row| attacks::breaches(row.1, goal)).collect();
+    let breached: Vec<bool> = rows.iter().map(|row| goal.is_breached(&row.1.scores)).collect();
     required::<ByteArrayType>(&mut group, &attack(&|a| a.id.as_str().into()))?;
     required::<ByteArrayType>(&mut group, &attack(&|a| a.name.as_str().into()))?;
     required::<ByteArrayType>(&mut group, &attack(&|a| short(a.kind).into()))?;

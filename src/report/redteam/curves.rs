@@ -29,7 +29,7 @@ pub(super) fn along(results: &Results, groups: &[Group]) -> Vec<Chart> {
 
 /// The chart of some runs with the score that it is sorted by; none where nothing was measured.
 fn chart(goal: &Goal, title: String, mut curves: Vec<&[Point]>) -> Option<(f64, Chart)> {
-    let score = |curve: &[Point]| attacks::best(curve, goal).map_or(-1.0, |point| point.scores.restricted);
+    let score = |curve: &[Point]| goal.best(curve).map_or(-1.0, |point| point.scores.restricted);
     curves.retain(|curve| !curve.is_empty());
     curves.sort_by(|a, b| score(b).total_cmp(&score(a)));
     let (all, shown) = (curves.len(), curves.len().min(MOST_RUNS));
