@@ -7,8 +7,9 @@ use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode_enum as Mode};
 
 use super::super::driver::Graph;
-use super::device::{Nvidia, lock};
+use super::device::Nvidia;
 use super::error::during;
+use super::lock;
 use crate::error::{Error, Result};
 
 /// The graphs of a stream, by number.

@@ -10,6 +10,7 @@ mod embedded;
 mod error;
 mod graph;
 mod kernels;
+mod launch;
 mod libraries;
 mod pinned;
 mod product;
@@ -17,7 +18,7 @@ mod survey;
 mod tensor_map;
 
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use device::Nvidia;
 pub use embedded::{Code, EMBEDDED, Embedded, Module, Resources};
@@ -67,4 +68,9 @@ impl Cuda {
         // SAFETY: both are alive, and the caller keeps them so.
         unsafe { Self::adopt_stream(stream.as_inner().cast(), context.get_inner().cast(), compute_dtype) }
     }
+}
+
+/// The content of a mutex, also after a panic elsewhere: none of them is left half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
