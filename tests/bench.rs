@@ -138,18 +138,18 @@ fn every_kernel_row_runs_and_counts_what_its_closed_form_says() {
     assert!(expected.is_empty(), "rows that are missing: {:?}", expected.keys());
 }
 
-/// The three training steps run, learn something finite, and count what the model's sizes say.
+/// The training steps run, learn something finite, and count what the model's sizes say.
 #[test]
 fn every_step_runs() {
     let (cuda, options) = tiny(DType::Bf16);
     let report = json(&bench::steps(&cuda, &options).expect("a report"));
     let steps = report["steps"].as_array().expect("steps");
     let names: Vec<&str> = steps.iter().map(|step| step["name"].as_str().expect("a name")).collect();
-    assert_eq!(names, ["lora_attack_step", "full_attack_step", "tr_gradient"]);
+    assert_eq!(names, ["lora_attack_step", "full_attack_step", "full_attack_step/lean", "tr_gradient"]);
     let weights = D * (QKV + D + 3.0 * F) + V * D;
     let adapter = R * ((3.0 * D + QKV) + 2.0 * D + (2.0 * D + 2.0 * F) + (F + D));
     for (step, (sequences, products, factors)) in
-        steps.iter().zip([(2.0, 4.0, adapter), (1.0, 6.0, 0.0), (2.0, 6.0, 0.0)])
+        steps.iter().zip([(2.0, 4.0, adapter), (1.0, 6.0, 0.0), (1.0, 6.0, 0.0), (2.0, 6.0, 0.0)])
     {
         let tokens = sequences * 24.0;
         let attention = sequences * 300.0 * 4.0 * D;

@@ -10,18 +10,18 @@ use crate::backend::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::{
     Adapter, AdapterConfig, Batch, GradientTargets, Gradients, Model, ModelConfig, ParameterLayout, Parameters,
-    Projection,
+    Projection, Recompute,
 };
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
-use crate::ops::{self, Backend, Tensor};
+use crate::ops::{self, Backend, DType, Tensor};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
-use crate::training::Trainer;
+use crate::training::{MemorySettings, Moments, Trainer};
 
 /// Batches that the steps take in turn.
 const BATCHES: usize = 2;
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
-    for step in [Kind::LoraAttack, Kind::FullAttack, Kind::TrGradient] {
+    for step in [Kind::LoraAttack, Kind::FullAttack, Kind::LeanAttack, Kind::TrGradient] {
         if !bench.wants(step.name()) {
             continue;
         }
@@ -46,6 +46,9 @@ fn with_remedy(error: Error) -> Error {
 enum Kind {
     LoraAttack,
     FullAttack,
+    /// A full attack as a run of a large model takes it: moments in bf16 where weights are, stepped within the backward
+    /// pass, norms and silu(gate)·up computed again.
+    LeanAttack,
     TrGradient,
 }
 
@@ -54,12 +57,22 @@ impl Kind {
         match self {
             Self::LoraAttack => "lora_attack_step",
             Self::FullAttack => "full_attack_step",
+            Self::LeanAttack => "full_attack_step/lean",
             Self::TrGradient => "tr_gradient",
         }
     }
 
     fn sequences(self, options: &Options) -> usize {
-        if self == Self::FullAttack { options.shapes.full_step_sequences } else { options.shapes.sequences }
+        let full = matches!(self, Self::FullAttack | Self::LeanAttack);
+        if full { options.shapes.full_step_sequences } else { options.shapes.sequences }
+    }
+
+    fn memory(self, compute: DType) -> MemorySettings {
+        if self != Self::LeanAttack {
+            return MemorySettings::default();
+        }
+        let states = if compute == DType::Bf16 { Moments::Bf16 } else { Moments::F32 };
+        MemorySettings { states, step_in_backward: true, recompute: Recompute::Cheap }
     }
 }
 
@@ -94,6 +107,7 @@ impl Step {
         let weights = random_weights(bench, model.layout())?;
         let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 2e-6);
         let tokens = kind.sequences(bench.options) * shapes.length;
+        let memory = kind.memory(cuda.compute_dtype());
         let (mut trainer, mut meta_gradient) = (None, None);
         match kind {
             Kind::LoraAttack => {
@@ -101,11 +115,13 @@ impl Step {
                 adapter.initialise(cuda, 1, 0)?;
                 trainer = Some(Trainer::lora(cuda, adapter, optimizer, 1)?);
             }
-            Kind::FullAttack => trainer = Some(Trainer::full(cuda, model.layout(), optimizer)?),
+            Kind::FullAttack | Kind::LeanAttack => {
+                trainer = Some(Trainer::full_with(cuda, model.layout(), optimizer, memory)?);
+            }
             Kind::TrGradient => meta_gradient = Some(Gradients::zeros(cuda, "meta-gradient", model.layout())?),
         }
         let adapters: Vec<_> = trainer.iter().filter_map(Trainer::adapter).collect();
-        let evaluator = Evaluator::new(Arc::clone(&model), tokens, &adapters)?;
+        let evaluator = Evaluator::recomputing(Arc::clone(&model), tokens, &adapters, memory.recompute)?;
         let batches = (0..BATCHES).map(|_| batch(bench, kind)).collect();
         let (batch, tape) = (LossBatch::with_room(&model, tokens)?, LossTape::new(cuda, 1)?);
         Ok(Self { kind, evaluator, weights, trainer, meta_gradient, batches, batch, tape })

@@ -68,20 +68,19 @@ pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Res
         let remedy = "use \"f32\", or --precision bf16";
         return Err(Error::config("memory.states", "bf16 moments go with bf16 weights, and these are f32", remedy));
     }
-    let mut least: Option<(u64, MemorySettings, Vec<Buffer>)> = None;
-    for choice in choices(needs, pins, bf16_moments) {
+    let laid_out = |choice| {
         let buffers = layout(needs, choice, capacity.compute);
         let total: u64 = buffers.iter().filter(|b| b.place == Place::Device).map(|b| b.bytes).sum();
-        if total <= capacity.memory {
-            let choice = with_kept_layers(needs, choice, capacity, total);
-            return Ok((choice, layout(needs, choice, capacity.compute)));
-        }
-        if least.as_ref().is_none_or(|(bytes, ..)| total < *bytes) {
-            least = Some((total, choice, buffers));
-        }
+        (total, choice, buffers)
+    };
+    let all: Vec<_> = choices(needs, pins, bf16_moments).into_iter().map(laid_out).collect();
+    if let Some((total, choice, _)) = all.iter().find(|(total, ..)| *total <= capacity.memory) {
+        let choice = with_kept_layers(needs, *choice, capacity, *total);
+        return Ok((choice, layout(needs, choice, capacity.compute)));
     }
-    // There is a choice: what is pinned is taken as it is.
-    Ok(least.map_or_else(|| (pins.settings(MemorySettings::default()), Vec::new()), |(_, choice, all)| (choice, all)))
+    // There is at least one: whatever is pinned, f32 moments or pinned ones go with it.
+    let least = all.into_iter().min_by_key(|(total, ..)| *total);
+    Ok(least.map(|(_, choice, buffers)| (choice, buffers)).unwrap_or_default())
 }
 
 /// Where layers run again, as many that do not as there is room for. What is chosen for speed alone leaves a twentieth of

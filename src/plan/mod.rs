@@ -1,9 +1,9 @@
 //! What a run will need, computed before it starts: memory, buffer by buffer, and arithmetic.
 //!
 //! `arithmetic` counts floating-point operations, `memory` the buffers of the CPU backend as the nested loop allocates
-//! them, `gpu` the buffers of a run on a named GPU, `remedy` looks for the setting that makes a run fit, `machine` asks how much memory
-//! this one has. Nothing is
-//! measured here: peaks of devices are their published specifications.
+//! them, `gpu` those of a run on a GPU, with the settings that make it fit, which a run then takes; `remedy` looks for the
+//! setting that makes a run fit, `machine` asks how much memory this one has. Nothing is measured here: peaks of devices
+//! are their published specifications.
 
 mod arithmetic;
 mod gpu;

@@ -139,18 +139,27 @@ fn memory<B: Backend>(
     observe: &mut Observer,
 ) -> Result<MemorySettings> {
     let Some(memory) = backend.device_memory() else { return Ok(config.memory.settings(MemorySettings::default())) };
+    let plan = Plan::new(
+        &as_read(config, streams),
+        &source.config,
+        Target::Device { memory, compute: backend.compute_dtype() },
+    )?;
+    plan.ensure_fits()?;
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    let (needed, all) = (gigabytes(plan.device_bytes), gigabytes(memory));
+    observe(Event::Note(&format!("memory: {needed:.1} of {all:.1} GB on the device; {}", plan.memory)))?;
+    Ok(plan.memory)
+}
+
+/// The run file with the lengths that the data has.
+fn as_read(config: &RunConfig, streams: &Streams) -> RunConfig {
     let mut actual = config.clone();
     for (name, stream) in &streams.0 {
         if let Some(table) = actual.data.get_mut(name) {
             table.max_length = stream.longest();
         }
     }
-    let plan = Plan::new(&actual, &source.config, Target::Device { memory, compute: backend.compute_dtype() })?;
-    plan.ensure_fits()?;
-    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-    let (needed, all) = (gigabytes(plan.device_bytes), gigabytes(memory));
-    observe(Event::Note(&format!("memory: {needed:.1} of {all:.1} GB on the device; {}", plan.memory)))?;
-    Ok(plan.memory)
+    actual
 }
 
 /// Puts a checkpoint back; returns its state.
@@ -232,7 +241,8 @@ impl<B: Backend> Run<'_, B> {
 
     /// What the defence cost: its training, with the safeguard where this run trained one.
     fn cost(&self) -> Result<DefenderCost> {
-        let plan = Plan::new(self.config, &self.source.config, Target::Cpu { available: None })?;
+        let config = as_read(self.config, self.hardener.streams());
+        let plan = Plan::new(&config, &self.source.config, Target::Cpu { available: None })?;
         let flop = plan.flop + plan.safeguard_flop;
         Ok(DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() })
     }

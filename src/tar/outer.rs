@@ -204,8 +204,8 @@ impl<B: Backend> Hardener<B> {
     }
 
     /// The data streams.
-    pub fn streams_mut(&mut self) -> &mut Streams {
-        &mut self.streams
+    pub fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// Outer steps done.
