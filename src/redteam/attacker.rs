@@ -262,10 +262,12 @@ impl<'a, B: Backend> Attacker<'a, B> {
     }
 }
 
-/// Whether `points` measurements spread evenly over `steps` include one after step `done`.
+/// Whether a measurement comes after step `done` of `steps`: number k of `points` is at steps · (k / points)², so that they
+/// are close together at the start, where most breaches are.
 fn is_measured(done: u64, steps: u64, points: u64) -> bool {
-    let part = |done: u64| u128::from(done) * u128::from(points) / u128::from(steps.max(1));
-    part(done) > part(done - 1)
+    let squared = u128::from(points) * u128::from(points);
+    let measured = |done: u64| (u128::from(done) * squared / u128::from(steps.max(1))).isqrt();
+    measured(done) > measured(done - 1)
 }
 
 fn trainer<B: Backend>(model: &Model<B>, finetune: &Finetune, seed: u64) -> Result<Trainer<B>> {
@@ -364,12 +366,13 @@ mod tests {
     }
 
     #[test]
-    fn measurements_are_spread_evenly_and_the_last_step_is_one() {
+    fn measurements_are_close_together_at_the_start_and_the_last_step_is_one() {
         let at = |steps, points| (1..=steps).filter(|&done| is_measured(done, steps, points)).collect::<Vec<u64>>();
-        assert_eq!(at(10, 5), [2, 4, 6, 8, 10]);
-        assert_eq!(at(7, 3), [3, 5, 7]);
+        assert_eq!(at(1000, 10), [10, 40, 90, 160, 250, 360, 490, 640, 810, 1000]);
+        assert_eq!(at(10, 5), [1, 2, 4, 7, 10]);
         assert_eq!(at(3, 10), [1, 2, 3]);
         assert_eq!(at(1 << 20, 1), [1 << 20]);
+        assert!(is_measured(1 << 32, 1 << 32, 10_000));
     }
 
     /// Each tensor gets noise of its own size; the numbers are a function of the seed.

@@ -232,7 +232,7 @@ impl Default for ComplianceTable {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateTable {
-    /// Measurements along an attack, besides the one before it.
+    /// Measurements along an attack, besides the one before it; closer together at its start.
     pub points: u64,
     /// Sequences that are measured at once.
     pub batch: usize,

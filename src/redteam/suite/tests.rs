@@ -44,7 +44,7 @@ fn built_in_suites_have_every_row_of_the_published_tables() {
     let strong = rows("strong");
     let kinds =
         ["F8", "R3", "long", "lora-r8-1e-4", "lora-r64-4e-4", "mixed", "retain-only", "noise", "negated", "abliterate"];
-    for name in kinds.iter().chain(&["prefill", "prefill-answer", "decensor"]) {
+    for name in kinds.iter().chain(&["prefill", "prefill-answer", "decensor", "mixed-long", "lora-mixed"]) {
         assert!(strong.iter().any(|row| row == name), "{name}");
     }
     assert_eq!(strong.iter().filter(|name| *name == "F8").count(), 5);
