@@ -23,7 +23,7 @@ pub(crate) use memory::attack_bytes;
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Recompute};
 use crate::ops::DType;
 use crate::training::{MemorySettings, Moments};
 
@@ -102,6 +102,14 @@ pub struct Plan {
     pub published_peak_flops: Option<f64>,
     /// What makes the run fit, where it does not.
     pub remedy: Option<String>,
+}
+
+/// Floating-point operations of the whole of `run`, its safeguard included, expected over the draws of adversaries; what is
+/// computed twice to save memory counts once.
+pub fn run_flop(run: &RunConfig, model: &ModelConfig) -> f64 {
+    let work = arithmetic::outer_step(run, model, Recompute::Nothing, u64::MAX);
+    let outer_step: f64 = work.iter().map(|work| work.flop).sum();
+    run.tar.outer_steps as f64 * outer_step + arithmetic::safeguard(run, model)
 }
 
 impl Plan {

@@ -12,7 +12,7 @@ use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
 use crate::model::{ExportDType, ModelDirectory, write_model};
 use crate::ops::Backend;
-use crate::plan::{Plan, Target};
+use crate::plan::{Plan, Target, run_flop};
 use crate::redteam::DefenderCost;
 use crate::report::MetricsWriter;
 use crate::tar::{Hardener, HardenerState, OuterReport, Streams};
@@ -234,17 +234,15 @@ impl<B: Backend> Run<'_, B> {
         let train_point = self.config.compat.schedulefree_point == SchedulefreePoint::Train;
         let weights = self.hardener.final_weights(train_point)?;
         let Self { source, dtype, .. } = self;
-        self.cost()?.write(self.directory.top())?;
+        self.cost().write(self.directory.top())?;
         self.directory
             .publish("config.json", |path| write_model(path, &source.config, Some(&source.path), &weights, *dtype))
     }
 
     /// What the defence cost: its training, with the safeguard where this run trained one.
-    fn cost(&self) -> Result<DefenderCost> {
-        let config = as_read(self.config, self.hardener.streams());
-        let plan = Plan::new(&config, &self.source.config, Target::Cpu { available: None })?;
-        let flop = plan.flop + plan.safeguard_flop;
-        Ok(DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() })
+    fn cost(&self) -> DefenderCost {
+        let flop = run_flop(&as_read(self.config, self.hardener.streams()), &self.source.config);
+        DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() }
     }
 }
 
