@@ -84,6 +84,9 @@ pub fn setting(value: &Value) -> String {
             None => number.to_string(),
         },
         Value::Array(values) => values.iter().map(setting).collect::<Vec<_>>().join(", "),
+        Value::Object(parts) => {
+            parts.iter().map(|(name, value)| format!("{name} {}", setting(value))).collect::<Vec<_>>().join(", ")
+        }
         other => other.to_string(),
     }
 }
@@ -115,5 +118,6 @@ mod tests {
         assert_eq!([(1.0, 830.0), (3.1, 1.0), (0.0, 2.0)].map(|(a, b)| ratio(a, b)), ["1/830", "3.1 times", "0"]);
         assert_eq!([600.0, 1500.0, 2e6, 1e10, 0.0].map(label), ["600", "1.5k", "2M", "10G", "0"]);
         assert_eq!(setting(&serde_json::json!([2e-5, 0.4, 16, "adamw"])), "2e-5, 0.4, 16, adamw");
+        assert_eq!(setting(&serde_json::json!({"retain": 0.5, "ood": 2})), "retain 0.5, ood 2");
     }
 }

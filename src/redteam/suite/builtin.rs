@@ -35,12 +35,17 @@ fn read(name: &str) -> Result<BuiltIn> {
     typed(&parse(text, path)?, path)
 }
 
+/// A product of two decimal numbers as one would write it: 4e-5 · 15 is 6e-4, and not 6.000000000000001e-4.
+fn as_written(product: f64) -> f64 {
+    format!("{product:.12e}").parse().unwrap_or(product)
+}
+
 impl AttackTable {
     /// The same attack with `scale` on its learning rate, its lengths and its batch.
     fn scaled(mut self, scale: ScaleTable) -> Self {
         // Casts of floats to integers saturate.
         let length = |steps: u64| (steps as f64 * scale.steps).round() as u64;
-        self.lr = self.lr.map(|lr| lr * scale.lr);
+        self.lr = self.lr.map(|lr| as_written(lr * scale.lr));
         self.steps = self.steps.map(|steps| length(steps).max(1));
         self.warmup = self.warmup.map(length);
         self.negated_steps = self.negated_steps.map(|steps| length(steps).max(1));

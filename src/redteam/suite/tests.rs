@@ -126,7 +126,10 @@ fn scales_apply_to_the_built_in_attacks_and_to_nothing_else() {
     );
     let attacks = suite(&text).attacks().unwrap();
     let [f9, own] = [finetune(&attacks[0]), finetune(&attacks[1])];
-    assert!((f9.optimizer.lr - 1e-3).abs() < 1e-12);
+    assert_eq!(f9.optimizer.lr, 1e-3);
+    // 4e-5 · 15 is 6.000000000000001e-4 in binary.
+    let text = format!("suite = \"tar-weaponization\"\nonly = [\"F3\"]\n{ROLES}[scale]\nlr = 15.0\n");
+    assert_eq!(finetune(&suite(&text).attacks().unwrap()[0]).optimizer.lr, 6e-4);
     assert_eq!((f9.steps, f9.batch, f9.optimizer.schedule.warmup), (50, 16, 3));
     assert_eq!(f9.optimizer.schedule.decay, Decay::Restarts { period: 10, floor: 0.0 });
     assert_eq!((own.optimizer.lr, own.steps, own.batch), (1e-3, 10, 8));
