@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::files::Identity;
 use super::{Jobs, RedteamConfig};
 use crate::checkpoint::hash_config;
+use crate::config::AdversaryData;
 use crate::data::{DataStream, Tokenizer, rows};
 use crate::error::{Error, Result};
 use crate::eval::Question;
@@ -152,7 +153,7 @@ fn streams(
             Method::Prefill(Prefill::Answer(_)) => {}
         }
     }
-    for name in suite.search.iter().flat_map(|search| &search.data) {
+    for name in suite.search.iter().flat_map(|search| &search.data).flat_map(AdversaryData::streams) {
         let role = Role::named("search.data", name)?;
         if suite.data.file(role).is_none() {
             return Err(Error::config(
