@@ -6,7 +6,7 @@ mod parzen;
 
 use parzen::Dimension;
 
-use super::suite::{Attack, AttackTable, Finetune, Method, SearchMethod, SearchTable, Source, Suite};
+use super::suite::{Attack, AttackTable, Finetune, Method, SearchMethod, SearchTable, Suite};
 use crate::config::{AdversaryData, ParameterChoice};
 use crate::error::Result;
 use crate::random::{Random, Stream};
@@ -94,7 +94,7 @@ fn attack(table: &SearchTable, suite: &Suite, number: u64, seen: &[(Vec<f64>, f6
     let written = AttackTable {
         name: NAME.into(),
         about: "found by the search".into(),
-        data: table.data.get(chosen[DATA] as usize).map(|name| AdversaryData::One(name.clone())),
+        data: table.data.get(chosen[DATA] as usize).cloned(),
         params: Some(if lora { ParameterChoice::Lora } else { ParameterChoice::Full }),
         rank: lora.then_some(chosen[RANK] as usize),
         lr: Some(chosen[LR]),
@@ -108,15 +108,13 @@ fn attack(table: &SearchTable, suite: &Suite, number: u64, seen: &[(Vec<f64>, f6
 
 /// The values of a trial, in the order of [`dimensions`]; not a number where one does not apply.
 fn values(table: &SearchTable, attack: &Attack) -> Option<Vec<f64>> {
-    let Method::Finetune(Finetune { source: Source::One(role), adapter, optimizer, batch, steps, .. }) = &attack.method
-    else {
-        return None;
-    };
+    let Method::Finetune(Finetune { adapter, optimizer, batch, steps, .. }) = &attack.method else { return None };
+    let written = |data: &AdversaryData| serde_json::to_value(data).ok();
     let params = if adapter.is_some() { ParameterChoice::Lora } else { ParameterChoice::Full };
     let place = |index: Option<usize>| index.map(|index| index as f64);
     Some(vec![
         place(table.params.iter().position(|choice| *choice == params))?,
-        place(table.data.iter().position(|name| name == role.name()))?,
+        place(table.data.iter().position(|data| written(data).as_ref() == attack.settings.get("data")))?,
         place(table.schedule.iter().position(|decay| *decay == optimizer.schedule.decay))?,
         optimizer.lr,
         *steps as f64,
@@ -133,8 +131,8 @@ mod tests {
 
     fn suite(method: &str, seed: u64) -> Suite {
         let text = format!(
-            "[data]\nrestricted = \"r\"\nretain = \"t\"\n[search]\ntrials = 50\nmethod = \"{method}\"\nseed = {seed}\n\
-             data = [\"restricted\", \"retain\"]\n"
+            "[data]\nrestricted = \"r\"\nretain = \"t\"\nood = \"o\"\n[search]\ntrials = 50\nmethod = \"{method}\"\nseed = {seed}\n\
+             data = [\"restricted\", \"retain\", {{ restricted = 0.5, ood = 0.5 }}]\n"
         );
         Suite::from_text(&text, Path::new("suite.toml"), &[]).unwrap()
     }
@@ -145,7 +143,7 @@ mod tests {
         let lr = (f.optimizer.lr / 2e-4).ln() / 3.0;
         let steps = (f.steps as f64 / 300.0).ln() / 2.0;
         let wrong =
-            f64::from(u8::from(f.adapter.is_none())) + f64::from(u8::from(f.source.roles()[0].name() == "retain"));
+            f64::from(u8::from(f.adapter.is_none())) + f64::from(u8::from(f.source.roles()[0].name() != "restricted"));
         (-lr * lr - steps * steps - wrong).exp()
     }
 

@@ -284,8 +284,8 @@ pub struct SearchTable {
     pub rank: [u64; 2],
     /// Schedules.
     pub schedule: Vec<Decay>,
-    /// Data, by role.
-    pub data: Vec<String>,
+    /// Data: a role, or a mixture of roles.
+    pub data: Vec<AdversaryData>,
 }
 
 impl Default for SearchTable {
@@ -301,7 +301,7 @@ impl Default for SearchTable {
             batch: [8, 64],
             rank: [8, 64],
             schedule: vec![Decay::Constant, Decay::Cosine { floor: 0.0 }],
-            data: vec!["restricted".into()],
+            data: vec![AdversaryData::One("restricted".into())],
         }
     }
 }

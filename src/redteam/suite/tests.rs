@@ -243,6 +243,8 @@ fn what_is_wrong_with_a_file_is_said_with_its_place() {
         ("[search]\ntrials = 0".into(), &["search.trials"]),
         ("[search]\nparams = []".into(), &["search.params", "empty"]),
         ("[search]\ndata = [\"x\"]".into(), &["search.data", "no role"]),
+        ("[search]\ndata = [{ retain = 0.0 }]".into(), &["search.data", "add up to 0"]),
+        ("[search]\ndata = [[\"retain\", \"ood\"]]".into(), &["search.data", "mixture"]),
         ("[search]\nbatch = [0, 4]".into(), &["search.batch"]),
         ("[[attack]".into(), &["suite.toml, line 1"]),
     ];

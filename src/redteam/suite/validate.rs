@@ -168,7 +168,29 @@ fn check_search(search: &SearchTable, suite: &Suite) -> Result<()> {
     if let Some((key, _)) = empty.into_iter().find(|(_, empty)| *empty) {
         return Err(fault(format!("search.{key}"), "is empty", "give at least one choice"));
     }
-    search.data.iter().try_for_each(|name| Role::named("search.data", name).map(|_| ()))
+    search.data.iter().try_for_each(|data| match data {
+        AdversaryData::Switch(_) => {
+            let problem = "two roles one after the other are not searched: where they switch would be one more number";
+            Err(fault("search.data", problem, "name a role, or a mixture { restricted = 0.5, retain = 0.5 }"))
+        }
+        data => check_roles("search.data", data),
+    })
+}
+
+/// Checks the names of roles and the weights of a mixture.
+fn check_roles(key: &str, data: &AdversaryData) -> Result<()> {
+    for name in data.streams() {
+        Role::named(key, name)?;
+    }
+    let AdversaryData::Mixture(weights) = data else { return Ok(()) };
+    for (name, weight) in weights {
+        not_negative(&format!("{key}.{name}"), *weight)?;
+    }
+    let total: f64 = weights.values().sum();
+    if total > 0.0 && total.is_finite() {
+        return Ok(());
+    }
+    Err(fault(key, "the weights add up to 0 or to no finite number", "give a role a weight above 0"))
 }
 
 /// Checks an attack; `key` is the place of its table.
@@ -290,8 +312,8 @@ fn check_finetune(key: &str, attack: &AttackTable, suite: &Suite) -> Result<()> 
 
 fn check_data(key: &str, attack: &AttackTable) -> Result<()> {
     let (data, switch) = (format!("{key}.data"), format!("{key}.switch"));
-    for name in attack.data.iter().flat_map(AdversaryData::streams) {
-        Role::named(&data, name)?;
+    if let Some(roles) = &attack.data {
+        check_roles(&data, roles)?;
     }
     match (&attack.data, attack.switch) {
         (Some(AdversaryData::Switch(_)), None) => Err(fault(
@@ -301,18 +323,6 @@ fn check_data(key: &str, attack: &AttackTable) -> Result<()> {
         )),
         (Some(AdversaryData::Switch(_)), Some(at)) => fraction(&switch, at),
         (_, Some(_)) => Err(fault(switch, "needs two roles to switch between", "write data = [\"first\", \"second\"]")),
-        (Some(AdversaryData::Mixture(weights)), None) => {
-            for (name, weight) in weights {
-                not_negative(&format!("{data}.{name}"), *weight)?;
-            }
-            let total: f64 = weights.values().sum();
-            let good = total > 0.0 && total.is_finite();
-            if good {
-                Ok(())
-            } else {
-                Err(fault(data, "the weights add up to 0 or to no finite number", "give a role a weight above 0"))
-            }
-        }
         _ => Ok(()),
     }
 }

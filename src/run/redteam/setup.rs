@@ -8,6 +8,7 @@ use super::files::Identity;
 use super::measures::Opener;
 use super::{Jobs, RedteamConfig};
 use crate::checkpoint::hash_config;
+use crate::config::AdversaryData;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelDirectory};
@@ -98,7 +99,7 @@ fn streams(
             Method::Prefill(Prefill::Answer(_)) => {}
         }
     }
-    for name in suite.search.iter().flat_map(|search| &search.data) {
+    for name in suite.search.iter().flat_map(|search| &search.data).flat_map(AdversaryData::streams) {
         let role = Role::named("search.data", name)?;
         if suite.data.file(role).is_none() {
             return Err(Error::config(
