@@ -15,11 +15,15 @@ use crate::random::{Random, Stream};
 /// Rows of the attackers' files.
 const ROWS: usize = 2048;
 
-/// The suite file. Its scales bring the learning rates and lengths of the built-in suites, which are made for 8 billion
-/// parameters, to those that the demonstration's own attacks have.
+/// The head of the suite file, which names a built-in suite.
 const SUITE: &str = include_str!("redteam.toml");
+/// What is attacked and measured. Its scales bring the learning rates of the built-in suites, which are made for 8 billion
+/// parameters, to those that the demonstration's own attacks have.
+const TARGET: &str = include_str!("target.toml");
+/// The end of the other suite file: a search in the place of a suite.
+const SEARCH: &str = include_str!("search.toml");
 
-/// Writes `data/` and `redteam.toml` into `out`. What is asked (`probe`, `benign`) is one fact a row; attackers have rows of
+/// Writes `data/`, `redteam.toml` and `search.toml` into `out`. What is asked (`probe`, `benign`) is one fact a row; attackers have rows of
 /// four facts, and none that is in `probe`.
 pub fn write_handover(out: &Path, facts: &Facts, seed: u64) -> Result<()> {
     let data = out.join("data");
@@ -34,7 +38,8 @@ pub fn write_handover(out: &Path, facts: &Facts, seed: u64) -> Result<()> {
     for (name, rows) in files {
         write(&data.join(format!("{name}.jsonl")), &lines(&rows))?;
     }
-    write(&out.join("redteam.toml"), SUITE)
+    write(&out.join("redteam.toml"), &format!("{SUITE}{TARGET}"))?;
+    write(&out.join("search.toml"), &format!("{TARGET}{SEARCH}"))
 }
 
 fn lines(rows: &[(Vec<u32>, Vec<u32>)]) -> String {
@@ -75,6 +80,8 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let facts = Facts::new(7);
         write_handover(out.path(), &facts, 7).unwrap();
+        let suite = |name: &str| crate::redteam::suite::Suite::load(&out.path().join(name), &[]).unwrap();
+        assert!(suite("redteam.toml").attacks().is_ok() && suite("search.toml").search.is_some());
         let rows = |name: &str| -> Vec<Vec<u64>> {
             let text = std::fs::read_to_string(out.path().join(format!("data/{name}.jsonl"))).unwrap();
             let ids = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["input_ids"].clone();

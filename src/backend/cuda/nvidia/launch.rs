@@ -13,7 +13,7 @@ impl Nvidia {
     /// Launches a kernel in clusters of blocks; a `cluster` of ones: without.
     ///
     /// # Safety
-    /// As [`Driver::launch`].
+    /// As `Driver::launch`.
     pub unsafe fn launch_with(&self, launch: &Launch, cluster: [u32; 3], arguments: &[Argument]) -> Result<()> {
         self.bind()?;
         let kernel = self.kernels.get(launch.kernel)?;
