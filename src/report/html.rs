@@ -93,8 +93,15 @@ impl HtmlReport {
     }
 }
 
+/// Writes indented JSON as [`write_atomically`] does.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
+    write_atomically(path, (json + "\n").as_bytes())
+}
+
 /// Writes a file beside its name and renames it, so that a reader sees the old one or the new one.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("create a file in", folder))?;
     file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;

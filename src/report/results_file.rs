@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::html::write_atomically;
+use super::html::write_json;
 use super::{tamperbench, write_redteam_report};
 use crate::error::{Error, Result};
 use crate::redteam::{Results, SCHEMA};
@@ -23,12 +23,6 @@ pub fn write_beside_results(directory: &Path, results: &Results) -> Result<()> {
     tamperbench::write_attacks(&directory.join("attacks.parquet"), results)?;
     write_json(&directory.join("trial_results.json"), &tamperbench::trial_results(results))?;
     write_redteam_report(&directory.join("report.html"), results)
-}
-
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-    write_atomically(path, (json + "\n").as_bytes())
 }
 
 /// Reads the `results.json` of a run's output directory.

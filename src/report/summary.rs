@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::html::write_atomically;
-use crate::error::{Error, Result};
+use super::html::write_json;
+use crate::error::Result;
 
 /// What the demonstration found; accuracies are in 0..1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,8 +51,6 @@ pub struct AttackRow {
 impl DemoSummary {
     /// Writes `summary.json`.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-        write_atomically(path, (json + "\n").as_bytes())
+        write_json(path, self)
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::input::read_capped;
 use crate::redteam::DefenderCost;
-use crate::report::write_atomically;
+use crate::report::write_json;
 
 fn path(model: &Path) -> PathBuf {
     model.join("temper").join("cost.json")
@@ -17,9 +17,7 @@ impl DefenderCost {
         let path = path(model);
         let folder = model.join("temper");
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let json = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-        write_atomically(&path, (json + "\n").as_bytes())
+        write_json(&path, self)
     }
 
     /// Reads it from a model's directory; none where nobody wrote it.

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::input::read_capped;
 use crate::redteam::suite::Attack;
 use crate::redteam::{AttackResult, Outcome, Results};
-use crate::report::{write_atomically, write_results};
+use crate::report::{write_json, write_results};
 use crate::run::RunDirectory;
 
 /// No result of one attack is near this long.
@@ -79,10 +79,4 @@ impl Files {
     pub(super) fn write(&self, results: &Results) -> Result<()> {
         write_results(&self.out, results)
     }
-}
-
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-    write_atomically(path, (json + "\n").as_bytes())
 }
