@@ -7,7 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use temper::backend::cpu::Cpu;
-use temper::model::{Adapter, read_adapter};
+use temper::huggingface::read_adapter;
+use temper::model::Adapter;
 use temper::objective::{Evaluator, LossBatch, Subject};
 use temper::run::{LoadedModel, open_stream};
 use temper::{Error, Result};

@@ -118,7 +118,7 @@ impl Error {
 
 /// Text that may quote a stranger's file, fit for a line on a terminal: control characters (line breaks, escape
 /// sequences) are spelled out, and an endless value is cut.
-fn one_line(text: impl Display) -> String {
+pub fn one_line(text: impl Display) -> String {
     const LONGEST: usize = 600;
     let text = text.to_string();
     let mut line = String::new();

@@ -4,11 +4,26 @@
 //! The method is TAR (tampering attack resistance, arXiv 2408.00761): K steps of a simulated fine-tuning attack inside,
 //! a first-order meta-gradient outside. See `docs/` in the repository for the guided tour.
 //!
-//! The way of data through the crate goes down only:
+//! # The house
+//!
+//! Each module is a room with one job, which its first lines say. A room uses rooms on lower lines only; a test keeps that
+//! (`tests/structure.rs`). Data goes from the top down; gradients and results come back as return values.
 //!
 //! ```text
-//! cli → run → tar, safeguard, redteam, eval → objective, optimizer → model → ops → backend
-//!                 data, config, checkpoint, report
+//! cli                                            arguments in, exit code out (the program)
+//! run, selftest, bench                           runs from files to files; proofs and measurements of a device
+//! report                                         tables, pages and metrics for people and programs
+//! demo                                           the whole method on a small made-up model
+//! redteam                                        attacks on finished models, and what they cost
+//! plan                                           memory and arithmetic, before anything starts
+//! config                                         run files
+//! tar, safeguard                                 the nested loop; the plain safeguard before it
+//! training, eval                                 fine-tuning steps; measurements
+//! objective, optimizer, data, huggingface        losses; updates; rows to batches; model directories
+//! model, backend                                 the transformer; what implements its operations (CPU, CUDA)
+//! ops, checkpoint                                the operations by name; snapshots of a run
+//! settings, files, random                        settings files; files in general; random numbers
+//! error
 //! ```
 
 #![warn(missing_docs)]
@@ -21,7 +36,9 @@ pub mod data;
 pub mod demo;
 pub mod error;
 pub mod eval;
-mod input;
+#[doc(hidden)]
+pub mod files;
+pub mod huggingface;
 pub mod model;
 pub mod objective;
 pub mod ops;
@@ -33,6 +50,7 @@ pub mod report;
 pub mod run;
 pub mod safeguard;
 pub mod selftest;
+mod settings;
 pub mod tar;
 pub mod training;
 

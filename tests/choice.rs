@@ -9,7 +9,8 @@ use temper::backend::cpu::Cpu;
 use temper::eval::{
     ChoiceReport, GenerateOptions, PromptForm, Question, Sampling, four_choice, four_choice_written, generate,
 };
-use temper::model::{Adapter, Batch, Model, ModelDirectory, Parameters, read_adapter};
+use temper::huggingface::{ModelDirectory, read_adapter};
+use temper::model::{Adapter, Batch, Model, Parameters};
 use temper::objective::{Evaluator, LossBatch, Subject};
 use temper::ops::{Backend, IGNORE_INDEX};
 

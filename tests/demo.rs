@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use temper::model::ModelDirectory;
+use temper::huggingface::ModelDirectory;
 
 fn demo(out: &Path) -> std::process::Output {
     let out = out.display().to_string();

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use temper::backend::cpu::Cpu;
 use temper::data::{Message, PromptEncoder};
 use temper::eval::{GenerateOptions, generate, refuses};
-use temper::model::{ExportDType, Model, ModelConfig, ModelDirectory, ParameterLayout, Parameters, write_model};
+use temper::huggingface::{ExportDType, ModelDirectory, write_model};
+use temper::model::{Model, ModelConfig, ParameterLayout, Parameters};
 use temper::objective::Subject;
 use temper::random::{Random, Stream};
 

@@ -5,10 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use temper::model::{
-    AdapterConfig, DeclaredDType, ExportDType, ModelConfig, ModelDirectory, ParameterLayout, Projection, TensorFile,
-    merge_adapter, read_adapter, write_adapter, write_model,
-};
+use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_adapter, write_model};
+use temper::model::{AdapterConfig, DeclaredDType, ModelConfig, ParameterLayout, Projection, merge_adapter};
 
 const FOLDERS: [&str; 4] = ["llama3", "llama31", "llama32-tied", "mistral"];
 

@@ -5,9 +5,8 @@ use std::process::Output;
 
 use assert_cmd::Command;
 use temper::checkpoint::{Snapshot, TensorData, save};
-use temper::model::{
-    AdapterConfig, ExportDType, ModelConfig, ModelDirectory, ParameterLayout, Projection, write_adapter, write_model,
-};
+use temper::huggingface::{ExportDType, ModelDirectory, write_adapter, write_model};
+use temper::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection};
 
 const MODEL: &str = r#"{
   "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use temper::Result;
 use temper::backend::cpu::Cpu;
 use temper::eval::{GenerateOptions, Sampling, exact_match, generate};
-use temper::model::{
-    Adapter, Batch, CachedSequence, ExtendWorkspace, Extension, KeyValueCache, Model, ModelDirectory, Parameters,
-    read_adapter,
-};
+use temper::huggingface::{ModelDirectory, read_adapter};
+use temper::model::{Adapter, Batch, CachedSequence, ExtendWorkspace, Extension, KeyValueCache, Model, Parameters};
 use temper::objective::{Evaluator, LossBatch, Subject};
 use temper::ops::{Backend, IGNORE_INDEX};
 use temper::random::{Random, Stream};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use temper::model::{ExportDType, ModelConfig, ModelDirectory, ParameterLayout, TensorFile, read_adapter, write_model};
+use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_model};
+use temper::model::{ModelConfig, ParameterLayout};
 
 const CONFIG: &str = r#"{
   "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",

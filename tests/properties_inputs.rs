@@ -9,10 +9,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Map, Value, json};
 use temper::Error;
-use temper::model::{
-    AdapterConfig, ExportDType, ModelConfig, ModelDirectory, ParameterLayout, Projection, TensorFile, merge_adapter,
-    read_adapter, write_adapter, write_model,
-};
+use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_adapter, write_model};
+use temper::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection, merge_adapter};
 
 /// A tiny model in one file, the same one behind an index, and an adapter.
 struct Originals {

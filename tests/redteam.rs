@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use temper::backend::cpu::Cpu;
-use temper::model::{
-    AdapterConfig, ExportDType, Model, ModelConfig, ModelDirectory, ParameterLayout, Projection, TensorFile,
-    write_model,
-};
+use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, write_model};
+use temper::model::{AdapterConfig, Model, ModelConfig, ParameterLayout, Projection};
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
 use temper::random::{Random, Stream};
 use temper::redteam::suite::{Attack, Role, Suite};

@@ -7,7 +7,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use temper::model::{ModelDirectory, ParameterLayout, TensorFile};
+use temper::huggingface::{ModelDirectory, TensorFile};
+use temper::model::ParameterLayout;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)

@@ -139,7 +139,7 @@ impl Manifest {
 
     /// The manifest in the bytes of the file `path`.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
-        let bad = |problem: String| Error::input(path, one_line(&problem), RESTORE);
+        let bad = |problem: String| Error::input(path, problem, RESTORE);
         let probe: Probe = serde_json::from_slice(text).map_err(|error| bad(format!("not a manifest: {error}")))?;
         let format = probe.manifest.format;
         if format > FORMAT {
@@ -189,14 +189,4 @@ impl Manifest {
     pub fn tensor_file(&self) -> &FileEntry {
         &self.files[1]
     }
-}
-
-/// `text` on one line of at most a few hundred characters, whatever a file put into it.
-pub(super) fn one_line(text: &str) -> String {
-    const LONGEST: usize = 300;
-    let mut line: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        line.push('…');
-    }
-    line
 }

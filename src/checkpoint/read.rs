@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Metadata;
 
-use super::manifest::{Manifest, STATE, TENSORS, TensorEntry, TensorType, one_line};
+use super::manifest::{Manifest, STATE, TENSORS, TensorEntry, TensorType};
 use super::{Snapshot, TensorData};
 use crate::error::{Error, Result};
 
@@ -234,7 +234,7 @@ fn read_state(dir: &Path, manifest: &Manifest) -> Result<serde_json::Value> {
     if found != entry.crc32c {
         return Err(wrong_checksum(&path, "the file", found, entry.crc32c));
     }
-    serde_json::from_slice(&text).map_err(|error| Error::input(&path, one_line(&format!("not JSON: {error}")), RESTORE))
+    serde_json::from_slice(&text).map_err(|error| Error::input(&path, format!("not JSON: {error}"), RESTORE))
 }
 
 /// Reads the tensor file from front to end. The manifest says where each tensor must lie, so that the bad ones can be
@@ -249,7 +249,7 @@ fn read_tensors(dir: &Path, manifest: &Manifest, sink: Sink, problems: &mut Vec<
     file.by_ref().take(header_bytes).read_to_end(&mut header).map_err(Error::io("read", &path))?;
     let mut crc = crc32c::crc32c(&header);
     if let Err(problem) = check_header(&header, manifest) {
-        problems.push(Error::input(&path, one_line(&problem), RESTORE));
+        problems.push(Error::input(&path, problem, RESTORE));
     }
     let mut buffer = vec![0; PIECE];
     for tensor in &manifest.tensors {
@@ -264,7 +264,7 @@ fn read_tensors(dir: &Path, manifest: &Manifest, sink: Sink, problems: &mut Vec<
             left -= piece.len() as u64;
         }
         if tensor_crc != tensor.crc32c {
-            let what = format!("tensor `{}`", one_line(&tensor.name));
+            let what = format!("tensor `{}`", tensor.name);
             problems.push(wrong_checksum(&path, &what, tensor_crc, tensor.crc32c));
         }
     }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use temper::config::{CompatConfig, SchedulefreePoint};
-use temper::model::{AdapterConfig, ExportDType, Projection};
+use temper::huggingface::ExportDType;
+use temper::model::{AdapterConfig, Projection};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::run::{self, AttackConfig, signals::StopFlag};
 

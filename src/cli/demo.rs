@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use temper::backend::cpu::Cpu;
 use temper::demo::{AttackCurve, AttackPlan, Event, Experiment, Facts, Outcome, Phase, Plan, write_handover};
-use temper::model::{ExportDType, write_model};
+use temper::huggingface::{ExportDType, write_model};
 use temper::ops::Backend;
 use temper::redteam::DefenderCost;
 use temper::report::{AttackRow, DemoSummary, MetricsWriter, Stages, write_demo_report};

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use temper::model::{ExportDType, ModelDirectory, merge_adapter, read_adapter, write_model};
+use temper::huggingface::{ExportDType, ModelDirectory, read_adapter, write_model};
+use temper::model::merge_adapter;
 
 use super::{parse, print};
 

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::{Error, StrDeserializer};
-use temper::model::{ExportDType, Projection};
+use temper::huggingface::ExportDType;
+use temper::model::Projection;
 use temper::optimizer::{Decay, OptimizerKind, Schedule};
 
 /// An optimizer, by the name that run files use.

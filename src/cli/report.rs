@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use temper::error::one_line;
 use temper::redteam::Results;
 use temper::report::{Comparison, Found, read_results, units, write_beside_results, write_redteam_report};
 
@@ -61,10 +62,6 @@ fn describe(comparison: &Comparison, page: &Path) -> String {
         print::columns(&header("attack"), &attacks),
         page.display()
     )
-}
-
-fn one_line(text: &str) -> String {
-    text.split(|c: char| c.is_control()).collect::<Vec<_>>().join(" ")
 }
 
 /// The highest restricted score within the utility floor, and what it means.

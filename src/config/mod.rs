@@ -1,16 +1,13 @@
 //! Run files: the settings of a run, their defaults, presets and checks.
 
 mod forms;
-pub(crate) mod load;
+mod load;
 mod method;
-mod reader;
 mod schema;
 #[cfg(test)]
 mod tests;
-pub(crate) mod tree;
-pub(crate) mod validate;
+mod validate;
 
-pub(crate) use reader::suggestion;
 pub use schema::{
     AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, MemoryConfig, ModelSection,
     OuterConfig, ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint,

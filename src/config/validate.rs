@@ -1,9 +1,9 @@
 //! What must hold between the settings of a run file. Each finding names the key and the remedy.
 
-use super::reader::suggestion;
 use super::{AdversaryConfig, AdversaryData, DataConfig, ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::optimizer::OptimizerKind;
+use crate::settings::{at_least, betas, fault, finite, not_negative, positive, suggestion};
 
 /// The dtypes of written weights.
 const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
@@ -253,31 +253,4 @@ fn warn_of_unused_streams(config: &RunConfig) {
     for name in config.data.keys().filter(|name| !used.contains(name.as_str())) {
         tracing::warn!("[data.{name}] is not used");
     }
-}
-
-pub(crate) fn fault(key: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Error {
-    Error::config(key, problem, remedy)
-}
-
-pub(crate) fn at_least(key: &str, value: u64, least: u64) -> Result<()> {
-    if value >= least { Ok(()) } else { Err(fault(key, format!("is {value}"), format!("use at least {least}"))) }
-}
-
-pub(crate) fn finite(key: &str, value: f64) -> Result<()> {
-    if value.is_finite() { Ok(()) } else { Err(fault(key, format!("is {value}"), "use a finite number")) }
-}
-
-pub(crate) fn positive(key: &str, value: f64) -> Result<()> {
-    let good = value > 0.0 && value.is_finite();
-    if good { Ok(()) } else { Err(fault(key, format!("is {value}"), "use a finite number above 0")) }
-}
-
-pub(crate) fn not_negative(key: &str, value: f64) -> Result<()> {
-    let good = value >= 0.0 && value.is_finite();
-    if good { Ok(()) } else { Err(fault(key, format!("is {value}"), "use a finite number, 0 or more")) }
-}
-
-pub(crate) fn betas(key: &str, values: [f64; 2]) -> Result<()> {
-    let good = values.iter().all(|beta| (0.0..1.0).contains(beta));
-    if good { Ok(()) } else { Err(fault(key, format!("is {values:?}"), "use two numbers, 0 or more and less than 1")) }
 }

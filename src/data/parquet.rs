@@ -10,7 +10,7 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
-use super::reader::{Content, Place, RawRow, Rows, one_line};
+use super::reader::{Content, Place, RawRow, Rows};
 use super::row::COLUMNS;
 use super::sandbox;
 use crate::error::{Error, Result};
@@ -33,7 +33,7 @@ pub fn rows(path: &Path, file: File) -> Result<Rows> {
 }
 
 fn unreadable(path: &Path, reason: &str) -> Error {
-    Error::input(path, format!("cannot be read as Parquet: {}", one_line(reason)), REMEDY)
+    Error::input(path, format!("cannot be read as Parquet: {reason}"), REMEDY)
 }
 
 /// The part of a schema whose columns can matter. A file without any gives rows without keys, which say so.

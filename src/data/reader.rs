@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{jsonl, parquet};
 use crate::error::{Error, Result};
-use crate::input::open_regular;
+use crate::files::open_regular;
 
 /// Where a row stands, for error messages.
 #[derive(Clone, Debug)]
@@ -24,8 +24,7 @@ pub struct Place {
 impl Place {
     /// An error that names this place.
     pub fn error(&self, problem: impl AsRef<str>, remedy: impl Into<String>) -> Error {
-        let problem = one_line(problem.as_ref());
-        Error::input(&self.file, format!("{} {}: {problem}", self.unit, self.number), remedy)
+        Error::input(&self.file, format!("{} {}: {}", self.unit, self.number, problem.as_ref()), remedy)
     }
 }
 
@@ -110,16 +109,6 @@ pub fn rows(path: &Path) -> Result<Rows> {
         true => parquet::rows(path, file),
         false => Ok(Box::new(jsonl::JsonLines::new(path, std::io::BufReader::with_capacity(1 << 16, file)))),
     }
-}
-
-/// `text` without control characters and not too long, to stand in a one-line message.
-pub fn one_line(text: &str) -> String {
-    const LONGEST: usize = 240;
-    let mut line: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        line.push('…');
-    }
-    line
 }
 
 fn read_start(mut file: &fs::File, start: &mut [u8]) -> std::io::Result<usize> {

@@ -13,12 +13,11 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::Value;
 
 use super::python::{json_dumps, strftime};
-use super::reader::one_line;
 use super::row::Message;
 use super::sandbox;
 use super::tokenizer::settings;
 use crate::error::{Error, Result};
-use crate::input::read_capped;
+use crate::files::read_capped;
 
 /// Instructions that a template may run for one rendering.
 const FUEL: u64 = 2_000_000;
@@ -158,7 +157,7 @@ impl Compiled {
 }
 
 fn unusable(file: &Path, reason: &str) -> Error {
-    let problem = format!("the chat template cannot be used: {}", one_line(reason));
+    let problem = format!("the chat template cannot be used: {reason}");
     Error::input(file, problem, "use the template that came with the model")
 }
 

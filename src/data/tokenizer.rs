@@ -7,10 +7,9 @@ use serde_json::Value;
 use tokenizers::{Encoding, ModelWrapper};
 
 use super::growth::growth;
-use super::reader::one_line;
 use super::sandbox;
 use crate::error::{Error, Result};
-use crate::input::read_capped;
+use crate::files::read_capped;
 
 /// Largest tokenizer file in bytes; Llama 3's has 9 MB, the largest in wide use 35 MB.
 const MAXIMUM_FILE: u64 = 64 << 20;
@@ -57,8 +56,7 @@ impl Tokenizer {
             return Err(Error::input(model, "there is no tokenizer.json, and the data is text", remedy));
         }
         let bytes = read_capped(&file, MAXIMUM_FILE)?;
-        let unusable =
-            |reason: String| Error::input(&file, format!("not a usable tokenizer: {}", one_line(&reason)), REMEDY);
+        let unusable = |reason: String| Error::input(&file, format!("not a usable tokenizer: {reason}"), REMEDY);
         let growth = growth(&bytes).map_err(|error| unusable(error.to_string()))?;
         if growth > MAXIMUM_GROWTH {
             return Err(unusable("its rules repeat or lengthen a text without measure".into()));

@@ -8,10 +8,11 @@
 use super::memory::Needs;
 use super::{Buffer, Place};
 use crate::backend::cuda::loss_head_bytes;
-use crate::config::{MemoryConfig, suggestion};
+use crate::config::MemoryConfig;
 use crate::error::{Error, Result};
 use crate::model::Recompute;
 use crate::ops::DType;
+use crate::settings::suggestion;
 use crate::tar::OUTER_WINDOW;
 use crate::training::{MemorySettings, Moments};
 

@@ -1,12 +1,12 @@
 //! A self-contained HTML page: no script, no outside request, light and dark, readable on a phone.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 use super::plot::{Chart, charts_to_html, escape};
 use super::table::Table;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files::write_atomically;
 
 /// A page, built from top to bottom.
 pub struct HtmlReport {
@@ -91,26 +91,4 @@ impl HtmlReport {
         );
         write_atomically(path, page.as_bytes())
     }
-}
-
-/// Writes indented JSON as [`write_atomically`] does.
-pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-    write_atomically(path, (json + "\n").as_bytes())
-}
-
-/// Writes a file beside its name and renames it, so that a reader sees the old one or the new one.
-pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("create a file in", folder))?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(mode).map_err(Error::io("change", path))?;
-    }
-    file.persist(path).map_err(|error| Error::Io { action: "write", path: path.to_path_buf(), source: error.error })?;
-    Ok(())
 }

@@ -17,7 +17,6 @@ pub mod units;
 pub use compare::{ComparedAttack, ComparedRun, Comparison, Found};
 pub use demo::write_demo_report;
 pub use html::HtmlReport;
-pub(crate) use html::write_json;
 pub use metrics::MetricsWriter;
 pub use plot::{Chart, Limit, Series};
 pub use redteam::write_redteam_report;

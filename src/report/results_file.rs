@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::html::write_json;
 use super::{tamperbench, write_redteam_report};
 use crate::error::{Error, Result};
+use crate::files::write_json;
 use crate::redteam::{Results, SCHEMA};
 
 const NAME: &str = "results.json";

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::html::write_json;
 use crate::error::Result;
+use crate::files::write_json;
 
 /// What the demonstration found; accuracies are in 0..1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

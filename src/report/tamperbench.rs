@@ -13,8 +13,8 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 
 use super::attacks::{self, groups};
-use super::html::write_atomically;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::redteam::{AttackKind, AttackResult, Goal, Point, Results};
 
 const SCHEMA: &str = "message measurement {

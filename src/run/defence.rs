@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::input::read_capped;
+use crate::files::read_capped;
+use crate::files::write_json;
 use crate::redteam::DefenderCost;
-use crate::report::write_json;
 
 fn path(model: &Path) -> PathBuf {
     model.join("temper").join("cost.json")

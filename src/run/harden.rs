@@ -10,7 +10,7 @@ use super::{Event, LoadedModel, Observer, RunDirectory, export_dtype, open_strea
 use crate::checkpoint::{Snapshot, TensorData};
 use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
-use crate::model::{ExportDType, ModelDirectory, write_model};
+use crate::huggingface::{ExportDType, ModelDirectory, write_model};
 use crate::ops::Backend;
 use crate::plan::{Plan, Target, run_flop};
 use crate::redteam::DefenderCost;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::data::{DataStream, RawRow, StreamOptions, rows};
 use crate::error::{Error, Result};
 use crate::eval::Question;
-use crate::model::{ExportDType, Model, ModelConfig, ModelDirectory, Parameters};
+use crate::huggingface::{ExportDType, ModelDirectory};
+use crate::model::{Model, ModelConfig, Parameters};
 use crate::ops::Backend;
 
 /// A model directory on a device.

@@ -2,7 +2,8 @@
 //! optimizer, LoRA. `main.rs` runs these checks on every backend.
 
 use crate::reference::{Bounds, FOLDERS, Reference, load, padded_batch, relative, relative_to_update, within};
-use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, read_adapter};
+use temper::huggingface::read_adapter;
+use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters};
 use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
 use temper::ops::{Backend, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use temper::model::{Batch, Model, ModelDirectory, Parameters, TensorFile};
+use temper::huggingface::{ModelDirectory, TensorFile};
+use temper::model::{Batch, Model, Parameters};
 use temper::objective::Evaluator;
 use temper::ops::{Backend, IGNORE_INDEX};
 

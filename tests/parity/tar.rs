@@ -2,7 +2,7 @@
 
 use crate::reference::{Bounds, Reference, fixture, load, relative_to_update, rows, within};
 use temper::data::{DataStream, StreamOptions};
-use temper::model::TensorFile;
+use temper::huggingface::TensorFile;
 use temper::objective::EntropyOver;
 use temper::ops::Backend;
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};

@@ -3,7 +3,8 @@
 use serde::Serialize;
 use temper::data::DataStream;
 use temper::eval;
-use temper::model::{Adapter, ModelDirectory};
+use temper::huggingface::ModelDirectory;
+use temper::model::Adapter;
 use temper::objective::Evaluator;
 use temper::ops::Backend;
 use temper::run::open_stream;

@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use super::schema::{AttackTable, BuiltIn, ScaleTable};
-use crate::config::load::{parse, typed};
-use crate::config::suggestion;
 use crate::error::{Error, Result};
 use crate::optimizer::Decay;
+use crate::settings::{parse, suggestion, typed};
 
 /// Names and texts.
 pub const BUILT_IN: [(&str, &str); 4] = [

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::schema::{ScaleTable, Suite};
 use super::{builtin, validate};
-use crate::config::load::{add_place, parse, read_text, to_toml, typed};
-use crate::config::suggestion;
 use crate::error::{Error, Result};
+use crate::settings::{add_place, parse, read_text, suggestion, to_toml, typed};
 
 impl Suite {
     /// Reads the suite file at `path`, lays `overrides` (`evaluate.points=4`) over it, adds the attacks of its built-in

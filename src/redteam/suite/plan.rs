@@ -6,11 +6,12 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::schema::{AttackForm, AttackTable, DataTable, MetricKind, Suite};
-use crate::config::{AdversaryData, ParameterChoice, suggestion};
+use crate::config::{AdversaryData, ParameterChoice};
 use crate::error::{Error, Result};
 use crate::model::{AdapterConfig, Projection};
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 use crate::redteam::AttackKind;
+use crate::settings::suggestion;
 
 /// What a data file is to an attacker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

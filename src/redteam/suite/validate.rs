@@ -2,10 +2,10 @@
 
 use super::plan::Role;
 use super::schema::{AttackForm, AttackTable, MetricKind, RestrictedTable, SearchTable, Suite};
-use crate::config::validate::{at_least, fault, not_negative, positive};
 use crate::config::{AdversaryData, ParameterChoice};
 use crate::error::Result;
 use crate::eval::PromptForm;
+use crate::settings::{at_least, fault, not_negative, positive};
 
 /// Rows of a batch are counted in 32 bits on every backend.
 const MAX_TOKENS: u64 = u32::MAX as u64;

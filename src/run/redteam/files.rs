@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::input::read_capped;
+use crate::files::read_capped;
+use crate::files::write_json;
 use crate::redteam::suite::Attack;
 use crate::redteam::{AttackResult, Outcome, Results};
-use crate::report::{write_json, write_results};
+use crate::report::write_results;
 use crate::run::RunDirectory;
 
 /// No result of one attack is near this long.

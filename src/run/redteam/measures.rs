@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::data::{DataStream, PromptEncoder, Tokenizer, read_prompts};
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
-use crate::model::ModelDirectory;
+use crate::huggingface::ModelDirectory;
 use crate::redteam::suite::{Attack, Method, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
 use crate::redteam::{Choice, Compliance, Judge, Measures, Scorer};
 use crate::run::{open_stream, read_questions};

@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::strict_json;
 use crate::error::{Error, Result};
-use crate::input::open_regular;
+use crate::files::open_regular;
 
 /// A tensor in a file.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,8 +8,10 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
-use super::{ModelConfig, ModelFamily, ParameterLayout, RopeScaling, strict_json};
+use super::strict_json;
 use crate::error::{Error, Result};
+use crate::files::{sync, write_directory, write_json};
+use crate::model::{ModelConfig, ModelFamily, ParameterLayout, RopeScaling};
 use crate::ops;
 
 /// Dtype of the weights that are written.
@@ -122,50 +124,6 @@ pub fn write_model(
             None => Ok(()),
         }
     })
-}
-
-/// Fills a directory beside `path` and gives it that name once everything is on disk.
-pub(super) fn write_directory(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let occupied = std::fs::read_dir(path).map(|mut entries| entries.next().is_some());
-    if occupied.unwrap_or(path.exists()) {
-        let problem = format!("{} exists already", path.display());
-        return Err(Error::config("--out", problem, "choose another directory, or remove it"));
-    }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-    let staging = tempfile::Builder::new()
-        .prefix(".temper-")
-        .tempdir_in(parent)
-        .map_err(Error::io("create a directory in", parent))?;
-    fill(staging.path())?;
-    sync(staging.path())?;
-    // A temporary directory is private; a model is as readable as what the user creates.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(staging.path(), mode).map_err(Error::io("change", staging.path()))?;
-    }
-    let staging = staging.keep();
-    std::fs::rename(&staging, path).map_err(|source| {
-        std::fs::remove_dir_all(&staging).ok();
-        Error::Io { action: "create", path: path.to_path_buf(), source }
-    })?;
-    sync(parent)
-}
-
-fn sync(path: &Path) -> Result<()> {
-    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
-}
-
-pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
-    std::fs::write(path, text + "\n").map_err(Error::io("write", path))?;
-    sync(path)
 }
 
 /// Writes named tensors (name, shape, elements of `values`) into one file.
@@ -329,7 +287,7 @@ fn copy_companions(source: &Path, directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ModelDirectory;
+    use crate::huggingface::ModelDirectory;
 
     fn config() -> ModelConfig {
         let text = r#"{"model_type": "llama", "vocab_size": 20, "hidden_size": 8, "intermediate_size": 12,

@@ -6,8 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{ExportDType, ModelConfig, ParameterLayout, TensorFile, strict_json};
+use super::{ExportDType, TensorFile, strict_json};
 use crate::error::{Error, Result};
+use crate::model::{ModelConfig, ParameterLayout};
 
 /// An opened model directory.
 pub struct ModelDirectory {

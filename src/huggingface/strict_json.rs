@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::input::read_capped;
+use crate::files::read_capped;
 
 const REMEDY: &str = "use the file that came with the model";
 /// No configuration file is near this long.

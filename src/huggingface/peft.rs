@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::export::{ExportDType, write_directory, write_json, write_tensors};
-use super::{AdapterConfig, ModelConfig, ParameterLayout, Projection, TensorFile, strict_json};
+use super::export::{ExportDType, write_tensors};
+use super::{TensorFile, strict_json};
 use crate::error::{Error, Result};
+use crate::files::{write_directory, write_json};
+use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection};
 use crate::ops;
 
 const CONFIG: &str = "adapter_config.json";

@@ -1,0 +1,14 @@
+//! The files that Transformers, PEFT and vLLM read and write: model directories, safetensors, adapters. Everything read
+//! here may come from a stranger: it is checked before it is believed.
+
+mod config_json;
+mod export;
+mod hub;
+mod peft;
+mod safetensors;
+mod strict_json;
+
+pub use export::{ExportDType, write_model};
+pub use hub::ModelDirectory;
+pub use peft::{read_adapter, write_adapter};
+pub use safetensors::{TensorFile, TensorInfo};
