@@ -1,7 +1,5 @@
 //! Recorded steps on the simulated device: the same bits as steps that are queued call by call, and an error where a
 //! recording is not what would be queued now.
-#![cfg(feature = "simulator")]
-
 use std::cell::Cell;
 use std::sync::Arc;
 

@@ -1,18 +1,17 @@
 //! What is written from the results of a red-team run: pages, Parquet, and `temper report`.
 
-mod redteam_results;
-
 use std::path::{Path, PathBuf};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::RowAccessor;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use redteam_results::{breached, held};
 use temper::redteam::{AttackKind, Outcome, Point, Results};
 use temper::report::{
     Comparison, read_results, trial_results, write_beside_results, write_redteam_report, write_results,
 };
+
+use crate::support::redteam_results::{breached, held};
 
 fn page(results: &Results) -> String {
     let scratch = tempfile::tempdir().unwrap();

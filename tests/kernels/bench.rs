@@ -1,6 +1,5 @@
 //! `temper bench` on the simulator: every row runs, its counts are closed forms, and its report says that it is none of a
 //! GPU.
-#![cfg(feature = "simulator")]
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,5 @@
 //! The judge command: what goes in, what comes back, and every way in which it can go wrong.
 
-#![cfg(unix)]
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 

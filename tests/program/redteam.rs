@@ -1,9 +1,6 @@
 //! `temper redteam`: attacks do what `temper attack` does with the same settings, runs that are killed go on, and what
 //! fails is a row.
 
-#[allow(dead_code)]
-mod chat_model;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
@@ -21,6 +18,8 @@ use temper::random::{Random, Stream};
 use temper::redteam::suite::{Attack, Role, Suite};
 use temper::redteam::{Attacker, Measures, Point, Results, Scorer, Scores, Target};
 use temper::run::{self, AttackConfig, open_stream, signals::StopFlag};
+
+use crate::support::chat_model;
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama3")

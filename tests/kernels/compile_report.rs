@@ -1,14 +1,12 @@
 //! What nvcc made of the kernels: every one is there, none spills, and the tensor cores are not held up.
 //!
-//! `cargo test --test compile_report -- --nocapture` prints the registers of each kernel.
-#![cfg(feature = "cuda")]
-
+//! `cargo test --test kernels compile_report -- --nocapture` prints the registers of each kernel.
 use std::collections::BTreeMap;
 
 use temper::backend::cuda::nvidia::{EMBEDDED, Resources};
 
 /// The build script's reader of what ptxas says.
-#[path = "../build/ptxas.rs"]
+#[path = "../../build/ptxas.rs"]
 mod ptxas;
 
 /// Kernels that may use a stack frame, local memory or spills, each with the reason. `*` at the end: all that begin so.

@@ -1,7 +1,5 @@
 //! The self-test: that it is green in the simulator, that it launches every kernel, and that it sees what is wrong.
 
-#![cfg(feature = "simulator")]
-
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicUsize, Ordering};

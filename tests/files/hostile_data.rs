@@ -1,18 +1,17 @@
 //! Data, tokenizer and template files that are damaged or made to harm: every one is answered with a one-line error that
 //! names the file and a remedy, or is read as what it is; none panics, hangs or eats the memory.
 
-mod chat_model;
-mod parquet_file;
-
 use std::io::BufReader;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use chat_model::{LLAMA3, VOCABULARY, data};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use temper::data::{ChatTemplate, DataStream, JsonLines, MAXIMUM_LINE, Message, Row, StreamOptions, inspect};
 use temper::{Error, Result};
+
+use crate::support::chat_model::{self, LLAMA3, VOCABULARY, data};
+use crate::support::parquet_file;
 
 const CONVERSATION: &str = r#"{"prompt": "hello", "response": "hello you"}"#;
 

@@ -1,12 +1,11 @@
 //! Prompts: rows of every shape as what a model is given to continue, with and without the beginning of an answer.
 
-mod chat_model;
-
 use std::path::Path;
 
-use chat_model::{LLAMA3, VOCABULARY, data, write};
 use temper::data::{Message, Prompt, PromptEncoder, read_prompts};
 use temper::error::Result;
+
+use crate::support::chat_model::{LLAMA3, VOCABULARY, data, write};
 
 fn read(home: &Path, rows: &str, prefill: &str) -> Result<Vec<Prompt>> {
     let encoder = PromptEncoder::open(home, VOCABULARY)?;

@@ -1,7 +1,5 @@
 //! `temper eval` as users start it, in the forms that generate, on a model directory with text.
 
-mod chat_model;
-
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -14,6 +12,8 @@ use temper::huggingface::{ExportDType, ModelDirectory, write_model};
 use temper::model::{Model, ModelConfig, ParameterLayout, Parameters};
 use temper::objective::Subject;
 use temper::random::{Random, Stream};
+
+use crate::support::chat_model;
 
 /// A model directory with random weights that are large enough for texts to differ, and data beside it.
 struct Home {

@@ -1,14 +1,13 @@
 //! Data streams: order, cursors, packing and padding, truncation, row shapes, loss masks.
 
-mod chat_model;
-mod parquet_file;
-
 use std::path::Path;
 
-use chat_model::LLAMA3;
 use temper::data::{ChatTemplate, Cursor, DataStream, StreamOptions, Tokenizer, inspect};
 use temper::model::Batch;
 use temper::ops::IGNORE_INDEX;
+
+use crate::support::chat_model::{self, LLAMA3};
+use crate::support::parquet_file;
 
 fn options(batch: usize) -> StreamOptions {
     StreamOptions { batch, max_length: 64, shuffle: true, pack: true, pad_token_id: 0, vocab_size: 1000, seed: 11 }

@@ -1,0 +1,22 @@
+//! Files that others wrote, and files that others will read: what is right is read exactly, what is damaged or hostile
+//! is refused in one line.
+
+/// Checkpoints come back bit for bit, and no damaged one is loaded.
+mod checkpoint;
+/// Data streams have the promised order, cursors, packing, truncation and loss masks.
+mod data;
+/// Models, adapters and merged weights that are written are what was meant.
+mod export;
+/// Damaged or hostile data, tokenizers and templates are refused, or read as what they are.
+mod hostile_data;
+/// Damaged or hostile weights, indexes, configurations and adapters are refused.
+mod hostile_weights;
+/// The configurations of published models give their published parameter counts.
+mod model_config;
+/// Rows of every shape become the prompts that a model continues.
+mod prompts;
+/// No change to a valid file makes a reader panic, whatever the change.
+mod properties;
+
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,24 @@
+//! The program as users start it.
+
+/// Help, exit codes and streams.
+mod cli;
+/// The demonstration runs its whole course and leaves the files that others read.
+mod demo;
+/// `temper eval` in the forms that generate.
+mod eval;
+/// Judges: what goes in, what comes back, and every way in which one goes wrong.
+#[cfg(unix)]
+mod judge;
+/// `temper merge` and `temper ckpt`.
+mod merge_and_ckpt;
+/// Suites do what `temper attack` does, go on after a kill, and report what fails as a row.
+mod redteam;
+/// Reports say what the results say.
+mod report;
+/// `temper plan` reads a run file, its model's `config.json`, and nothing else.
+mod run_files;
+/// `temper attack` and `temper harden` follow the reference folders, and go on bit for bit after a stop or a kill.
+mod runs;
+
+#[path = "../support/mod.rs"]
+mod support;
