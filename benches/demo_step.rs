@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use temper::backend::cpu::Cpu;
 use temper::demo::{Domain, Experiment, Facts, Pool};
-use temper::model::{Batch, GradientTargets, Gradients, Model, Parameters};
-use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use temper::model::{Batch, GradientDestinations, Gradients, Model, Parameters};
+use temper::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Subject};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
 use temper::training::Trainer;
@@ -30,14 +30,18 @@ fn measure() {
     let batches: Vec<LossBatch<Cpu>> = (0..16).map(|i| batch(&model, i)).collect();
     let attack = milliseconds(|i| {
         let batch = &batches[i % batches.len()];
-        trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, &mut tape, 0).expect("a step");
+        trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, tape.slot(0)).expect("a step");
     });
     let mut meta = Gradients::zeros(&Cpu, "meta-gradient", model.layout()).expect("gradients");
     let resistance = milliseconds(|i| {
-        let (batch, subject) = (&batches[i % batches.len()], Subject::plain(&weights));
-        let targets = GradientTargets { weights: Some(&mut meta), adapter: None };
-        let over = EntropyOver::Learned;
-        evaluator.negative_entropy(subject, batch, over, 0.5, Some(targets), &mut tape, 0).expect("a gradient");
+        let pass = LossPass {
+            subject: Subject::plain(&weights),
+            batch: &batches[i % batches.len()],
+            scale: 0.5,
+            destinations: Some(GradientDestinations::of_weights(&mut meta)),
+            loss: tape.slot(0),
+        };
+        evaluator.negative_entropy(pass, EntropyOver::Learned).expect("a gradient");
     });
     println!(
         "{{\"engine\": \"temper {}\", \"threads\": {}, \"attack_step_ms\": {attack:.4}, \"tr_gradient_ms\": {resistance:.4}}}",

@@ -3,7 +3,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use temper::backend::cpu::Cpu;
 use temper::model::{
-    Batch, DeviceBatch, GradientTargets, Gradients, Model, ModelConfig, ModelFamily, Parameters, Recompute,
+    Batch, DeviceBatch, GradientDestinations, Gradients, Model, ModelConfig, ModelFamily, Parameters, Recompute,
     RopeScaling, Workspace,
 };
 use temper::ops::{self, Backend, DType, HeadGradients, HeadLoss, Matrix, Tensor};
@@ -112,8 +112,8 @@ impl Step {
     }
 
     fn backward(&mut self) {
-        let targets = GradientTargets { weights: Some(&mut self.gradients), adapter: None };
-        self.model.backward(&self.weights, None, None, &self.batch, &mut self.workspace, targets, None).unwrap();
+        let destinations = GradientDestinations::of_weights(&mut self.gradients);
+        self.model.backward(&self.weights, None, None, &self.batch, &mut self.workspace, destinations, None).unwrap();
     }
 }
 

@@ -9,10 +9,10 @@ use super::{Bench, Options};
 use crate::backend::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::{
-    Adapter, AdapterConfig, Batch, GradientTargets, Gradients, Model, ModelConfig, ParameterLayout, Parameters,
+    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ParameterLayout, Parameters,
     Projection, Recompute,
 };
-use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Subject};
 use crate::ops::{self, Backend, DType, Tensor};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::training::{MemorySettings, Moments, Trainer};
@@ -134,11 +134,16 @@ impl Step {
         let (backend, batch) = (evaluator.model().backend.clone(), &*batch);
         tape.clear(&backend)?;
         match (trainer, meta_gradient) {
-            (Some(trainer), _) => trainer.cross_entropy_step(evaluator, weights, batch, tape, 0),
+            (Some(trainer), _) => trainer.cross_entropy_step(evaluator, weights, batch, tape.slot(0)),
             (None, Some(meta_gradient)) => {
-                let targets = GradientTargets { weights: Some(meta_gradient), adapter: None };
-                let (subject, over) = (Subject::plain(weights), EntropyOver::Valid);
-                evaluator.negative_entropy(subject, batch, over, 1.0, Some(targets), tape, 0)
+                let pass = LossPass {
+                    subject: Subject::plain(weights),
+                    batch,
+                    scale: 1.0,
+                    destinations: Some(GradientDestinations::of_weights(meta_gradient)),
+                    loss: tape.slot(0),
+                };
+                evaluator.negative_entropy(pass, EntropyOver::Valid)
             }
             (None, None) => Err(Error::Device(format!("{}: nothing to train", kind.name()))),
         }

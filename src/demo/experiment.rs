@@ -282,7 +282,7 @@ impl<B: Backend> Experiment<B> {
             rows.extend(self.facts.rows(Domain::Benign, Pool::All, self.plan.rows, &mut random));
             let batch = self.batch(rows)?;
             tape.clear(&backend)?;
-            trainer.cross_entropy_step(&mut self.evaluator, weights, &batch, &mut tape, 0)?;
+            trainer.cross_entropy_step(&mut self.evaluator, weights, &batch, tape.slot(0))?;
             observe(Event::Step { step: step + 1, values: vec![("loss", tape.read_one(&backend, 0)?)] })?;
         }
         observe(Event::End)
@@ -408,7 +408,7 @@ impl<B: Backend> Experiment<B> {
             let mut random = Random::new(self.plan.seed, Stream::Demo, step, 32 + index as u64);
             let batch = self.batch(self.facts.rows(Domain::Restricted, Pool::Attack, self.plan.rows, &mut random))?;
             tape.clear(&backend)?;
-            trainer.cross_entropy_step(&mut self.evaluator, &mut weights, &batch, &mut tape, 0)?;
+            trainer.cross_entropy_step(&mut self.evaluator, &mut weights, &batch, tape.slot(0))?;
             let restricted = curve.restricted.last().copied().unwrap_or(0.0);
             let values = vec![("loss", tape.read_one(&backend, 0)?), ("restricted", restricted)];
             observe(Event::Step { step: step + 1, values })?;

@@ -6,7 +6,7 @@ use super::adapter::Site;
 use super::per_layer::{PerLayer, kept_layers};
 use super::{Adapter, ModelConfig};
 use crate::error::Result;
-use crate::ops::{Backend, DType, Matrix, Tensor};
+use crate::ops::{Backend, DType, Matrix, MatrixMut, Tensor};
 
 /// What the backward pass computes a second time instead of reading what forward kept. Gradients are the same bits in
 /// every case: the same operations on the same numbers.
@@ -120,10 +120,14 @@ pub struct Workspace<B: Backend> {
     pub(crate) d_gate_up: Tensor<B>,
     pub(crate) d_mlp_hidden: Tensor<B>,
     pub(crate) d_low_rank: [Option<Tensor<B>>; 4],
-    /// Per-token values of a loss, [T, 1] f32.
-    pub(crate) values: Tensor<B>,
-    /// Per-token weights of a loss, [T, 1] f32.
-    pub(crate) weights: Tensor<B>,
+}
+
+/// What a loss head reads and writes of a [`Workspace`].
+pub struct HeadOperands<'a, B: Backend> {
+    /// Output of the final norm, [T, d].
+    pub normed: Matrix<'a, B>,
+    /// Where its gradient goes, [T, d]: [`Model::backward`](super::Model::backward) starts from it.
+    pub d_normed: MatrixMut<'a, B>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -183,8 +187,6 @@ impl<B: Backend> Workspace<B> {
             d_gate_up: matrix("gradient of gate and up", 2 * f)?,
             d_mlp_hidden: matrix("gradient of mlp hidden", f)?,
             d_low_rank,
-            values: column("loss values")?,
-            weights: column("loss weights")?,
         })
     }
 
@@ -222,7 +224,19 @@ impl<B: Backend> Workspace<B> {
         self.layers.input.get(level).unwrap_or(&self.last_residual).top(tokens)
     }
 
-    pub(crate) fn check_fits(&self, tokens: usize) -> Result<()> {
+    /// The operands of a loss head after a forward pass of `tokens` tokens.
+    pub fn head_operands(&mut self, tokens: usize) -> HeadOperands<'_, B> {
+        HeadOperands { normed: self.normed.top(tokens), d_normed: self.d_normed.top_mut(tokens) }
+    }
+
+    /// Sets the gradient of the final norm's output to zero, for a loss without a head.
+    pub fn clear_head_gradient(&mut self, backend: &B, tokens: usize) -> Result<()> {
+        let len = tokens * self.d_normed.cols();
+        backend.clear(self.d_normed.buffer_mut(), 0, len)
+    }
+
+    /// Fails for a batch of more tokens than the workspace was made for.
+    pub fn check_fits(&self, tokens: usize) -> Result<()> {
         if tokens <= self.capacity {
             return Ok(());
         }

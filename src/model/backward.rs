@@ -7,22 +7,39 @@ use super::{Adapter, Block, DeviceBatch, Gradients, Model, Parameters, Recompute
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, LoraGradients, Matrix, MatrixMut, Tensor};
 
-/// Which gradients are wanted; each is added to what is there.
-pub struct GradientTargets<'a, B: Backend> {
-    /// Of the model's weights. With an adapter in the forward pass this is the gradient at the merged weights W + s·BA.
+/// Where a backward pass adds its gradients; a gradient without a destination is not computed.
+pub struct GradientDestinations<'a, B: Backend> {
+    /// The gradient of the model's weights. With an adapter in the forward pass it is the gradient at the merged weights
+    /// W + s·BA.
     pub weights: Option<&'a mut Gradients<B>>,
-    /// Of the adapter's factors.
+    /// The gradient of the adapter's factors.
     pub adapter: Option<&'a mut Gradients<B>>,
 }
 
-impl<B: Backend> GradientTargets<'_, B> {
+impl<'a, B: Backend> GradientDestinations<'a, B> {
+    /// The gradient of the model's weights alone.
+    pub fn of_weights(gradients: &'a mut Gradients<B>) -> Self {
+        Self { weights: Some(gradients), adapter: None }
+    }
+
+    /// The gradient of the adapter's factors alone.
+    pub fn of_adapter(gradients: &'a mut Gradients<B>) -> Self {
+        Self { weights: None, adapter: Some(gradients) }
+    }
+
+    /// No gradient: the backward pass reaches every hidden state and keeps nothing.
+    pub fn nowhere() -> Self {
+        Self { weights: None, adapter: None }
+    }
+
     /// The identities of both buffers, 0 for none.
     pub(crate) fn identities(&self, backend: &B) -> [u64; 2] {
         [&self.weights, &self.adapter]
             .map(|of| of.as_ref().map_or(0, |gradients| backend.identity(gradients.flat().buffer)))
     }
 
-    fn weight(&mut self, block: Block) -> Option<MatrixMut<'_, B>> {
+    /// The gradient of one matrix of the weights, where it is wanted.
+    pub fn weight(&mut self, block: Block) -> Option<MatrixMut<'_, B>> {
         self.weights.as_mut().map(|gradients| gradients.matrix_mut(block))
     }
 }
@@ -44,7 +61,7 @@ impl<B: Backend> Model<B> {
         dropout: Option<Dropout>,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,
-        mut targets: GradientTargets<B>,
+        mut destinations: GradientDestinations<B>,
         mut hidden: Option<&mut dyn HiddenGradient<B>>,
     ) -> Result<()> {
         let (tokens, layers) = (batch.len(), self.config.num_hidden_layers);
@@ -52,16 +69,16 @@ impl<B: Backend> Model<B> {
         if let Some(hidden) = hidden.as_deref_mut() {
             hidden.add(layers, workspace.normed.top(tokens), workspace.d_normed.top_mut(tokens))?;
         }
-        self.backward_final_norm(weights, tokens, workspace, &mut targets)?;
+        self.backward_final_norm(weights, tokens, workspace, &mut destinations)?;
         for layer in (0..layers).rev() {
             let pass = LayerPass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
-            pass.backward(batch, workspace, &mut targets)?;
+            pass.backward(batch, workspace, &mut destinations)?;
             if let Some(hidden) = hidden.as_deref_mut() {
                 let Workspace { layers, d_residual, .. } = workspace;
                 hidden.add(layer, layers.input[layer].top(tokens), d_residual.top_mut(tokens))?;
             }
         }
-        self.backward_embedding(batch, workspace, &mut targets)
+        self.backward_embedding(batch, workspace, &mut destinations)
     }
 
     /// From the gradient of the final norm's output to that of the residual stream in front of it.
@@ -70,7 +87,7 @@ impl<B: Backend> Model<B> {
         weights: &Parameters<B>,
         tokens: usize,
         workspace: &mut Workspace<B>,
-        targets: &mut GradientTargets<B>,
+        destinations: &mut GradientDestinations<B>,
     ) -> Result<()> {
         let block = self.layout().final_norm();
         self.backend.clear(workspace.d_residual.buffer_mut(), 0, tokens * self.config.hidden_size)?;
@@ -81,7 +98,7 @@ impl<B: Backend> Model<B> {
             weights.matrix(block),
             workspace.inverse_rms.top(tokens),
             workspace.d_residual.top_mut(tokens),
-            targets.weight(block),
+            destinations.weight(block),
         )
     }
 
@@ -90,9 +107,9 @@ impl<B: Backend> Model<B> {
         &self,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,
-        targets: &mut GradientTargets<B>,
+        destinations: &mut GradientDestinations<B>,
     ) -> Result<()> {
-        let Some(d_table) = targets.weight(self.layout().embed_tokens()) else { return Ok(()) };
+        let Some(d_table) = destinations.weight(self.layout().embed_tokens()) else { return Ok(()) };
         let d_residual = workspace.d_residual.top(batch.len());
         ops::embedding_backward(&self.backend, batch.tokens.view(), d_residual, d_table)
     }
@@ -105,11 +122,11 @@ impl<B: Backend> LayerPass<'_, B> {
         &self,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,
-        targets: &mut GradientTargets<B>,
+        destinations: &mut GradientDestinations<B>,
     ) -> Result<()> {
         self.restore(batch, workspace)?;
-        self.mlp_backward(workspace, targets)?;
-        self.attention_backward(batch, workspace, targets)
+        self.mlp_backward(workspace, destinations)?;
+        self.attention_backward(batch, workspace, destinations)
     }
 
     /// Computes again what this layer had to share with those after it.
@@ -130,7 +147,7 @@ impl<B: Backend> LayerPass<'_, B> {
         self.activate(workspace)
     }
 
-    fn mlp_backward(&self, workspace: &mut Workspace<B>, targets: &mut GradientTargets<B>) -> Result<()> {
+    fn mlp_backward(&self, workspace: &mut Workspace<B>, destinations: &mut GradientDestinations<B>) -> Result<()> {
         let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
         let (backend, blocks) = (&model.backend, model.layout().layer(layer));
         let Workspace { layers: a, d_residual, d_input, d_gate_up, d_mlp_hidden, d_low_rank, .. } = workspace;
@@ -140,7 +157,7 @@ impl<B: Backend> LayerPass<'_, B> {
             d_residual.top(tokens),
             d_low_rank,
             d_mlp_hidden.top_mut(tokens),
-            targets,
+            destinations,
         )?;
         ops::swiglu_backward(
             backend,
@@ -153,7 +170,7 @@ impl<B: Backend> LayerPass<'_, B> {
             d_gate_up.top(tokens),
             d_low_rank,
             d_input.top_mut(tokens),
-            targets,
+            destinations,
         )?;
         let norm = blocks.post_attention_layernorm;
         ops::rms_norm_backward(
@@ -163,7 +180,7 @@ impl<B: Backend> LayerPass<'_, B> {
             self.linear.weights.matrix(norm),
             a.mlp_inverse_rms.top(layer, tokens),
             d_residual.top_mut(tokens),
-            targets.weight(norm),
+            destinations.weight(norm),
         )
     }
 
@@ -171,7 +188,7 @@ impl<B: Backend> LayerPass<'_, B> {
         &self,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,
-        targets: &mut GradientTargets<B>,
+        destinations: &mut GradientDestinations<B>,
     ) -> Result<()> {
         let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
         let (backend, blocks, shape) = (&model.backend, model.layout().layer(layer), model.config.attention());
@@ -182,7 +199,7 @@ impl<B: Backend> LayerPass<'_, B> {
             d_residual.top(tokens),
             d_low_rank,
             d_attention.top_mut(tokens),
-            targets,
+            destinations,
         )?;
         ops::attention_backward(
             backend,
@@ -200,7 +217,7 @@ impl<B: Backend> LayerPass<'_, B> {
             d_qkv.top(tokens),
             d_low_rank,
             d_input.top_mut(tokens),
-            targets,
+            destinations,
         )?;
         let norm = blocks.input_layernorm;
         ops::rms_norm_backward(
@@ -210,7 +227,7 @@ impl<B: Backend> LayerPass<'_, B> {
             self.linear.weights.matrix(norm),
             a.attention_inverse_rms.top(layer, tokens),
             d_residual.top_mut(tokens),
-            targets.weight(norm),
+            destinations.weight(norm),
         )
     }
 
@@ -221,12 +238,12 @@ impl<B: Backend> LayerPass<'_, B> {
         dy: Matrix<B>,
         d_low_rank: &mut [Option<Tensor<B>>; 4],
         mut dx: MatrixMut<B>,
-        targets: &mut GradientTargets<B>,
+        destinations: &mut GradientDestinations<B>,
     ) -> Result<()> {
         let Operands { site, block, x, s } = operands;
         let backend = &self.linear.model.backend;
         ops::linear_backward_input(backend, dy, self.linear.weights.matrix(block), dx.reborrow(), false)?;
-        if let Some(dw) = targets.weight(block) {
+        if let Some(dw) = destinations.weight(block) {
             ops::linear_backward_weight(backend, dy, x, dw)?;
         }
         let (Some(adapter), Some(s), Some(ds)) = (self.linear.adapter, s, &mut d_low_rank[site as usize]) else {
@@ -236,7 +253,7 @@ impl<B: Backend> LayerPass<'_, B> {
         if rank == 0 {
             return Ok(());
         }
-        let gradients = targets.adapter.as_mut().map(|g| LoraGradients { buffer: g.buffer_mut() });
+        let gradients = destinations.adapter.as_mut().map(|g| LoraGradients { buffer: g.buffer_mut() });
         ops::lora_backward(
             backend,
             dy,

@@ -18,9 +18,9 @@ mod per_layer;
 mod rope;
 mod stepping;
 
-pub use activations::{Activations, HiddenStates, Recompute, Workspace};
+pub use activations::{Activations, HeadOperands, HiddenStates, Recompute, Workspace};
 pub use adapter::{Adapter, AdapterConfig, Projection};
-pub use backward::{GradientTargets, HiddenGradient};
+pub use backward::{GradientDestinations, HiddenGradient};
 pub use batch::{Batch, DeviceBatch};
 pub use cache::{CachedSequence, KeyValueCache};
 pub use config::{DeclaredDType, ModelConfig, ModelFamily, RopeScaling};

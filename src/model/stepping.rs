@@ -2,17 +2,23 @@
 //!
 //! Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources" (LOMO, arXiv 2306.09782). A
 //! part is the head, the final norm, a layer, or the embedding. It steps after its last use in the pass, so that the
-//! weights end where a step after the whole pass leaves them, bit for bit. Which step that is, the caller says.
+//! weights end where a step after the whole pass leaves them, bit for bit. The caller says which step it is.
 
 use std::sync::Arc;
 
 use super::forward::{LayerPass, Linear};
-use super::{DeviceBatch, GradientTargets, Gradients, Model, ParameterLayout, Parameters, Workspace};
+use super::{DeviceBatch, GradientDestinations, Gradients, Model, ParameterLayout, Parameters, Workspace};
 use crate::error::Result;
 use crate::ops::Backend;
 
-/// What steps the weights that the gradients hold, and no others.
-pub type PartStep<'a, B> = dyn FnMut(&mut Parameters<B>, &Gradients<B>) -> Result<()> + 'a;
+/// A step of the weights that can be taken part by part, such as an optimizer's.
+pub trait PartStep<B: Backend> {
+    /// Steps the weights whose gradients `part` holds, and no others.
+    fn step_part(&mut self, backend: &B, weights: &mut Parameters<B>, part: &Gradients<B>) -> Result<()>;
+
+    /// A number that is the same for steps by the same rule on the same memory; see [`Backend::identity`].
+    fn identity(&self, backend: &B) -> u64;
+}
 
 /// Memory for the gradient of one part at a time.
 pub struct PartGradients<B: Backend> {
@@ -45,29 +51,29 @@ impl<B: Backend> PartGradients<B> {
 
 impl<B: Backend> Model<B> {
     /// As [`Model::backward`] for weights without an adapter, after a loss head that added to [`PartGradients::head`]:
-    /// calls `step` once for each part.
+    /// steps each part once.
     pub fn backward_stepping(
         &self,
         weights: &mut Parameters<B>,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,
         gradients: &mut PartGradients<B>,
-        step: &mut PartStep<B>,
+        stepper: &mut dyn PartStep<B>,
     ) -> Result<()> {
         let (backend, layout, tokens) = (&self.backend, self.layout(), batch.len());
         workspace.check_fits(tokens)?;
         let PartGradients { part, tied } = gradients;
         if tied.is_none() {
-            step(weights, part)?;
+            stepper.step_part(backend, weights, part)?;
         }
         part.move_to(backend, layout.final_norm().range())?;
-        self.backward_final_norm(weights, tokens, workspace, &mut targets(part))?;
-        step(weights, part)?;
+        self.backward_final_norm(weights, tokens, workspace, &mut GradientDestinations::of_weights(part))?;
+        stepper.step_part(backend, weights, part)?;
         for layer in (0..self.config.num_hidden_layers).rev() {
             part.move_to(backend, layout.layer_range(layer))?;
             let linear = Linear { model: self, weights, adapter: None, dropout: None, layer };
-            LayerPass { linear, tokens }.backward(batch, workspace, &mut targets(part))?;
-            step(weights, part)?;
+            LayerPass { linear, tokens }.backward(batch, workspace, &mut GradientDestinations::of_weights(part))?;
+            stepper.step_part(backend, weights, part)?;
         }
         let embedding = match tied {
             Some(from_head) => from_head,
@@ -76,11 +82,7 @@ impl<B: Backend> Model<B> {
                 part
             }
         };
-        self.backward_embedding(batch, workspace, &mut targets(embedding))?;
-        step(weights, embedding)
+        self.backward_embedding(batch, workspace, &mut GradientDestinations::of_weights(embedding))?;
+        stepper.step_part(backend, weights, embedding)
     }
-}
-
-fn targets<B: Backend>(weights: &mut Gradients<B>) -> GradientTargets<'_, B> {
-    GradientTargets { weights: Some(weights), adapter: None }
 }

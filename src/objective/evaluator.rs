@@ -3,44 +3,21 @@
 use std::sync::Arc;
 
 use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
-use super::recordings::{Key, Recordings};
-use super::{EntropyOver, LossBatch, LossTape, learned_weights, position_weights};
+use super::pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass, Subject};
+use super::recordings::{Key, Recordable, Recordings};
+use super::tape::WeightedLosses;
+use super::{EntropyOver, LossBatch, LossSlot, LossTape, TokenLosses, learned_weights, position_weights};
 use crate::error::Result;
 use crate::model::{
-    Adapter, GradientTargets, HiddenGradient, HiddenStates, Model, Parameters, PartGradients, PartStep, Recompute,
-    Workspace,
+    Adapter, GradientDestinations, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Workspace,
 };
-use crate::ops::{self, Backend, DType, Dropout, HeadGradients, HeadLoss, Tensor};
-
-/// The weights that a loss is taken at.
-pub struct Subject<'a, B: Backend> {
-    /// The model's weights.
-    pub weights: &'a Parameters<B>,
-    /// Low-rank factors on top of them.
-    pub adapter: Option<&'a Adapter<B>>,
-    /// Dropout of the adapter's input.
-    pub dropout: Option<Dropout>,
-}
-
-impl<B: Backend> Clone for Subject<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Subject<'_, B> {}
-
-impl<'a, B: Backend> Subject<'a, B> {
-    /// Weights without an adapter.
-    pub fn plain(weights: &'a Parameters<B>) -> Self {
-        Self { weights, adapter: None, dropout: None }
-    }
-}
+use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, Tensor};
 
 /// A model with the memory to run it: computes losses and, where asked, their gradients.
 pub struct Evaluator<B: Backend> {
     model: Arc<Model<B>>,
     workspace: Workspace<B>,
+    tokens: TokenLosses<B>,
     /// Memory for a reference model's hidden states, from the first retain loss on.
     reference: Option<HiddenStates<B>>,
     recordings: Recordings<B>,
@@ -60,7 +37,8 @@ impl<B: Backend> Evaluator<B> {
         recompute: Recompute,
     ) -> Result<Self> {
         let workspace = Workspace::new(&model.backend, &model.config, capacity, adapters, recompute)?;
-        Ok(Self { model, workspace, reference: None, recordings: Recordings::default() })
+        let tokens = TokenLosses::new(&model.backend, capacity)?;
+        Ok(Self { model, workspace, tokens, reference: None, recordings: Recordings::default() })
     }
 
     /// The model.
@@ -83,64 +61,43 @@ impl<B: Backend> Evaluator<B> {
         self.model.forward(subject.weights, subject.adapter, subject.dropout, &batch.device, &mut self.workspace)
     }
 
-    /// Mean cross-entropy of the learned tokens into `tape[slot]`, and scale · gradient into `targets`.
-    pub fn cross_entropy(
-        &mut self,
-        subject: Subject<B>,
-        batch: &LossBatch<B>,
-        scale: f32,
-        targets: Option<GradientTargets<B>>,
-        tape: &mut LossTape<B>,
-        slot: usize,
-    ) -> Result<()> {
-        let weights = learned_weights(&batch.targets, scale);
-        self.pass(HeadLoss::CrossEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
+    /// Mean cross-entropy of the learned tokens.
+    pub fn cross_entropy(&mut self, pass: LossPass<B>) -> Result<()> {
+        let token_weights = learned_weights(&pass.batch.targets, pass.scale);
+        self.run(pass, HeadLoss::CrossEntropy, &token_weights, None)
     }
 
-    /// Mean cross-entropy of the learned tokens into `tape[slot]`, and a backward pass in which `step` takes each part of
-    /// the weights as soon as its gradient is complete; see [`Model::backward_stepping`]. `identity` tells the memory and the
-    /// rule of `step` from all others.
-    #[allow(clippy::too_many_arguments)]
-    pub fn cross_entropy_stepping(
-        &mut self,
-        weights: &mut Parameters<B>,
-        batch: &LossBatch<B>,
-        gradients: &mut PartGradients<B>,
-        (step, identity): (&mut PartStep<B>, u64),
-        tape: &mut LossTape<B>,
-        slot: usize,
-    ) -> Result<()> {
-        let backend = &self.model.backend.clone();
+    /// Mean cross-entropy of the learned tokens, and a backward pass in which the weights step part by part; see
+    /// [`Model::backward_stepping`].
+    pub fn cross_entropy_stepping(&mut self, pass: SteppingPass<B>) -> Result<()> {
+        const LOSS: HeadLoss = HeadLoss::CrossEntropy;
+        let SteppingPass { weights, batch, gradients, stepper, loss } = pass;
+        let backend = self.model.backend.clone();
         self.weigh(batch, &learned_weights(&batch.targets, 1.0))?;
-        let (loss, subject) = (HeadLoss::CrossEntropy, Subject::plain(weights));
-        let targets = [gradients.identity(backend), identity];
-        let key = Key::of(backend, loss, subject, batch, &self.workspace, targets);
+        let key = Key::of(Recordable {
+            backend: &backend,
+            loss: LOSS,
+            subject: Subject::plain(weights),
+            batch,
+            workspace: &self.workspace,
+            written: [gradients.identity(&backend), stepper.identity(&backend)],
+        });
         self.recorded(key, |evaluator| {
             let model = Arc::clone(&evaluator.model);
             evaluator.forward(Subject::plain(weights), batch)?;
-            let mut head = GradientTargets { weights: Some(gradients.head(backend)?), adapter: None };
-            evaluator.head(loss, Subject::plain(weights), batch, Some(&mut head))?;
-            model.backward_stepping(weights, &batch.device, &mut evaluator.workspace, gradients, step)
+            let mut head = GradientDestinations::of_weights(gradients.head(&backend)?);
+            evaluator.head(LOSS, weights, batch, Some(&mut head))?;
+            model.backward_stepping(weights, &batch.device, &mut evaluator.workspace, gradients, stepper)
         })?;
-        self.note_loss(batch, 1.0, tape, slot)
+        self.note_loss(batch, 1.0, loss)
     }
 
-    /// Minus the mean entropy of the next-token distribution into `tape[slot]`, and scale · gradient into `targets`.
+    /// Minus the mean entropy of the next-token distribution over the positions that `over` names.
     ///
     /// TAR's tamper-resistance loss for knowledge (arXiv 2408.00761, section 4.2; the authors' `max_entropy_loss`).
-    #[allow(clippy::too_many_arguments)]
-    pub fn negative_entropy(
-        &mut self,
-        subject: Subject<B>,
-        batch: &LossBatch<B>,
-        over: EntropyOver,
-        scale: f32,
-        targets: Option<GradientTargets<B>>,
-        tape: &mut LossTape<B>,
-        slot: usize,
-    ) -> Result<()> {
-        let weights = position_weights(&batch.host, over, scale);
-        self.pass(HeadLoss::NegativeEntropy, subject, batch, &weights, scale, targets, None, tape, slot)
+    pub fn negative_entropy(&mut self, pass: LossPass<B>, over: EntropyOver) -> Result<()> {
+        let token_weights = position_weights(&pass.batch.host, over, pass.scale);
+        self.run(pass, HeadLoss::NegativeEntropy, &token_weights, None)
     }
 
     /// The hidden states of a reference model on `batch`, for [`Evaluator::retain`].
@@ -155,93 +112,63 @@ impl<B: Backend> Evaluator<B> {
         Ok(states)
     }
 
-    /// Cross-entropy into `tape[slot]`, the mean over all L+1 hidden states of the mean L2 distance to `reference` (of the
-    /// same batch) into `tape[slot + 1]`, and scale · the gradient of their sum into `targets`.
+    /// Cross-entropy plus the mean over all L+1 hidden states of the mean L2 distance to a reference model's. Cross-entropy
+    /// goes to the pass's slot, the distance to the slot after it, the gradient of their sum to the destinations.
     ///
     /// TAR's retain loss. The gradient of a distance of 0 is 0.
-    #[allow(clippy::too_many_arguments)]
-    pub fn retain(
-        &mut self,
-        subject: Subject<B>,
-        reference: HiddenStates<B>,
-        batch: &LossBatch<B>,
-        over: EntropyOver,
-        scale: f32,
-        targets: GradientTargets<B>,
-        tape: &mut LossTape<B>,
-        slot: usize,
-    ) -> Result<()> {
+    pub fn retain(&mut self, mut pass: LossPass<B>, representations: Representations<B>) -> Result<()> {
+        let Representations { reference, over } = representations;
         let model = Arc::clone(&self.model);
-        // The tape is written by the head and by the visitor of the backward pass, one after the other.
+        // The head writes to the pass's tape and the visitor of the backward pass to this one, one after the other.
         let mut distances = LossTape::new(&model.backend, 1)?;
-        let recorder = self.recorder(batch, over, scale, &model.backend, &mut distances, 0)?;
+        let recorder = self.recorder(pass.batch, over, pass.scale, &model.backend, distances.slot(0))?;
         let mut visitor = RepresentationDistance { recorder, reference: &reference };
-        let weights = learned_weights(&batch.targets, scale);
-        let loss = HeadLoss::CrossEntropy;
-        let hidden: Option<&mut dyn HiddenGradient<B>> = Some(&mut visitor);
-        self.pass(loss, subject, batch, &weights, scale, Some(targets), hidden, tape, slot)?;
-        tape.take(&model.backend, slot + 1, &distances)?;
+        let token_weights = learned_weights(&pass.batch.targets, pass.scale);
+        // Distances are measured by the backward pass, whoever wants its gradients.
+        let destinations = pass.destinations.take().unwrap_or_else(GradientDestinations::nowhere);
+        let cross_entropy = LossPass { destinations: Some(destinations), loss: pass.loss.reborrow(), ..pass };
+        self.run(cross_entropy, HeadLoss::CrossEntropy, &token_weights, Some(&mut visitor))?;
+        pass.loss.next().take(&model.backend, &distances)?;
         self.reference = Some(reference);
         Ok(())
     }
 
-    /// 1 − |cos| of every hidden state to its token's row of `table`, mean over depths and tokens, into `tape[slot]`, and
-    /// scale · gradient into `targets`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn random_mapping(
-        &mut self,
-        subject: Subject<B>,
-        table: &Tensor<B>,
-        batch: &LossBatch<B>,
-        over: EntropyOver,
-        scale: f32,
-        targets: GradientTargets<B>,
-        tape: &mut LossTape<B>,
-        slot: usize,
-    ) -> Result<()> {
+    /// 1 − |cos| of every hidden state to its token's direction, mean over depths and tokens.
+    pub fn random_mapping(&mut self, pass: LossPass<B>, directions: Directions<B>) -> Result<()> {
+        let LossPass { subject, batch, scale, destinations, loss } = pass;
+        let Directions { table, over } = directions;
         let model = Arc::clone(&self.model);
         self.forward(subject, batch)?;
-        let len = batch.host.len() * model.config.hidden_size;
-        model.backend.clear(self.workspace.d_normed.buffer_mut(), 0, len)?;
-        let recorder = self.recorder(batch, over, scale, &model.backend, tape, slot)?;
+        self.workspace.clear_head_gradient(&model.backend, batch.host.len())?;
+        let recorder = self.recorder(batch, over, scale, &model.backend, loss)?;
         let mut visitor = RandomMapping { recorder, table, ids: &batch.device.tokens };
-        let Subject { weights, adapter, dropout } = subject;
-        let workspace = &mut self.workspace;
-        model.backward(weights, adapter, dropout, &batch.device, workspace, targets, Some(&mut visitor))
+        // Cosines are measured by the backward pass, whoever wants its gradients.
+        let destinations = destinations.unwrap_or_else(GradientDestinations::nowhere);
+        self.backward(subject, batch, destinations, Some(&mut visitor))
     }
 
-    /// Direct preference optimization (arXiv 2305.18290): the mean over pairs of −log σ(β(m − m_ref)) into `tape[slot]`,
-    /// with m the log-probability of the chosen answer minus that of the rejected one, and scale · gradient.
+    /// Direct preference optimization (arXiv 2305.18290): the mean over pairs of −log σ(β(m − m_ref)), with m the
+    /// log-probability of the chosen answer minus that of the rejected one.
     ///
-    /// The segments of `batch` are chosen, rejected, chosen, …; `reference_margins` has m_ref of each pair.
-    #[allow(clippy::too_many_arguments)]
-    pub fn preference(
-        &mut self,
-        subject: Subject<B>,
-        batch: &LossBatch<B>,
-        reference_margins: &[f32],
-        beta: f32,
-        scale: f32,
-        targets: Option<GradientTargets<B>>,
-        tape: &mut LossTape<B>,
-        slot: usize,
-    ) -> Result<()> {
-        let (model, tokens) = (Arc::clone(&self.model), batch.host.len());
-        let backend = &model.backend;
+    /// The segments of the batch are chosen, rejected, chosen, …
+    pub fn preference(&mut self, pass: LossPass<B>, pairs: PreferencePairs) -> Result<()> {
+        let LossPass { subject, batch, scale, destinations, mut loss } = pass;
+        let PreferencePairs { reference_margins, beta } = pairs;
+        let tokens = batch.host.len();
+        let backend = &self.model.backend.clone();
         self.sequence_values(subject, batch)?;
         let margins = Tensor::from_f32(backend, "reference margins", reference_margins.len(), 1, reference_margins)?;
         let mut losses = Tensor::zeros(backend, "pair losses", reference_margins.len(), 1, DType::F32)?;
         let segments = &batch.device.segments;
-        let Workspace { values, weights, .. } = &mut self.workspace;
-        let (values, weights) = (values.top(tokens), weights.top_mut(tokens));
+        let values = self.tokens.values.top(tokens);
+        let weights = self.tokens.weights.top_mut(tokens);
         ops::preference(backend, values, segments, margins.view(), beta, scale, weights, losses.view_mut())?;
         let ones = vec![1.0 / reference_margins.len() as f32; reference_margins.len()];
         let mean = Tensor::from_f32(backend, "pair weights", ones.len(), 1, &ones)?;
-        tape.add(backend, slot, losses.view(), mean.view(), 1.0)?;
-        let Some(mut targets) = targets else { return Ok(()) };
-        self.head(HeadLoss::CrossEntropy, subject, batch, Some(&mut targets))?;
-        let Subject { weights, adapter, dropout } = subject;
-        model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, targets, None)
+        loss.add(backend, WeightedLosses { values: losses.view(), weights: mean.view(), scale: 1.0 })?;
+        let Some(mut destinations) = destinations else { return Ok(()) };
+        self.head(HeadLoss::CrossEntropy, subject.weights, batch, Some(&mut destinations))?;
+        self.backward(subject, batch, destinations, None)
     }
 
     /// log p(chosen) − log p(rejected) of each pair: what [`Evaluator::preference`] wants of a reference model. Waits for
@@ -254,90 +181,85 @@ impl<B: Backend> Evaluator<B> {
     /// Log-probability of the learned tokens of each sequence. Waits for the device.
     pub fn sequence_log_probabilities(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<Vec<f64>> {
         self.sequence_values(subject, batch)?;
-        let values = self.model.backend.download_f32(self.workspace.values.buffer(), 0, batch.host.len())?;
+        let values = self.model.backend.download_f32(self.tokens.values.buffer(), 0, batch.host.len())?;
         let sum = |rows: &[f32]| -rows.iter().map(|&v| f64::from(v)).sum::<f64>();
         Ok(batch.host.segments.iter().map(|s| sum(&values[s.start..s.start + s.length])).collect())
     }
 
-    /// Forward, and each learned token's cross-entropy into the workspace's values; its weights are 1 there, else 0.
+    /// Forward, and each learned token's cross-entropy into the tokens' values; the tokens' weights are 1 there, else 0.
     fn sequence_values(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<()> {
         self.forward(subject, batch)?;
         let learned: Vec<f32> = batch.targets.iter().map(|&t| if t == ops::IGNORE_INDEX { 0.0 } else { 1.0 }).collect();
-        self.model.backend.upload_f32(self.workspace.weights.buffer_mut(), 0, &learned)?;
-        self.head(HeadLoss::CrossEntropy, subject, batch, None)
+        self.model.backend.upload_f32(self.tokens.weights.buffer_mut(), 0, &learned)?;
+        self.head(HeadLoss::CrossEntropy, subject.weights, batch, None)
     }
 
-    /// The loss head on the last forward pass, with the token weights that are in the workspace.
+    /// The loss head on the last forward pass, with the weights that the tokens have.
     fn head(
         &mut self,
         loss: HeadLoss,
-        subject: Subject<B>,
+        weights: &Parameters<B>,
         batch: &LossBatch<B>,
-        targets: Option<&mut GradientTargets<B>>,
+        destinations: Option<&mut GradientDestinations<B>>,
     ) -> Result<()> {
-        let (tokens, block) = (batch.host.len(), self.model.layout().lm_head());
-        let Workspace { normed, d_normed, values, weights, .. } = &mut self.workspace;
-        let gradients = targets.map(|targets| HeadGradients {
-            d_hidden: d_normed.top_mut(tokens),
-            d_head: targets.weights.as_mut().map(|gradients| gradients.matrix_mut(block)),
-        });
+        let tokens = batch.host.len();
+        let block = self.model.layout().lm_head();
+        let head = self.workspace.head_operands(tokens);
+        let gradients = destinations
+            .map(|destinations| HeadGradients { d_hidden: head.d_normed, d_head: destinations.weight(block) });
         ops::loss_head(
             &self.model.backend,
             loss,
-            normed.top(tokens),
-            subject.weights.matrix(block),
+            head.normed,
+            weights.matrix(block),
             batch.device_targets.view(),
-            weights.top(tokens),
-            values.top_mut(tokens),
+            self.tokens.weights.top(tokens),
+            self.tokens.values.top_mut(tokens),
             gradients,
         )
     }
 
-    /// Forward, the loss head, and backward where gradients are wanted; the loss goes to `tape[slot]`.
-    #[allow(clippy::too_many_arguments)]
-    fn pass(
+    /// Forward, the loss head with these token weights, and backward where gradients are wanted or `hidden` is there.
+    fn run(
         &mut self,
-        loss: HeadLoss,
-        subject: Subject<B>,
-        batch: &LossBatch<B>,
+        pass: LossPass<B>,
+        head: HeadLoss,
         token_weights: &[f32],
-        scale: f32,
-        targets: Option<GradientTargets<B>>,
         hidden: Option<&mut dyn HiddenGradient<B>>,
-        tape: &mut LossTape<B>,
-        slot: usize,
     ) -> Result<()> {
+        let LossPass { subject, batch, scale, destinations, loss } = pass;
+        let backend = self.model.backend.clone();
         self.weigh(batch, token_weights)?;
-        let key = match hidden {
-            None => {
-                let buffers = targets.as_ref().map_or([0; 2], |targets| targets.identities(&self.model.backend));
-                Key::of(&self.model.backend, loss, subject, batch, &self.workspace, buffers)
-            }
-            Some(_) => None,
-        };
-        self.recorded(key, |evaluator| evaluator.forward_and_backward(loss, subject, batch, targets, hidden))?;
-        self.note_loss(batch, scale, tape, slot)
+        let written = destinations.as_ref().map_or([0; 2], |destinations| destinations.identities(&backend));
+        let workspace = &self.workspace;
+        let recordable = Recordable { backend: &backend, loss: head, subject, batch, workspace, written };
+        let key = if hidden.is_none() { Key::of(recordable) } else { None };
+        self.recorded(key, |evaluator| {
+            evaluator.forward(subject, batch)?;
+            let Some(mut destinations) = destinations else {
+                return evaluator.head(head, subject.weights, batch, None);
+            };
+            evaluator.head(head, subject.weights, batch, Some(&mut destinations))?;
+            evaluator.backward(subject, batch, destinations, hidden)
+        })?;
+        self.note_loss(batch, scale, loss)
     }
 
-    fn forward_and_backward(
+    fn backward(
         &mut self,
-        loss: HeadLoss,
         subject: Subject<B>,
         batch: &LossBatch<B>,
-        mut targets: Option<GradientTargets<B>>,
+        destinations: GradientDestinations<B>,
         hidden: Option<&mut dyn HiddenGradient<B>>,
     ) -> Result<()> {
-        self.forward(subject, batch)?;
-        self.head(loss, subject, batch, targets.as_mut())?;
-        let Some(targets) = targets else { return Ok(()) };
-        let (model, Subject { weights, adapter, dropout }) = (Arc::clone(&self.model), subject);
-        model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, targets, hidden)
+        let Subject { weights, adapter, dropout } = subject;
+        self.model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, destinations, hidden)
     }
 
     /// Sends the weights of the tokens, with the scale in them, to the device: before what may be a recording.
     fn weigh(&mut self, batch: &LossBatch<B>, token_weights: &[f32]) -> Result<()> {
         self.workspace.check_fits(batch.host.len())?;
-        self.model.backend.upload_f32(self.workspace.weights.buffer_mut(), 0, token_weights)
+        self.model.backend.upload_f32(self.tokens.weights.buffer_mut(), 0, token_weights)
     }
 
     /// Queues `work`, or what was recorded of it under `key`.
@@ -350,10 +272,12 @@ impl<B: Backend> Evaluator<B> {
         outcome
     }
 
-    /// Σ weight · value of the last loss head into `tape[slot]`.
-    fn note_loss(&self, batch: &LossBatch<B>, scale: f32, tape: &mut LossTape<B>, slot: usize) -> Result<()> {
-        let (tokens, Workspace { values, weights, .. }) = (batch.host.len(), &self.workspace);
-        tape.add(&self.model.backend, slot, values.top(tokens), weights.top(tokens), scale)
+    /// Adds the weighted sum of the last loss head's values to `loss`.
+    fn note_loss(&self, batch: &LossBatch<B>, scale: f32, mut loss: LossSlot<B>) -> Result<()> {
+        let tokens = batch.host.len();
+        let values = self.tokens.values.top(tokens);
+        let weights = self.tokens.weights.top(tokens);
+        loss.add(&self.model.backend, WeightedLosses { values, weights, scale })
     }
 
     /// A recorder of per-token losses on all L+1 hidden states.
@@ -363,15 +287,14 @@ impl<B: Backend> Evaluator<B> {
         over: EntropyOver,
         scale: f32,
         backend: &'a B,
-        tape: &'a mut LossTape<B>,
-        slot: usize,
+        loss: LossSlot<'a, B>,
     ) -> Result<Recorder<'a, B>> {
-        let (tokens, depths) = (batch.host.len(), self.model.config.num_hidden_layers + 1);
+        let tokens = batch.host.len();
+        let depths = self.model.config.num_hidden_layers + 1;
         let weights = position_weights(&batch.host, over, scale / depths as f32);
         Ok(Recorder {
             backend,
-            tape,
-            slot,
+            loss,
             scale,
             values: Tensor::zeros(backend, "hidden losses", tokens, 1, DType::F32)?,
             weights: Tensor::from_f32(backend, "hidden weights", tokens, 1, &weights)?,

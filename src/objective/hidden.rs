@@ -1,15 +1,15 @@
 //! Losses on hidden states, as visitors of the backward pass.
 
-use super::LossTape;
+use super::LossSlot;
+use super::tape::WeightedLosses;
 use crate::error::Result;
 use crate::model::{HiddenGradient, HiddenStates};
 use crate::ops::{self, Backend, Matrix, MatrixMut, Tensor};
 
-/// Adds up per-token losses of every depth into one slot of a tape.
+/// Adds up per-token losses of every depth in one slot of a tape.
 pub(super) struct Recorder<'a, B: Backend> {
     pub backend: &'a B,
-    pub tape: &'a mut LossTape<B>,
-    pub slot: usize,
+    pub loss: LossSlot<'a, B>,
     pub scale: f32,
     /// [T, 1], scratch.
     pub values: Tensor<B>,
@@ -19,7 +19,8 @@ pub(super) struct Recorder<'a, B: Backend> {
 
 impl<B: Backend> Recorder<'_, B> {
     fn record(&mut self) -> Result<()> {
-        self.tape.add(self.backend, self.slot, self.values.view(), self.weights.view(), self.scale)
+        let losses = WeightedLosses { values: self.values.view(), weights: self.weights.view(), scale: self.scale };
+        self.loss.add(self.backend, losses)
     }
 }
 

@@ -7,11 +7,16 @@
 mod batch;
 mod evaluator;
 mod hidden;
+mod pass;
 mod recordings;
 mod tape;
+mod tokens;
 mod weights;
 
 pub use batch::LossBatch;
-pub use evaluator::{Evaluator, Subject};
-pub use tape::LossTape;
+pub use evaluator::Evaluator;
+pub use pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass, Subject};
+pub use tape::{LossSlot, LossTape};
+use tokens::TokenLosses;
+pub use tokens::token_loss_bytes;
 pub use weights::{EntropyOver, learned_weights, position_weights};

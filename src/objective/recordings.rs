@@ -1,11 +1,11 @@
-//! Which recorded passes an evaluator has, and which of them fits a pass: the same loss on the same memory, on a batch of
-//! the same shape.
+//! The recorded passes of an evaluator. A recording fits a pass with the same loss on the same memory and a batch of the
+//! same shape.
 
 use super::{LossBatch, Subject};
 use crate::model::Workspace;
 use crate::ops::{Backend, HeadLoss};
 
-/// Passes that are kept; shapes beyond that take the place of those that were not used for the longest time.
+/// Passes that are kept. A further one takes the place of the one that was not used for the longest time.
 const MOST: usize = 32;
 
 /// Everything that a recorded pass depends on and that can differ from one pass to the next.
@@ -14,22 +14,27 @@ pub(super) struct Key {
     loss: HeadLoss,
     /// Tokens, sequences, the longest sequence.
     shape: [usize; 3],
-    /// Weights, adapter, batch, hidden states, gradients of the weights, and those of the adapter or the optimizer that
-    /// steps within the pass.
+    /// Identities of weights, adapter, batch, hidden states, and of what is [`Recordable::written`].
     buffers: [u64; 6],
 }
 
+/// A pass, as far as its recording depends on it.
+pub(super) struct Recordable<'a, B: Backend> {
+    pub backend: &'a B,
+    pub loss: HeadLoss,
+    pub subject: Subject<'a, B>,
+    pub batch: &'a LossBatch<B>,
+    pub workspace: &'a Workspace<B>,
+    /// Identities of what the pass writes besides its workspace: the gradients of weights and adapter, or the gradient of a
+    /// part and its stepper.
+    pub written: [u64; 2],
+}
+
 impl Key {
-    /// That of a pass; none where it cannot be recorded: a batch of its own memory is not seen again, and dropout masks
-    /// are drawn from numbers that are passed by value.
-    pub(super) fn of<B: Backend>(
-        backend: &B,
-        loss: HeadLoss,
-        subject: Subject<B>,
-        batch: &LossBatch<B>,
-        workspace: &Workspace<B>,
-        [gradients, others]: [u64; 2],
-    ) -> Option<Self> {
+    /// The key of a pass, or `None` for a pass that cannot be recorded. A batch in memory of its own does not come back,
+    /// and a dropout mask depends on numbers that are passed to its kernel by value.
+    pub(super) fn of<B: Backend>(pass: Recordable<B>) -> Option<Self> {
+        let Recordable { backend, loss, subject, batch, workspace, written: [first, second] } = pass;
         if !batch.refillable || subject.dropout.is_some() {
             return None;
         }
@@ -42,8 +47,8 @@ impl Key {
                 subject.adapter.map_or(0, |adapter| backend.identity(adapter.parameters.buffer())),
                 backend.identity(batch.device.tokens.buffer()),
                 backend.identity(workspace.hidden_state(0, 0).buffer),
-                gradients,
-                others,
+                first,
+                second,
             ],
         })
     }
@@ -59,7 +64,7 @@ impl<B: Backend> Default for Recordings<B> {
 }
 
 impl<B: Backend> Recordings<B> {
-    /// Takes the recording of `key` out, or a new one; [`Recordings::put_back`] it.
+    /// Takes the recording of `key` out, or a new one, until [`Recordings::put_back`].
     pub(super) fn take(&mut self, key: &Key) -> B::Recording {
         match self.0.iter().position(|(other, _)| other == key) {
             Some(place) => self.0.remove(place).1,

@@ -6,7 +6,24 @@ use crate::ops::{self, Backend, DType, Matrix, MatrixMut, Tensor};
 /// Numbered slots for the losses of a trajectory or of a step.
 pub struct LossTape<B: Backend> {
     slots: Tensor<B>,
+    /// The factor in each slot's sum, which readers divide out again.
     scales: Vec<f64>,
+}
+
+/// One slot of a tape: where a pass adds its loss.
+pub struct LossSlot<'a, B: Backend> {
+    tape: &'a mut LossTape<B>,
+    index: usize,
+}
+
+/// The operands of a loss that is a weighted sum.
+pub(super) struct WeightedLosses<'a, B: Backend> {
+    /// [T, 1].
+    pub values: Matrix<'a, B>,
+    /// [T, 1]: the normalisation, times `scale`.
+    pub weights: Matrix<'a, B>,
+    /// The factor in `weights`.
+    pub scale: f32,
 }
 
 impl<B: Backend> LossTape<B> {
@@ -22,24 +39,9 @@ impl<B: Backend> LossTape<B> {
         backend.clear(self.slots.buffer_mut(), 0, len)
     }
 
-    /// Adds Σ values · weights to a slot; `scale` is the factor in the weights that a reader does not want to see.
-    pub(super) fn add(
-        &mut self,
-        backend: &B,
-        slot: usize,
-        values: Matrix<B>,
-        weights: Matrix<B>,
-        scale: f32,
-    ) -> Result<()> {
-        self.scales[slot] = f64::from(scale);
-        let out = MatrixMut { buffer: self.slots.buffer_mut(), offset: slot, rows: 1, cols: 1 };
-        ops::weighted_sum(backend, values, weights, 1.0, out)
-    }
-
-    /// Copies slot 0 of another tape into a slot of this one.
-    pub(super) fn take(&mut self, backend: &B, slot: usize, other: &Self) -> Result<()> {
-        self.scales[slot] = other.scales[0];
-        backend.copy(other.slots.buffer(), 0, self.slots.buffer_mut(), slot, 1)
+    /// The slot of this number.
+    pub fn slot(&mut self, index: usize) -> LossSlot<'_, B> {
+        LossSlot { tape: self, index }
     }
 
     /// Every loss, without its scale. Waits for the device.
@@ -55,7 +57,33 @@ impl<B: Backend> LossTape<B> {
     }
 }
 
-/// A loss of scale 0 was not weighed at all and reads as 0.
+impl<B: Backend> LossSlot<'_, B> {
+    /// The same slot for a shorter time.
+    pub(super) fn reborrow(&mut self) -> LossSlot<'_, B> {
+        LossSlot { tape: self.tape, index: self.index }
+    }
+
+    /// The slot after this one.
+    pub(super) fn next(self) -> Self {
+        Self { index: self.index + 1, ..self }
+    }
+
+    /// Adds Σ values · weights. Reading the tape divides by the scale.
+    pub(super) fn add(&mut self, backend: &B, losses: WeightedLosses<B>) -> Result<()> {
+        let Self { tape, index } = self;
+        tape.scales[*index] = f64::from(losses.scale);
+        let out = MatrixMut { buffer: tape.slots.buffer_mut(), offset: *index, rows: 1, cols: 1 };
+        ops::weighted_sum(backend, losses.values, losses.weights, 1.0, out)
+    }
+
+    /// Copies slot 0 of another tape here.
+    pub(super) fn take(&mut self, backend: &B, other: &LossTape<B>) -> Result<()> {
+        self.tape.scales[self.index] = other.scales[0];
+        backend.copy(other.slots.buffer(), 0, self.tape.slots.buffer_mut(), self.index, 1)
+    }
+}
+
+/// The loss in a slot's sum. A loss of scale 0 has no weight at all and reads as 0.
 fn unscaled(sum: f32, scale: f64) -> f64 {
     if scale == 0.0 { 0.0 } else { f64::from(sum) / scale }
 }

@@ -3,7 +3,7 @@
 use super::OptimizerConfig;
 use super::coefficients::{Coefficients, coefficients};
 use crate::error::{Error, Result};
-use crate::model::{Gradients, Parameters};
+use crate::model::{Gradients, Parameters, PartStep};
 use crate::ops::{self, Backend, COEFFICIENTS, DType, Matrix, MatrixMut, StateRounding, Tensor, UpdateRule};
 
 /// The few numbers of an optimizer that are not tensors; with the state tensors they are all a checkpoint needs.
@@ -137,7 +137,7 @@ impl<B: Backend> Optimizer<B> {
         Ok(())
     }
 
-    /// Prepares a step that takes the parameters in parts, with [`Optimizer::step_part`] for each.
+    /// Prepares a step that takes the parameters in parts, with [`PartStep::step_part`] for each.
     pub fn begin(&mut self, backend: &B) -> Result<StepUnderWay> {
         let Coefficients { values, progress } = coefficients(&self.config, self.progress)?;
         backend.upload_f32(self.coefficients.buffer_mut(), 0, &values)?;
@@ -146,55 +146,6 @@ impl<B: Backend> Optimizer<B> {
             backend.upload_u32(key.buffer_mut(), 0, &words)?;
         }
         Ok(StepUnderWay { after: progress })
-    }
-
-    /// The step that [`Optimizer::begin`] prepared, on the parameters that `gradients` holds.
-    pub fn step_part(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
-        ops::expect("Optimizer::step_part", "number of parameters", parameters.layout().len(), self.len)?;
-        let (rule, coefficients, range) = (self.config.kind.rule(), self.coefficients.view(), gradients.range());
-        let (mut weights, mut remainder) = parameters.flat_mut();
-        match &mut self.states {
-            States::Resident(states) => {
-                let (start, len) = (range.start, range.len());
-                let mut states: Vec<_> = states
-                    .iter_mut()
-                    .map(|state| MatrixMut { buffer: state.buffer_mut(), offset: start, rows: 1, cols: len })
-                    .collect();
-                let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
-                let weights = part_mut(&mut weights, start, len);
-                let rounding = self.rounding.as_ref().map(|r| StateRounding { key: r.key.view(), first: start });
-                let gradients = gradients.flat();
-                let states = &mut states;
-                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, states, rounding)
-            }
-            States::Parked { states, window } => {
-                let most = window.first().map_or(self.len, Tensor::cols);
-                for (first, len) in parts(range.len(), most) {
-                    let start = range.start + first;
-                    for (state, window) in states.iter().zip(window.iter_mut()) {
-                        backend.fetch(state, start, window.buffer_mut(), 0, len)?;
-                    }
-                    let mut views: Vec<_> = window.iter_mut().map(|window| window.shaped_mut(1, len)).collect();
-                    let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
-                    let weights = part_mut(&mut weights, start, len);
-                    let gradients = part(gradients.flat(), first, len);
-                    ops::optimizer_update(
-                        backend,
-                        rule,
-                        coefficients,
-                        weights,
-                        remainder,
-                        gradients,
-                        &mut views,
-                        None,
-                    )?;
-                    for (state, window) in states.iter_mut().zip(window.iter()) {
-                        backend.park(window.buffer(), 0, state, start, len)?;
-                    }
-                }
-                Ok(())
-            }
-        }
     }
 
     /// Counts a step whose parts have all been taken.
@@ -219,19 +170,6 @@ impl<B: Backend> Optimizer<B> {
         let way = (1.0 - 1.0 / self.config.betas[0]) as f32;
         point.iter_mut().zip(z).for_each(|(y, z)| *y += way * (z - *y));
         Ok(point)
-    }
-
-    /// A number that is the same for steps with the same rule on the same memory; see [`Backend::identity`].
-    pub fn identity(&self, backend: &B) -> u64 {
-        let states = match &self.states {
-            States::Resident(states) => states,
-            States::Parked { window, .. } => window,
-        };
-        // FNV-1a over numbers that never come back.
-        let mix = |hash: u64, number: u64| (hash ^ number).wrapping_mul(0x0100_0000_01b3);
-        let rule = mix(0xcbf2_9ce4_8422_2325, self.config.kind.rule() as u64);
-        let buffers = std::iter::once(&self.coefficients).chain(states);
-        buffers.fold(rule, |hash, tensor| mix(hash, backend.identity(tensor.buffer())))
     }
 
     /// The hyperparameters.
@@ -295,6 +233,69 @@ impl<B: Backend> Optimizer<B> {
         }
         self.progress = progress;
         Ok(())
+    }
+}
+
+impl<B: Backend> PartStep<B> for Optimizer<B> {
+    /// The step that [`Optimizer::begin`] prepared, on the parameters that `gradients` holds.
+    fn step_part(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
+        ops::expect("Optimizer::step_part", "number of parameters", parameters.layout().len(), self.len)?;
+        let (rule, coefficients, range) = (self.config.kind.rule(), self.coefficients.view(), gradients.range());
+        let (mut weights, mut remainder) = parameters.flat_mut();
+        match &mut self.states {
+            States::Resident(states) => {
+                let (start, len) = (range.start, range.len());
+                let mut states: Vec<_> = states
+                    .iter_mut()
+                    .map(|state| MatrixMut { buffer: state.buffer_mut(), offset: start, rows: 1, cols: len })
+                    .collect();
+                let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
+                let weights = part_mut(&mut weights, start, len);
+                let rounding = self.rounding.as_ref().map(|r| StateRounding { key: r.key.view(), first: start });
+                let gradients = gradients.flat();
+                let states = &mut states;
+                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, states, rounding)
+            }
+            States::Parked { states, window } => {
+                let most = window.first().map_or(self.len, Tensor::cols);
+                for (first, len) in parts(range.len(), most) {
+                    let start = range.start + first;
+                    for (state, window) in states.iter().zip(window.iter_mut()) {
+                        backend.fetch(state, start, window.buffer_mut(), 0, len)?;
+                    }
+                    let mut views: Vec<_> = window.iter_mut().map(|window| window.shaped_mut(1, len)).collect();
+                    let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
+                    let weights = part_mut(&mut weights, start, len);
+                    let gradients = part(gradients.flat(), first, len);
+                    ops::optimizer_update(
+                        backend,
+                        rule,
+                        coefficients,
+                        weights,
+                        remainder,
+                        gradients,
+                        &mut views,
+                        None,
+                    )?;
+                    for (state, window) in states.iter_mut().zip(window.iter()) {
+                        backend.park(window.buffer(), 0, state, start, len)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn identity(&self, backend: &B) -> u64 {
+        let states = match &self.states {
+            States::Resident(states) => states,
+            States::Parked { window, .. } => window,
+        };
+        // FNV-1a over numbers that never come back.
+        let mix = |hash: u64, number: u64| (hash ^ number).wrapping_mul(0x0100_0000_01b3);
+        let rule = mix(0xcbf2_9ce4_8422_2325, self.config.kind.rule() as u64);
+        let buffers = std::iter::once(&self.coefficients).chain(states);
+        buffers.fold(rule, |hash, tensor| mix(hash, backend.identity(tensor.buffer())))
     }
 }
 

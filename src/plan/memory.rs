@@ -6,6 +6,7 @@ use crate::backend::cpu::LOSS_HEAD_CHUNK;
 use crate::config::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, TrLoss};
 use crate::error::{Error, Result};
 use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection, Recompute};
+use crate::objective::token_loss_bytes;
 use crate::ops::DType;
 use crate::optimizer::OptimizerKind;
 use crate::training::{MemorySettings, Moments};
@@ -118,7 +119,9 @@ fn workspace_bytes(
     let kept = (layers * d + cheap * (2 * d + f)).saturating_add(rest.saturating_mul(every_layer));
     let outside = (6 * d + qkv + query + 3 * f).saturating_add(adapter_columns);
     let per_token = kept.saturating_add(outside).saturating_mul(compute.bytes() as u64);
-    tokens.saturating_mul(per_token.saturating_add(F32 * (rest * (2 + heads) + 3)))
+    tokens
+        .saturating_mul(per_token.saturating_add(F32 * (rest * (2 + heads) + 1)))
+        .saturating_add(token_loss_bytes(tokens))
 }
 
 /// Bytes that one fine-tuning attack needs on the CPU backend, with weights of its own, for batches of `tokens`.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::model::{Model, Parameters};
-use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::objective::{
+    Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, PreferencePairs, Representations, Subject,
+};
 use crate::ops::{Backend, Tensor};
 use crate::optimizer::OptimizerConfig;
 use crate::random::{Random, Stream};
@@ -108,30 +110,35 @@ impl<B: Backend> Safeguard<B> {
     ) -> Result<Losses> {
         let backend = evaluator.model().backend.clone();
         self.tape.clear(&backend)?;
-        let (removal, tape, over) = (&self.removal, &mut self.tape, self.representations_over);
-        let margins = match removal {
+        let reference_margins = match self.removal {
             Removal::Refusal { .. } => evaluator.preference_margins(Subject::plain(reference), restricted)?,
             _ => Vec::new(),
         };
-        self.trainer.accumulate(evaluator, weights, |evaluator, subject, targets| match removal {
+        self.trainer.clear_gradients(&backend)?;
+        let (subject, destinations) = self.trainer.pass(weights)?;
+        let destinations = Some(destinations);
+        let pass = LossPass { subject, batch: restricted, scale: 1.0, destinations, loss: self.tape.slot(0) };
+        match &self.removal {
             Removal::RandomMapping { table, over } => {
-                evaluator.random_mapping(subject, table, restricted, *over, 1.0, targets, tape, 0)
+                evaluator.random_mapping(pass, Directions { table, over: *over })?;
             }
-            Removal::MaxEntropy { over } => {
-                evaluator.negative_entropy(subject, restricted, *over, 1.0, Some(targets), tape, 0)
-            }
+            Removal::MaxEntropy { over } => evaluator.negative_entropy(pass, *over)?,
             Removal::Refusal { beta } => {
-                evaluator.preference(subject, restricted, &margins, *beta, 1.0, Some(targets), tape, 0)
+                evaluator.preference(pass, PreferencePairs { reference_margins: &reference_margins, beta: *beta })?;
             }
-        })?;
-        self.trainer.accumulate_more(evaluator, weights, |evaluator, subject, targets| match removal {
+        }
+        let (subject, destinations) = self.trainer.pass(weights)?;
+        let destinations = Some(destinations);
+        let pass = LossPass { subject, batch: retain, scale: 1.0, destinations, loss: self.tape.slot(1) };
+        match self.removal {
             // The authors' random mapping keeps the language-model loss alone.
-            Removal::RandomMapping { .. } => evaluator.cross_entropy(subject, retain, 1.0, Some(targets), tape, 1),
+            Removal::RandomMapping { .. } => evaluator.cross_entropy(pass)?,
             _ => {
                 let states = evaluator.hidden_states(reference, retain)?;
-                evaluator.retain(subject, states, retain, over, 1.0, targets, tape, 1)
+                let over = self.representations_over;
+                evaluator.retain(pass, Representations { reference: states, over })?;
             }
-        })?;
+        }
         let losses = self.tape.read(&backend)?;
         let losses = Losses { removal: losses[0], retain: losses[1] + losses[2] };
         if !(losses.removal + losses.retain).is_finite() || !self.trainer.gradients_are_finite(&backend)? {

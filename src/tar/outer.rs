@@ -8,8 +8,8 @@ use super::trajectory::{HeldOut, Plan, Trajectory, unknown_stream};
 use super::{Adversary, Draw, TrResistance, TrajectoryReport};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, GradientTargets, Gradients, Model, Parameters, ParkedParameters};
-use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::model::{Adapter, GradientDestinations, Gradients, Model, Parameters, ParkedParameters};
+use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Representations, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Optimizer, OptimizerConfig, OptimizerProgress};
 use crate::training::{MemorySettings, Trainer};
@@ -305,12 +305,17 @@ impl<B: Backend> Hardener<B> {
             false => None,
         };
         let mut tape = LossTape::new(backend, 2)?;
-        let subject = Subject::plain(&self.weights);
-        let targets = GradientTargets { weights: Some(&mut self.meta_gradient), adapter: None };
+        let pass = LossPass {
+            subject: Subject::plain(&self.weights),
+            batch: &batch,
+            scale,
+            destinations: Some(GradientDestinations::of_weights(&mut self.meta_gradient)),
+            loss: tape.slot(0),
+        };
         let over = self.settings.representations_over;
         match reference {
-            Some(states) => self.evaluator.retain(subject, states, &batch, over, scale, targets, &mut tape, 0)?,
-            None => self.evaluator.cross_entropy(subject, &batch, scale, Some(targets), &mut tape, 0)?,
+            Some(reference) => self.evaluator.retain(pass, Representations { reference, over })?,
+            None => self.evaluator.cross_entropy(pass)?,
         }
         let losses = tape.read(backend)?;
         Ok((losses[0], losses[1]))

@@ -2,8 +2,8 @@
 
 use super::{Adversary, AdversarySource, Draw, Streams};
 use crate::error::{Error, Result};
-use crate::model::{GradientTargets, Gradients, Parameters};
-use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::model::{GradientDestinations, Gradients, Parameters};
+use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossSlot, LossTape, PreferencePairs};
 use crate::ops::Backend;
 use crate::random::{Random, Stream, weighted};
 use crate::training::Trainer;
@@ -99,11 +99,11 @@ impl<B: Backend> Trajectory<'_, B> {
             tick(k)?;
             let name = source_at(&adversary.source, draw.switch_at, k, &mut random);
             self.streams.refill(self.evaluator.model(), name, self.attack_batch)?;
-            let (batch, slot) = (&*self.attack_batch, k as usize);
-            self.trainer.cross_entropy_step(self.evaluator, self.weights, batch, &mut attack_tape, slot)?;
+            let loss = attack_tape.slot(k as usize);
+            self.trainer.cross_entropy_step(self.evaluator, self.weights, self.attack_batch, loss)?;
             if (k + 1) % plan.tr_every == 0 {
                 let slot = ((k + 1) / plan.tr_every - 1) as usize;
-                self.resist(plan.weight(k) as f32, &mut tr_tape, slot)?;
+                self.resist(plan.weight(k) as f32, tr_tape.slot(slot))?;
             }
         }
         let tr_losses: Vec<f64> = tr_tape.read(&backend)?.into_iter().take(points as usize).collect();
@@ -119,17 +119,19 @@ impl<B: Backend> Trajectory<'_, B> {
     }
 
     /// Adds weight · the gradient of the tamper-resistance loss at the attacked point to the meta-gradient.
-    fn resist(&mut self, weight: f32, tape: &mut LossTape<B>, slot: usize) -> Result<()> {
-        let subject = Subject { weights: self.weights, adapter: self.trainer.adapter(), dropout: None };
-        let targets = GradientTargets { weights: Some(self.meta_gradient), adapter: None };
-        let batch = &self.held_out.batch;
+    fn resist(&mut self, weight: f32, loss: LossSlot<B>) -> Result<()> {
+        let pass = LossPass {
+            subject: self.trainer.subject(self.weights),
+            batch: &self.held_out.batch,
+            scale: weight,
+            destinations: Some(GradientDestinations::of_weights(self.meta_gradient)),
+            loss,
+        };
         match self.plan.loss {
-            TrResistance::MaxEntropy(over) => {
-                self.evaluator.negative_entropy(subject, batch, over, weight, Some(targets), tape, slot)
-            }
+            TrResistance::MaxEntropy(over) => self.evaluator.negative_entropy(pass, over),
             TrResistance::Preference { beta } => {
-                let margins = &self.held_out.reference_margins;
-                self.evaluator.preference(subject, batch, margins, beta, weight, Some(targets), tape, slot)
+                let reference_margins = &self.held_out.reference_margins;
+                self.evaluator.preference(pass, PreferencePairs { reference_margins, beta })
             }
         }
     }

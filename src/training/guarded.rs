@@ -3,7 +3,7 @@
 use super::Trainer;
 use crate::error::{Error, Result};
 use crate::model::Parameters;
-use crate::objective::{Evaluator, LossBatch, LossTape};
+use crate::objective::{Evaluator, LossBatch, LossPass, LossTape};
 use crate::ops::Backend;
 
 /// Steps that may be skipped one after another before the run gives up.
@@ -60,10 +60,11 @@ impl<B: Backend> GuardedSteps<B> {
     ) -> Result<StepReport> {
         let backend = evaluator.model().backend.clone();
         self.tape.clear(&backend)?;
-        let (tape, lr) = (&mut self.tape, trainer.optimizer().next_lr());
-        trainer.accumulate(evaluator, weights, |evaluator, subject, targets| {
-            evaluator.cross_entropy(subject, batch, scale, Some(targets), tape, 0)
-        })?;
+        let lr = trainer.optimizer().next_lr();
+        trainer.clear_gradients(&backend)?;
+        let (subject, destinations) = trainer.pass(weights)?;
+        let loss = self.tape.slot(0);
+        evaluator.cross_entropy(LossPass { subject, batch, scale, destinations: Some(destinations), loss })?;
         let gradient_norm = trainer.gradients()?.squared_norm(&backend)?.sqrt();
         let loss = self.tape.read_one(&backend, 0)?;
         let skipped = !(gradient_norm.is_finite() && loss.is_finite());

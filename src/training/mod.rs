@@ -11,8 +11,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters, PartGradients, Recompute};
-use crate::objective::{Evaluator, LossBatch, LossTape, Subject};
+use crate::model::{Adapter, GradientDestinations, Gradients, ParameterLayout, Parameters, PartGradients, Recompute};
+use crate::objective::{Evaluator, LossBatch, LossPass, LossSlot, SteppingPass, Subject};
 use crate::ops::{Backend, Dropout};
 use crate::optimizer::{Optimizer, OptimizerConfig};
 
@@ -151,56 +151,44 @@ impl<B: Backend> Trainer<B> {
         Subject { weights, adapter: self.adapter.as_ref(), dropout: None }
     }
 
-    /// One step of fine-tuning on the cross-entropy of `batch`; its loss goes to `tape[slot]`.
+    /// One step of fine-tuning on the cross-entropy of `batch`.
     pub fn cross_entropy_step(
         &mut self,
         evaluator: &mut Evaluator<B>,
         weights: &mut Parameters<B>,
         batch: &LossBatch<B>,
-        tape: &mut LossTape<B>,
-        slot: usize,
+        loss: LossSlot<B>,
     ) -> Result<()> {
+        let backend = evaluator.model().backend.clone();
         if let GradientMemory::Parts(gradients) = &mut self.gradients {
-            let (backend, optimizer) = (&evaluator.model().backend.clone(), &mut self.optimizer);
-            let (step, identity) = (optimizer.begin(backend)?, optimizer.identity(backend));
-            let mut take =
-                |weights: &mut Parameters<B>, part: &Gradients<B>| optimizer.step_part(backend, weights, part);
-            evaluator.cross_entropy_stepping(weights, batch, gradients, (&mut take, identity), tape, slot)?;
+            let step = self.optimizer.begin(&backend)?;
+            let stepper = &mut self.optimizer;
+            evaluator.cross_entropy_stepping(SteppingPass { weights, batch, gradients, stepper, loss })?;
             self.optimizer.finish(step);
             return Ok(());
         }
-        self.accumulate(evaluator, weights, |evaluator, subject, targets| {
-            evaluator.cross_entropy(subject, batch, 1.0, Some(targets), tape, slot)
-        })?;
+        self.clear_gradients(&backend)?;
+        let (subject, destinations) = self.pass(weights)?;
+        evaluator.cross_entropy(LossPass { subject, batch, scale: 1.0, destinations: Some(destinations), loss })?;
         self.apply(evaluator, weights)
     }
 
-    /// Clears the gradients and lets `pass` add to them.
-    pub fn accumulate(
-        &mut self,
-        evaluator: &mut Evaluator<B>,
-        weights: &Parameters<B>,
-        pass: impl FnOnce(&mut Evaluator<B>, Subject<B>, GradientTargets<B>) -> Result<()>,
-    ) -> Result<()> {
+    /// Sets the gradients to zero; the losses of a step add to them.
+    pub fn clear_gradients(&mut self, backend: &B) -> Result<()> {
         let GradientMemory::Whole(gradients) = &mut self.gradients else { return Err(no_gradient()) };
-        gradients.clear(&evaluator.model().backend)?;
-        self.accumulate_more(evaluator, weights, pass)
+        gradients.clear(backend)
     }
 
-    /// Lets `pass` add to the gradients of [`Trainer::accumulate`].
-    pub fn accumulate_more(
-        &mut self,
-        evaluator: &mut Evaluator<B>,
-        weights: &Parameters<B>,
-        pass: impl FnOnce(&mut Evaluator<B>, Subject<B>, GradientTargets<B>) -> Result<()>,
-    ) -> Result<()> {
-        let subject = Subject { weights, adapter: self.adapter.as_ref(), dropout: self.dropout() };
+    /// What a loss is taken at in a step (`weights` with the adapter and its dropout), and where its gradient goes.
+    pub fn pass<'a>(&'a mut self, weights: &'a Parameters<B>) -> Result<(Subject<'a, B>, GradientDestinations<'a, B>)> {
+        let dropout = self.dropout();
         let GradientMemory::Whole(gradients) = &mut self.gradients else { return Err(no_gradient()) };
-        let targets = match &self.adapter {
-            None => GradientTargets { weights: Some(gradients), adapter: None },
-            Some(_) => GradientTargets { weights: None, adapter: Some(gradients) },
+        let adapter = self.adapter.as_ref();
+        let destinations = match adapter {
+            None => GradientDestinations::of_weights(gradients),
+            Some(_) => GradientDestinations::of_adapter(gradients),
         };
-        pass(evaluator, subject, targets)
+        Ok((Subject { weights, adapter, dropout }, destinations))
     }
 
     /// Whether every gradient is finite. Waits for the device.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use temper::backend::cpu::Cpu;
 use temper::model::{
-    Adapter, AdapterConfig, Batch, GradientTargets, Gradients, Model, ModelConfig, ModelFamily, Parameters, Projection,
-    Recompute, RopeScaling,
+    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelFamily, Parameters,
+    Projection, Recompute, RopeScaling,
 };
-use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use temper::objective::{Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Representations, Subject};
 use temper::ops::{Backend, DType, Dropout, IGNORE_INDEX, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
@@ -94,28 +94,32 @@ fn passes<B: Backend>(backend: &B, recompute: Recompute, capacity: usize) -> Vec
     let plain = Subject::plain(&weights);
 
     let (mut tape, mut gradients) = fresh();
-    let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
-    evaluator.cross_entropy(plain, &batch, 1.0, Some(targets), &mut tape, 0).unwrap();
+    let destinations = Some(GradientDestinations::of_weights(&mut gradients));
+    let pass = LossPass { subject: plain, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
+    evaluator.cross_entropy(pass).unwrap();
     record("cross-entropy", &tape, &gradients);
 
     let (mut tape, mut gradients) = fresh();
     let mut factors = adapter.gradients(backend).unwrap();
     let dropout = Some(Dropout { probability: 0.25, seed: 11, site: 0, step: 3 });
     let adapted = Subject { weights: &weights, adapter: Some(&adapter), dropout };
-    let targets = GradientTargets { weights: Some(&mut gradients), adapter: Some(&mut factors) };
-    evaluator.cross_entropy(adapted, &batch, 1.0, Some(targets), &mut tape, 0).unwrap();
+    let destinations = Some(GradientDestinations { weights: Some(&mut gradients), adapter: Some(&mut factors) });
+    let pass = LossPass { subject: adapted, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
+    evaluator.cross_entropy(pass).unwrap();
     record("merged weights", &tape, &gradients);
     record("factors", &tape, &factors);
 
     let (mut tape, mut gradients) = fresh();
-    let states = evaluator.hidden_states(&base, &batch).unwrap();
-    let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
-    evaluator.retain(plain, states, &batch, EntropyOver::Valid, 1.5, targets, &mut tape, 0).unwrap();
+    let reference = evaluator.hidden_states(&base, &batch).unwrap();
+    let destinations = Some(GradientDestinations::of_weights(&mut gradients));
+    let pass = LossPass { subject: plain, batch: &batch, scale: 1.5, destinations, loss: tape.slot(0) };
+    evaluator.retain(pass, Representations { reference, over: EntropyOver::Valid }).unwrap();
     record("retain", &tape, &gradients);
 
     let (mut tape, mut gradients) = fresh();
-    let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
-    evaluator.random_mapping(plain, &table, &batch, EntropyOver::Valid, 1.0, targets, &mut tape, 0).unwrap();
+    let destinations = Some(GradientDestinations::of_weights(&mut gradients));
+    let pass = LossPass { subject: plain, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
+    evaluator.random_mapping(pass, Directions { table: &table, over: EntropyOver::Valid }).unwrap();
     record("random mapping", &tape, &gradients);
     results
 }
@@ -140,7 +144,7 @@ fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: Trainer<B>, memory: M
     let mut tape = LossTape::new(backend, 2).unwrap();
     for step in 0..2 {
         let batch = LossBatch::new(model, batch(step as u64, &[5, 2, 6])).unwrap();
-        trainer.cross_entropy_step(&mut evaluator, &mut weights, &batch, &mut tape, step).unwrap();
+        trainer.cross_entropy_step(&mut evaluator, &mut weights, &batch, tape.slot(step)).unwrap();
     }
     let mut values: Vec<f32> = tape.read(backend).unwrap().iter().map(|loss| *loss as f32).collect();
     let end = weights.download(backend).unwrap();
@@ -193,9 +197,9 @@ fn gradients_that_are_not_kept_are_refused<B: Backend>(backend: &B) {
     let memory = MemorySettings { step_in_backward: true, ..MemorySettings::default() };
     let mut trainer = Trainer::full_with(backend, model.layout(), config, memory).unwrap();
     let mut weights = parameters(&model, 1);
-    let mut evaluator = Evaluator::new(Arc::clone(&model), 64, &[]).unwrap();
+    let evaluator = Evaluator::new(Arc::clone(&model), 64, &[]).unwrap();
     assert!(trainer.gradients().is_err() && trainer.gradients_are_finite(backend).is_err());
-    assert!(trainer.accumulate(&mut evaluator, &weights, |_, _, _| Ok(())).is_err());
+    assert!(trainer.clear_gradients(backend).is_err() && trainer.pass(&weights).is_err());
     let error = trainer.apply(&evaluator, &mut weights).unwrap_err().to_string();
     assert!(error.contains("keeps no whole gradient"), "{error}");
 }

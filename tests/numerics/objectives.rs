@@ -5,10 +5,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use temper::backend::cpu::Cpu;
 use temper::model::{
-    Adapter, AdapterConfig, Batch, GradientTargets, Gradients, Model, ModelConfig, ModelFamily, Parameters, Projection,
-    RopeScaling,
+    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelFamily, Parameters,
+    Projection, RopeScaling,
 };
-use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use temper::objective::{
+    Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, PreferencePairs, Representations, Subject,
+};
 use temper::ops::{Dropout, IGNORE_INDEX, Tensor};
 use temper::random::{Random, Stream};
 
@@ -75,23 +77,27 @@ impl Bench {
         let parameters = Parameters::from_host(&Cpu, "weights", self.model.layout(), weights).unwrap();
         self.tape.clear(&Cpu).unwrap();
         let mut unused = Gradients::zeros(&Cpu, "unused", self.model.layout()).unwrap();
-        let targets = GradientTargets { weights: Some(gradients.unwrap_or(&mut unused)), adapter: None };
-        let (evaluator, tape, subject) = (&mut self.evaluator, &mut self.tape, Subject::plain(&parameters));
+        let evaluator = &mut self.evaluator;
         let batch = LossBatch::new(&self.model, objective.batch()).unwrap();
+        let pass = LossPass {
+            subject: Subject::plain(&parameters),
+            batch: &batch,
+            scale: SCALE,
+            destinations: Some(GradientDestinations::of_weights(gradients.unwrap_or(&mut unused))),
+            loss: self.tape.slot(0),
+        };
         match objective {
-            Objective::CrossEntropy => evaluator.cross_entropy(subject, &batch, SCALE, Some(targets), tape, 0),
-            Objective::Entropy(over) => {
-                evaluator.negative_entropy(subject, &batch, *over, SCALE, Some(targets), tape, 0)
-            }
+            Objective::CrossEntropy => evaluator.cross_entropy(pass),
+            Objective::Entropy(over) => evaluator.negative_entropy(pass, *over),
             Objective::Retain(over) => {
-                let states = evaluator.hidden_states(&self.reference, &batch).unwrap();
-                evaluator.retain(subject, states, &batch, *over, SCALE, targets, tape, 0)
+                let reference = evaluator.hidden_states(&self.reference, &batch).unwrap();
+                evaluator.retain(pass, Representations { reference, over: *over })
             }
             Objective::RandomMapping(over) => {
-                evaluator.random_mapping(subject, &self.table, &batch, *over, SCALE, targets, tape, 0)
+                evaluator.random_mapping(pass, Directions { table: &self.table, over: *over })
             }
             Objective::Preference => {
-                evaluator.preference(subject, &batch, &[0.4, -0.3], 0.5, SCALE, Some(targets), tape, 0)
+                evaluator.preference(pass, PreferencePairs { reference_margins: &[0.4, -0.3], beta: 0.5 })
             }
         }
         .unwrap();
@@ -196,8 +202,9 @@ fn gradients_of_lora_factors_with_dropout_are_the_slopes_of_the_loss() {
         bench.adapter.parameters.upload(&Cpu, factors).unwrap();
         bench.tape.clear(&Cpu).unwrap();
         let subject = Subject { weights: &weights, adapter: Some(&bench.adapter), dropout };
-        let targets = gradients.map(|g| GradientTargets { weights: None, adapter: Some(g) });
-        bench.evaluator.cross_entropy(subject, &batch, 1.0, targets, &mut bench.tape, 0).unwrap();
+        let destinations = gradients.map(GradientDestinations::of_adapter);
+        let pass = LossPass { subject, batch: &batch, scale: 1.0, destinations, loss: bench.tape.slot(0) };
+        bench.evaluator.cross_entropy(pass).unwrap();
         bench.tape.read_one(&Cpu, 0).unwrap()
     };
     let mut gradients = Gradients::zeros(&Cpu, "gradient", Arc::clone(&layout)).unwrap();
@@ -250,10 +257,12 @@ proptest! {
             let mut gradients = Gradients::zeros(&Cpu, "gradient", bench.model.layout()).unwrap();
             bench.tape.clear(&Cpu).unwrap();
             let (evaluator, tape, subject) = (&mut bench.evaluator, &mut bench.tape, Subject::plain(&weights));
-            let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
-            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), tape, 0).unwrap();
-            let (over, targets) = (EntropyOver::Valid, GradientTargets { weights: Some(&mut gradients), adapter: None });
-            evaluator.negative_entropy(subject, &batch, over, 1.0, Some(targets), tape, 1).unwrap();
+            let destinations = Some(GradientDestinations::of_weights(&mut gradients));
+            let pass = LossPass { subject, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
+            evaluator.cross_entropy(pass).unwrap();
+            let destinations = Some(GradientDestinations::of_weights(&mut gradients));
+            let pass = LossPass { subject, batch: &batch, scale: 1.0, destinations, loss: tape.slot(1) };
+            evaluator.negative_entropy(pass, EntropyOver::Valid).unwrap();
             results.push((tape.read(&Cpu).unwrap(), gradients.download(&Cpu).unwrap()));
         }
         let ((packed_losses, packed_gradient), (padded_losses, padded_gradient)) = (&results[0], &results[1]);

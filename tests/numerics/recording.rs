@@ -101,10 +101,10 @@ fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u
         let slot = step as usize;
         if one_memory {
             room.refill(&model, batch).unwrap();
-            trainer.cross_entropy_step(&mut evaluator, &mut weights, &room, &mut tape, slot).unwrap();
+            trainer.cross_entropy_step(&mut evaluator, &mut weights, &room, tape.slot(slot)).unwrap();
         } else {
             let own = LossBatch::new(&model, batch).unwrap();
-            trainer.cross_entropy_step(&mut evaluator, &mut weights, &own, &mut tape, slot).unwrap();
+            trainer.cross_entropy_step(&mut evaluator, &mut weights, &own, tape.slot(slot)).unwrap();
         }
     }
     let made = recordings(cuda.driver()) - before - 1;
@@ -144,7 +144,7 @@ fn another_optimizer_on_the_same_trainer_is_another_recording() {
                 let own = LossBatch::new(&model, batch(&[9, 7], step)).unwrap();
                 room.refill(&model, batch(&[9, 7], step)).unwrap();
                 let batch = if one_memory { &room } else { &own };
-                trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, &mut tape, 0).unwrap();
+                trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, tape.slot(0)).unwrap();
             }
         }
         weights.download(&cuda).unwrap()

@@ -3,8 +3,10 @@
 
 use crate::reference::{Bounds, FOLDERS, Reference, load, padded_batch, relative, relative_to_update, within};
 use temper::huggingface::read_adapter;
-use temper::model::{Adapter, GradientTargets, Gradients, ParameterLayout, Parameters};
-use temper::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use temper::model::{Adapter, GradientDestinations, Gradients, ParameterLayout, Parameters};
+use temper::objective::{
+    Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, PreferencePairs, Representations, Subject,
+};
 use temper::ops::{Backend, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
 use temper::training::Trainer;
@@ -66,18 +68,35 @@ impl<'a, B: Backend> Run<'a, B> {
         }
     }
 
-    /// Runs `pass`, checks its gradients, and returns the losses.
+    /// Runs `loss` on `batch`, checks its gradients, and returns the losses.
     fn gradients(
         &mut self,
-        loss: &str,
-        pass: impl FnOnce(&mut Evaluator<B>, Subject<B>, GradientTargets<B>, &mut LossTape<B>),
+        name: &str,
+        batch: &LossBatch<B>,
+        loss: impl FnOnce(&mut Evaluator<B>, LossPass<B>),
     ) -> Vec<f64> {
         let backend = self.reference.backend();
         self.gradients.clear(backend).unwrap();
         self.tape.clear(backend).unwrap();
-        let targets = GradientTargets { weights: Some(&mut self.gradients), adapter: None };
-        pass(&mut self.evaluator, Subject::plain(&self.reference.weights), targets, &mut self.tape);
-        check_gradients(self.reference, self.bounds, loss, &self.gradients);
+        let pass = LossPass {
+            subject: Subject::plain(&self.reference.weights),
+            batch,
+            scale: 1.0,
+            destinations: Some(GradientDestinations::of_weights(&mut self.gradients)),
+            loss: self.tape.slot(0),
+        };
+        loss(&mut self.evaluator, pass);
+        check_gradients(self.reference, self.bounds, name, &self.gradients);
+        self.tape.read(backend).unwrap()
+    }
+
+    /// The losses that `loss` computes on `batch` where nobody wants its gradient.
+    fn losses(&mut self, batch: &LossBatch<B>, loss: impl FnOnce(&mut Evaluator<B>, LossPass<B>)) -> Vec<f64> {
+        let backend = self.reference.backend();
+        self.tape.clear(backend).unwrap();
+        let subject = Subject::plain(&self.reference.weights);
+        let pass = LossPass { subject, batch, scale: 1.0, destinations: None, loss: self.tape.slot(0) };
+        loss(&mut self.evaluator, pass);
         self.tape.read(backend).unwrap()
     }
 
@@ -92,16 +111,14 @@ pub fn cross_entropy_and_entropy_have_the_losses_and_gradients_of_pytorch<B: Bac
         let reference = Reference::open(backend, folder);
         let batch = LossBatch::new(&reference.model, padded_batch(&reference)).unwrap();
         let mut run = Run::new(&reference, bounds);
-        let losses = run.gradients("ce", |evaluator, subject, targets, tape| {
-            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), tape, 0).unwrap();
-        });
+        let losses = run.gradients("ce", &batch, |evaluator, pass| evaluator.cross_entropy(pass).unwrap());
         run.check_loss("loss.ce", losses[0]);
-        let losses = run.gradients("entropy_valid", |evaluator, subject, targets, tape| {
-            evaluator.negative_entropy(subject, &batch, EntropyOver::Valid, 1.0, Some(targets), tape, 0).unwrap();
-            evaluator.negative_entropy(subject, &batch, EntropyOver::All, 1.0, None, tape, 1).unwrap();
+        let losses = run.gradients("entropy_valid", &batch, |evaluator, pass| {
+            evaluator.negative_entropy(pass, EntropyOver::Valid).unwrap();
         });
         run.check_loss("loss.entropy_valid", losses[0]);
-        run.check_loss("loss.entropy_all", losses[1]);
+        let losses = run.losses(&batch, |evaluator, pass| evaluator.negative_entropy(pass, EntropyOver::All).unwrap());
+        run.check_loss("loss.entropy_all", losses[0]);
     }
 }
 
@@ -115,16 +132,22 @@ pub fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch<B: Bac
         let table = Tensor::from_f32(backend, "table", config.vocab_size, config.hidden_size, &directions).unwrap();
         let mut run = Run::new(&reference, bounds);
         let over = EntropyOver::All;
-        let losses = run.gradients("retain", |evaluator, subject, targets, tape| {
-            let states = evaluator.hidden_states(&base, &batch).unwrap();
-            evaluator.retain(subject, states, &batch, over, 1.0, targets, tape, 0).unwrap();
-        });
-        run.check_loss("loss.retain_lm", losses[0]);
-        run.check_loss("loss.retain_representation", losses[1]);
-        let losses = run.gradients("random_mapping", |evaluator, subject, targets, tape| {
-            evaluator.random_mapping(subject, &table, &batch, over, 1.0, targets, tape, 0).unwrap();
-        });
-        run.check_loss("loss.random_mapping", losses[0]);
+        let retain = |evaluator: &mut Evaluator<B>, pass: LossPass<B>| {
+            let reference = evaluator.hidden_states(&base, &batch).unwrap();
+            evaluator.retain(pass, Representations { reference, over }).unwrap();
+        };
+        let random_mapping = |evaluator: &mut Evaluator<B>, pass: LossPass<B>| {
+            evaluator.random_mapping(pass, Directions { table: &table, over }).unwrap();
+        };
+        let with_gradients = run.gradients("retain", &batch, retain);
+        for losses in [with_gradients, run.losses(&batch, retain)] {
+            run.check_loss("loss.retain_lm", losses[0]);
+            run.check_loss("loss.retain_representation", losses[1]);
+        }
+        let with_gradients = run.gradients("random_mapping", &batch, random_mapping);
+        for losses in [with_gradients, run.losses(&batch, random_mapping)] {
+            run.check_loss("loss.random_mapping", losses[0]);
+        }
     }
 }
 
@@ -140,8 +163,8 @@ pub fn preference_loss_has_the_loss_and_gradients_of_pytorch<B: Backend>(backend
         let ours = run.evaluator.preference_margins(Subject::plain(&base), &batch).unwrap();
         within("reference margins", relative(&ours, &margins), bounds.margins);
         let beta = reference.scalar("dpo.beta") as f32;
-        let losses = run.gradients("dpo", |evaluator, subject, targets, tape| {
-            evaluator.preference(subject, &batch, &margins, beta, 1.0, Some(targets), tape, 0).unwrap();
+        let losses = run.gradients("dpo", &batch, |evaluator, pass| {
+            evaluator.preference(pass, PreferencePairs { reference_margins: &margins, beta }).unwrap();
         });
         run.check_loss("loss.dpo", losses[0]);
     }
@@ -185,7 +208,7 @@ fn attack<B: Backend>(reference: &Reference<B>, trainer: &mut Trainer<B>, weight
     let mut tape = LossTape::new(backend, 8).unwrap();
     for step in 0..8 {
         let batch = LossBatch::new(&reference.model, reference.batch(&format!("attack.batch.{step}"))).unwrap();
-        trainer.cross_entropy_step(&mut evaluator, weights, &batch, &mut tape, step).unwrap();
+        trainer.cross_entropy_step(&mut evaluator, weights, &batch, tape.slot(step)).unwrap();
     }
     tape.read(backend).unwrap()
 }
@@ -266,11 +289,11 @@ fn check_lora_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, t
     let mut evaluator = Evaluator::new(reference.model.clone(), 256, &[adapter]).unwrap();
     let batch = LossBatch::new(&reference.model, reference.batch("attack.batch.0")).unwrap();
     let mut tape = LossTape::new(backend, 1).unwrap();
-    trainer
-        .accumulate(&mut evaluator, &reference.weights, |evaluator, subject, targets| {
-            evaluator.cross_entropy(subject, &batch, 1.0, Some(targets), &mut tape, 0)
-        })
-        .unwrap();
+    trainer.clear_gradients(backend).unwrap();
+    let (subject, destinations) = trainer.pass(&reference.weights).unwrap();
+    let destinations = Some(destinations);
+    let pass = LossPass { subject, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
+    evaluator.cross_entropy(pass).unwrap();
     let gradients = trainer.gradients().unwrap().download(backend).unwrap();
     for entry in trainer.gradients().unwrap().layout().entries() {
         let ours = &gradients[entry.block.offset..entry.block.offset + entry.block.len()];
@@ -294,9 +317,14 @@ pub fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weigh
         let mut gradients = Gradients::zeros(backend, "gradient", reference.model.layout()).unwrap();
         let mut tape = LossTape::new(backend, 1).unwrap();
         let batch = LossBatch::new(&reference.model, reference.batch("attack.batch.7")).unwrap();
-        let targets = GradientTargets { weights: Some(&mut gradients), adapter: None };
-        let subject = trainer.subject(&weights);
-        evaluator.negative_entropy(subject, &batch, EntropyOver::All, 1.0, Some(targets), &mut tape, 0).unwrap();
+        let pass = LossPass {
+            subject: trainer.subject(&weights),
+            batch: &batch,
+            scale: 1.0,
+            destinations: Some(GradientDestinations::of_weights(&mut gradients)),
+            loss: tape.slot(0),
+        };
+        evaluator.negative_entropy(pass, EntropyOver::All).unwrap();
         let loss = tape.read_one(backend, 0).unwrap();
         within("entropy", (loss / reference.scalar("loss.entropy_after_lora") - 1.0).abs(), bounds.loss);
         let values = gradients.download(backend).unwrap();

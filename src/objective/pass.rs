@@ -1,0 +1,85 @@
+//! What a loss is called with: at which weights, on which batch, and where its number and its gradient go.
+
+use super::{EntropyOver, LossBatch, LossSlot};
+use crate::model::{Adapter, GradientDestinations, HiddenStates, Parameters, PartGradients, PartStep};
+use crate::ops::{Backend, Dropout, Tensor};
+
+/// The weights that a loss is taken at.
+pub struct Subject<'a, B: Backend> {
+    /// The model's weights.
+    pub weights: &'a Parameters<B>,
+    /// Low-rank factors on top of them.
+    pub adapter: Option<&'a Adapter<B>>,
+    /// Dropout of the adapter's input.
+    pub dropout: Option<Dropout>,
+}
+
+impl<B: Backend> Clone for Subject<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Subject<'_, B> {}
+
+impl<'a, B: Backend> Subject<'a, B> {
+    /// Weights without an adapter.
+    pub fn plain(weights: &'a Parameters<B>) -> Self {
+        Self { weights, adapter: None, dropout: None }
+    }
+}
+
+/// The operands that every loss has.
+pub struct LossPass<'a, B: Backend> {
+    /// The weights that the loss is taken at.
+    pub subject: Subject<'a, B>,
+    /// The batch.
+    pub batch: &'a LossBatch<B>,
+    /// The factor on the gradient. The loss itself is reported without it.
+    pub scale: f32,
+    /// Where scale · gradient is added; `None` computes the loss alone.
+    pub destinations: Option<GradientDestinations<'a, B>>,
+    /// Where the loss is added.
+    pub loss: LossSlot<'a, B>,
+}
+
+/// The operands of a cross-entropy whose backward pass steps each part of the weights as soon as its gradient is complete.
+pub struct SteppingPass<'a, B: Backend> {
+    /// The weights: read by the pass, changed by `stepper`.
+    pub weights: &'a mut Parameters<B>,
+    /// The batch.
+    pub batch: &'a LossBatch<B>,
+    /// Memory for the gradient of one part at a time.
+    pub gradients: &'a mut PartGradients<B>,
+    /// The step of each part.
+    pub stepper: &'a mut dyn PartStep<B>,
+    /// Where the loss is added.
+    pub loss: LossSlot<'a, B>,
+}
+
+/// The hidden states that [`Evaluator::retain`](super::Evaluator::retain) measures distances to.
+pub struct Representations<B: Backend> {
+    /// The reference model's, of the same batch: [`Evaluator::hidden_states`](super::Evaluator::hidden_states).
+    pub reference: HiddenStates<B>,
+    /// Positions that the mean distance is taken over.
+    pub over: EntropyOver,
+}
+
+/// The directions that [`Evaluator::random_mapping`](super::Evaluator::random_mapping) turns hidden states to.
+#[derive(Clone, Copy)]
+pub struct Directions<'a, B: Backend> {
+    /// One direction for each token of the vocabulary, [V, d].
+    pub table: &'a Tensor<B>,
+    /// Positions that the mean is taken over.
+    pub over: EntropyOver,
+}
+
+/// The hyperparameter of direct preference optimization, and the reference model's opinion of the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct PreferencePairs<'a> {
+    /// log p(chosen) − log p(rejected) of each pair under the reference model:
+    /// [`Evaluator::preference_margins`](super::Evaluator::preference_margins).
+    pub reference_margins: &'a [f32],
+    /// β.
+    pub beta: f32,
+}

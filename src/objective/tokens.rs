@@ -1,0 +1,25 @@
+//! The loss of each token, and how much it counts.
+
+use crate::error::Result;
+use crate::ops::{Backend, DType, Tensor};
+
+/// Memory for the per-token losses of one pass at a time.
+pub(super) struct TokenLosses<B: Backend> {
+    /// The loss of each token, [T, 1] f32.
+    pub values: Tensor<B>,
+    /// The weight of each token in the loss of its batch, [T, 1] f32.
+    pub weights: Tensor<B>,
+}
+
+impl<B: Backend> TokenLosses<B> {
+    /// Memory for batches of up to `capacity` tokens: [`token_loss_bytes`].
+    pub fn new(backend: &B, capacity: usize) -> Result<Self> {
+        let column = |name: &str| Tensor::zeros(backend, name, capacity, 1, DType::F32);
+        Ok(Self { values: column("loss values")?, weights: column("loss weights")? })
+    }
+}
+
+/// Bytes that an [`Evaluator`](super::Evaluator) for batches of up to `capacity` tokens keeps besides its workspace.
+pub fn token_loss_bytes(capacity: u64) -> u64 {
+    capacity.saturating_mul(2 * DType::F32.bytes() as u64)
+}
