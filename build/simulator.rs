@@ -63,8 +63,8 @@ fn compiler() -> Result<(String, String), String> {
     let found = names.iter().find_map(|name| compile::version(name).map(|version| (name.clone(), version)));
     found.ok_or_else(|| {
         format!(
-            "the kernel simulator needs a C++ compiler, and none of {} starts: install one, set CXX, or build with \
-             --no-default-features --features cuda",
+            "the kernel simulator, which tests, benchmarks and examples are built with, needs a C++ compiler, and none of {} \
+             starts: install one or set CXX (the program itself needs none: cargo build)",
             names.join(", ")
         )
     })
