@@ -3,7 +3,7 @@
 //!
 //! It proves the order of calls and what is passed to them, not what a real driver does with it. One test, because the
 //! stand-ins are one device with one state. Skipped where a real driver would be found instead.
-#![cfg(all(feature = "cuda", feature = "simulator", target_os = "linux"))]
+#![cfg(all(feature = "cuda", target_os = "linux"))]
 
 use std::ffi::{c_char, c_void};
 use std::path::{Path, PathBuf};

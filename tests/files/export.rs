@@ -2,17 +2,13 @@
 //! copied, adapters and merged weights exact, and nothing left behind by a failure.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_adapter, write_model};
 use temper::model::{AdapterConfig, DeclaredDType, ModelConfig, ParameterLayout, Projection, merge_adapter};
 
-const FOLDERS: [&str; 4] = ["llama3", "llama31", "llama32-tied", "mistral"];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
+use crate::support::models::{FOLDERS, fixture, tiny};
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -51,12 +47,6 @@ fn models_survive_writing_and_reading_in_every_dtype() {
             }
         }
     }
-}
-
-fn tiny() -> ModelConfig {
-    let text = json!({"model_type": "llama", "vocab_size": 20, "hidden_size": 8, "intermediate_size": 12,
-        "num_hidden_layers": 2, "num_attention_heads": 2});
-    ModelConfig::from_json(&text.to_string(), Path::new("config.json")).unwrap()
 }
 
 /// Halfway cases of both parities, by hand: bf16 has 8 bits of mantissa with the hidden one, f16 has 11.

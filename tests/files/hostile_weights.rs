@@ -9,15 +9,10 @@ use serde_json::{Value, json};
 use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_model};
 use temper::model::{ModelConfig, ParameterLayout};
 
-const CONFIG: &str = r#"{
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-  "vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
-  "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-  "max_position_embeddings": 64, "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2
-}"#;
+use crate::support::models::TINY_CONFIG;
 
 fn config() -> ModelConfig {
-    ModelConfig::from_json(CONFIG, Path::new("config.json")).unwrap()
+    ModelConfig::from_json(TINY_CONFIG, Path::new("config.json")).unwrap()
 }
 
 /// A safetensors file of this header and data.
@@ -191,7 +186,7 @@ fn pickled_weights_are_named_and_never_read() {
 fn mismatch(from: &str, to: &str) -> String {
     let scratch = tempfile::tempdir().unwrap();
     let path = model(scratch.path());
-    fs::write(path.join("config.json"), CONFIG.replace(from, to)).unwrap();
+    fs::write(path.join("config.json"), TINY_CONFIG.replace(from, to)).unwrap();
     let message = ModelDirectory::open(&path).and_then(|directory| directory.read_weights()).err().unwrap().to_string();
     one_line(&message, "model.safetensors")
 }
@@ -216,7 +211,7 @@ fn a_stored_copy_of_a_tied_head_is_passed_over() {
     write_model(&path, &config(), None, &weights, ExportDType::F32).unwrap();
     fs::write(
         path.join("config.json"),
-        CONFIG.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true"),
+        TINY_CONFIG.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true"),
     )
     .unwrap();
     let read = ModelDirectory::open(&path).unwrap().read_weights().unwrap();
@@ -258,7 +253,8 @@ fn a_huge_rank_without_its_factors_is_refused_before_it_costs_memory() {
     fs::rename(path.join("model.safetensors"), path.join("adapter_model.safetensors")).unwrap();
     let settings = json!({"peft_type": "LORA", "r": 65536, "lora_alpha": 4, "target_modules": "all-linear"});
     fs::write(path.join("adapter_config.json"), settings.to_string()).unwrap();
-    let large = CONFIG.replace("\"hidden_size\": 8", "\"hidden_size\": 16384").replace("layers\": 2", "layers\": 126");
+    let large =
+        TINY_CONFIG.replace("\"hidden_size\": 8", "\"hidden_size\": 16384").replace("layers\": 2", "layers\": 126");
     let large = ModelConfig::from_json(&large, Path::new("config.json")).unwrap();
     let message = read_adapter(&path, &large).unwrap_err().to_string();
     one_line(&message, "adapter_model.safetensors");
@@ -272,7 +268,7 @@ fn a_huge_rank_without_its_factors_is_refused_before_it_costs_memory() {
 fn weights_of_another_shape_than_the_configuration_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let path = model(scratch.path());
-    fs::write(path.join("config.json"), CONFIG.replace("\"vocab_size\": 20", "\"vocab_size\": 21")).unwrap();
+    fs::write(path.join("config.json"), TINY_CONFIG.replace("\"vocab_size\": 20", "\"vocab_size\": 21")).unwrap();
     let message = ModelDirectory::open(&path).err().unwrap().to_string();
     assert!(message.contains("[20, 8]") && message.contains("[21, 8]"), "{message}");
 }
@@ -312,8 +308,8 @@ fn configurations_that_make_no_sense_name_the_key() {
         ("\"eos_token_id\": 2", "\"eos_token_id\": 2, \"dtype\": \"int8\"", "dtype"),
         ("\"vocab_size\": 20", "\"vocab_size\": 16777216, \"x\": 0", "sizes"),
     ] {
-        let mut text = CONFIG.replace(from, to);
-        assert_ne!(text, CONFIG, "{from}");
+        let mut text = TINY_CONFIG.replace(from, to);
+        assert_ne!(text, TINY_CONFIG, "{from}");
         if key == "sizes" {
             text = text.replace("\"hidden_size\": 8", "\"hidden_size\": 1048576");
         }
@@ -323,7 +319,7 @@ fn configurations_that_make_no_sense_name_the_key() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     assert!(ModelConfig::from_json(&deep, Path::new("config.json")).is_err());
     assert!(ModelConfig::from_json("[]", Path::new("config.json")).is_err());
-    let marked = format!("{}{CONFIG}", '\u{feff}');
+    let marked = format!("{}{TINY_CONFIG}", '\u{feff}');
     let scratch = tempfile::tempdir().unwrap();
     fs::write(scratch.path().join("config.json"), marked).unwrap();
     assert_eq!(ModelConfig::from_directory(scratch.path()).unwrap(), config(), "a byte-order mark is passed over");
@@ -393,8 +389,8 @@ proptest! {
 
     #[test]
     fn no_damage_to_a_configuration_makes_its_reader_panic(at in 0usize..400, text in ".{0,8}") {
-        let place = (0..=at.min(CONFIG.len())).rev().find(|&i| CONFIG.is_char_boundary(i)).unwrap();
-        let damaged = format!("{}{text}{}", &CONFIG[..place], &CONFIG[place..]);
+        let place = (0..=at.min(TINY_CONFIG.len())).rev().find(|&i| TINY_CONFIG.is_char_boundary(i)).unwrap();
+        let damaged = format!("{}{text}{}", &TINY_CONFIG[..place], &TINY_CONFIG[place..]);
         let _ = ModelConfig::from_json(&damaged, Path::new("config.json"));
     }
 }

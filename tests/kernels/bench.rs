@@ -8,6 +8,8 @@ use temper::backend::cuda::Cuda;
 use temper::bench::{self, Options, Report, ShapesName};
 use temper::ops::DType;
 
+use crate::program;
+
 /// The tiny shapes, stated again: T tokens, d, F, V, H, G, D, r, sequences, their length, the short length, elements.
 const T: f64 = 48.0;
 const D: f64 = 128.0;
@@ -196,10 +198,7 @@ fn a_filter_chooses_rows() {
 fn the_command_prints_a_table_and_json() {
     let temper = |more: &[&str]| {
         let arguments = ["bench", "kernels", "--device", "sim", "--shapes", "tiny", "--filter", "rope"];
-        let mut command = assert_cmd::Command::cargo_bin("temper").expect("the program");
-        let output = command.args(arguments).args(more).output().expect("it runs");
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).expect("text")
+        program::stdout(&program::succeed(program::temper(&arguments).args(more)))
     };
     let table = temper(&[]);
     assert!(table.contains("no measurement of a GPU") && table.contains("rope"), "{table}");

@@ -1,9 +1,11 @@
 //! What nvcc made of the kernels: every one is there, none spills, and the tensor cores are not held up.
 //!
 //! `cargo test --test kernels compile_report -- --nocapture` prints the registers of each kernel.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use temper::backend::cuda::nvidia::{EMBEDDED, Resources};
+
+use crate::simulated::simulated_kernels;
 
 /// The build script's reader of what ptxas says.
 #[path = "../../build/ptxas.rs"]
@@ -138,14 +140,12 @@ fn every_kernel_is_compiled_for_every_architecture() {
 }
 
 /// What the tests execute and what a GPU executes are the same list.
-#[cfg(feature = "simulator")]
 #[test]
 fn the_simulator_and_the_gpu_have_the_same_kernels() {
-    use std::collections::BTreeSet;
     if without_nvcc() {
         return;
     }
-    let simulated: BTreeSet<String> = simulated_kernels().into_iter().collect();
+    let simulated = simulated_kernels();
     let compiled: BTreeSet<String> = kernels().map(|kernel| kernel.kernel.to_string()).collect();
     let untested: Vec<_> = compiled.difference(&simulated).collect();
     assert!(untested.is_empty(), "kernels that no test can execute: {untested:?}");
@@ -153,22 +153,4 @@ fn the_simulator_and_the_gpu_have_the_same_kernels() {
         let missing: Vec<_> = simulated.difference(&compiled).collect();
         assert!(missing.is_empty(), "kernels that no GPU can execute: {missing:?}");
     }
-}
-
-/// The simulator's own list. Its machine's test kernels, which begin with `simulator_`, are not for GPUs.
-#[cfg(feature = "simulator")]
-fn simulated_kernels() -> Vec<String> {
-    use std::ffi::{CStr, c_char};
-    // `kernels/sim/interface.h`; the library comes with the crate.
-    unsafe extern "C" {
-        safe fn temper_sim_kernel_count() -> u32;
-        safe fn temper_sim_kernel_name(index: u32) -> *const c_char;
-    }
-    let name = |index| {
-        let name = temper_sim_kernel_name(index);
-        assert!(!name.is_null(), "no name for kernel {index}");
-        // SAFETY: not null, so it is a C string that lives as long as the process.
-        unsafe { CStr::from_ptr(name) }.to_str().expect("a name in ASCII").to_string()
-    };
-    (0..temper_sim_kernel_count()).map(name).filter(|name| !name.starts_with("simulator_")).collect()
 }

@@ -4,7 +4,6 @@
 mod attention;
 mod attention_cached;
 /// The benchmark runs every row, and its counts are closed forms.
-#[cfg(feature = "simulator")]
 mod bench;
 /// nvcc made every kernel, none of them spills, and the tensor cores are not held up.
 #[cfg(feature = "cuda")]
@@ -17,8 +16,11 @@ mod loss_head;
 mod norm;
 mod operand;
 mod optimizer;
+#[allow(dead_code)]
+#[path = "../support/program.rs"]
+mod program;
 mod rope;
 /// The self-test is green in the simulator, launches every kernel, and sees what is wrong.
-#[cfg(feature = "simulator")]
 mod selftest;
+mod simulated;
 mod support;

@@ -1,20 +1,16 @@
 //! The self-test: that it is green in the simulator, that it launches every kernel, and that it sees what is wrong.
 
 use std::collections::BTreeSet;
-use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use assert_cmd::Command;
 use temper::backend::cuda::{Argument, Cuda, DeviceInfo, Driver, Event, Gemm, Graph, Launch, TensorMap, Tiles};
 use temper::ops::DType;
 use temper::selftest::{self, Options, Row, compare};
 use temper::{Error, Result};
 
-unsafe extern "C" {
-    fn temper_sim_kernel_count() -> u32;
-    fn temper_sim_kernel_name(index: u32) -> *const c_char;
-}
+use crate::program::{self, stderr, stdout};
+use crate::simulated::simulated_kernels;
 
 /// A simulated device with a fault, which also writes down what is launched.
 struct Faulty {
@@ -160,15 +156,7 @@ fn with_fault(kernel: &'static str, fault: Fault, only: &str) -> Vec<Row> {
 }
 
 fn temper(arguments: &[&str]) -> std::process::Output {
-    Command::cargo_bin("temper").unwrap().env_remove("RUST_LOG").args(arguments).output().unwrap()
-}
-
-/// Names of all kernels in `kernels/`.
-fn kernels() -> BTreeSet<String> {
-    // SAFETY: names are constants of the program, as many as it says.
-    let name = |index| unsafe { CStr::from_ptr(temper_sim_kernel_name(index)) }.to_string_lossy().into_owned();
-    // SAFETY: no arguments.
-    (0..unsafe { temper_sim_kernel_count() }).map(name).collect()
+    program::run(&mut program::temper(arguments))
 }
 
 /// All rows are green in both precisions, and no kernel was left out.
@@ -184,7 +172,7 @@ fn every_kernel_is_tested_and_right() {
     assert!(["bf16", "f32"].iter().all(|dtype| rows.iter().filter(|row| row.dtype == *dtype).count() > 200));
     let mut launched = driver.launched.lock().unwrap().clone();
     launched.extend(hopper());
-    let missing: Vec<String> = kernels().difference(&launched).cloned().collect();
+    let missing: Vec<String> = simulated_kernels().difference(&launched).cloned().collect();
     assert!(missing.is_empty(), "no case launches {missing:?}");
 }
 
@@ -258,7 +246,7 @@ fn the_comparison_sees_wrong_numbers() {
 #[test]
 fn the_command_prints_rows_and_an_exit_code() {
     let output = temper(&["selftest", "--device", "sim", "--seed", "5", "--only", "swiglu", "--json"]);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["ok"], &report["seed"], &report["failed"]), (&true.into(), &5.into(), &0.into()));
     assert!(report["device"]["name"].as_str().unwrap().contains("simulated"));
@@ -266,16 +254,16 @@ fn the_command_prints_rows_and_an_exit_code() {
     assert!(rows.len() == 13 && rows[0]["operation"] == "swiglu_forward" && rows[0]["error"].is_number());
 
     let output = temper(&["selftest", "--device", "sim", "--only", "swiglu"]);
-    let table = String::from_utf8(output.stdout).unwrap();
+    let table = stdout(&output);
     assert!(table.starts_with("operation") && table.ends_with(" s\n") && table.contains("13 of 13 rows ok"), "{table}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("seed"));
+    assert!(stderr(&output).contains("seed"));
 }
 
 /// Where there is no such GPU: one line that says what to do, and exit code 1.
 #[test]
 fn without_a_gpu_it_says_so() {
     let output = temper(&["selftest", "--device", "cuda:99"]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.lines().count() == 1 && message.contains("--device sim"), "{message}");
     let output = temper(&["selftest", "--device", "sim", "--only", "no such operation"]);

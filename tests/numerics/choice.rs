@@ -1,7 +1,6 @@
 //! Four-choice questions: shared beginnings change no score and save tokens; written answers are matched to the letter.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use temper::Result;
@@ -9,33 +8,14 @@ use temper::backend::cpu::Cpu;
 use temper::eval::{
     ChoiceReport, GenerateOptions, PromptForm, Question, Sampling, four_choice, four_choice_written, generate,
 };
-use temper::huggingface::{ModelDirectory, read_adapter};
-use temper::model::{Adapter, Batch, Model, Parameters};
-use temper::objective::{Evaluator, LossBatch, Subject};
+use temper::model::Batch;
+use temper::objective::{Evaluator, LossBatch};
 use temper::ops::{Backend, IGNORE_INDEX};
 
-struct Fixture<B: Backend> {
-    model: Arc<Model<B>>,
-    weights: Parameters<B>,
-    adapter: Adapter<B>,
-}
+use crate::support::models::Adapted;
 
-impl<B: Backend> Fixture<B> {
-    fn open(backend: &B) -> Self {
-        let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama31");
-        let directory = ModelDirectory::open(&path).unwrap();
-        let (config, factors) = read_adapter(&path.join("adapter"), &directory.config).unwrap();
-        let model = Arc::new(Model::new(backend.clone(), directory.config.clone(), 1024).unwrap());
-        let values = directory.read_weights().unwrap();
-        let weights = Parameters::from_host(backend, "weights", model.layout(), &values).unwrap();
-        let mut adapter = Adapter::zeros(backend, &model.config, config).unwrap();
-        adapter.parameters.upload(backend, &factors).unwrap();
-        Self { model, weights, adapter }
-    }
-
-    fn subject(&self) -> Subject<'_, B> {
-        Subject { weights: &self.weights, adapter: Some(&self.adapter), dropout: None }
-    }
+fn open<B: Backend>(backend: &B) -> Adapted<B> {
+    Adapted::open(backend, "llama31", 1024, None)
 }
 
 /// A byte is a token, so that " A" is two of them.
@@ -81,7 +61,7 @@ fn texts(form: PromptForm, question: &Question) -> (Vec<u32>, Vec<Vec<u32>>) {
 }
 
 /// Scores without a cache: each prompt with each continuation is a sequence of one packed batch.
-fn scores_one_by_one<B: Backend>(fixture: &Fixture<B>, questions: &[Question], form: PromptForm) -> Vec<Vec<f64>> {
+fn scores_one_by_one<B: Backend>(fixture: &Adapted<B>, questions: &[Question], form: PromptForm) -> Vec<Vec<f64>> {
     let mut evaluator = Evaluator::new(Arc::clone(&fixture.model), 4096, &[&fixture.adapter]).unwrap();
     let one = |question| {
         let (prompt, continuations) = texts(form, question);
@@ -92,14 +72,14 @@ fn scores_one_by_one<B: Backend>(fixture: &Fixture<B>, questions: &[Question], f
             batch.push(&tokens, &labels, tokens.len());
         }
         let batch = LossBatch::new(&fixture.model, batch).unwrap();
-        evaluator.sequence_log_probabilities(fixture.subject(), &batch).unwrap()
+        evaluator.sequence_log_probabilities(fixture.adapted(), &batch).unwrap()
     };
     questions.iter().map(one).collect()
 }
 
-fn ask<B: Backend>(fixture: &Fixture<B>, asked: &[Question], form: PromptForm, pass_tokens: usize) -> ChoiceReport {
+fn ask<B: Backend>(fixture: &Adapted<B>, asked: &[Question], form: PromptForm, pass_tokens: usize) -> ChoiceReport {
     let shots = |index: usize| shots(&asked[index]);
-    four_choice(&fixture.model, fixture.subject(), asked, &shots, form, pass_tokens, &encode).unwrap()
+    four_choice(&fixture.model, fixture.adapted(), asked, &shots, form, pass_tokens, &encode).unwrap()
 }
 
 fn check_scores(report: &ChoiceReport, expected: &[Vec<f64>], bound: f64) {
@@ -116,7 +96,7 @@ fn check_scores(report: &ChoiceReport, expected: &[Vec<f64>], bound: f64) {
 
 #[test]
 fn shared_beginnings_change_no_score() {
-    let fixture = Fixture::open(&Cpu);
+    let fixture = open(&Cpu);
     for form in [PromptForm::Mmlu, PromptForm::LmEval] {
         let expected = scores_one_by_one(&fixture, &questions(), form);
         for pass_tokens in [1, 40, 300, 4096] {
@@ -125,7 +105,6 @@ fn shared_beginnings_change_no_score() {
     }
 }
 
-#[cfg(feature = "simulator")]
 #[test]
 fn shared_beginnings_change_no_score_on_a_simulated_device() {
     use temper::{backend::cuda::Cuda, ops::DType};
@@ -136,8 +115,8 @@ fn shared_beginnings_change_no_score_on_a_simulated_device() {
         subject: None,
     };
     let (questions, form) = ([short("Which?"), short("Who?")], PromptForm::LmEval);
-    let expected = scores_one_by_one(&Fixture::open(&Cpu), &questions, form);
-    let fixture = Fixture::open(&Cuda::simulated(DType::F32).unwrap());
+    let expected = scores_one_by_one(&open(&Cpu), &questions, form);
+    let fixture = open(&Cuda::simulated(DType::F32).unwrap());
     check_scores(&ask(&fixture, &questions, form, 4096), &expected, 1e-5);
 }
 
@@ -145,7 +124,7 @@ fn shared_beginnings_change_no_score_on_a_simulated_device() {
 /// after every prompt), and little more; without the cache it is four times everything.
 #[test]
 fn what_questions_have_in_common_is_computed_once() {
-    let fixture = Fixture::open(&Cpu);
+    let fixture = open(&Cpu);
     for (form, read) in [(PromptForm::Mmlu, 0), (PromptForm::LmEval, 4)] {
         let prompts: Vec<Vec<u32>> = questions().iter().map(|question| texts(form, question).0).collect();
         let beginnings: HashSet<&[u32]> =
@@ -165,11 +144,11 @@ fn what_questions_have_in_common_is_computed_once() {
 
 #[test]
 fn subjects_are_counted_and_long_questions_left_out() {
-    let fixture = Fixture::open(&Cpu);
+    let fixture = open(&Cpu);
     let mut questions = questions();
     questions[3].question = "long ".repeat(200);
     let shots = |_: usize| Vec::new();
-    let (model, subject) = (&fixture.model, fixture.subject());
+    let (model, subject) = (&fixture.model, fixture.adapted());
     let report = four_choice(model, subject, &questions, &shots, PromptForm::Mmlu, 512, &encode).unwrap();
     assert_eq!((report.too_long, report.questions, report.shots), (1, 16, 0));
     let asked: Vec<usize> = report.predictions.iter().map(|prediction| prediction.question).collect();
@@ -183,8 +162,8 @@ fn subjects_are_counted_and_long_questions_left_out() {
 /// The first written word has to be the letter: nothing before it, nothing attached to it.
 #[test]
 fn written_answers_are_matched_to_the_letter() {
-    let fixture = Fixture::open(&Cpu);
-    let (model, subject, questions) = (&fixture.model, fixture.subject(), questions());
+    let fixture = open(&Cpu);
+    let (model, subject, questions) = (&fixture.model, fixture.adapted(), questions());
     let sampling = Some(Sampling { temperature: 2.0, top_k: None, top_p: 1.0 });
     let options = GenerateOptions { max_new_tokens: 3, sampling, ..GenerateOptions::default() };
     // What a token stands for is made up, so that all kinds of answers occur.

@@ -1,54 +1,20 @@
 //! Generation: the cached forward pass against the whole one, texts against Transformers, exact match against generated texts.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use temper::Result;
 use temper::backend::cpu::Cpu;
 use temper::eval::{GenerateOptions, Sampling, exact_match, generate};
-use temper::huggingface::{ModelDirectory, read_adapter};
-use temper::model::{Adapter, Batch, CachedSequence, ExtendWorkspace, Extension, KeyValueCache, Model, Parameters};
+use temper::model::{Batch, CachedSequence, ExtendWorkspace, Extension, KeyValueCache};
 use temper::objective::{Evaluator, LossBatch, Subject};
 use temper::ops::{Backend, IGNORE_INDEX};
 use temper::random::{Random, Stream};
 
-const FOLDERS: [&str; 4] = ["llama3", "llama31", "llama32-tied", "mistral"];
+use crate::support::models::{Adapted, FOLDERS};
+use crate::support::numbers::relative;
 
-/// A folder of `tests/fixtures` with its adapter.
-struct Fixture<B: Backend> {
-    path: PathBuf,
-    model: Arc<Model<B>>,
-    weights: Parameters<B>,
-    adapter: Adapter<B>,
-}
-
-impl<B: Backend> Fixture<B> {
-    fn open(backend: &B, folder: &str, window: Option<usize>) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder);
-        let directory = ModelDirectory::open(&path).unwrap();
-        let mut config = directory.config.clone();
-        config.sliding_window = window;
-        let (adapter_config, factors) = read_adapter(&path.join("adapter"), &config).unwrap();
-        let model = Arc::new(Model::new(backend.clone(), config, 256).unwrap());
-        let values = directory.read_weights().unwrap();
-        let weights = Parameters::from_host(backend, "weights", model.layout(), &values).unwrap();
-        let mut adapter = Adapter::zeros(backend, &model.config, adapter_config).unwrap();
-        adapter.parameters.upload(backend, &factors).unwrap();
-        Self { path, model, weights, adapter }
-    }
-
-    fn plain(&self) -> Subject<'_, B> {
-        Subject::plain(&self.weights)
-    }
-
-    fn adapted(&self) -> Subject<'_, B> {
-        Subject { adapter: Some(&self.adapter), ..self.plain() }
-    }
-
-    fn evaluator(&self) -> Evaluator<B> {
-        Evaluator::new(Arc::clone(&self.model), 256, &[&self.adapter]).unwrap()
-    }
-
+impl<B: Backend> Adapted<B> {
     /// The logits of every position, by one forward pass over the whole text.
     fn whole(&self, subject: Subject<B>, tokens: &[u32]) -> Vec<f32> {
         let (mut evaluator, mut batch) = (self.evaluator(), Batch::default());
@@ -65,14 +31,14 @@ impl<B: Backend> Fixture<B> {
 
 /// A cache with what is needed to use it.
 struct Writer<'a, B: Backend> {
-    fixture: &'a Fixture<B>,
+    fixture: &'a Adapted<B>,
     subject: Subject<'a, B>,
     cache: KeyValueCache<B>,
     workspace: ExtendWorkspace<B>,
 }
 
 impl<'a, B: Backend> Writer<'a, B> {
-    fn new(fixture: &'a Fixture<B>, subject: Subject<'a, B>, slots: usize) -> Self {
+    fn new(fixture: &'a Adapted<B>, subject: Subject<'a, B>, slots: usize) -> Self {
         let model = &fixture.model;
         let workspace = ExtendWorkspace::new(&model.backend, &model.config, 64, subject.adapter).unwrap();
         Self { fixture, subject, cache: KeyValueCache::new(model, slots).unwrap(), workspace }
@@ -103,18 +69,8 @@ fn tokens(random: &mut Random, count: usize) -> Vec<u32> {
     (0..count).map(|_| 3 + random.below(253) as u32).collect()
 }
 
-/// ‖a − b‖ / ‖b‖.
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f64| x * x;
-    let difference: f64 = a.iter().zip(b).map(|(x, y)| square(f64::from(*x) - f64::from(*y))).sum();
-    let norm: f64 = b.iter().map(|y| square(f64::from(*y))).sum();
-    assert!(norm > 0.0 && difference.is_finite());
-    (difference / norm).sqrt()
-}
-
 /// Texts of several lengths, fed in pieces of random sizes, several texts a pass.
-fn check_pieces<B: Backend>(fixture: &Fixture<B>, subject: Subject<B>, lengths: &[usize], bound: f64) {
+fn check_pieces<B: Backend>(fixture: &Adapted<B>, subject: Subject<B>, lengths: &[usize], bound: f64) {
     let mut random = Random::new(3, Stream::Demo, 0, 0);
     let texts: Vec<Vec<u32>> = lengths.iter().map(|&length| tokens(&mut random, length)).collect();
     let mut writer = Writer::new(fixture, subject, lengths.iter().sum());
@@ -144,7 +100,7 @@ fn check_pieces<B: Backend>(fixture: &Fixture<B>, subject: Subject<B>, lengths: 
 fn logits_in_pieces_are_those_of_the_whole_text() {
     for folder in FOLDERS {
         for window in [None, Some(7)] {
-            let fixture = Fixture::open(&Cpu, folder, window);
+            let fixture = Adapted::open(&Cpu, folder, 256, window);
             for subject in [fixture.plain(), fixture.adapted()] {
                 check_pieces(&fixture, subject, &[1, 30, 57, 12], 1e-5);
             }
@@ -153,13 +109,12 @@ fn logits_in_pieces_are_those_of_the_whole_text() {
 }
 
 /// On the simulated device, in both dtypes.
-#[cfg(feature = "simulator")]
 #[test]
 fn logits_in_pieces_are_those_of_the_whole_text_on_a_simulated_device() {
     use temper::{backend::cuda::Cuda, ops::DType};
     // bf16: both passes round every activation, in sums of another order.
     for (dtype, bound) in [(DType::F32, 1e-5), (DType::Bf16, 1.5e-2)] {
-        let fixture = Fixture::open(&Cuda::simulated(dtype).unwrap(), "mistral", Some(7));
+        let fixture = Adapted::open(&Cuda::simulated(dtype).unwrap(), "mistral", 256, Some(7));
         check_pieces(&fixture, fixture.adapted(), &[20, 9], bound);
     }
 }
@@ -168,7 +123,7 @@ fn logits_in_pieces_are_those_of_the_whole_text_on_a_simulated_device() {
 #[test]
 fn forks_share_a_beginning_and_truncation_frees_an_end() {
     for window in [None, Some(7)] {
-        let fixture = Fixture::open(&Cpu, "llama31", window);
+        let fixture = Adapted::open(&Cpu, "llama31", 256, window);
         let mut random = Random::new(4, Stream::Demo, 0, 0);
         let beginning = tokens(&mut random, 20);
         let ends: Vec<Vec<u32>> = [5, 1, 11].iter().map(|&count| tokens(&mut random, count)).collect();
@@ -198,7 +153,7 @@ fn forks_share_a_beginning_and_truncation_frees_an_end() {
 
 #[test]
 fn what_does_not_fit_is_an_error() {
-    let fixture = Fixture::open(&Cpu, "mistral", None);
+    let fixture = Adapted::open(&Cpu, "mistral", 256, None);
     let refused = |slots: usize, tokens: &[u32]| {
         let (mut writer, mut sequence) = (Writer::new(&fixture, fixture.plain(), slots), CachedSequence::default());
         writer.extend(&mut [Extension { sequence: &mut sequence, tokens }]).unwrap_err().to_string()
@@ -244,7 +199,7 @@ fn greedy(expected: &serde_json::Value) -> (Texts, GenerateOptions, [Texts; 2]) 
 #[test]
 fn greedy_texts_are_those_of_transformers() {
     for folder in FOLDERS {
-        let fixture = Fixture::open(&Cpu, folder, None);
+        let fixture = Adapted::open(&Cpu, folder, 256, None);
         let (prompts, options, texts) = greedy(&fixture.expected());
         assert!(texts[0].iter().any(|text| text.len() < options.max_new_tokens), "no text ends with a stop token");
         assert_ne!(texts[0], texts[1]);
@@ -258,11 +213,10 @@ fn greedy_texts_are_those_of_transformers() {
     }
 }
 
-#[cfg(feature = "simulator")]
 #[test]
 fn greedy_texts_on_a_simulated_device_are_those_of_transformers() {
     use temper::{backend::cuda::Cuda, ops::DType};
-    let fixture = Fixture::open(&Cuda::simulated(DType::F32).unwrap(), "llama31", None);
+    let fixture = Adapted::open(&Cuda::simulated(DType::F32).unwrap(), "llama31", 256, None);
     let (prompts, options, [_, adapted]) = greedy(&fixture.expected());
     let options = GenerateOptions { max_new_tokens: 12, batch: 3, ..options };
     let found = generate(&fixture.model, fixture.adapted(), &prompts, &options).unwrap();
@@ -273,7 +227,7 @@ fn greedy_texts_on_a_simulated_device_are_those_of_transformers() {
 /// A drawn text is a function of seed, index and prompt: the batch and the pieces do not show.
 #[test]
 fn drawn_texts_do_not_depend_on_the_batch() {
-    let fixture = Fixture::open(&Cpu, "mistral", None);
+    let fixture = Adapted::open(&Cpu, "mistral", 256, None);
     let mut random = Random::new(6, Stream::Demo, 0, 0);
     let prompts: Vec<Vec<u32>> = [4, 1, 9, 4, 30, 2].iter().map(|&count| tokens(&mut random, count)).collect();
     let with = |batch, pass_tokens, seed| {
@@ -296,7 +250,7 @@ fn drawn_texts_do_not_depend_on_the_batch() {
 
 #[test]
 fn a_text_ends_at_the_last_position() {
-    let fixture = Fixture::open(&Cpu, "mistral", None);
+    let fixture = Adapted::open(&Cpu, "mistral", 256, None);
     let options = GenerateOptions { max_new_tokens: 100, ..GenerateOptions::default() };
     let found = generate(&fixture.model, fixture.plain(), &[vec![9; 250], vec![9; 255]], &options).unwrap();
     assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [6, 1]);
@@ -305,7 +259,7 @@ fn a_text_ends_at_the_last_position() {
 /// Exact match says of a sequence what generating from its unlabelled beginning says: the labelled rest comes out, or not.
 #[test]
 fn exact_match_is_that_greedy_decoding_writes_the_labelled_tokens() {
-    let fixture = Fixture::open(&Cpu, "llama3", None);
+    let fixture = Adapted::open(&Cpu, "llama3", 256, None);
     let (prompts, options, [answers, _]) = greedy(&fixture.expected());
     let options = GenerateOptions { stop: Vec::new(), ..options };
     let (mut batch, mut expected) = (Batch::default(), Vec::new());
@@ -340,7 +294,7 @@ fn exact_match_is_that_greedy_decoding_writes_the_labelled_tokens() {
 /// `eos_token_id` of `generation_config.json`, one or several, before that of `config.json`.
 #[test]
 fn stop_tokens_are_those_of_the_generation_config() {
-    let fixture = Fixture::open(&Cpu, "llama3", None);
+    let fixture = Adapted::open(&Cpu, "llama3", 256, None);
     let config = &fixture.model.config;
     assert_eq!(config.stop_tokens(&fixture.path).unwrap(), [2]);
     let directory = tempfile::tempdir().unwrap();

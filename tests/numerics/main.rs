@@ -12,5 +12,7 @@ mod objectives;
 /// Every optimizer and every schedule follows its published rule.
 mod optimizers;
 /// A step that is recorded gives the bits of one that is queued.
-#[cfg(feature = "simulator")]
 mod recording;
+
+#[path = "../support/mod.rs"]
+mod support;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use temper::backend::cpu::Cpu;
 use temper::model::{
-    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelFamily, Parameters,
-    Projection, Recompute, RopeScaling,
+    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, Parameters, Projection,
+    Recompute,
 };
 use temper::objective::{Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Representations, Subject};
 use temper::ops::{Backend, DType, Dropout, IGNORE_INDEX, Tensor};
@@ -14,33 +14,12 @@ use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
 use temper::training::{MemorySettings, Moments, Trainer};
 
-/// Three layers, so that one is neither the first nor the last.
-fn tiny(tied: bool) -> ModelConfig {
-    ModelConfig {
-        family: ModelFamily::Llama,
-        vocab_size: 37,
-        hidden_size: 24,
-        intermediate_size: 40,
-        num_hidden_layers: 3,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        max_position_embeddings: 64,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::Default,
-        sliding_window: None,
-        tie_word_embeddings: tied,
-        bos_token_id: None,
-        eos_token_ids: vec![],
-        pad_token_id: None,
-        dtype: None,
-    }
-}
+use crate::support::models::tiny;
+use crate::support::numbers::{bits, normals};
 
-fn normals(seed: u64, count: usize, scale: f64) -> Vec<f32> {
-    let mut random = Random::new(seed, Stream::Weights, 0, 0);
-    (0..count).map(|_| (scale * random.normal()) as f32).collect()
+/// Three layers, so that one is neither the first nor the last.
+fn config(tied: bool) -> ModelConfig {
+    ModelConfig { num_hidden_layers: 3, tie_word_embeddings: tied, ..tiny() }
 }
 
 fn parameters<B: Backend>(model: &Model<B>, seed: u64) -> Parameters<B> {
@@ -64,13 +43,9 @@ fn layers(kept: usize) -> Recompute {
     Recompute::Layers { kept }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
-}
-
 /// Everything that a pass of each objective leaves: losses and gradients, by name.
 fn passes<B: Backend>(backend: &B, recompute: Recompute, capacity: usize) -> Vec<(&'static str, Vec<u32>)> {
-    let model = Arc::new(Model::new(backend.clone(), tiny(true), 64).unwrap());
+    let model = Arc::new(Model::new(backend.clone(), config(true), 64).unwrap());
     let (weights, base) = (parameters(&model, 1), parameters(&model, 2));
     let targets = vec![Projection::QProj, Projection::OProj, Projection::UpProj, Projection::DownProj];
     let config = AdapterConfig { rank: 3, alpha: 5.0, dropout: 0.25, rank_stabilised: false, targets };
@@ -171,7 +146,7 @@ fn steps_within_the_backward_pass_change_no_bit<B: Backend>(backend: &B) {
     let simulated = backend.description().contains("simulated");
     let bf16 = (backend.compute_dtype() == DType::Bf16).then_some(Moments::Bf16);
     for tied in [false, true] {
-        let model = Arc::new(Model::new(backend.clone(), tiny(tied), 64).unwrap());
+        let model = Arc::new(Model::new(backend.clone(), config(tied), 64).unwrap());
         for (index, kind) in OptimizerKind::ALL.into_iter().enumerate() {
             // The simulator is slow: there every kind meets one of the two layouts.
             if simulated && tied != (index % 2 == 0) {
@@ -192,7 +167,7 @@ fn steps_within_the_backward_pass_change_no_bit<B: Backend>(backend: &B) {
 }
 
 fn gradients_that_are_not_kept_are_refused<B: Backend>(backend: &B) {
-    let model = Arc::new(Model::new(backend.clone(), tiny(false), 64).unwrap());
+    let model = Arc::new(Model::new(backend.clone(), config(false), 64).unwrap());
     let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-2);
     let memory = MemorySettings { step_in_backward: true, ..MemorySettings::default() };
     let mut trainer = Trainer::full_with(backend, model.layout(), config, memory).unwrap();
@@ -227,7 +202,5 @@ macro_rules! on {
 }
 
 on!(cpu, super::Cpu);
-#[cfg(feature = "simulator")]
 on!(simulated_f32, temper::backend::cuda::Cuda::simulated(temper::ops::DType::F32).unwrap());
-#[cfg(feature = "simulator")]
 on!(simulated_bf16, temper::backend::cuda::Cuda::simulated(temper::ops::DType::Bf16).unwrap());

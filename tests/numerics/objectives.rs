@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use temper::backend::cpu::Cpu;
 use temper::model::{
     Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelFamily, Parameters,
-    Projection, RopeScaling,
+    Projection,
 };
 use temper::objective::{
     Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, PreferencePairs, Representations, Subject,
@@ -14,27 +14,13 @@ use temper::objective::{
 use temper::ops::{Dropout, IGNORE_INDEX, Tensor};
 use temper::random::{Random, Stream};
 
-fn tiny() -> ModelConfig {
-    ModelConfig {
-        family: ModelFamily::Mistral,
-        vocab_size: 37,
-        hidden_size: 24,
-        intermediate_size: 40,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 10,
-        rms_norm_eps: 1e-5,
-        max_position_embeddings: 64,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::Default,
-        sliding_window: Some(5),
-        tie_word_embeddings: true,
-        bos_token_id: None,
-        eos_token_ids: vec![],
-        pad_token_id: None,
-        dtype: None,
-    }
+use crate::support::models::tiny;
+use crate::support::numbers::{normals, relative};
+
+/// What the other models of these tests lack: heads that do not fill the hidden state, a window, tied embeddings.
+fn config() -> ModelConfig {
+    let family = ModelFamily::Mistral;
+    ModelConfig { family, head_dim: 10, sliding_window: Some(5), tie_word_embeddings: true, ..tiny() }
 }
 
 struct Bench {
@@ -47,14 +33,9 @@ struct Bench {
     tape: LossTape<Cpu>,
 }
 
-fn normals(seed: u64, count: usize, scale: f64) -> Vec<f32> {
-    let mut random = Random::new(seed, Stream::Weights, 0, 0);
-    (0..count).map(|_| (scale * random.normal()) as f32).collect()
-}
-
 impl Bench {
     fn new() -> Self {
-        let model = Arc::new(Model::new(Cpu, tiny(), 64).unwrap());
+        let model = Arc::new(Model::new(Cpu, config(), 64).unwrap());
         let count = model.layout().len();
         let targets = vec![Projection::QProj, Projection::VProj, Projection::UpProj, Projection::DownProj];
         let config = AdapterConfig { rank: 3, alpha: 5.0, dropout: 0.25, rank_stabilised: true, targets };
@@ -223,11 +204,6 @@ fn gradients_of_lora_factors_with_dropout_are_the_slopes_of_the_loss() {
         let found = slope(|factors| loss(factors, None), &start, &direction, norm, 1e-3);
         assert!((found - expected).abs() / norm < 2e-3, "{}: slope {found:.6}, gradient {expected:.6}", entry.name);
     }
-}
-
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    let difference: Vec<f32> = a.iter().zip(b).map(|(x, y)| x - y).collect();
-    (dot(&difference, &difference) / dot(b, b)).sqrt()
 }
 
 proptest! {

@@ -1,45 +1,28 @@
 //! Recorded steps on the simulated device: the same bits as steps that are queued call by call, and an error where a
 //! recording is not what would be queued now.
+
 use std::cell::Cell;
 use std::sync::Arc;
 
 use temper::backend::cuda::{Cuda, Driver};
-use temper::model::{
-    Adapter, AdapterConfig, Batch, Model, ModelConfig, ModelFamily, Parameters, Projection, RopeScaling,
-};
+use temper::model::{Adapter, AdapterConfig, Batch, Model, ModelConfig, Parameters, Projection};
 use temper::objective::{Evaluator, LossBatch, LossTape};
 use temper::ops::{self, Backend, DType, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
 use temper::training::{MemorySettings, Moments, Trainer};
 
-fn tiny() -> ModelConfig {
-    ModelConfig {
-        family: ModelFamily::Llama,
-        vocab_size: 41,
-        hidden_size: 32,
-        intermediate_size: 48,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        max_position_embeddings: 64,
-        rope_theta: 10_000.0,
-        rope_scaling: RopeScaling::Default,
-        sliding_window: None,
-        tie_word_embeddings: false,
-        bos_token_id: None,
-        eos_token_ids: vec![],
-        pad_token_id: None,
-        dtype: None,
-    }
+use crate::support::models::tiny;
+use crate::support::numbers::normals;
+
+/// A hidden state of whole vectors, and a vocabulary that fills none.
+fn config() -> ModelConfig {
+    ModelConfig { vocab_size: 41, hidden_size: 32, intermediate_size: 48, ..tiny() }
 }
 
 /// Random weights.
 fn start(model: &Model<Cuda>) -> Vec<f32> {
-    let mut random = Random::new(1, Stream::Weights, 0, 0);
-    (0..model.layout().len()).map(|_| 0.2 * random.normal() as f32).collect()
+    normals(1, model.layout().len(), 0.2)
 }
 
 /// A batch of sequences of these lengths, with tokens drawn from `seed`.
@@ -74,7 +57,7 @@ enum Trains {
 /// each batch in its own, and the recordings that were made.
 fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u64) {
     let cuda = Cuda::simulated(dtype).unwrap();
-    let model = Arc::new(Model::new(cuda.clone(), tiny(), 64).unwrap());
+    let model = Arc::new(Model::new(cuda.clone(), config(), 64).unwrap());
     let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start(&model)).unwrap();
     let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
     let mut trainer = match what {
@@ -130,7 +113,7 @@ fn recorded_steps_give_the_same_bits() {
 fn another_optimizer_on_the_same_trainer_is_another_recording() {
     let after = |one_memory: bool| {
         let cuda = Cuda::simulated(DType::Bf16).unwrap();
-        let model = Arc::new(Model::new(cuda.clone(), tiny(), 64).unwrap());
+        let model = Arc::new(Model::new(cuda.clone(), config(), 64).unwrap());
         let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start(&model)).unwrap();
         let memory = MemorySettings { step_in_backward: true, ..MemorySettings::default() };
         let config = |kind| OptimizerConfig::new(kind, 1e-3);

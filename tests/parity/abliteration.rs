@@ -1,6 +1,8 @@
 //! Abliteration against the hidden states that Transformers computed.
 
-use crate::reference::{Bounds, FOLDERS, Reference, load, padded_batch, relative, within};
+use crate::reference::{Bounds, Reference, load, padded_batch, within};
+use crate::support::models::FOLDERS;
+use crate::support::numbers::relative;
 use temper::model::Batch;
 use temper::objective::{LossBatch, Subject};
 use temper::ops::Backend;

@@ -1,9 +1,14 @@
 //! Parity with the reference folders of `tests/fixtures`, which PyTorch, Transformers, PEFT and the TAR authors' own loop
 //! have computed: every check, on every backend.
 
+/// Abliteration takes the direction that Transformers' hidden states give.
 mod abliteration;
+/// Forward passes, losses, gradients and attacks are those of PyTorch, Transformers and PEFT.
 mod model;
 mod reference;
+#[path = "../support/mod.rs"]
+mod support;
+/// Three outer steps end where the authors' loop ends.
 mod tar;
 
 /// All checks on one backend.
@@ -38,9 +43,7 @@ macro_rules! parity {
 }
 
 parity!(cpu, temper::backend::cpu::Cpu, crate::reference::F32);
-#[cfg(feature = "simulator")]
 parity!(simulated_f32, temper::backend::cuda::Cuda::simulated(temper::ops::DType::F32).unwrap(), crate::reference::F32);
-#[cfg(feature = "simulator")]
 parity!(
     simulated_bf16,
     temper::backend::cuda::Cuda::simulated(temper::ops::DType::Bf16).unwrap(),

@@ -1,7 +1,9 @@
 //! Parity with PyTorch, Transformers and PEFT on the folders of `tests/fixtures`: forward, every loss's gradients, every
 //! optimizer, LoRA. `main.rs` runs these checks on every backend.
 
-use crate::reference::{Bounds, FOLDERS, Reference, load, padded_batch, relative, relative_to_update, within};
+use crate::reference::{Bounds, Reference, load, padded_batch, within};
+use crate::support::models::FOLDERS;
+use crate::support::numbers::{relative, relative_to_update};
 use temper::huggingface::read_adapter;
 use temper::model::{Adapter, GradientDestinations, Gradients, ParameterLayout, Parameters};
 use temper::objective::{

@@ -1,4 +1,4 @@
-//! What the parity tests share: the reference folders, the metric, and what each backend is held to.
+//! What the parity tests share: the reference folders, and what each backend is held to.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +7,8 @@ use temper::huggingface::{ModelDirectory, TensorFile};
 use temper::model::{Batch, Model, Parameters};
 use temper::objective::Evaluator;
 use temper::ops::{Backend, IGNORE_INDEX};
+
+use crate::support::models::fixture;
 
 /// The largest errors that a backend may make, as relative norms.
 pub struct Bounds {
@@ -64,13 +66,6 @@ pub struct Reference<B: Backend> {
     pub model: Arc<Model<B>>,
     pub weights: Parameters<B>,
 }
-
-pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-/// The folders that every check runs on.
-pub const FOLDERS: [&str; 4] = ["llama3", "llama31", "llama32-tied", "mistral"];
 
 impl<B: Backend> Reference<B> {
     pub fn open(backend: &B, name: &str) -> Self {
@@ -150,22 +145,6 @@ pub fn padded_batch<B: Backend>(reference: &Reference<B>) -> Batch {
         batch.push(&tokens, &labels, valid);
     }
     batch
-}
-
-/// ‖a − b‖ / ‖b‖, in f64.
-pub fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let difference: f64 = a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum();
-    let norm: f64 = b.iter().map(|y| f64::from(*y).powi(2)).sum();
-    assert!(norm > 0.0, "a reference of zeros proves nothing");
-    (difference / norm).sqrt()
-}
-
-/// ‖a − b‖ / ‖b − start‖: the error of weights after training, as a fraction of how far they moved.
-pub fn relative_to_update(a: &[f32], b: &[f32], start: &[f32]) -> f64 {
-    let update: Vec<f32> = b.iter().zip(start).map(|(y, s)| y - s).collect();
-    let ours: Vec<f32> = a.iter().zip(start).map(|(x, s)| x - s).collect();
-    relative(&ours, &update)
 }
 
 /// Fails with the quantity's name where `error` is above `bound` or not a number.

@@ -1,6 +1,8 @@
 //! Parity of the nested loop with the TAR authors' own training loop: three outer steps of the reference trajectory.
 
-use crate::reference::{Bounds, Reference, fixture, load, relative_to_update, rows, within};
+use crate::reference::{Bounds, Reference, load, rows, within};
+use crate::support::models::fixture;
+use crate::support::numbers::relative_to_update;
 use temper::data::{DataStream, StreamOptions};
 use temper::huggingface::TensorFile;
 use temper::objective::EntropyOver;

@@ -1,17 +1,11 @@
 //! The `temper` program from outside: help, exit codes, streams.
 
-use assert_cmd::Command;
+use std::process::{Output, Stdio};
 
-fn temper(arguments: &[&str]) -> std::process::Output {
-    Command::cargo_bin("temper").unwrap().env_remove("RUST_LOG").args(arguments).output().unwrap()
-}
+use crate::support::program::{self, run, stderr, stdout};
 
-fn stdout(output: &std::process::Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &std::process::Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
+fn temper(arguments: &[&str]) -> Output {
+    run(&mut program::temper(arguments))
 }
 
 /// Every command explains itself and every option that scripts rely on is there: (command, words of its help).
@@ -117,8 +111,7 @@ fn doctor_says_what_it_found_and_what_of_a_gpu() {
 
 #[test]
 fn doctor_fails_with_a_remedy_where_no_temporary_file_can_be_written() {
-    let mut command = Command::cargo_bin("temper").unwrap();
-    let output = command.env("TMPDIR", "/nonexistent").arg("doctor").output().unwrap();
+    let output = run(program::temper(&["doctor"]).env("TMPDIR", "/nonexistent"));
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("set TMPDIR to a directory that can be written"));
     assert!(stderr(&output).contains("not ready: temporary directory"));
@@ -128,13 +121,8 @@ fn doctor_fails_with_a_remedy_where_no_temporary_file_can_be_written() {
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_success() {
-    let program = assert_cmd::cargo::cargo_bin("temper");
-    let mut child = std::process::Command::new(program)
-        .args(["doctor", "--json"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = program::temper(&["doctor", "--json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

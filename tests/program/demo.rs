@@ -1,18 +1,15 @@
 //! `temper demo --quick`: the whole course in a few seconds, and the files that others read.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Output;
 
 use serde_json::Value;
 use temper::huggingface::ModelDirectory;
 
-fn demo(out: &Path) -> std::process::Output {
-    let out = out.display().to_string();
-    Command::new(env!("CARGO_BIN_EXE_temper"))
-        .args(["demo", "--quick", "--seed", "5", "--out", &out])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+use crate::support::program::{run, stderr, stdout, succeed, temper, text};
+
+fn demo(out: &Path) -> Output {
+    run(&mut temper(&["demo", "--quick", "--seed", "5", "--out", &text(out)]))
 }
 
 #[test]
@@ -20,8 +17,8 @@ fn the_quick_demonstration_writes_everything_that_the_full_one_does() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("demo");
     let output = demo(&out);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table = stdout(&output);
     assert!(table.contains("plain safeguard") && table.contains("hardened"), "{table}");
 
     let summary: Value = serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
@@ -55,16 +52,11 @@ fn the_quick_demonstration_writes_everything_that_the_full_one_does() {
 /// The suite file that is left runs on the models that are left, and measures what the demonstration measured.
 fn hands_over(out: &Path, summary: &Value) {
     let read = |path: &Path| serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
-    let (suite, shorter) = (out.join("redteam.toml").display().to_string(), ["--set", "scale.steps=0.01"]);
+    let suite = text(&out.join("redteam.toml"));
     for name in ["unlearned", "hardened"] {
         let (model, results) = (out.join(name), out.join("redteam").join(name));
-        let (model_text, results_text) = (model.display().to_string(), results.display().to_string());
-        let output = Command::new(env!("CARGO_BIN_EXE_temper"))
-            .args(["redteam", &suite, "--model", &model_text, "--out", &results_text, "--device", "cpu"])
-            .args(shorter)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut redteam = temper(&["redteam", &suite, "--model", &text(&model), "--out", &text(&results)]);
+        succeed(redteam.args(["--device", "cpu", "--set", "scale.steps=0.01"]));
         let found = read(&results.join("results.json"));
         assert_eq!(found["before"]["restricted"], summary["restricted"][name]);
         assert_eq!(found["before"]["utility"], summary["benign"][name]);

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use assert_cmd::Command;
 use serde_json::{Value, json};
 use temper::backend::cpu::Cpu;
 use temper::data::{Message, PromptEncoder};
@@ -14,6 +13,7 @@ use temper::objective::Subject;
 use temper::random::{Random, Stream};
 
 use crate::support::chat_model;
+use crate::support::program::{run, stderr, temper, text};
 
 /// A model directory with random weights that are large enough for texts to differ, and data beside it.
 struct Home {
@@ -51,15 +51,14 @@ impl Home {
     }
 
     fn eval(&self, data: &Path, arguments: &[&str]) -> Output {
-        let mut command = Command::cargo_bin("temper").unwrap();
-        command.env_remove("RUST_LOG").args(["eval", "--device", "cpu", "--model"]).arg(self.path("model"));
-        command.arg("--data").arg(data).args(arguments).output().unwrap()
+        let mut command = temper(&["eval", "--device", "cpu", "--model"]);
+        run(command.arg(self.path("model")).arg("--data").arg(data).args(arguments))
     }
 
     /// The JSON of a run that succeeds.
     fn json(&self, data: &Path, arguments: &[&str]) -> Value {
         let output = self.eval(data, &[arguments, &["--json"]].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}", stderr(&output));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
@@ -68,10 +67,6 @@ impl Home {
         let text = std::fs::read_to_string(self.path(name)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// Answers are what the library generates from the chat template with the prefill behind it; the judge reads them from the
@@ -88,12 +83,11 @@ fn answers_are_generated_judged_and_written_down() {
     let command = format!("sh {}", judge.display());
     let arguments = ["--form", "refusal", "--prefill", "Sure, ", "--judge", &command, "--predictions", &text(&out)];
     let output = {
-        let mut run = Command::cargo_bin("temper").unwrap();
-        run.current_dir(home.directory.path()).env("LC_ALL", "C").env_remove("RUST_LOG");
-        run.args(["eval", "--device", "cpu", "--json", "--max-new-tokens", "12", "--model"]).arg(home.path("model"));
-        run.arg("--data").arg(&data).args(arguments).output().unwrap()
+        let mut command = temper(&["eval", "--device", "cpu", "--json", "--max-new-tokens", "12", "--model"]);
+        command.current_dir(home.directory.path()).env("LC_ALL", "C").arg(home.path("model"));
+        run(command.arg("--data").arg(&data).args(arguments))
     };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}", stderr(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
 
     let directory = ModelDirectory::open(&home.path("model")).unwrap();
@@ -136,7 +130,7 @@ fn draws_are_repeatable() {
     let draw = |arguments: &[&str]| {
         let options = ["--form", "generate", "--max-new-tokens", "10", "--temperature", "1.5", "--top-p", "0.9"];
         let output = home.eval(&data, &[&options, arguments].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}", stderr(&output));
         output.stdout
     };
     let first = draw(&["--seed", "1"]);
@@ -213,10 +207,10 @@ fn options_that_a_form_does_not_read_are_refused() {
         (vec!["--form", "refusal", "--temperature", "0"], "above 0"),
     ] {
         let output = home.eval(&data, &arguments);
-        let message = String::from_utf8_lossy(&output.stderr).to_string();
+        let message = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{message}");
         assert!(message.contains(words), "{words}: {message}");
     }
     let output = home.eval(&data, &["--form", "generate", "--max-length", "5"]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("prompt 0 has"), "{output:?}");
+    assert!(stderr(&output).contains("prompt 0 has"), "{output:?}");
 }

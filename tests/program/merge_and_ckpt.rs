@@ -1,27 +1,13 @@
 //! The commands that read and write files: `temper merge`, `temper ckpt`.
 
 use std::path::Path;
-use std::process::Output;
 
-use assert_cmd::Command;
 use temper::checkpoint::{Snapshot, TensorData, save};
 use temper::huggingface::{ExportDType, ModelDirectory, write_adapter, write_model};
 use temper::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection};
 
-const MODEL: &str = r#"{
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-  "vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
-  "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-  "max_position_embeddings": 64, "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2
-}"#;
-
-fn temper(arguments: &[&str]) -> Output {
-    Command::cargo_bin("temper").unwrap().env_remove("RUST_LOG").args(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
+use crate::support::models::TINY_CONFIG;
+use crate::support::program::{run, stderr, stdout, temper};
 
 /// One factor pair of the second layer is not 0, so that the merged model differs by a known outer product alone.
 #[test]
@@ -29,7 +15,7 @@ fn merge_adds_alpha_over_r_times_b_a_to_the_named_weight_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let path = |name: &str| at(name).to_str().unwrap().to_string();
-    let config = ModelConfig::from_json(MODEL, Path::new("config.json")).unwrap();
+    let config = ModelConfig::from_json(TINY_CONFIG, Path::new("config.json")).unwrap();
     let layout = ParameterLayout::for_model(&config);
     let weights: Vec<f32> = (0..layout.len()).map(|i| (i % 17) as f32 / 16.0 - 0.5).collect();
     write_model(&at("model"), &config, None, &weights, ExportDType::F32).unwrap();
@@ -47,8 +33,16 @@ fn merge_adds_alpha_over_r_times_b_a_to_the_named_weight_and_nothing_else() {
     fill("lora_B", |i| (i * i) as f32 / 4.0);
     write_adapter(&at("adapter"), &config, &adapter, &factors, Path::new("model")).unwrap();
 
-    let output = temper(&["merge", "--model", &path("model"), "--adapter", &path("adapter"), "--out", &path("merged")]);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = run(&mut temper(&[
+        "merge",
+        "--model",
+        &path("model"),
+        "--adapter",
+        &path("adapter"),
+        "--out",
+        &path("merged"),
+    ]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let merged = ModelDirectory::open(&at("merged")).unwrap().read_weights().unwrap();
 
     let block = layout.find("model.layers.1.mlp.down_proj.weight").unwrap().block;
@@ -65,9 +59,17 @@ fn merge_adds_alpha_over_r_times_b_a_to_the_named_weight_and_nothing_else() {
     // Every number is a small multiple of 1/16: the sums are exact.
     assert_eq!(merged, expected);
 
-    let again = temper(&["merge", "--model", &path("model"), "--adapter", &path("adapter"), "--out", &path("merged")]);
+    let again = run(&mut temper(&[
+        "merge",
+        "--model",
+        &path("model"),
+        "--adapter",
+        &path("adapter"),
+        "--out",
+        &path("merged"),
+    ]));
     assert_eq!(again.status.code(), Some(2));
-    assert!(text(&again.stderr).contains("exists already"), "{}", text(&again.stderr));
+    assert!(stderr(&again).contains("exists already"), "{}", stderr(&again));
 }
 
 fn snapshot(step: u64) -> Snapshot {
@@ -82,11 +84,11 @@ fn ckpt_lists_what_a_run_has_saved() {
     for step in [5, 10] {
         save(&root, &snapshot(step), 2).unwrap();
     }
-    let output = temper(&["ckpt", "ls", folder.path().to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    let listed = text(&output.stdout);
+    let output = run(&mut temper(&["ckpt", "ls", folder.path().to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let listed = stdout(&output);
     assert!(listed.contains("step-00000005") && listed.contains("step-00000010"), "{listed}");
-    let json = temper(&["ckpt", "ls", root.to_str().unwrap(), "--json"]);
+    let json = run(&mut temper(&["ckpt", "ls", root.to_str().unwrap(), "--json"]));
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((json[0]["step"].as_u64(), json[1]["step"].as_u64()), (Some(5), Some(10)));
 }
@@ -97,25 +99,25 @@ fn ckpt_verify_passes_whole_checkpoints_and_names_a_damaged_one() {
     let root = folder.path().join("temper/checkpoints");
     save(&root, &snapshot(5), 2).unwrap();
     let damaged = save(&root, &snapshot(10), 2).unwrap();
-    let run = folder.path().to_str().unwrap().to_string();
-    let output = temper(&["ckpt", "verify", &run]);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert_eq!(text(&output.stdout).matches("intact").count(), 2);
+    let directory = folder.path().to_str().unwrap().to_string();
+    let output = run(&mut temper(&["ckpt", "verify", &directory]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stdout(&output).matches("intact").count(), 2);
 
     let file = damaged.join("tensors.safetensors");
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
-    for named in [&run, damaged.to_str().unwrap()] {
-        let output = temper(&["ckpt", "verify", named, "--json"]);
-        assert_eq!(output.status.code(), Some(3), "{}", text(&output.stdout));
-        assert!(text(&output.stderr).contains("step-00000010"), "{}", text(&output.stderr));
+    for named in [&directory, damaged.to_str().unwrap()] {
+        let output = run(&mut temper(&["ckpt", "verify", named, "--json"]));
+        assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+        assert!(stderr(&output).contains("step-00000010"), "{}", stderr(&output));
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let broken = json.as_array().unwrap().iter().filter(|v| !v["problems"].as_array().unwrap().is_empty());
         assert_eq!(broken.count(), 1);
     }
     // A checkpoint without a manifest is not passed by.
     std::fs::remove_file(damaged.join("manifest.json")).unwrap();
-    let output = temper(&["ckpt", "verify", &run]);
-    assert_ne!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    let output = run(&mut temper(&["ckpt", "verify", &directory]));
+    assert_ne!(output.status.code(), Some(0), "{}", stdout(&output));
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,18 +20,12 @@ use temper::redteam::{Attacker, Measures, Point, Results, Scorer, Scores, Target
 use temper::run::{self, AttackConfig, open_stream, signals::StopFlag};
 
 use crate::support::chat_model;
-
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama3")
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
+use crate::support::models::fixture;
+use crate::support::program::{json as json_of, stderr, stdout, succeed, temper, text};
 
 /// Rows of the reference folder's attack data, 16 of them, as a data file.
 fn write_data(folder: &Path) -> PathBuf {
-    let tensors = TensorFile::open(&fixture().join("reference.safetensors")).unwrap();
+    let tensors = TensorFile::open(&fixture("llama3").join("reference.safetensors")).unwrap();
     let mut lines = String::new();
     for batch in 0..4 {
         let name = format!("attack.batch.{batch}");
@@ -47,7 +41,7 @@ fn write_data(folder: &Path) -> PathBuf {
 
 /// The reference model as a target, measured on its own data.
 fn target(data: &Path) -> Target<Cpu> {
-    let directory = ModelDirectory::open(&fixture()).unwrap();
+    let directory = ModelDirectory::open(&fixture("llama3")).unwrap();
     let open = || open_stream("rows", data, &directory, 4, 64, (true, true), 0).unwrap();
     let scorer = || Scorer::exact(&open(), None).unwrap();
     Target {
@@ -75,7 +69,7 @@ fn tampered(target: &Target<Cpu>, attack: &Attack) -> (Vec<f32>, Vec<Point>) {
 
 fn plain_attack(data: &Path, out: &Path, optimizer: OptimizerConfig, adapter: Option<AdapterConfig>) -> AttackConfig {
     AttackConfig {
-        model: fixture(),
+        model: fixture("llama3"),
         data: data.to_path_buf(),
         out: out.to_path_buf(),
         adapter,
@@ -246,16 +240,9 @@ data = \"ood\"
 ";
 
 fn redteam(suite: &Path, out: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
-    command.args(["redteam", &text(suite), "--model", &text(&fixture()), "--out", &text(out), "--device", "cpu"]);
-    command.args(more).stdin(Stdio::null());
+    let mut command = temper(&["redteam", &text(suite), "--model", &text(&fixture("llama3")), "--out", &text(out)]);
+    command.args(["--device", "cpu"]).args(more);
     command
-}
-
-fn finish(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output
 }
 
 /// `results.json` without what depends on the clock or on how the run was started.
@@ -286,7 +273,7 @@ fn attacks_side_by_side_end_with_the_same_bits() {
     );
     let outs = ["1", "2", "3"].map(|jobs| {
         let out = scratch.path().join(jobs);
-        finish(&mut redteam(&suite, &out, &["--jobs", jobs]));
+        succeed(&mut redteam(&suite, &out, &["--jobs", jobs]));
         results(&out)
     });
     assert!(outs[0] == outs[1] && outs[0] == outs[2]);
@@ -308,7 +295,7 @@ fn attacks_side_by_side_end_with_the_same_bits() {
     let again = scratch.path().join("again.toml");
     std::fs::write(&again, &found.configuration).unwrap();
     let out = scratch.path().join("again");
-    finish(&mut redteam(&again, &out, &[]));
+    succeed(&mut redteam(&again, &out, &[]));
     assert!(results(&out)["attacks"] == outs[0]["attacks"]);
 }
 
@@ -317,7 +304,7 @@ fn a_killed_run_goes_on_without_repeating_finished_attacks() {
     let scratch = tempfile::tempdir().unwrap();
     let suite = write_suite(scratch.path(), ATTACKS);
     let (whole, out) = (scratch.path().join("whole"), scratch.path().join("killed"));
-    finish(&mut redteam(&suite, &whole, &["--jobs", "1"]));
+    succeed(&mut redteam(&suite, &whole, &["--jobs", "1"]));
     let mut child =
         redteam(&suite, &out, &["--jobs", "1"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let written = || -> Vec<(PathBuf, u64, i64)> {
@@ -336,10 +323,10 @@ fn a_killed_run_goes_on_without_repeating_finished_attacks() {
 
     let refused = redteam(&suite, &out, &[]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("--resume"));
+    assert!(stderr(&refused).contains("--resume"));
 
-    let output = finish(&mut redteam(&suite, &out, &["--resume", "--jobs", "1"]));
-    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = succeed(&mut redteam(&suite, &out, &["--resume", "--jobs", "1"]));
+    let log = stderr(&output);
     assert!(log.contains(&format!("{} attacks were finished before", kept.len())), "{log}");
     assert_eq!(log.matches(" at utility ").count(), 8 - kept.len(), "{log}");
     for file in &kept {
@@ -350,16 +337,16 @@ fn a_killed_run_goes_on_without_repeating_finished_attacks() {
     // Another model, or other data, is another run.
     let other = redteam(&suite, &out, &["--resume", "--set", "restricted.threshold=0.4"]).output().unwrap();
     assert_eq!(other.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&other.stderr).contains("another measurement"));
+    assert!(stderr(&other).contains("another measurement"));
     let rows = std::fs::read_to_string(scratch.path().join("rows.jsonl")).unwrap();
     let fewer: Vec<&str> = rows.lines().skip(1).collect();
     std::fs::write(scratch.path().join("fewer.jsonl"), fewer.join("\n")).unwrap();
     let data = format!("restricted={}", text(&scratch.path().join("fewer.jsonl")));
     let other = redteam(&suite, &out, &["--resume", "--data", &data]).output().unwrap();
-    assert!(String::from_utf8_lossy(&other.stderr).contains("another [data] restricted"));
+    assert!(stderr(&other).contains("another [data] restricted"));
     // More seeds are more attacks of the same run.
-    let output = finish(&mut redteam(&suite, &out, &["--resume", "--seeds", "1,2,3", "--only", "lora"]));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("2 attacks were finished before"));
+    let output = succeed(&mut redteam(&suite, &out, &["--resume", "--seeds", "1,2,3", "--only", "lora"]));
+    assert!(stderr(&output).contains("2 attacks were finished before"));
 }
 
 #[test]
@@ -390,7 +377,7 @@ steps = 3
     std::fs::write(&broken, "{\"input_ids\": [1, 2, 99999999]}\n").unwrap();
     let out = scratch.path().join("out");
     let data = format!("ood={}", text(&broken));
-    let output = finish(&mut redteam(&suite, &out, &["--seeds", "1", "--data", &data]));
+    let output = succeed(&mut redteam(&suite, &out, &["--seeds", "1", "--data", &data]));
     let found: Results = serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
     assert_eq!((found.summary.done, found.summary.failed), (1, 3));
     let error = |id: &str| match &found.attacks.iter().find(|attack| attack.id == id).unwrap().outcome {
@@ -400,7 +387,7 @@ steps = 3
     assert!(error("explodes-s1").contains("not finite"), "{}", error("explodes-s1"));
     assert!(error("broken-s1").contains("broken.jsonl") && error("broken-s1").contains("99999999"));
     assert!(error("huge-s1").contains("bytes"), "{}", error("huge-s1"));
-    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    let table = stdout(&output);
     assert!(table.contains("failed: ") && table.contains("3 failed"), "{table}");
 }
 
@@ -410,7 +397,7 @@ fn more_jobs_than_the_memory_holds_are_refused() {
     let suite = write_suite(scratch.path(), ATTACKS);
     let output = redteam(&suite, &scratch.path().join("out"), &["--jobs", "100000000"]).output().unwrap();
     assert_eq!(output.status.code(), Some(5));
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = stderr(&output);
     assert!(message.contains("attacks side by side needs") && message.contains("use --jobs "), "{message}");
 }
 
@@ -429,9 +416,7 @@ fn talking_model(folder: &Path) -> PathBuf {
 
 /// Runs `temper` and returns the JSON that it prints.
 fn temper_json(arguments: &[&str]) -> Value {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
-    let output = finish(command.args(arguments).args(["--device", "cpu", "--json"]).stdin(Stdio::null()));
-    serde_json::from_slice(&output.stdout).unwrap()
+    json_of(temper(arguments).args(["--device", "cpu", "--json"]))
 }
 
 /// What an attacker's beginning of the answer does is what the judge says of the answers that begin so; without a judge
@@ -543,19 +528,15 @@ fn a_stop_signal_ends_the_run_with_its_own_exit_code() {
 
 #[test]
 fn lists_name_every_suite_and_every_setting() {
-    let temper = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_temper")).arg("redteam").args(arguments).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let suites = temper(&["--list"]);
+    let redteam = |arguments: &[&str]| stdout(&succeed(temper(&["redteam"]).args(arguments)));
+    let suites = redteam(&["--list"]);
     for name in ["quick", "strong", "tar-weaponization", "tar-refusal"] {
         assert!(suites.contains(name), "{suites}");
     }
     let rows: Vec<Value> =
-        serde_json::from_str(&temper(&["--list", "--json", "--suite", "strong", "--data", "restricted=x"])).unwrap();
+        serde_json::from_str(&redteam(&["--list", "--json", "--suite", "strong", "--data", "restricted=x"])).unwrap();
     let row = rows.iter().find(|row| row["id"] == "F8-s3").unwrap();
     assert_eq!((&row["settings"]["warmup"], &row["settings"]["schedule"]), (&json!(100), &json!("cosine")));
     assert_eq!(row["unavailable"], Value::Null);
-    assert!(temper(&["--list", "--suite", "tar-refusal"]).contains("not run: [data] has no `restricted`"));
+    assert!(redteam(&["--list", "--suite", "tar-refusal"]).contains("not run: [data] has no `restricted`"));
 }

@@ -11,6 +11,7 @@ use temper::report::{
     Comparison, read_results, trial_results, write_beside_results, write_redteam_report, write_results,
 };
 
+use crate::support::program::{self, run, stderr, stdout};
 use crate::support::redteam_results::{breached, held};
 
 fn page(results: &Results) -> String {
@@ -21,10 +22,8 @@ fn page(results: &Results) -> String {
 }
 
 fn temper(directory: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let output =
-        assert_cmd::Command::cargo_bin("temper").unwrap().current_dir(directory).args(arguments).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    let output = run(program::temper(arguments).current_dir(directory));
+    (output.status.code().unwrap(), stdout(&output), stderr(&output))
 }
 
 /// Every tag that a page opens is closed in order: a browser would repair what it is not told, and show something else.

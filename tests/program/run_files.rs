@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use assert_cmd::Command;
+use crate::support::program::{run, stderr, stdout, temper};
 
 const RUN_FILE: &str = r#"
 [model]
@@ -56,13 +56,12 @@ impl Folder {
 }
 
 fn plan(run_file: &Path, more: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("temper").unwrap();
-    command.env_remove("RUST_LOG").arg("plan").arg(run_file).args(more).output().unwrap()
+    run(temper(&["plan"]).arg(run_file).args(more))
 }
 
 /// The exit code and the message, which is one line.
 fn failure(output: &Output) -> (i32, String) {
-    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    let message = stderr(output);
     assert_eq!(message.lines().count(), 1, "{message}");
     (output.status.code().unwrap(), message.trim_end().to_string())
 }
@@ -124,8 +123,8 @@ fn a_folder_or_a_binary_file_is_no_run_file() {
 fn a_plan_says_memory_and_arithmetic_as_text_and_as_json() {
     let folder = Folder::new(RUN_FILE);
     let output = folder.plan(&[]);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
     for words in ["meta-gradient", "activations", "attack `forget`", "the run of 10 outer steps"] {
         assert!(text.contains(words), "{text}");
     }
@@ -145,7 +144,7 @@ fn a_gpu_is_planned_for_by_name_and_says_that_nothing_was_measured() {
     let folder = Folder::new(RUN_FILE);
     let output = folder.plan(&["--gpu", "H200"]);
     assert_eq!(output.status.code(), Some(0));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = stdout(&output);
     for words in ["141.0 GB available", "989 TFLOP/s, which no run reaches", "nothing here was measured"] {
         assert!(text.contains(words), "{text}");
     }
@@ -171,7 +170,7 @@ fn a_run_that_cannot_fit_exits_with_5_and_names_the_setting() {
     let (code, message) = failure(&output);
     assert_eq!(code, 5);
     assert!(message.ends_with("set params = \"lora\" for every [[tar.adversary]]"), "{message}");
-    assert!(String::from_utf8(output.stdout).unwrap().contains("meta-gradient"));
+    assert!(stdout(&output).contains("meta-gradient"));
     let lora = folder.plan(&["--gpu", "h100", "--set", "tar.adversary.0.params=lora"]);
-    assert_eq!(lora.status.code(), Some(0), "{}", String::from_utf8_lossy(&lora.stderr));
+    assert_eq!(lora.status.code(), Some(0), "{}", stderr(&lora));
 }

@@ -1,32 +1,19 @@
 //! `temper attack` and `temper harden` as users and other tools start them: parity with the reference folders through the
 //! command line, and runs that are stopped or killed and go on bit for bit.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::json;
 use temper::huggingface::{ModelDirectory, TensorFile};
 use temper::model::ParameterLayout;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn temper(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
-fn succeeds(output: &Output) {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
+use crate::support::models::fixture;
+use crate::support::numbers::relative_to_update;
+use crate::support::program::{run, stderr, succeed, temper, text};
 
 /// Rows of token tensors as JSONL, in order.
 fn write_rows(tensors: &TensorFile, names: &[String], path: &Path) {
@@ -49,15 +36,6 @@ fn attack_data(directory: &Path) -> String {
     text(&path)
 }
 
-/// ‖a − b‖ / ‖b − start‖.
-fn error_of_update(a: &[f32], b: &[f32], start: &[f32]) -> f64 {
-    let square = |x: &f32, y: &f32| (f64::from(*x) - f64::from(*y)).powi(2);
-    let error: f64 = a.iter().zip(b).map(|(x, y)| square(x, y)).sum();
-    let update: f64 = b.iter().zip(start).map(|(x, y)| square(x, y)).sum();
-    assert!(update > 0.0);
-    (error / update).sqrt()
-}
-
 #[test]
 fn a_full_attack_from_the_command_line_follows_pytorch() {
     let scratch = tempfile::tempdir().unwrap();
@@ -65,12 +43,11 @@ fn a_full_attack_from_the_command_line_follows_pytorch() {
     let kinds = [("adamw", "1e-3", "0"), ("schedulefree_adamw", "1e-3", "4"), ("sgd_nesterov", "1e-2", "0")];
     for (name, lr, warmup) in kinds {
         let out = scratch.path().join(name);
-        let output = temper(&["attack", "--model", &model, "--data", &data, "--out", &text(&out), "--params", "full"])
-            .args(["--optimizer", name, "--lr", lr, "--warmup", warmup, "--steps", "8", "--batch", "4"])
-            .args(["--no-shuffle", "--no-pack", "--dtype", "f32", "--set", "compat.schedulefree_point=train"])
-            .output()
-            .unwrap();
-        succeeds(&output);
+        let mut command =
+            temper(&["attack", "--model", &model, "--data", &data, "--out", &text(&out), "--params", "full"]);
+        command.args(["--optimizer", name, "--lr", lr, "--warmup", warmup, "--steps", "8", "--batch", "4"]);
+        command.args(["--no-shuffle", "--no-pack", "--dtype", "f32"]);
+        succeed(command.args(["--set", "compat.schedulefree_point=train"]));
         let reference = TensorFile::open(&fixture("llama3/reference.safetensors")).unwrap();
         let tensor = "model.layers.1.mlp.down_proj.weight";
         let theirs = reference.read_f32(&format!("attack.full.{name}.{tensor}")).unwrap();
@@ -79,7 +56,7 @@ fn a_full_attack_from_the_command_line_follows_pytorch() {
             let block = ParameterLayout::for_model(&directory.config).find(tensor).unwrap().block;
             directory.read_weights().unwrap()[block.offset..block.offset + block.len()].to_vec()
         };
-        let error = error_of_update(&of(&out), &theirs, &of(&fixture("llama3")));
+        let error = relative_to_update(&of(&out), &theirs, &of(&fixture("llama3")));
         assert!(error <= 1e-4, "{name}: {error:.2e}");
     }
 }
@@ -88,12 +65,10 @@ fn a_full_attack_from_the_command_line_follows_pytorch() {
 fn a_lora_attack_from_the_command_line_follows_peft() {
     let scratch = tempfile::tempdir().unwrap();
     let (data, out) = (attack_data(scratch.path()), scratch.path().join("out"));
-    let output = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)])
-        .args(["--params", "lora", "--rank", "8", "--alpha", "16", "--adapter", &text(&fixture("llama3/adapter"))])
-        .args(["--optimizer", "adamw", "--lr", "1e-3", "--steps", "8", "--batch", "4", "--no-shuffle", "--no-pack"])
-        .output()
-        .unwrap();
-    succeeds(&output);
+    let mut command = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)]);
+    command.args(["--params", "lora", "--rank", "8", "--alpha", "16", "--adapter", &text(&fixture("llama3/adapter"))]);
+    command.args(["--optimizer", "adamw", "--lr", "1e-3", "--steps", "8", "--batch", "4", "--no-shuffle", "--no-pack"]);
+    succeed(&mut command);
     let open = |path: PathBuf| TensorFile::open(&path).unwrap();
     let ours = open(out.join("adapter_model.safetensors"));
     let start = open(fixture("llama3/adapter/adapter_model.safetensors"));
@@ -101,7 +76,7 @@ fn a_lora_attack_from_the_command_line_follows_peft() {
     assert_eq!(ours.names(), start.names());
     for name in ours.names() {
         let theirs = reference.read_f32(&format!("lora.after.{}", name.replace(".weight", ".default.weight"))).unwrap();
-        let error = error_of_update(&ours.read_f32(name).unwrap(), &theirs, &start.read_f32(name).unwrap());
+        let error = relative_to_update(&ours.read_f32(name).unwrap(), &theirs, &start.read_f32(name).unwrap());
         assert!(error <= 1e-4, "{name}: {error:.2e}");
     }
 }
@@ -177,7 +152,7 @@ fn a_scripted_run_file_follows_the_authors_loop() {
     let (run, out) = (tar_run(scratch.path()), scratch.path().join("out"));
     // Rows may be longer than the model reads, as long as none is: the cost counts what was there.
     let longer = "data.retain.max_length=100000";
-    succeeds(&temper(&["harden", &text(&run), "--out", &text(&out), "--set", longer]).output().unwrap());
+    succeed(&mut temper(&["harden", &text(&run), "--out", &text(&out), "--set", longer]));
     let cost: serde_json::Value =
         serde_json::from_slice(&std::fs::read(out.join("temper/cost.json")).unwrap()).unwrap();
     assert!(cost["flop"].as_f64().unwrap() > 1e6 && cost["seconds"].as_f64().unwrap() > 0.0, "{cost}");
@@ -187,13 +162,12 @@ fn a_scripted_run_file_follows_the_authors_loop() {
     for entry in ParameterLayout::for_model(&start.config).entries() {
         let place = entry.block.offset..entry.block.offset + entry.block.len();
         let theirs = tensors.read_f32(&format!("after.{}", entry.name)).unwrap();
-        let error = error_of_update(&values[place.clone()], &theirs, &start_values[place]);
+        let error = relative_to_update(&values[place.clone()], &theirs, &start_values[place]);
         assert!(error <= 2e-3, "{}: {error:.2e}", entry.name);
     }
 }
 
 /// A GPU's memory decides how attacks run, and [memory] pins it: what changes no result changes no byte, bf16 moments do.
-#[cfg(feature = "simulator")]
 #[test]
 fn a_gpu_run_says_what_it_trades_for_memory_and_takes_orders() {
     let scratch = tempfile::tempdir().unwrap();
@@ -212,7 +186,7 @@ fn a_gpu_run_says_what_it_trades_for_memory_and_takes_orders() {
         let short = ["tar.outer_steps=1", "tar.inner_steps=2", "tar.tr_every=2", "tar.script=[]"];
         command.args(short.iter().chain(pins).flat_map(|set| ["--set", set]));
         let output = command.output().unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned(), out.join("model.safetensors"))
+        (output.status.code(), stderr(&output), out.join("model.safetensors"))
     };
     let finished = |name, pins: &[&str], note: &str| {
         let (code, messages, model) = harden(name, "sim", pins);
@@ -230,14 +204,13 @@ fn a_gpu_run_says_what_it_trades_for_memory_and_takes_orders() {
 }
 
 /// A batch that is too large for the 16 GiB of the simulated GPU is refused before anything is written.
-#[cfg(feature = "simulator")]
 #[test]
 fn a_run_that_does_not_fit_its_gpu_is_refused_before_it_starts() {
     let scratch = tempfile::tempdir().unwrap();
-    let (run, out) = (text(&tar_run(scratch.path())), text(&scratch.path().join("out")));
-    let arguments = ["harden", &run, "--out", &out, "--device", "sim", "--set", "data.meta.batch=1000000"];
-    let output = temper(&arguments).output().unwrap();
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let (run_file, out) = (text(&tar_run(scratch.path())), text(&scratch.path().join("out")));
+    let arguments = ["harden", &run_file, "--out", &out, "--device", "sim", "--set", "data.meta.batch=1000000"];
+    let output = run(&mut temper(&arguments));
+    let message = stderr(&output);
     assert_eq!(output.status.code(), Some(5), "{message}");
     assert!(message.contains("the run on this GPU needs") && message.contains("set data.meta.batch = "), "{message}");
     assert!(!Path::new(&out).exists());
@@ -252,35 +225,43 @@ fn result(out: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Starts a run again and again with `--resume`, ending it by `signal` after ever longer times, until it finishes.
-/// Returns how often it was ended.
-fn with_interruptions(arguments: &[&str], signal: &str) -> u32 {
+/// Starts a run again and again and ends it by `signal` until it finishes: as soon as it has its directory, and then
+/// whenever it has saved another checkpoint, a little later each time. What it waits for is progress, so that neither a
+/// fast machine nor a slow one decides how often that is; a run of several checkpoints is ended at least twice.
+fn interrupt(arguments: &[&str], out: &Path, signal: &str) {
+    let mut interruptions = 0;
     for attempt in 0..200 {
-        let mut child = temper(arguments).arg("--resume").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_millis(40) * (attempt + 1);
-        if let Some(status) = finished_before(&mut child, deadline) {
-            assert!(status.success(), "attempt {attempt}: {status}");
-            return attempt;
-        }
-        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
-        let status = child.wait().unwrap();
+        let before = newest_checkpoint(out);
+        let mut command = temper(arguments);
+        command.args(["--out", &text(out), "--resume"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            let progress = if attempt == 0 { out.exists() } else { newest_checkpoint(out) > before };
+            if progress {
+                std::thread::sleep(Duration::from_millis(attempt % 4));
+                assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+                break child.wait().unwrap();
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        };
         if status.success() {
-            return attempt;
+            assert!(interruptions >= 2, "{signal}: the run was ended only {interruptions} times");
+            return;
         }
         // A stop by request has an exit code of its own, unless the signal came before the program listened for it.
         assert!(matches!(status.code(), None | Some(75)), "attempt {attempt}: {status}");
+        interruptions += 1;
     }
     panic!("the run never finished");
 }
 
-fn finished_before(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status);
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    None
+/// The name of the newest checkpoint of a run; names are in the order of their steps.
+fn newest_checkpoint(out: &Path) -> Option<OsString> {
+    let names = std::fs::read_dir(out.join("temper/checkpoints")).ok()?.flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("step-")).max()
 }
 
 #[test]
@@ -289,15 +270,13 @@ fn a_hardening_run_that_is_killed_or_stopped_ends_with_the_same_bytes() {
     let run = text(&tar_run(scratch.path()));
     let longer = ["--set", "tar.outer_steps=12"];
     let whole = scratch.path().join("whole");
-    succeeds(&temper(&["harden", &run, "--out", &text(&whole)]).args(longer).output().unwrap());
+    succeed(temper(&["harden", &run, "--out", &text(&whole)]).args(longer));
     let expected = result(&whole);
     for signal in ["-KILL", "-TERM"] {
-        let out = text(&scratch.path().join(signal));
-        let arguments = [&["harden", &run, "--out", &out][..], &longer].concat();
-        let times = with_interruptions(&arguments, signal);
-        assert!(times > 0, "the run was interrupted at least once");
-        assert!(result(Path::new(&out)) == expected, "{signal}: the result differs after {times} interruptions");
-        assert_eq!(cost(Path::new(&out)).flop, cost(&whole).flop);
+        let out = scratch.path().join(signal);
+        interrupt(&[&["harden", &run][..], &longer].concat(), &out, signal);
+        assert!(result(&out) == expected, "{signal}: the result differs");
+        assert_eq!(cost(&out).flop, cost(&whole).flop);
     }
     // 12 outer steps; what they cost is in the plan. Their seconds are in the metrics of no run, but they are some.
     let mut config = temper::config::RunConfig::load(Path::new(&run), &["tar.outer_steps=12".into()]).unwrap();
@@ -323,17 +302,12 @@ fn an_attack_that_is_killed_or_stopped_ends_with_the_same_bytes() {
             ["attack", "--model", &model, "--data", &data, "--params", kind, "--dropout", "0.1", "--lr", "1e-3"];
         let common = [&common[..], &["--steps", "60", "--batch", "4", "--checkpoint-every", "7"]].concat();
         let whole = scratch.path().join(kind);
-        succeeds(&temper(&common).args(["--out", &text(&whole)]).output().unwrap());
+        succeed(temper(&common).args(["--out", &text(&whole)]));
         let expected = result(&whole);
         for signal in ["-KILL", "-TERM"] {
-            let out = text(&scratch.path().join(format!("{kind}{signal}")));
-            let arguments = [&common[..], &["--out", &out]].concat();
-            let times = with_interruptions(&arguments, signal);
-            assert!(times > 0, "the run was interrupted at least once");
-            assert!(
-                result(Path::new(&out)) == expected,
-                "{kind} {signal}: the result differs after {times} interruptions"
-            );
+            let out = scratch.path().join(format!("{kind}{signal}"));
+            interrupt(&common, &out, signal);
+            assert!(result(&out) == expected, "{kind} {signal}: the result differs");
         }
     }
 }
@@ -347,7 +321,7 @@ fn a_safeguard_of_the_run_file_is_trained_first_and_survives_a_kill() {
     let text_of_run = std::fs::read_to_string(&run).unwrap();
     std::fs::write(&run, format!("{text_of_run}{safeguard}")).unwrap();
     let (run, whole) = (text(&run), scratch.path().join("whole"));
-    succeeds(&temper(&["harden", &run, "--out", &text(&whole)]).output().unwrap());
+    succeed(&mut temper(&["harden", &run, "--out", &text(&whole)]));
     let expected = result(&whole);
     let metrics = std::fs::read_to_string(whole.join("temper/metrics.jsonl")).unwrap();
     let losses: Vec<f64> = metrics
@@ -360,23 +334,21 @@ fn a_safeguard_of_the_run_file_is_trained_first_and_survives_a_kill() {
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (mean(&losses[..5]), mean(&losses[35..]));
     assert!(last < first - 0.05, "the entropy of restricted text rises: {first} {last}");
-    let out = text(&scratch.path().join("killed"));
-    with_interruptions(&["harden", &run, "--out", &out], "-KILL");
-    assert!(result(Path::new(&out)) == expected);
-    assert_eq!(cost(Path::new(&out)).flop, cost(&whole).flop);
+    let out = scratch.path().join("killed");
+    interrupt(&["harden", &run], &out, "-KILL");
+    assert!(result(&out) == expected);
+    assert_eq!(cost(&out).flop, cost(&whole).flop);
 }
 
-/// Promise 4: an exploding attack stops with its own exit code, and its checkpoints still hold finite weights.
+/// An exploding attack stops with its own exit code, and its checkpoints still hold finite weights.
 #[test]
 fn numbers_that_are_not_finite_never_reach_the_weights() {
     let scratch = tempfile::tempdir().unwrap();
     let (data, out) = (attack_data(scratch.path()), scratch.path().join("out"));
-    let output = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)])
-        .args(["--optimizer", "sgd_momentum", "--lr", "1e30", "--steps", "20", "--batch", "4"])
-        .args(["--checkpoint-every", "1"])
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut command = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)]);
+    command.args(["--optimizer", "sgd_momentum", "--lr", "1e30", "--steps", "20", "--batch", "4"]);
+    let output = run(command.args(["--checkpoint-every", "1"]));
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
     let latest = temper::checkpoint::latest(&out.join("temper/checkpoints")).unwrap().unwrap();
     for (name, values) in temper::checkpoint::load(&latest).unwrap().tensors {
         let temper::checkpoint::TensorData::F32(values) = values else { continue };

@@ -2,5 +2,8 @@
 #![allow(dead_code)]
 
 pub mod chat_model;
+pub mod models;
+pub mod numbers;
 pub mod parquet_file;
+pub mod program;
 pub mod redteam_results;
