@@ -96,8 +96,8 @@ impl Step {
     fn loss(&mut self) {
         let block = self.model.layout().lm_head();
         let hidden = self.workspace.hidden_state(3, TOKENS);
-        let gradients =
-            HeadGradients { d_hidden: self.d_normed.view_mut(), d_head: Some(self.gradients.matrix_mut(block)) };
+        let mut destinations = GradientDestinations::of_weights(&mut self.gradients);
+        let gradients = HeadGradients { d_hidden: self.d_normed.view_mut(), d_head: destinations.weight(block) };
         ops::loss_head(
             &Cpu,
             HeadLoss::CrossEntropy,

@@ -9,7 +9,7 @@ use super::{Bench, Options};
 use crate::backend::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::{
-    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ParameterLayout, Parameters,
+    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelLayout, Parameters,
     Projection, Recompute,
 };
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Subject};
@@ -83,7 +83,7 @@ fn adapter_config(options: &Options) -> AdapterConfig {
         alpha: 2.0 * options.shapes.rank as f64,
         dropout: 0.0,
         rank_stabilised: false,
-        targets: Projection::ALL.to_vec(),
+        targets: Projection::ALL.into(),
     }
 }
 
@@ -151,9 +151,9 @@ impl Step {
 }
 
 /// Weights as a fresh model has them: normal numbers of deviation 0.02, and norms of 1.
-fn random_weights(bench: &Bench, layout: Arc<ParameterLayout>) -> Result<Parameters<Cuda>> {
+fn random_weights(bench: &Bench, layout: &ModelLayout) -> Result<Parameters<Cuda>> {
     let cuda = &bench.cuda;
-    let mut weights = Parameters::zeros_shared(cuda, "weights", Arc::clone(&layout))?;
+    let mut weights = Parameters::zeros(cuda, "weights", layout)?;
     let (values, remainder) = weights.flat_mut();
     bench.data.fill(values.buffer, 0, layout.len(), 0.02)?;
     if let Some(remainder) = remainder {
@@ -254,7 +254,7 @@ fn flop(model: &ModelConfig, options: &Options, kind: Kind) -> f64 {
     let layer = d * (shape.qkv_cols() + shape.query_cols()) as f64 + 3.0 * d * f;
     let (sequences, length) = (kind.sequences(options), options.shapes.length);
     let adapter_weights = match kind {
-        Kind::LoraAttack => ParameterLayout::for_adapter(model, &adapter_config(options)).len() as f64,
+        Kind::LoraAttack => adapter_config(options).parameter_count(model) as f64,
         _ => 0.0,
     };
     let pass = Pass {

@@ -102,8 +102,8 @@ impl Arguments {
         let mut schedule = self.schedule.schedule(self.warmup, self.steps);
         schedule.official_warmup = compat.official_warmup;
         let targets = match self.targets.as_slice() {
-            [] => Projection::ALL.to_vec(),
-            some => Projection::ALL.into_iter().filter(|target| some.contains(target)).collect(),
+            [] => Projection::ALL.into(),
+            some => some.iter().copied().collect(),
         };
         let adapter = AdapterConfig {
             rank: self.rank,

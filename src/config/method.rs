@@ -67,7 +67,7 @@ impl AdversaryConfig {
             alpha: self.alpha,
             dropout: self.dropout,
             rank_stabilised: false,
-            targets: Projection::ALL.into_iter().filter(|p| self.targets.contains(p)).collect(),
+            targets: self.targets.iter().copied().collect(),
         })
     }
 }

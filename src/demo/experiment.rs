@@ -248,14 +248,13 @@ impl<B: Backend> Experiment<B> {
         let mut random = Random::new(self.plan.seed, Stream::Weights, 0, 0);
         let mut values = vec![1.0f32; layout.len()];
         for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 2) {
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
-            values[place].fill_with(|| (0.02 * random.normal()) as f32);
+            values[entry.block.range()].fill_with(|| (0.02 * random.normal()) as f32);
         }
         Parameters::from_host(&self.model.backend, "weights", layout, &values)
     }
 
     fn copy(&self, weights: &Parameters<B>, name: &str) -> Result<Parameters<B>> {
-        let mut copy = Parameters::zeros_shared(&self.model.backend, name, self.model.layout())?;
+        let mut copy = Parameters::zeros(&self.model.backend, name, self.model.layout())?;
         copy.copy_from(&self.model.backend, weights)?;
         Ok(copy)
     }
@@ -462,7 +461,7 @@ fn lora(rank: usize) -> AdapterConfig {
         alpha: 2.0 * rank as f64,
         dropout: 0.0,
         rank_stabilised: false,
-        targets: Projection::ALL.to_vec(),
+        targets: Projection::ALL.into(),
     }
 }
 

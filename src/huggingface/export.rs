@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::strict_json;
 use crate::error::{Error, Result};
 use crate::files::{sync, write_directory, write_json};
-use crate::model::{ModelConfig, ModelFamily, ParameterLayout, RopeScaling};
+use crate::model::{ModelConfig, ModelFamily, ModelLayout, RopeScaling};
 use crate::ops;
 
 /// Dtype of the weights that are written.
@@ -100,7 +100,7 @@ const COMPANIONS: [&str; 13] = [
 
 /// Writes `config.json`, sharded safetensors and, copied from `source`, the tokenizer and generation files.
 ///
-/// `weights` is in the order of [`ParameterLayout::for_model`]. With `source` its `config.json` is carried over key by
+/// `weights` is in the order of [`ModelLayout`]. With `source` its `config.json` is carried over key by
 /// key (only the dtype changes), so that nothing that another program reads is lost. The directory appears whole or not
 /// at all: it is written beside its name and renamed. It must not exist, or be empty.
 pub fn write_model(
@@ -110,7 +110,7 @@ pub fn write_model(
     weights: &[f32],
     dtype: ExportDType,
 ) -> Result<()> {
-    let layout = ParameterLayout::for_model(config);
+    let layout = ModelLayout::new(config)?;
     ops::expect("write_model", "number of weights", weights.len(), layout.len())?;
     write_directory(path, |directory| {
         write_weights(directory, &layout, weights, dtype, SHARD_BYTES)?;
@@ -153,7 +153,7 @@ pub(super) fn write_tensors(path: &Path, tensors: &[(&str, &[usize], &[f32])], d
 /// One `model.safetensors`, or shards with an index where that would be too large.
 fn write_weights(
     directory: &Path,
-    layout: &ParameterLayout,
+    layout: &ModelLayout,
     weights: &[f32],
     dtype: ExportDType,
     shard_bytes: u64,
@@ -179,8 +179,7 @@ fn write_weights(
             .iter()
             .map(|&index| {
                 let entry = &layout.entries()[index];
-                let place = entry.block.offset..entry.block.offset + entry.block.len();
-                (entry.name.as_str(), entry.shape.as_slice(), &weights[place])
+                (entry.name.as_str(), entry.shape.as_slice(), &weights[entry.block.range()])
             })
             .collect();
         write_tensors(&directory.join(&name), &tensors, dtype)?;
@@ -298,7 +297,7 @@ mod tests {
     /// A limit of a few tensors a file, and one below the largest tensor, which then has a file of its own.
     #[test]
     fn shards_stay_within_the_limit_and_read_back_as_one_model() {
-        let (config, layout) = (config(), ParameterLayout::for_model(&config()));
+        let (config, layout) = (config(), ModelLayout::new(&config()).unwrap());
         let weights: Vec<f32> = (0..layout.len()).map(|i| i as f32 - 700.5).collect();
         for (limit, whole) in [(1000, false), (500, false), (layout.len() as u64 * 4, true)] {
             let home = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{ExportDType, TensorFile, strict_json};
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, ParameterLayout};
+use crate::model::{ModelConfig, ModelLayout};
 
 /// An opened model directory.
 pub struct ModelDirectory {
@@ -27,7 +27,7 @@ impl ModelDirectory {
     pub fn open(path: &Path) -> Result<Self> {
         let config = ModelConfig::from_directory(path)?;
         let files = open_files(path)?;
-        let layout = ParameterLayout::for_model(&config);
+        let layout = ModelLayout::new(&config)?;
         refuse_unknown(&files, &layout, config.tie_word_embeddings)?;
         let mut places = Vec::with_capacity(layout.entries().len());
         for entry in layout.entries() {
@@ -52,14 +52,13 @@ impl ModelDirectory {
         Ok(Self { path: path.to_path_buf(), config, files, places })
     }
 
-    /// All weights as f32 in the order of [`ParameterLayout::for_model`].
+    /// All weights as f32 in the order of [`ModelLayout`].
     pub fn read_weights(&self) -> Result<Vec<f32>> {
         self.check_tied_head()?;
-        let layout = ParameterLayout::for_model(&self.config);
+        let layout = ModelLayout::new(&self.config)?;
         let mut values = vec![0.0; layout.len()];
         for (entry, &file) in layout.entries().iter().zip(&self.places) {
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
-            self.files[file].read_f32_into(&entry.name, &mut values[place])?;
+            self.files[file].read_f32_into(&entry.name, &mut values[entry.block.range()])?;
         }
         Ok(values)
     }
@@ -97,7 +96,7 @@ const CHECK_CONFIG: &str = "check that config.json belongs to these weights";
 
 /// A tensor that the layout does not name, a bias or a further layer, makes it another model than the one computed here.
 /// Passed over are the rotary frequencies that old files keep, and a tied head.
-fn refuse_unknown(files: &[TensorFile], layout: &ParameterLayout, tied: bool) -> Result<()> {
+fn refuse_unknown(files: &[TensorFile], layout: &ModelLayout, tied: bool) -> Result<()> {
     let known: HashSet<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
     for file in files {
         let harmless = |name: &str| name.ends_with(".rotary_emb.inv_freq") || (tied && name == HEAD);

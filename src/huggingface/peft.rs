@@ -1,5 +1,6 @@
 //! PEFT LoRA adapters in and out: `adapter_config.json`, `adapter_model.safetensors`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -8,7 +9,7 @@ use super::export::{ExportDType, write_tensors};
 use super::{TensorFile, strict_json};
 use crate::error::{Error, Result};
 use crate::files::{write_directory, write_json};
-use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection};
+use crate::model::{AdapterConfig, AdapterLayout, ModelConfig, Projection};
 use crate::ops;
 
 const CONFIG: &str = "adapter_config.json";
@@ -44,7 +45,7 @@ const UNDERSTOOD: [&str; 22] = [
 /// factors mean nothing without that change.
 const INITIALISATIONS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
-/// Reads an adapter directory: its configuration, and its factors in the order of [`ParameterLayout::for_adapter`].
+/// Reads an adapter directory: its configuration, and its factors in the order of [`AdapterLayout`].
 pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, Vec<f32>)> {
     let config_path = path.join(CONFIG);
     let map = strict_json::object(&strict_json::read_small_file(&config_path)?, &config_path)?;
@@ -55,7 +56,7 @@ pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, 
         return Err(Error::input(path, "it has only pickled weights, which can run code", remedy));
     }
     let file = TensorFile::open(&weights)?;
-    let layout = ParameterLayout::for_adapter(model, &config);
+    let layout = AdapterLayout::new(model, &config)?;
     if let Some(extra) = file.names().into_iter().find(|name| layout.find(name).is_none()) {
         let problem = format!("tensor `{extra}` belongs to no adapted projection of the model");
         return Err(Error::input(&weights, problem, OTHER_MODEL));
@@ -77,8 +78,7 @@ pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, 
     }
     let mut factors = vec![0.0; layout.len()];
     for entry in layout.entries() {
-        let place = entry.block.offset..entry.block.offset + entry.block.len();
-        file.read_f32_into(&entry.name, &mut factors[place])?;
+        file.read_f32_into(&entry.name, &mut factors[entry.block.range()])?;
     }
     Ok((config, factors))
 }
@@ -141,8 +141,8 @@ fn parse(map: &Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
     })
 }
 
-/// The adapted projections, in the order of [`Projection::ALL`].
-fn targets(value: Option<&Value>, refuse: &dyn Fn(String) -> Error) -> Result<Vec<Projection>> {
+/// The adapted projections.
+fn targets(value: Option<&Value>, refuse: &dyn Fn(String) -> Error) -> Result<BTreeSet<Projection>> {
     let names: Vec<&str> = match value {
         Some(Value::String(text)) if text == "all-linear" => Projection::ALL.iter().map(|p| p.name()).collect(),
         Some(Value::Array(list)) => list.iter().map(|name| name.as_str().unwrap_or("")).collect(),
@@ -152,7 +152,7 @@ fn targets(value: Option<&Value>, refuse: &dyn Fn(String) -> Error) -> Result<Ve
     if let Some(unknown) = names.iter().find(known) {
         return Err(refuse(format!("`target_modules` names `{unknown}`, which is no projection of the model")));
     }
-    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(|p| names.contains(&p.name())).collect();
+    let targets: BTreeSet<Projection> = Projection::ALL.into_iter().filter(|p| names.contains(&p.name())).collect();
     if targets.is_empty() {
         return Err(refuse("`target_modules` is empty".into()));
     }
@@ -168,15 +168,12 @@ pub fn write_adapter(
     factors: &[f32],
     base: &Path,
 ) -> Result<()> {
-    let layout = ParameterLayout::for_adapter(model, adapter);
+    let layout = AdapterLayout::new(model, adapter)?;
     ops::expect("write_adapter", "number of factors", factors.len(), layout.len())?;
     let tensors: Vec<(&str, &[usize], &[f32])> = layout
         .entries()
         .iter()
-        .map(|entry| {
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
-            (entry.name.as_str(), entry.shape.as_slice(), &factors[place])
-        })
+        .map(|entry| (entry.name.as_str(), entry.shape.as_slice(), &factors[entry.block.range()]))
         .collect();
     let targets: Vec<&str> = adapter.targets.iter().map(|target| target.name()).collect();
     let alpha = if adapter.alpha.fract() == 0.0 { json!(adapter.alpha as i64) } else { json!(adapter.alpha) };

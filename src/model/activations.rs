@@ -143,8 +143,7 @@ impl<B: Backend> Workspace<B> {
         let matrix = |name: &str, cols: usize| Tensor::zeros(backend, name, capacity, cols, compute);
         let column = |name: &str| Tensor::zeros(backend, name, capacity, 1, DType::F32);
         let (d, f, shape) = (config.hidden_size, config.intermediate_size, config.attention());
-        // Every layer has the same projections.
-        let rank = |site| adapters.iter().map(|a| a.site_rank(0, site)).max().filter(|rank| *rank > 0);
+        let rank = |site| adapters.iter().map(|a| a.config.site_rank(site)).max().filter(|rank| *rank > 0);
         let layers = config.num_hidden_layers;
         let (cheap, rest) = recompute.slots(layers);
         let matrices = |slots, name: &str, cols| PerLayer::new(layers, slots, || matrix(name, cols));

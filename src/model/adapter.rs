@@ -1,8 +1,10 @@
 //! LoRA: which projections are adapted, with what factors.
 
-use super::{Block, Gradients, ModelConfig, ParameterLayout, Parameters};
+use std::collections::BTreeSet;
+
+use super::{AdapterLayout, FactorBlocks, Gradients, ModelConfig, Parameters};
 use crate::error::Result;
-use crate::ops::{Backend, LoraSlice, Matrix};
+use crate::ops::{Backend, LoraSlice};
 use crate::random::{Random, Stream};
 
 /// The linear projections of a layer, in the order of their places in a layout.
@@ -49,16 +51,18 @@ impl Projection {
         format!("{block}.{}", self.name())
     }
 
-    /// (out, in) of its weight.
-    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
-        let (d, f) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.attention().query_cols(), config.attention().key_value_cols());
+    /// The shape of its weight: [out, in].
+    pub fn shape(self, config: &ModelConfig) -> [usize; 2] {
+        let d = config.hidden_size;
+        let f = config.intermediate_size;
+        let q = config.attention().query_cols();
+        let kv = config.attention().key_value_cols();
         match self {
-            Self::QProj => (q, d),
-            Self::KProj | Self::VProj => (kv, d),
-            Self::OProj => (d, q),
-            Self::GateProj | Self::UpProj => (f, d),
-            Self::DownProj => (d, f),
+            Self::QProj => [q, d],
+            Self::KProj | Self::VProj => [kv, d],
+            Self::OProj => [d, q],
+            Self::GateProj | Self::UpProj => [f, d],
+            Self::DownProj => [d, f],
         }
     }
 }
@@ -74,8 +78,8 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// Whether the factor is α/√r instead of α/r (PEFT's `use_rslora`).
     pub rank_stabilised: bool,
-    /// The adapted projections, in the order of [`Projection::ALL`], without repetition.
-    pub targets: Vec<Projection>,
+    /// The adapted projections.
+    pub targets: BTreeSet<Projection>,
 }
 
 impl AdapterConfig {
@@ -83,6 +87,17 @@ impl AdapterConfig {
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;
         (self.alpha / if self.rank_stabilised { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Number of factors for a model of this architecture, or `u64::MAX` where they are more than a buffer can hold.
+    pub fn parameter_count(&self, model: &ModelConfig) -> u64 {
+        AdapterLayout::new(model, self).map_or(u64::MAX, |layout| layout.len() as u64)
+    }
+
+    /// The columns of x Aᵀ at a site: the rank times the number of projections adapted there.
+    pub(crate) fn site_rank(&self, site: Site) -> usize {
+        let adapted = site.projections().iter().filter(|projection| self.targets.contains(projection)).count();
+        self.rank.saturating_mul(adapted)
     }
 }
 
@@ -112,74 +127,73 @@ impl Site {
 pub struct Adapter<B: Backend> {
     /// Its hyperparameters.
     pub config: AdapterConfig,
-    /// Its factors, laid out by [`ParameterLayout::for_adapter`].
+    /// Its factors, laid out as [`Adapter::layout`] says.
     pub parameters: Parameters<B>,
-    /// For each layer and site: (A, B, first output column) of each adapted projection.
-    places: Vec<[Vec<(Block, Block, usize)>; 4]>,
+    layout: AdapterLayout,
+    /// The adapted projections of each layer and site.
+    sites: Vec<[Vec<AdaptedProjection>; 4]>,
+}
+
+/// A projection that has factors.
+struct AdaptedProjection {
+    factors: FactorBlocks,
+    /// Its first column in the output of the fused layer.
+    first_column: usize,
 }
 
 impl<B: Backend> Adapter<B> {
     /// An adapter whose factors are all zero.
     pub fn zeros(backend: &B, model: &ModelConfig, config: AdapterConfig) -> Result<Self> {
-        let layout = ParameterLayout::for_adapter(model, &config);
-        let places = (0..model.num_hidden_layers).map(|l| layer_places(&layout, model, &config, l)).collect();
-        let parameters = Parameters::zeros(backend, "adapter", layout)?;
-        Ok(Self { config, parameters, places })
+        let layout = AdapterLayout::new(model, &config)?;
+        let sites = (0..model.num_hidden_layers).map(|layer| sites_of_layer(&layout, model, layer)).collect();
+        let parameters = Parameters::zeros(backend, "adapter", &layout)?;
+        Ok(Self { config, parameters, layout, sites })
     }
 
     /// A fresh adapter as PEFT initialises it: A uniform in ±1/√in (`kaiming_uniform_(a=√5)`), B zero.
     pub fn initialise(&mut self, backend: &B, seed: u64, draw: u64) -> Result<()> {
-        let mut values = vec![0.0f32; self.parameters.layout().len()];
+        let mut values = vec![0.0f32; self.layout.len()];
         let mut random = Random::new(seed, Stream::Adapter, draw, 0);
-        for entry in self.parameters.layout().entries().iter().filter(|e| e.name.ends_with("lora_A.weight")) {
-            let bound = 1.0 / (entry.block.cols as f64).sqrt();
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
-            values[place].fill_with(|| ((random.uniform() * 2.0 - 1.0) * bound) as f32);
+        for factors in self.layout.layers().iter().flat_map(|layer| layer.values()) {
+            let bound = 1.0 / (factors.a.cols as f64).sqrt();
+            values[factors.a.range()].fill_with(|| ((random.uniform() * 2.0 - 1.0) * bound) as f32);
         }
         self.parameters.upload(backend, &values)
     }
 
-    /// Σr of a site: the columns of its `s`.
-    pub(crate) fn site_rank(&self, layer: usize, site: Site) -> usize {
-        self.places[layer][site as usize].len() * self.config.rank
+    /// Where each factor lies.
+    pub fn layout(&self) -> &AdapterLayout {
+        &self.layout
     }
 
     /// The slices of a site, for [`crate::ops::lora_forward`].
     pub(crate) fn slices(&self, layer: usize, site: Site) -> Vec<LoraSlice<'_, B>> {
-        let matrix = |block: Block| self.parameters.matrix(block);
-        self.places[layer][site as usize]
-            .iter()
-            .map(|&(a, b, start)| LoraSlice { a: matrix(a), b: matrix(b), start, scale: self.config.scale() })
-            .collect()
+        let slice = |projection: &AdaptedProjection| LoraSlice {
+            a: self.parameters.matrix(projection.factors.a),
+            b: self.parameters.matrix(projection.factors.b),
+            start: projection.first_column,
+            scale: self.config.scale(),
+        };
+        self.sites[layer][site as usize].iter().map(slice).collect()
     }
 
     /// A gradient buffer for the factors.
     pub fn gradients(&self, backend: &B) -> Result<Gradients<B>> {
-        Gradients::zeros(backend, "adapter gradient", self.parameters.layout_handle())
-    }
-
-    /// A factor as a matrix; used by export and merging.
-    pub fn matrix(&self, block: Block) -> Matrix<'_, B> {
-        self.parameters.matrix(block)
+        Gradients::zeros(backend, "adapter gradient", &self.layout)
     }
 }
 
-fn layer_places(
-    layout: &ParameterLayout,
-    model: &ModelConfig,
-    config: &AdapterConfig,
-    layer: usize,
-) -> [Vec<(Block, Block, usize)>; 4] {
-    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(|p| config.targets.contains(p)).collect();
+fn sites_of_layer(layout: &AdapterLayout, model: &ModelConfig, layer: usize) -> [Vec<AdaptedProjection>; 4] {
     Site::ALL.map(|site| {
-        let (mut places, mut start) = (Vec::new(), 0);
-        for &projection in site.projections() {
-            if let Some(index) = targets.iter().position(|&t| t == projection) {
-                let first = 2 * (layer * targets.len() + index);
-                places.push((layout.entries()[first].block, layout.entries()[first + 1].block, start));
+        let mut adapted = Vec::new();
+        let mut first_column = 0;
+        for projection in site.projections() {
+            if let Some(&factors) = layout.layer(layer).get(projection) {
+                adapted.push(AdaptedProjection { factors, first_column });
             }
-            start += projection.shape(model).0;
+            let [out, _] = projection.shape(model);
+            first_column += out;
         }
-        places
+        adapted
     })
 }

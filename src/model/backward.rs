@@ -3,7 +3,9 @@
 use super::adapter::Site;
 use super::forward::{LayerPass, Linear, Residual};
 use super::per_layer::PerLayer;
-use super::{Adapter, Block, DeviceBatch, Gradients, Model, Parameters, Recompute, Workspace};
+use super::{
+    Adapter, Block, DeviceBatch, GradientViewMut, Gradients, Model, Parameters, PartGradient, Recompute, Workspace,
+};
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, LoraGradients, Matrix, MatrixMut, Tensor};
 
@@ -11,7 +13,7 @@ use crate::ops::{self, Backend, Dropout, LoraGradients, Matrix, MatrixMut, Tenso
 pub struct GradientDestinations<'a, B: Backend> {
     /// The gradient of the model's weights. With an adapter in the forward pass it is the gradient at the merged weights
     /// W + s·BA.
-    pub weights: Option<&'a mut Gradients<B>>,
+    pub weights: Option<GradientViewMut<'a, B>>,
     /// The gradient of the adapter's factors.
     pub adapter: Option<&'a mut Gradients<B>>,
 }
@@ -19,7 +21,12 @@ pub struct GradientDestinations<'a, B: Backend> {
 impl<'a, B: Backend> GradientDestinations<'a, B> {
     /// The gradient of the model's weights alone.
     pub fn of_weights(gradients: &'a mut Gradients<B>) -> Self {
-        Self { weights: Some(gradients), adapter: None }
+        Self { weights: Some(gradients.view_mut()), adapter: None }
+    }
+
+    /// The gradient of one part of the model's weights.
+    pub fn of_part(gradients: &'a mut PartGradient<B>) -> Self {
+        Self { weights: Some(gradients.view_mut()), adapter: None }
     }
 
     /// The gradient of the adapter's factors alone.
@@ -34,8 +41,10 @@ impl<'a, B: Backend> GradientDestinations<'a, B> {
 
     /// The identities of both buffers, 0 for none.
     pub(crate) fn identities(&self, backend: &B) -> [u64; 2] {
-        [&self.weights, &self.adapter]
-            .map(|of| of.as_ref().map_or(0, |gradients| backend.identity(gradients.flat().buffer)))
+        [
+            self.weights.as_ref().map_or(0, |gradients| gradients.identity(backend)),
+            self.adapter.as_ref().map_or(0, |gradients| backend.identity(gradients.flat().buffer)),
+        ]
     }
 
     /// The gradient of one matrix of the weights, where it is wanted.

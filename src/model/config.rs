@@ -1,6 +1,6 @@
 //! The architecture of a model.
 
-use super::ParameterLayout;
+use super::ModelLayout;
 use crate::ops::AttentionShape;
 
 /// Which architecture class the directory names.
@@ -98,9 +98,9 @@ impl ModelConfig {
         }
     }
 
-    /// Number of parameters; a tied head counts once.
+    /// Number of parameters, or `u64::MAX` where they are more than a buffer can hold. A tied head counts once.
     pub fn parameter_count(&self) -> u64 {
-        ParameterLayout::for_model(self).len() as u64
+        ModelLayout::new(self).map_or(u64::MAX, |layout| layout.len() as u64)
     }
 
     /// The architecture of Meta-Llama-3-8B, which plans and benches are about; without the tokenizer's ids.

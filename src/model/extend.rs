@@ -41,10 +41,9 @@ impl<B: Backend> ExtendWorkspace<B> {
         let (d, f, shape) = (config.hidden_size, config.intermediate_size, config.attention());
         let mut low_rank = [None, None, None, None];
         for site in Site::ALL {
-            let rank = |layer| adapter.map_or(0, |adapter| adapter.site_rank(layer, site));
-            let largest = (0..config.num_hidden_layers).map(rank).max().unwrap_or(0);
-            if largest > 0 {
-                low_rank[site as usize] = Some(matrix("low rank", largest)?);
+            let rank = adapter.map_or(0, |adapter| adapter.config.site_rank(site));
+            if rank > 0 {
+                low_rank[site as usize] = Some(matrix("low rank", rank)?);
             }
         }
         Ok(Self {

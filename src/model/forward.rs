@@ -1,10 +1,8 @@
 //! The forward pass.
 
-use std::sync::Arc;
-
 use super::adapter::Site;
 use super::per_layer::PerLayer;
-use super::{Activations, Adapter, Block, DeviceBatch, ModelConfig, ParameterLayout, Parameters, Workspace};
+use super::{Activations, Adapter, Block, DeviceBatch, ModelConfig, ModelLayout, Parameters, Workspace};
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, Matrix, MatrixMut, RopeTable, Tensor};
 
@@ -15,7 +13,7 @@ pub struct Model<B: Backend> {
     pub config: ModelConfig,
     /// The device.
     pub backend: B,
-    pub(super) layout: Arc<ParameterLayout>,
+    pub(super) layout: ModelLayout,
     rope: RopeTable<B>,
     positions: usize,
 }
@@ -23,14 +21,14 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// A model for sequences of up to `positions` tokens.
     pub fn new(backend: B, config: ModelConfig, positions: usize) -> Result<Self> {
-        let layout = Arc::new(ParameterLayout::for_model(&config));
+        let layout = ModelLayout::new(&config)?;
         let rope = config.rope_table(&backend, positions)?;
         Ok(Self { config, backend, layout, rope, positions })
     }
 
     /// Where each weight lies in a flat buffer.
-    pub fn layout(&self) -> Arc<ParameterLayout> {
-        Arc::clone(&self.layout)
+    pub fn layout(&self) -> &ModelLayout {
+        &self.layout
     }
 
     /// The longest sequence it was made for.
@@ -239,7 +237,7 @@ impl<B: Backend> Linear<'_, B> {
 
     /// Rows of all adapters' A at a site.
     pub(super) fn rank(&self, site: Site) -> usize {
-        self.adapter.map_or(0, |adapter| adapter.site_rank(self.layer, site))
+        self.adapter.map_or(0, |adapter| adapter.config.site_rank(site))
     }
 
     /// y = x wᵀ + Σ scale · (x aᵀ) bᵀ; x aᵀ goes to `low_rank` [T, rank of the site].

@@ -5,9 +5,12 @@
 //! Weights that share an input are neighbours (q, k, v; gate, up), so that they are one matrix to the model and still
 //! separate tensors to a file.
 
-use std::ops::Range;
+use std::collections::BTreeMap;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use super::{AdapterConfig, ModelConfig, Projection};
+use crate::error::{Error, Result};
 
 /// A matrix inside the flat buffer. A vector has one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,11 @@ impl Block {
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
     }
+
+    /// This matrix with `below`, which has as many columns and follows it in the buffer, as one matrix.
+    fn stacked_on(self, below: Self) -> Self {
+        Self { rows: self.rows + below.rows, ..self }
+    }
 }
 
 /// A named tensor of a weight file and its place.
@@ -48,78 +56,14 @@ pub struct ParameterEntry {
     pub block: Block,
 }
 
-/// The weights of one transformer layer, as the model multiplies with them.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerBlocks {
-    /// [1, d].
-    pub input_layernorm: Block,
-    /// q, k and v stacked: [(H+2G)·D, d].
-    pub qkv: Block,
-    /// [d, H·D].
-    pub o_proj: Block,
-    /// [1, d].
-    pub post_attention_layernorm: Block,
-    /// gate and up stacked: [2F, d].
-    pub gate_up: Block,
-    /// [d, F].
-    pub down_proj: Block,
-}
-
 /// Names, shapes and places of all tensors of a flat buffer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParameterLayout {
     entries: Vec<ParameterEntry>,
     len: usize,
 }
 
 impl ParameterLayout {
-    fn push(&mut self, name: String, shape: &[usize]) {
-        let cols = *shape.last().unwrap_or(&1);
-        let block = Block { offset: self.len, rows: shape.iter().product::<usize>() / cols.max(1), cols };
-        self.len += block.len();
-        self.entries.push(ParameterEntry { name, shape: shape.to_vec(), block });
-    }
-
-    /// The layout of a whole model: embedding, layers, final norm, and the head unless it is tied to the embedding.
-    pub fn for_model(config: &ModelConfig) -> Self {
-        let (d, f) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.attention().query_cols(), config.attention().key_value_cols());
-        let mut layout = Self { entries: Vec::new(), len: 0 };
-        layout.push("model.embed_tokens.weight".into(), &[config.vocab_size, d]);
-        for layer in 0..config.num_hidden_layers {
-            let mut push =
-                |name: &str, shape: &[usize]| layout.push(format!("model.layers.{layer}.{name}.weight"), shape);
-            push("input_layernorm", &[d]);
-            push("self_attn.q_proj", &[q, d]);
-            push("self_attn.k_proj", &[kv, d]);
-            push("self_attn.v_proj", &[kv, d]);
-            push("self_attn.o_proj", &[d, q]);
-            push("post_attention_layernorm", &[d]);
-            push("mlp.gate_proj", &[f, d]);
-            push("mlp.up_proj", &[f, d]);
-            push("mlp.down_proj", &[d, f]);
-        }
-        layout.push("model.norm.weight".into(), &[d]);
-        if !config.tie_word_embeddings {
-            layout.push("lm_head.weight".into(), &[config.vocab_size, d]);
-        }
-        layout
-    }
-
-    /// The layout of LoRA factors: for each layer and each target, A [r, in] and then B [out, r], under PEFT's names.
-    pub fn for_adapter(config: &ModelConfig, adapter: &AdapterConfig) -> Self {
-        let mut layout = Self { entries: Vec::new(), len: 0 };
-        for layer in 0..config.num_hidden_layers {
-            for projection in Projection::ALL.into_iter().filter(|p| adapter.targets.contains(p)) {
-                let (out, input) = projection.shape(config);
-                let stem = format!("base_model.model.model.layers.{layer}.{}", projection.path());
-                layout.push(format!("{stem}.lora_A.weight"), &[adapter.rank, input]);
-                layout.push(format!("{stem}.lora_B.weight"), &[out, adapter.rank]);
-            }
-        }
-        layout
-    }
-
     /// All tensors, in the order of their places.
     pub fn entries(&self) -> &[ParameterEntry] {
         &self.entries
@@ -140,58 +84,285 @@ impl ParameterLayout {
         self.entries.iter().find(|entry| entry.name == name)
     }
 
-    /// `count` neighbours from entry `first` on as one matrix.
-    fn stacked(&self, first: usize, count: usize) -> Block {
-        let blocks = &self.entries[first..first + count];
-        Block {
-            offset: blocks[0].block.offset,
-            rows: blocks.iter().map(|e| e.block.rows).sum(),
-            cols: blocks[0].block.cols,
-        }
+    /// Appends a tensor; `None` where its end cannot be addressed, in elements or in bytes.
+    fn push(&mut self, name: String, shape: &[usize]) -> Option<Block> {
+        const BYTES: usize = size_of::<f32>();
+        let cols = *shape.last().unwrap_or(&1);
+        let len = shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size))?;
+        let end = self.len.checked_add(len)?;
+        end.checked_mul(BYTES).filter(|&bytes| bytes <= isize::MAX as usize)?;
+        let block = Block { offset: self.len, rows: len / cols.max(1), cols };
+        self.len = end;
+        self.entries.push(ParameterEntry { name, shape: shape.to_vec(), block });
+        Some(block)
+    }
+}
+
+/// The weights of one transformer layer, as the model multiplies with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerBlocks {
+    /// [1, d].
+    pub input_layernorm: Block,
+    /// q, k and v stacked: [(H+2G)·D, d].
+    pub qkv: Block,
+    /// [d, H·D].
+    pub o_proj: Block,
+    /// [1, d].
+    pub post_attention_layernorm: Block,
+    /// gate and up stacked: [2F, d].
+    pub gate_up: Block,
+    /// [d, F].
+    pub down_proj: Block,
+    /// Each projection by itself, in the order of [`Projection::ALL`].
+    projections: [Block; 7],
+}
+
+impl LayerBlocks {
+    /// The weight of one projection, [out, in].
+    pub fn projection(&self, projection: Projection) -> Block {
+        self.projections[projection as usize]
     }
 
-    /// [V, d]. Only for layouts made by [`ParameterLayout::for_model`], like all that follow.
+    /// The places of all weights of the layer.
+    pub fn range(&self) -> Range<usize> {
+        self.input_layernorm.offset..self.down_proj.range().end
+    }
+}
+
+/// The layout of a whole model: embedding, layers, final norm, and the head unless it is tied to the embedding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelLayout {
+    parameters: Arc<ParameterLayout>,
+    embed_tokens: Block,
+    layers: Vec<LayerBlocks>,
+    final_norm: Block,
+    lm_head: Block,
+}
+
+impl ModelLayout {
+    /// The layout of a model of this architecture.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an architecture of more weights than a buffer can hold.
+    pub fn new(config: &ModelConfig) -> Result<Self> {
+        Self::checked(config).ok_or_else(|| {
+            let problem = "its sizes describe more weights than a buffer can hold";
+            Error::config("model", problem, "correct the sizes in its configuration")
+        })
+    }
+
+    fn checked(config: &ModelConfig) -> Option<Self> {
+        let d = config.hidden_size;
+        let mut parameters = ParameterLayout::default();
+        let embed_tokens = parameters.push("model.embed_tokens.weight".into(), &[config.vocab_size, d])?;
+        let mut layers = Vec::new();
+        for layer in 0..config.num_hidden_layers {
+            layers.push(push_layer(&mut parameters, config, layer)?);
+        }
+        let final_norm = parameters.push("model.norm.weight".into(), &[d])?;
+        let lm_head = if config.tie_word_embeddings {
+            embed_tokens
+        } else {
+            parameters.push("lm_head.weight".into(), &[config.vocab_size, d])?
+        };
+        Some(Self { parameters: Arc::new(parameters), embed_tokens, layers, final_norm, lm_head })
+    }
+
+    /// [V, d].
     pub fn embed_tokens(&self) -> Block {
-        self.entries[0].block
+        self.embed_tokens
     }
 
     /// The blocks of one layer.
-    pub fn layer(&self, layer: usize) -> LayerBlocks {
-        let first = 1 + 9 * layer;
-        LayerBlocks {
-            input_layernorm: self.stacked(first, 1),
-            qkv: self.stacked(first + 1, 3),
-            o_proj: self.stacked(first + 4, 1),
-            post_attention_layernorm: self.stacked(first + 5, 1),
-            gate_up: self.stacked(first + 6, 2),
-            down_proj: self.stacked(first + 8, 1),
-        }
-    }
-
-    /// The places of all weights of one layer.
-    pub fn layer_range(&self, layer: usize) -> Range<usize> {
-        let blocks = self.layer(layer);
-        blocks.input_layernorm.offset..blocks.down_proj.range().end
-    }
-
-    /// Elements of the largest part of a backward pass that keeps no whole gradient: a layer, or the embedding.
-    pub fn largest_part(&self) -> usize {
-        let layer = if self.entries.len() > 2 { self.layer_range(0).len() } else { 0 };
-        layer.max(self.embed_tokens().len()).max(self.lm_head().len())
-    }
-
-    /// Whether the head is the embedding.
-    pub fn is_tied(&self) -> bool {
-        self.lm_head() == self.embed_tokens()
+    pub fn layer(&self, layer: usize) -> &LayerBlocks {
+        &self.layers[layer]
     }
 
     /// The final norm, [1, d].
     pub fn final_norm(&self) -> Block {
-        self.entries[1 + 9 * ((self.entries.len() - 2) / 9)].block
+        self.final_norm
     }
 
     /// The language-model head, [V, d]: the embedding where they are tied.
     pub fn lm_head(&self) -> Block {
-        if (self.entries.len() - 2) % 9 == 1 { self.entries[self.entries.len() - 1].block } else { self.embed_tokens() }
+        self.lm_head
+    }
+
+    /// Whether the head is the embedding.
+    pub fn is_tied(&self) -> bool {
+        self.lm_head == self.embed_tokens
+    }
+
+    /// Elements of the largest part of a backward pass that keeps no whole gradient: a layer, or the embedding.
+    pub fn largest_part(&self) -> usize {
+        let layer = self.layers.first().map_or(0, |layer| layer.range().len());
+        layer.max(self.embed_tokens.len()).max(self.lm_head.len())
+    }
+}
+
+/// Appends the nine tensors of a layer.
+fn push_layer(parameters: &mut ParameterLayout, config: &ModelConfig, layer: usize) -> Option<LayerBlocks> {
+    let norm = [config.hidden_size];
+    let mut push = |name: &str, shape: &[usize]| parameters.push(format!("model.layers.{layer}.{name}.weight"), shape);
+    let mut projections = [Block { offset: 0, rows: 0, cols: 0 }; 7];
+    let input_layernorm = push("input_layernorm", &norm)?;
+    for projection in [Projection::QProj, Projection::KProj, Projection::VProj, Projection::OProj] {
+        projections[projection as usize] = push(&projection.path(), &projection.shape(config))?;
+    }
+    let post_attention_layernorm = push("post_attention_layernorm", &norm)?;
+    for projection in [Projection::GateProj, Projection::UpProj, Projection::DownProj] {
+        projections[projection as usize] = push(&projection.path(), &projection.shape(config))?;
+    }
+    let [q, k, v, o_proj, gate, up, down_proj] = projections;
+    Some(LayerBlocks {
+        input_layernorm,
+        qkv: q.stacked_on(k).stacked_on(v),
+        o_proj,
+        post_attention_layernorm,
+        gate_up: gate.stacked_on(up),
+        down_proj,
+        projections,
+    })
+}
+
+/// The two factors of one adapted projection: its weight becomes W + scale · B A.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FactorBlocks {
+    /// A, [r, in].
+    pub a: Block,
+    /// B, [out, r].
+    pub b: Block,
+}
+
+/// The layout of LoRA factors: for each layer and each adapted projection A and then B, under PEFT's names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterLayout {
+    parameters: Arc<ParameterLayout>,
+    layers: Vec<BTreeMap<Projection, FactorBlocks>>,
+}
+
+impl AdapterLayout {
+    /// The layout of an adapter for a model of this architecture.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a rank whose factors are more than a buffer can hold.
+    pub fn new(model: &ModelConfig, adapter: &AdapterConfig) -> Result<Self> {
+        Self::checked(model, adapter).ok_or_else(|| {
+            let problem = format!("the factors of LoRA with rank {} are more than a buffer can hold", adapter.rank);
+            Error::config("rank", problem, "use a smaller rank")
+        })
+    }
+
+    fn checked(model: &ModelConfig, adapter: &AdapterConfig) -> Option<Self> {
+        let mut parameters = ParameterLayout::default();
+        let mut layers = Vec::new();
+        for layer in 0..model.num_hidden_layers {
+            let mut factors = BTreeMap::new();
+            for &projection in &adapter.targets {
+                let [out, input] = projection.shape(model);
+                let stem = format!("base_model.model.model.layers.{layer}.{}", projection.path());
+                let a = parameters.push(format!("{stem}.lora_A.weight"), &[adapter.rank, input])?;
+                let b = parameters.push(format!("{stem}.lora_B.weight"), &[out, adapter.rank])?;
+                factors.insert(projection, FactorBlocks { a, b });
+            }
+            layers.push(factors);
+        }
+        Some(Self { parameters: Arc::new(parameters), layers })
+    }
+
+    /// The factors of one layer, in the order of [`Projection::ALL`].
+    pub fn layer(&self, layer: usize) -> &BTreeMap<Projection, FactorBlocks> {
+        &self.layers[layer]
+    }
+
+    /// The factors of every layer, from the first to the last.
+    pub fn layers(&self) -> &[BTreeMap<Projection, FactorBlocks>] {
+        &self.layers
+    }
+}
+
+impl Deref for ModelLayout {
+    type Target = ParameterLayout;
+
+    fn deref(&self) -> &ParameterLayout {
+        &self.parameters
+    }
+}
+
+impl Deref for AdapterLayout {
+    type Target = ParameterLayout;
+
+    fn deref(&self) -> &ParameterLayout {
+        &self.parameters
+    }
+}
+
+impl From<&ModelLayout> for Arc<ParameterLayout> {
+    fn from(layout: &ModelLayout) -> Self {
+        Self::clone(&layout.parameters)
+    }
+}
+
+impl From<&AdapterLayout> for Arc<ParameterLayout> {
+    fn from(layout: &AdapterLayout) -> Self {
+        Self::clone(&layout.parameters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn adapter(rank: usize) -> AdapterConfig {
+        let targets = BTreeSet::from([Projection::DownProj, Projection::QProj]);
+        AdapterConfig { rank, alpha: 1.0, dropout: 0.0, rank_stabilised: false, targets }
+    }
+
+    /// The named blocks are the places of the tensors that have these names in a file.
+    #[test]
+    fn named_blocks_are_the_entries_of_their_names() {
+        let model = ModelConfig::llama3_8b();
+        let layout = ModelLayout::new(&model).unwrap();
+        let block = |name: &str| layout.find(name).unwrap().block;
+        for layer in [0, model.num_hidden_layers - 1] {
+            let blocks = layout.layer(layer);
+            for projection in Projection::ALL {
+                let name = format!("model.layers.{layer}.{}.weight", projection.path());
+                assert_eq!(blocks.projection(projection), block(&name));
+            }
+            assert_eq!(blocks.qkv.offset, blocks.projection(Projection::QProj).offset);
+            assert_eq!(blocks.qkv.range().end, blocks.projection(Projection::VProj).range().end);
+            assert_eq!(blocks.gate_up.range().end, blocks.down_proj.offset);
+        }
+        assert_eq!(
+            (layout.embed_tokens(), layout.final_norm()),
+            (block("model.embed_tokens.weight"), block("model.norm.weight"))
+        );
+        assert_eq!((layout.lm_head(), layout.is_tied()), (block("lm_head.weight"), false));
+        assert_eq!(layout.entries().iter().map(|entry| entry.block.len()).sum::<usize>(), layout.len());
+    }
+
+    /// Factors are laid out in the order of the projections, whatever order they were named in.
+    #[test]
+    fn factors_lie_in_the_order_of_the_projections() {
+        let layout = AdapterLayout::new(&ModelConfig::llama3_8b(), &adapter(4)).unwrap();
+        let places: Vec<usize> =
+            layout.layers().iter().flat_map(|layer| layer.values()).flat_map(|f| [f.a.offset, f.b.offset]).collect();
+        let entries: Vec<usize> = layout.entries().iter().map(|entry| entry.block.offset).collect();
+        assert_eq!(places, entries);
+        assert_eq!(layout.layer(1).keys().copied().collect::<Vec<_>>(), [Projection::QProj, Projection::DownProj]);
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_addressed_are_refused() {
+        let model = ModelConfig::llama3_8b();
+        for rank in [usize::MAX, usize::MAX / 4096, 1 << 50] {
+            let error = AdapterLayout::new(&model, &adapter(rank)).unwrap_err();
+            assert!(matches!(&error, Error::Config { key, .. } if key == "rank"), "{error}");
+        }
+        let absurd = ModelConfig { vocab_size: usize::MAX / 2, ..model };
+        assert!(matches!(ModelLayout::new(&absurd), Err(Error::Config { .. })));
     }
 }

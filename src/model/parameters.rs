@@ -1,6 +1,5 @@
-//! Flat buffers of one layout: weights, and gradients.
+//! The weights of a model or adapter in one flat buffer, on the device or parked in main memory.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Block, ParameterLayout};
@@ -19,12 +18,8 @@ pub struct Parameters<B: Backend> {
 
 impl<B: Backend> Parameters<B> {
     /// All weights zero. `name` is the buffer's name in the memory plan.
-    pub fn zeros(backend: &B, name: &str, layout: ParameterLayout) -> Result<Self> {
-        Self::zeros_shared(backend, name, Arc::new(layout))
-    }
-
-    /// As [`Parameters::zeros`], sharing a layout.
-    pub fn zeros_shared(backend: &B, name: &str, layout: Arc<ParameterLayout>) -> Result<Self> {
+    pub fn zeros(backend: &B, name: &str, layout: impl Into<Arc<ParameterLayout>>) -> Result<Self> {
+        let layout = layout.into();
         let dtype = backend.compute_dtype();
         let weights = Tensor::zeros(backend, name, 1, layout.len(), dtype)?;
         let remainder = match dtype {
@@ -37,8 +32,8 @@ impl<B: Backend> Parameters<B> {
     }
 
     /// Weights copied from the host, all of the layout in its order.
-    pub fn from_host(backend: &B, name: &str, layout: Arc<ParameterLayout>, values: &[f32]) -> Result<Self> {
-        let mut parameters = Self::zeros_shared(backend, name, layout)?;
+    pub fn from_host(backend: &B, name: &str, layout: impl Into<Arc<ParameterLayout>>, values: &[f32]) -> Result<Self> {
+        let mut parameters = Self::zeros(backend, name, layout)?;
         parameters.upload(backend, values)?;
         Ok(parameters)
     }
@@ -116,8 +111,8 @@ impl<B: Backend> ParkedParameters<B> {
         Self::with_remainder(backend, name, parameters, remainder)
     }
 
-    /// A copy of what forward and backward read of `parameters`: to run a model that nobody trains. Fetching it leaves
-    /// the remainders as they are.
+    /// A copy without the remainders, which forward and backward do not read: enough for a model that is run and never
+    /// trained. Fetching it leaves the remainders as they are.
     pub fn to_read(backend: &B, name: &str, parameters: &Parameters<B>) -> Result<Self> {
         Self::with_remainder(backend, name, parameters, None)
     }
@@ -159,83 +154,4 @@ impl<B: Backend> ParkedParameters<B> {
 /// bf16 weights and their remainders (read as integers held in f32) as the f32 numbers that they are together.
 fn join(high: &[f32], remainder: &[f32]) -> Vec<f32> {
     high.iter().zip(remainder).map(|(h, r)| f32::from_bits(h.to_bits().wrapping_add_signed(*r as i32))).collect()
-}
-
-/// Gradients of a layout, or of one part of it at a time, f32 in one buffer.
-pub struct Gradients<B: Backend> {
-    layout: Arc<ParameterLayout>,
-    /// The places in the layout that the buffer holds from its front on.
-    held: Range<usize>,
-    values: Tensor<B>,
-}
-
-impl<B: Backend> Gradients<B> {
-    /// All zero. `name` is the buffer's name in the memory plan.
-    pub fn zeros(backend: &B, name: &str, layout: Arc<ParameterLayout>) -> Result<Self> {
-        let len = layout.len();
-        Ok(Self { held: 0..len, ..Self::window(backend, name, layout, len)? })
-    }
-
-    /// Memory for parts of up to `most` elements; which one, [`Gradients::move_to`] says.
-    pub fn window(backend: &B, name: &str, layout: Arc<ParameterLayout>, most: usize) -> Result<Self> {
-        let values = Tensor::zeros(backend, name, 1, most, DType::F32)?;
-        Ok(Self { layout, held: 0..0, values })
-    }
-
-    /// Forgets what it holds and holds `part` of the layout, all zero.
-    pub fn move_to(&mut self, backend: &B, part: Range<usize>) -> Result<()> {
-        if part.end > self.layout.len() || part.len() > self.values.cols() {
-            let problem = format!("elements {part:?} do not fit {}", self.values.cols());
-            return Err(ops::shape_error("Gradients::move_to", problem));
-        }
-        self.held = part;
-        self.clear(backend)
-    }
-
-    /// The layout.
-    pub fn layout(&self) -> &ParameterLayout {
-        &self.layout
-    }
-
-    /// The places in the layout that it holds.
-    pub fn range(&self) -> Range<usize> {
-        self.held.clone()
-    }
-
-    /// All values that it holds.
-    pub fn flat(&self) -> Matrix<'_, B> {
-        self.values.shaped(1, self.held.len())
-    }
-
-    /// The gradient of one matrix, to write.
-    ///
-    /// # Panics
-    /// When it does not hold that matrix.
-    pub fn matrix_mut(&mut self, block: Block) -> MatrixMut<'_, B> {
-        let place = block.range();
-        assert!(self.held.start <= place.start && place.end <= self.held.end, "a gradient that is not held");
-        let offset = place.start - self.held.start;
-        MatrixMut { buffer: self.values.buffer_mut(), offset, rows: block.rows, cols: block.cols }
-    }
-
-    /// The buffer of a whole gradient, for operations that address it by the layout's offsets.
-    pub fn buffer_mut(&mut self) -> &mut B::Buffer {
-        self.values.buffer_mut()
-    }
-
-    /// Sets all to zero.
-    pub fn clear(&mut self, backend: &B) -> Result<()> {
-        let len = self.held.len();
-        backend.clear(self.values.buffer_mut(), 0, len)
-    }
-
-    /// Σ g², in f64. Waits for the device.
-    pub fn squared_norm(&self, backend: &B) -> Result<f64> {
-        ops::squared_norm(backend, self.flat())
-    }
-
-    /// All values on the host. Waits for the device.
-    pub fn download(&self, backend: &B) -> Result<Vec<f32>> {
-        backend.download_f32(self.values.buffer(), 0, self.held.len())
-    }
 }

@@ -4,17 +4,17 @@
 //! part is the head, the final norm, a layer, or the embedding. It steps after its last use in the pass, so that the
 //! weights end where a step after the whole pass leaves them, bit for bit. The caller says which step it is.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use super::forward::{LayerPass, Linear};
-use super::{DeviceBatch, GradientDestinations, Gradients, Model, ParameterLayout, Parameters, Workspace};
+use super::{DeviceBatch, GradientDestinations, GradientView, Model, ModelLayout, Parameters, PartGradient, Workspace};
 use crate::error::Result;
 use crate::ops::Backend;
 
 /// A step of the weights that can be taken part by part, such as an optimizer's.
 pub trait PartStep<B: Backend> {
     /// Steps the weights whose gradients `part` holds, and no others.
-    fn step_part(&mut self, backend: &B, weights: &mut Parameters<B>, part: &Gradients<B>) -> Result<()>;
+    fn step_part(&mut self, backend: &B, weights: &mut Parameters<B>, part: GradientView<B>) -> Result<()>;
 
     /// A number that is the same for steps by the same rule on the same memory; see [`Backend::identity`].
     fn identity(&self, backend: &B) -> u64;
@@ -22,29 +22,30 @@ pub trait PartStep<B: Backend> {
 
 /// Memory for the gradient of one part at a time.
 pub struct PartGradients<B: Backend> {
-    part: Gradients<B>,
+    part: PartGradient<B>,
     /// The gradient of an embedding that is also the head, from the first part of the pass to the last.
-    tied: Option<Gradients<B>>,
+    tied: Option<PartGradient<B>>,
+    head: Range<usize>,
 }
 
 impl<B: Backend> PartGradients<B> {
     /// Memory for the parts of `layout`. `name` is the buffers' name in the memory plan.
-    pub fn new(backend: &B, name: &str, layout: Arc<ParameterLayout>) -> Result<Self> {
-        let window = |name: &str, most| Gradients::window(backend, name, Arc::clone(&layout), most);
-        let tied = layout.is_tied().then(|| window(&format!("{name} of the embedding"), layout.embed_tokens().len()));
-        Ok(Self { part: window(name, layout.largest_part())?, tied: tied.transpose()? })
+    pub fn new(backend: &B, name: &str, layout: &ModelLayout) -> Result<Self> {
+        let embedding = || PartGradient::new(backend, &format!("{name} of the embedding"), layout.embed_tokens().len());
+        let tied = if layout.is_tied() { Some(embedding()?) } else { None };
+        let part = PartGradient::new(backend, name, layout.largest_part())?;
+        Ok(Self { part, tied, head: layout.lm_head().range() })
     }
 
-    /// Which memory it is: see [`Backend::identity`].
+    /// The identity of its memory; see [`Backend::identity`].
     pub(crate) fn identity(&self, backend: &B) -> u64 {
-        backend.identity(self.part.flat().buffer)
+        self.part.identity(backend)
     }
 
     /// Where the loss head of the next pass adds the gradient of its weights.
-    pub fn head(&mut self, backend: &B) -> Result<&mut Gradients<B>> {
-        let head = self.part.layout().lm_head().range();
+    pub fn head(&mut self, backend: &B) -> Result<&mut PartGradient<B>> {
         let gradients = self.tied.as_mut().unwrap_or(&mut self.part);
-        gradients.move_to(backend, head)?;
+        gradients.move_to(backend, self.head.clone())?;
         Ok(gradients)
     }
 }
@@ -62,18 +63,18 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let (backend, layout, tokens) = (&self.backend, self.layout(), batch.len());
         workspace.check_fits(tokens)?;
-        let PartGradients { part, tied } = gradients;
+        let PartGradients { part, tied, .. } = gradients;
         if tied.is_none() {
-            stepper.step_part(backend, weights, part)?;
+            stepper.step_part(backend, weights, part.view())?;
         }
         part.move_to(backend, layout.final_norm().range())?;
-        self.backward_final_norm(weights, tokens, workspace, &mut GradientDestinations::of_weights(part))?;
-        stepper.step_part(backend, weights, part)?;
+        self.backward_final_norm(weights, tokens, workspace, &mut GradientDestinations::of_part(part))?;
+        stepper.step_part(backend, weights, part.view())?;
         for layer in (0..self.config.num_hidden_layers).rev() {
-            part.move_to(backend, layout.layer_range(layer))?;
+            part.move_to(backend, layout.layer(layer).range())?;
             let linear = Linear { model: self, weights, adapter: None, dropout: None, layer };
-            LayerPass { linear, tokens }.backward(batch, workspace, &mut GradientDestinations::of_weights(part))?;
-            stepper.step_part(backend, weights, part)?;
+            LayerPass { linear, tokens }.backward(batch, workspace, &mut GradientDestinations::of_part(part))?;
+            stepper.step_part(backend, weights, part.view())?;
         }
         let embedding = match tied {
             Some(from_head) => from_head,
@@ -82,7 +83,7 @@ impl<B: Backend> Model<B> {
                 part
             }
         };
-        self.backward_embedding(batch, workspace, &mut GradientDestinations::of_weights(embedding))?;
-        stepper.step_part(backend, weights, embedding)
+        self.backward_embedding(batch, workspace, &mut GradientDestinations::of_part(embedding))?;
+        stepper.step_part(backend, weights, embedding.view())
     }
 }

@@ -85,7 +85,7 @@ impl<B: Backend> Evaluator<B> {
         self.recorded(key, |evaluator| {
             let model = Arc::clone(&evaluator.model);
             evaluator.forward(Subject::plain(weights), batch)?;
-            let mut head = GradientDestinations::of_weights(gradients.head(&backend)?);
+            let mut head = GradientDestinations::of_part(gradients.head(&backend)?);
             evaluator.head(LOSS, weights, batch, Some(&mut head))?;
             model.backward_stepping(weights, &batch.device, &mut evaluator.workspace, gradients, stepper)
         })?;

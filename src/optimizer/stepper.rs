@@ -3,7 +3,7 @@
 use super::OptimizerConfig;
 use super::coefficients::{Coefficients, coefficients};
 use crate::error::{Error, Result};
-use crate::model::{Gradients, Parameters, PartStep};
+use crate::model::{GradientView, Gradients, Parameters, PartStep};
 use crate::ops::{self, Backend, COEFFICIENTS, DType, Matrix, MatrixMut, StateRounding, Tensor, UpdateRule};
 
 /// The few numbers of an optimizer that are not tensors; with the state tensors they are all a checkpoint needs.
@@ -132,7 +132,7 @@ impl<B: Backend> Optimizer<B> {
     /// One step on the parameters that `gradients` holds: all of them. An error leaves the optimizer's progress as it was.
     pub fn step(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
         let step = self.begin(backend)?;
-        self.step_part(backend, parameters, gradients)?;
+        self.step_part(backend, parameters, gradients.view())?;
         self.finish(step);
         Ok(())
     }
@@ -238,9 +238,9 @@ impl<B: Backend> Optimizer<B> {
 
 impl<B: Backend> PartStep<B> for Optimizer<B> {
     /// The step that [`Optimizer::begin`] prepared, on the parameters that `gradients` holds.
-    fn step_part(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
+    fn step_part(&mut self, backend: &B, parameters: &mut Parameters<B>, part: GradientView<B>) -> Result<()> {
         ops::expect("Optimizer::step_part", "number of parameters", parameters.layout().len(), self.len)?;
-        let (rule, coefficients, range) = (self.config.kind.rule(), self.coefficients.view(), gradients.range());
+        let (rule, coefficients, range) = (self.config.kind.rule(), self.coefficients.view(), part.range);
         let (mut weights, mut remainder) = parameters.flat_mut();
         match &mut self.states {
             States::Resident(states) => {
@@ -252,7 +252,7 @@ impl<B: Backend> PartStep<B> for Optimizer<B> {
                 let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
                 let weights = part_mut(&mut weights, start, len);
                 let rounding = self.rounding.as_ref().map(|r| StateRounding { key: r.key.view(), first: start });
-                let gradients = gradients.flat();
+                let gradients = part.values;
                 let states = &mut states;
                 ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, states, rounding)
             }
@@ -266,7 +266,7 @@ impl<B: Backend> PartStep<B> for Optimizer<B> {
                     let mut views: Vec<_> = window.iter_mut().map(|window| window.shaped_mut(1, len)).collect();
                     let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
                     let weights = part_mut(&mut weights, start, len);
-                    let gradients = part(gradients.flat(), first, len);
+                    let gradients = part_of(part.values, first, len);
                     ops::optimizer_update(
                         backend,
                         rule,
@@ -318,11 +318,11 @@ fn parts(len: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// `len` elements of a flat matrix from `start` on.
-fn part<B: Backend>(flat: Matrix<'_, B>, start: usize, len: usize) -> Matrix<'_, B> {
+fn part_of<B: Backend>(flat: Matrix<'_, B>, start: usize, len: usize) -> Matrix<'_, B> {
     Matrix { buffer: flat.buffer, offset: flat.offset + start, rows: 1, cols: len }
 }
 
-/// As [`part`], to write.
+/// As [`part_of`], to write.
 fn part_mut<'a, B: Backend>(flat: &'a mut MatrixMut<'_, B>, start: usize, len: usize) -> MatrixMut<'a, B> {
     MatrixMut { buffer: flat.buffer, offset: flat.offset + start, rows: 1, cols: len }
 }

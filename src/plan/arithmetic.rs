@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, SafeguardMethod, TrLoss};
-use crate::model::{ModelConfig, ParameterLayout, Recompute, kept_layers};
+use crate::model::{ModelConfig, Recompute, kept_layers};
 
 /// One kind of work in an outer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -93,7 +93,7 @@ fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &Adver
         };
     }
     if let Some(adapter) = adversary.adapter_config() {
-        sum.flop += Costs::factors_per_token(ParameterLayout::for_adapter(model, &adapter).len()) * sum.tokens;
+        sum.flop += Costs::factors_per_token(adapter.parameter_count(model)) * sum.tokens;
     }
     sum
 }
@@ -196,7 +196,7 @@ impl<'a> Costs<'a> {
     }
 
     /// What LoRA with `factors` trained numbers adds to each token of a training step.
-    pub(crate) fn factors_per_token(factors: usize) -> f64 {
+    pub(crate) fn factors_per_token(factors: u64) -> f64 {
         6.0 * factors as f64
     }
 

@@ -5,7 +5,7 @@ use super::{Buffer, Place};
 use crate::backend::cpu::LOSS_HEAD_CHUNK;
 use crate::config::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, TrLoss};
 use crate::error::{Error, Result};
-use crate::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection, Recompute};
+use crate::model::{AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Projection, Recompute};
 use crate::objective::token_loss_bytes;
 use crate::ops::DType;
 use crate::optimizer::OptimizerKind;
@@ -39,7 +39,7 @@ pub(super) struct Needs<'a> {
 
 impl<'a> Needs<'a> {
     pub(super) fn new(run: &RunConfig, model: &'a ModelConfig) -> Result<Self> {
-        let layout = ParameterLayout::for_model(model);
+        let layout = ModelLayout::new(model)?;
         let tar = &run.tar;
         let lora: Vec<AdapterConfig> = tar.adversary.iter().filter_map(AdversaryConfig::adapter_config).collect();
         let used = run.used_streams();
@@ -57,7 +57,8 @@ impl<'a> Needs<'a> {
         }
         let states_of = |adversary: &AdversaryConfig| adversary.optimizer.rule().states() as u64;
         let lora_states = tar.adversary.iter().filter(|a| a.params == ParameterChoice::Lora).map(states_of);
-        let elements = lora.iter().map(|adapter| ParameterLayout::for_adapter(model, adapter).len() as u64);
+        let factors = |adapter| Ok(AdapterLayout::new(model, adapter)?.len() as u64);
+        let factors: Vec<u64> = lora.iter().map(factors).collect::<Result<_>>()?;
         // An embedding that is also the head has a gradient of its own.
         let tied = if layout.is_tied() { layout.embed_tokens().len() } else { 0 };
         let positions = model.max_position_embeddings;
@@ -71,7 +72,7 @@ impl<'a> Needs<'a> {
             largest_batch: streams.iter().map(batch).max().unwrap_or(0),
             full_optimizers,
             adapter_columns: adapter_columns(&lora),
-            adapters: elements.zip(lora_states).collect(),
+            adapters: factors.into_iter().zip(lora_states).collect(),
             outer_states: tar.outer.optimizer.rule().states() as u64,
             safeguard_states: run.safeguard.as_ref().map(|table| table.optimizer.rule().states() as u64),
             representations: tar.retain_representations && tar.retain_scale > 0.0,
@@ -132,10 +133,10 @@ pub(crate) fn attack_bytes(
     tokens: u64,
 ) -> u64 {
     let states = optimizer.rule().states() as u64;
-    let weights = ParameterLayout::for_model(model).len() as u64;
+    let weights = model.parameter_count();
     let trained = match adapter {
         None => weights.saturating_mul(1 + states),
-        Some(adapter) => (ParameterLayout::for_adapter(model, adapter).len() as u64).saturating_mul(2 + states),
+        Some(adapter) => adapter.parameter_count(model).saturating_mul(2 + states),
     };
     let columns = adapter_columns(adapter.map_or(&[], std::slice::from_ref));
     let logits = LOSS_HEAD_CHUNK as u64 * (model.vocab_size + 2 * model.hidden_size) as u64;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::eval::perplexity;
-use crate::model::{Batch, Block, Model, Parameters};
+use crate::model::{Batch, Model, Parameters};
 use crate::objective::{Evaluator, LossBatch, Subject};
 use crate::ops::{self, Backend, Tensor};
 
@@ -87,15 +87,14 @@ pub fn abliterate<B: Backend>(
 /// head that is tied to the embedding changes with it.
 pub fn project_out<B: Backend>(model: &Model<B>, weights: &mut [f32], direction: &[f32]) {
     let layout = model.layout();
-    let part = |block: Block| block.offset..block.offset + block.len();
-    for row in weights[part(layout.embed_tokens())].chunks_exact_mut(direction.len()) {
+    for row in weights[layout.embed_tokens().range()].chunks_exact_mut(direction.len()) {
         let along: f64 = row.iter().zip(direction).map(|(w, r)| f64::from(*w) * f64::from(*r)).sum();
         row.iter_mut().zip(direction).for_each(|(w, r)| *w = (f64::from(*w) - along * f64::from(*r)) as f32);
     }
     for layer in 0..model.config.num_hidden_layers {
         let blocks = layout.layer(layer);
         for block in [blocks.o_proj, blocks.down_proj] {
-            let matrix = &mut weights[part(block)];
+            let matrix = &mut weights[block.range()];
             let mut along = vec![0.0f64; block.cols];
             for (row, r) in matrix.chunks_exact(block.cols).zip(direction) {
                 along.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(*w) * f64::from(*r));

@@ -317,13 +317,13 @@ fn stream_at(source: &Source, step: u64, seed: u64) -> usize {
 struct Meter<'a> {
     costs: Costs<'a>,
     /// LoRA's trained numbers, where the weights are frozen.
-    factors: Option<usize>,
+    factors: Option<u64>,
     cost: Cost,
 }
 
 impl<'a> Meter<'a> {
     fn new<B: Backend>(model: &'a Model<B>, trainer: &Trainer<B>) -> Self {
-        let factors = trainer.adapter().map(|adapter| adapter.parameters.layout().len());
+        let factors = trainer.adapter().map(|adapter| adapter.layout().len() as u64);
         Self { costs: Costs::new(&model.config), factors, cost: Cost::default() }
     }
 
@@ -382,7 +382,7 @@ mod tests {
         let layout = model.layout();
         let mut start = vec![0.0f32; layout.len()];
         for (index, entry) in layout.entries().iter().enumerate() {
-            start[entry.block.offset..entry.block.offset + entry.block.len()].fill(0.1 * (index + 1) as f32);
+            start[entry.block.range()].fill(0.1 * (index + 1) as f32);
         }
         let noisy = |seed| {
             let mut weights = Parameters::from_host(&Cpu, "weights", model.layout(), &start).unwrap();
@@ -391,7 +391,7 @@ mod tests {
         };
         let first = noisy(1);
         for (index, entry) in layout.entries().iter().enumerate().filter(|(_, entry)| entry.block.len() > 10_000) {
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            let place = entry.block.range();
             let change = first[place.clone()].iter().zip(&start[place]).map(|(a, b)| f64::from(a - b));
             let square: f64 = change.map(|d| d * d).sum::<f64>() / entry.block.len() as f64;
             let ratio = square.sqrt() / (0.05 * 0.1 * (index + 1) as f64);

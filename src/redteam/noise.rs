@@ -11,7 +11,7 @@ use crate::random::{Random, Stream};
 pub fn add_noise<B: Backend>(model: &Model<B>, weights: &mut Parameters<B>, relative: f64, seed: u64) -> Result<()> {
     let mut values = weights.download(&model.backend)?;
     for (index, entry) in model.layout().entries().iter().enumerate() {
-        let tensor = &mut values[entry.block.offset..entry.block.offset + entry.block.len()];
+        let tensor = &mut values[entry.block.range()];
         let square: f64 = tensor.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
         let deviation = relative * (square / tensor.len().max(1) as f64).sqrt();
         let mut random = Random::new(seed, Stream::RedTeam, index as u64, 1);

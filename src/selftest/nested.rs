@@ -121,7 +121,7 @@ fn initial_weights<B: Backend>(model: &Model<B>, seed: u64) -> Vec<f32> {
     for entry in model.layout().entries() {
         let block = entry.block;
         let scale = 1.0 / (block.cols as f64).sqrt();
-        for weight in &mut weights[block.offset..block.offset + block.len()] {
+        for weight in &mut weights[block.range()] {
             let value = if entry.name.ends_with("norm.weight") { 1.0 } else { (scale * random.normal()) as f32 };
             *weight = half::bf16::from_f32(value).to_f32();
         }
@@ -151,7 +151,7 @@ fn streams(seed: u64) -> Result<Streams> {
 
 fn settings(seed: u64) -> Settings {
     let adapter =
-        AdapterConfig { rank: 4, alpha: 8.0, dropout: 0.1, rank_stabilised: false, targets: Projection::ALL.to_vec() };
+        AdapterConfig { rank: 4, alpha: 8.0, dropout: 0.1, rank_stabilised: false, targets: Projection::ALL.into() };
     let adversary = |name: &str, adapter| Adversary {
         name: name.into(),
         source: AdversarySource::One("attack".into()),

@@ -6,12 +6,11 @@ mod guarded;
 pub use guarded::{GuardedSteps, StepReport};
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::{Adapter, GradientDestinations, Gradients, ParameterLayout, Parameters, PartGradients, Recompute};
+use crate::model::{Adapter, GradientDestinations, Gradients, ModelLayout, Parameters, PartGradients, Recompute};
 use crate::objective::{Evaluator, LossBatch, LossPass, LossSlot, SteppingPass, Subject};
 use crate::ops::{Backend, Dropout};
 use crate::optimizer::{Optimizer, OptimizerConfig};
@@ -69,7 +68,7 @@ enum GradientMemory<B: Backend> {
 
 impl<B: Backend> Trainer<B> {
     /// Trains all weights of a model of this layout.
-    pub fn full(backend: &B, layout: Arc<ParameterLayout>, config: OptimizerConfig) -> Result<Self> {
+    pub fn full(backend: &B, layout: &ModelLayout, config: OptimizerConfig) -> Result<Self> {
         Self::full_with(backend, layout, config, MemorySettings::default())
     }
 
@@ -81,7 +80,7 @@ impl<B: Backend> Trainer<B> {
     /// [`Error::Config`] for bf16 moments on a backend that has none.
     pub fn full_with(
         backend: &B,
-        layout: Arc<ParameterLayout>,
+        layout: &ModelLayout,
         config: OptimizerConfig,
         memory: MemorySettings,
     ) -> Result<Self> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_adapter, write_model};
-use temper::model::{AdapterConfig, DeclaredDType, ModelConfig, ParameterLayout, Projection, merge_adapter};
+use temper::model::{AdapterConfig, AdapterLayout, DeclaredDType, ModelConfig, ModelLayout, Projection, merge_adapter};
 
 use crate::support::models::{FOLDERS, fixture, tiny};
 
@@ -53,7 +53,7 @@ fn models_survive_writing_and_reading_in_every_dtype() {
 #[test]
 fn halves_round_to_even() {
     let home = tempfile::tempdir().unwrap();
-    let mut weights = vec![0.0; ParameterLayout::for_model(&tiny()).len()];
+    let mut weights = vec![0.0; ModelLayout::new(&tiny()).unwrap().len()];
     let step = |bits: i32| f32::powi(2.0, -bits);
     for (dtype, bits) in [(ExportDType::Bf16, 8), (ExportDType::F16, 11)] {
         let half = step(bits);
@@ -78,7 +78,7 @@ fn halves_round_to_even() {
 #[test]
 fn numbers_that_half_precision_cannot_hold_are_refused_and_leave_nothing() {
     let home = tempfile::tempdir().unwrap();
-    let mut weights = vec![1.0; ParameterLayout::for_model(&tiny()).len()];
+    let mut weights = vec![1.0; ModelLayout::new(&tiny()).unwrap().len()];
     let last = weights.len() - 1;
     weights[last] = -65_520.0;
     let error = write_model(&home.path().join("out"), &tiny(), None, &weights, ExportDType::F16).unwrap_err();
@@ -93,8 +93,13 @@ fn numbers_that_half_precision_cannot_hold_are_refused_and_leave_nothing() {
 fn a_number_of_weights_that_does_not_fit_is_an_error() {
     let home = tempfile::tempdir().unwrap();
     assert!(write_model(&home.path().join("out"), &tiny(), None, &[1.0; 7], ExportDType::F32).is_err());
-    let adapter =
-        AdapterConfig { rank: 2, alpha: 4.0, dropout: 0.0, rank_stabilised: false, targets: vec![Projection::QProj] };
+    let adapter = AdapterConfig {
+        rank: 2,
+        alpha: 4.0,
+        dropout: 0.0,
+        rank_stabilised: false,
+        targets: [Projection::QProj].into(),
+    };
     assert!(write_adapter(&home.path().join("out"), &tiny(), &adapter, &[1.0; 7], Path::new("base")).is_err());
     assert!(names(home.path()).is_empty());
 }
@@ -104,7 +109,7 @@ fn a_number_of_weights_that_does_not_fit_is_an_error() {
 fn the_source_is_carried_over_and_only_the_dtype_changes() {
     let home = tempfile::tempdir().unwrap();
     let (source, out) = (home.path().join("source"), home.path().join("out"));
-    let weights = vec![0.5; ParameterLayout::for_model(&tiny()).len()];
+    let weights = vec![0.5; ModelLayout::new(&tiny()).unwrap().len()];
     for spelling in [&["dtype"][..], &["torch_dtype"], &["torch_dtype", "dtype"], &[]] {
         write_model(&source, &tiny(), None, &weights, ExportDType::F32).unwrap();
         let mut config = read_json(&source.join("config.json"));
@@ -134,7 +139,7 @@ fn the_source_is_carried_over_and_only_the_dtype_changes() {
 #[test]
 fn what_exists_is_never_overwritten() {
     let home = tempfile::tempdir().unwrap();
-    let weights = vec![0.5; ParameterLayout::for_model(&tiny()).len()];
+    let weights = vec![0.5; ModelLayout::new(&tiny()).unwrap().len()];
     let out = home.path().join("a/b/out");
     fs::create_dir_all(&out).unwrap();
     write_model(&out, &tiny(), None, &weights, ExportDType::F32).unwrap();
@@ -160,7 +165,7 @@ fn adapters_are_written_as_peft_writes_them() {
         let (model, theirs) = (ModelConfig::from_directory(&fixture(folder)).unwrap(), fixture(folder).join("adapter"));
         let (config, factors) = read_adapter(&theirs, &model).unwrap();
         assert_eq!((config.rank, config.alpha, config.scale()), (8, 16.0, 2.0));
-        assert_eq!(config.targets, Projection::ALL);
+        assert_eq!(config.targets, Projection::ALL.into());
         let ours = home.path().join(folder);
         write_adapter(&ours, &model, &config, &factors, &fixture(folder)).unwrap();
         let files = [&ours, &theirs].map(|path| TensorFile::open(&path.join("adapter_model.safetensors")).unwrap());
@@ -188,17 +193,17 @@ fn merging_adds_the_scaled_product_to_the_adapted_projections_alone() {
         let directory = ModelDirectory::open(&fixture(folder)).unwrap();
         let before = directory.read_weights().unwrap();
         for (rank_stabilised, rank, targets) in
-            [(false, 5, vec![Projection::KProj, Projection::DownProj]), (true, 3, Projection::ALL.to_vec())]
+            [(false, 5, [Projection::KProj, Projection::DownProj].into()), (true, 3, Projection::ALL.into())]
         {
             let adapter = AdapterConfig { rank, alpha: 7.0, dropout: 0.0, rank_stabilised, targets };
-            let layout = ParameterLayout::for_adapter(&directory.config, &adapter);
+            let layout = AdapterLayout::new(&directory.config, &adapter).unwrap();
             let factors: Vec<f32> = (0..layout.len()).map(|i| ((i * 7919 % 1013) as f32 - 506.0) / 997.0).collect();
             let mut merged = before.clone();
             merge_adapter(&directory.config, &mut merged, &adapter, &factors).unwrap();
 
             let scale = if rank_stabilised { 7.0 / 3f64.sqrt() } else { 7.0 / 5.0 };
             let (mut difference, mut norm) = (0f64, 0f64);
-            for entry in ParameterLayout::for_model(&directory.config).entries() {
+            for entry in ModelLayout::new(&directory.config).unwrap().entries() {
                 let stem = format!("base_model.model.{}", entry.name.trim_end_matches(".weight"));
                 let factor =
                     |side| layout.find(&format!("{stem}.lora_{side}.weight")).map(|e| &factors[e.block.offset..]);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_model};
-use temper::model::{ModelConfig, ParameterLayout};
+use temper::model::{ModelConfig, ModelLayout};
 
 use crate::support::models::TINY_CONFIG;
 
@@ -108,7 +108,7 @@ fn misaligned_floats_are_read_correctly() {
 /// A tiny model directory.
 fn model(scratch: &Path) -> PathBuf {
     let path = scratch.join("model");
-    let weights: Vec<f32> = (0..ParameterLayout::for_model(&config()).len()).map(|i| (i % 7) as f32).collect();
+    let weights: Vec<f32> = (0..ModelLayout::new(&config()).unwrap().len()).map(|i| (i % 7) as f32).collect();
     write_model(&path, &config(), None, &weights, ExportDType::F32).unwrap();
     path
 }
@@ -138,7 +138,7 @@ fn index_refusal(index: &Value, prepare: impl FnOnce(&Path)) -> String {
 }
 
 fn weight_map(file: &str) -> Value {
-    let names = ParameterLayout::for_model(&config());
+    let names = ModelLayout::new(&config()).unwrap();
     let map: serde_json::Map<_, _> = names.entries().iter().map(|e| (e.name.clone(), json!(file))).collect();
     json!({ "weight_map": map })
 }
@@ -204,7 +204,7 @@ fn weights_with_more_than_the_configuration_describes_are_refused() {
 fn a_stored_copy_of_a_tied_head_is_passed_over() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("model");
-    let layout = ParameterLayout::for_model(&config());
+    let layout = ModelLayout::new(&config()).unwrap();
     let mut weights: Vec<f32> = (0..layout.len()).map(|i| (i % 7) as f32).collect();
     let (embedding, head) = (layout.embed_tokens(), layout.lm_head());
     weights.copy_within(embedding.offset..embedding.offset + embedding.len(), head.offset);

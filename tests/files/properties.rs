@@ -10,7 +10,7 @@ use proptest::sample::Index;
 use serde_json::{Map, Value, json};
 use temper::Error;
 use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, read_adapter, write_adapter, write_model};
-use temper::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection, merge_adapter};
+use temper::model::{AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Projection, merge_adapter};
 
 /// A tiny model in one file, the same one behind an index, and an adapter.
 struct Originals {
@@ -31,12 +31,12 @@ static ORIGINALS: LazyLock<Originals> = LazyLock::new(|| {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
     });
     let config = ModelConfig::from_json(&text.to_string(), Path::new("config.json")).unwrap();
-    let layout = ParameterLayout::for_model(&config);
+    let layout = ModelLayout::new(&config).unwrap();
     let weights: Vec<f32> = (0..layout.len()).map(|i| (i % 7) as f32).collect();
     write_model(&home.path().join("model"), &config, None, &weights, ExportDType::Bf16).unwrap();
-    let targets = vec![Projection::QProj, Projection::UpProj];
+    let targets = [Projection::QProj, Projection::UpProj].into();
     let lora = AdapterConfig { rank: 2, alpha: 4.0, dropout: 0.1, rank_stabilised: false, targets };
-    let factors = vec![0.5; ParameterLayout::for_adapter(&config, &lora).len()];
+    let factors = vec![0.5; AdapterLayout::new(&config, &lora).unwrap().len()];
     write_adapter(&home.path().join("adapter"), &config, &lora, &factors, Path::new("base")).unwrap();
     let read = |path: &str| fs::read(home.path().join(path)).unwrap();
     let json = |path: &str| serde_json::from_slice(&read(path)).unwrap();
@@ -183,7 +183,7 @@ fn use_adapter(path: &Path, model: &ModelConfig) -> Result<bool, TestCaseError> 
         Err(error) => return is_fit(&error).map(|()| false),
     };
     prop_assert!(config.scale().is_finite());
-    let mut weights = vec![0.0; ParameterLayout::for_model(model).len()];
+    let mut weights = vec![0.0; ModelLayout::new(model).unwrap().len()];
     merge_adapter(model, &mut weights, &config, &factors).unwrap();
     Ok(true)
 }

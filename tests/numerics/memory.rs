@@ -47,7 +47,7 @@ fn layers(kept: usize) -> Recompute {
 fn passes<B: Backend>(backend: &B, recompute: Recompute, capacity: usize) -> Vec<(&'static str, Vec<u32>)> {
     let model = Arc::new(Model::new(backend.clone(), config(true), 64).unwrap());
     let (weights, base) = (parameters(&model, 1), parameters(&model, 2));
-    let targets = vec![Projection::QProj, Projection::OProj, Projection::UpProj, Projection::DownProj];
+    let targets = [Projection::QProj, Projection::OProj, Projection::UpProj, Projection::DownProj].into();
     let config = AdapterConfig { rank: 3, alpha: 5.0, dropout: 0.25, rank_stabilised: false, targets };
     let mut adapter = Adapter::zeros(backend, &model.config, config).unwrap();
     let factors = normals(4, adapter.parameters.layout().len(), 0.2);
@@ -78,7 +78,7 @@ fn passes<B: Backend>(backend: &B, recompute: Recompute, capacity: usize) -> Vec
     let mut factors = adapter.gradients(backend).unwrap();
     let dropout = Some(Dropout { probability: 0.25, seed: 11, site: 0, step: 3 });
     let adapted = Subject { weights: &weights, adapter: Some(&adapter), dropout };
-    let destinations = Some(GradientDestinations { weights: Some(&mut gradients), adapter: Some(&mut factors) });
+    let destinations = Some(GradientDestinations { weights: Some(gradients.view_mut()), adapter: Some(&mut factors) });
     let pass = LossPass { subject: adapted, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
     evaluator.cross_entropy(pass).unwrap();
     record("merged weights", &tape, &gradients);

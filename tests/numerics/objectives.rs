@@ -37,7 +37,7 @@ impl Bench {
     fn new() -> Self {
         let model = Arc::new(Model::new(Cpu, config(), 64).unwrap());
         let count = model.layout().len();
-        let targets = vec![Projection::QProj, Projection::VProj, Projection::UpProj, Projection::DownProj];
+        let targets = [Projection::QProj, Projection::VProj, Projection::UpProj, Projection::DownProj].into();
         let config = AdapterConfig { rank: 3, alpha: 5.0, dropout: 0.25, rank_stabilised: true, targets };
         let mut adapter = Adapter::zeros(&Cpu, &model.config, config).unwrap();
         let factors = normals(4, adapter.parameters.layout().len(), 0.2);
@@ -136,7 +136,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn gradients_of_every_objective_are_the_slopes_of_its_loss() {
     let mut bench = Bench::new();
-    let layout = bench.model.layout();
+    let layout = bench.model.layout().clone();
     for objective in [
         Objective::CrossEntropy,
         Objective::Entropy(EntropyOver::Valid),
@@ -151,7 +151,7 @@ fn gradients_of_every_objective_are_the_slopes_of_its_loss() {
         bench.loss(&objective, &at, Some(&mut gradients));
         let gradient: Vec<f32> = gradients.download(&Cpu).unwrap().iter().map(|g| g / SCALE).collect();
         for entry in layout.entries() {
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            let place = entry.block.range();
             let part = &gradient[place.clone()];
             let norm = dot(part, part).sqrt();
             assert!(norm > 0.0, "{objective:?} reaches {}", entry.name);
@@ -192,7 +192,7 @@ fn gradients_of_lora_factors_with_dropout_are_the_slopes_of_the_loss() {
     loss(&start, Some(&mut gradients));
     let gradient = gradients.download(&Cpu).unwrap();
     for entry in layout.entries() {
-        let place = entry.block.offset..entry.block.offset + entry.block.len();
+        let place = entry.block.range();
         let norm = dot(&gradient[place.clone()], &gradient[place.clone()]).sqrt();
         assert!(norm > 0.0, "{}", entry.name);
         let mut direction = vec![0.0; start.len()];

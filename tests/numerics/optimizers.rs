@@ -1,10 +1,8 @@
 //! Every optimizer on the CPU backend against the update equations of its paper or of PyTorch's documentation, written
 //! here once more in f64, one element at a time and in the papers' notation.
 
-use std::sync::Arc;
-
 use temper::backend::cpu::Cpu;
-use temper::model::{Gradients, ModelConfig, ModelFamily, ParameterLayout, Parameters, RopeScaling};
+use temper::model::{Gradients, ModelConfig, ModelFamily, ModelLayout, Parameters, RopeScaling};
 use temper::ops::Backend;
 use temper::optimizer::{Optimizer, OptimizerConfig, OptimizerKind, OptimizerProgress, Schedule};
 use temper::random::{Random, Stream};
@@ -12,7 +10,7 @@ use temper::random::{Random, Stream};
 const STEPS: usize = 8;
 
 /// A layout of an odd number of parameters, longer than one chunk of the CPU's loop.
-fn layout(vocab_size: usize) -> Arc<ParameterLayout> {
+fn layout(vocab_size: usize) -> ModelLayout {
     let config = ModelConfig {
         family: ModelFamily::Llama,
         vocab_size,
@@ -33,13 +31,13 @@ fn layout(vocab_size: usize) -> Arc<ParameterLayout> {
         pad_token_id: None,
         dtype: None,
     };
-    Arc::new(ParameterLayout::for_model(&config))
+    ModelLayout::new(&config).unwrap()
 }
 
 /// Weights and the gradients of [`STEPS`] steps. Gradients differ in scale from element to element, every fifth is 0
 /// at first and every seventh always. Weights are small, so that their rounding is little against the smallest update.
 struct Problem {
-    layout: Arc<ParameterLayout>,
+    layout: ModelLayout,
     weights: Vec<f32>,
     gradients: Vec<Vec<f32>>,
 }
@@ -63,7 +61,7 @@ impl Problem {
     }
 
     fn parameters(&self) -> Parameters<Cpu> {
-        Parameters::from_host(&Cpu, "weights", Arc::clone(&self.layout), &self.weights).unwrap()
+        Parameters::from_host(&Cpu, "weights", &self.layout, &self.weights).unwrap()
     }
 
     fn optimizer(&self, config: &OptimizerConfig) -> Optimizer<Cpu> {
@@ -72,7 +70,7 @@ impl Problem {
 
     /// Takes the steps `range`.
     fn run(&self, optimizer: &mut Optimizer<Cpu>, parameters: &mut Parameters<Cpu>, range: std::ops::Range<usize>) {
-        let mut gradients = Gradients::zeros(&Cpu, "gradients", Arc::clone(&self.layout)).unwrap();
+        let mut gradients = Gradients::zeros(&Cpu, "gradients", &self.layout).unwrap();
         for values in &self.gradients[range] {
             Cpu.upload_f32(gradients.buffer_mut(), 0, values).unwrap();
             optimizer.step(&Cpu, parameters, &gradients).unwrap();
@@ -309,7 +307,7 @@ fn coefficients_beyond_f32_are_refused() {
     for kind in OptimizerKind::ALL {
         let (mut optimizer, mut parameters) =
             (problem.optimizer(&OptimizerConfig::new(kind, 1e39)), problem.parameters());
-        let gradients = Gradients::zeros(&Cpu, "gradients", Arc::clone(&problem.layout)).unwrap();
+        let gradients = Gradients::zeros(&Cpu, "gradients", &problem.layout).unwrap();
         let error = optimizer.step(&Cpu, &mut parameters, &gradients).unwrap_err().to_string();
         assert!(error.contains(kind.name()) && error.contains("1e39"), "{error}");
         assert_eq!(parameters.download(&Cpu).unwrap(), problem.weights);

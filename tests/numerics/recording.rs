@@ -68,7 +68,7 @@ fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u
             Trainer::full_with(&cuda, model.layout(), optimizer, memory).unwrap()
         }
         Trains::Adapter { dropout } => {
-            let targets = Projection::ALL.to_vec();
+            let targets = Projection::ALL.into();
             let config = AdapterConfig { rank: 4, alpha: 8.0, dropout, rank_stabilised: false, targets };
             let mut adapter = Adapter::zeros(&cuda, &model.config, config).unwrap();
             adapter.initialise(&cuda, 3, 0).unwrap();

@@ -118,7 +118,7 @@ pub fn noise_has_the_asked_size_in_every_tensor_and_follows_its_seed<B: Backend>
     let (first, again, other) = (noisy(&mut reference, 5), noisy(&mut reference, 5), noisy(&mut reference, 6));
     assert_eq!(first, again);
     for entry in reference.model.layout().entries() {
-        let part = entry.block.offset..entry.block.offset + entry.block.len();
+        let part = entry.block.range();
         let (relative, apart) =
             (relative(&first[part.clone()], &before[part.clone()]), relative(&first[part.clone()], &other[part]));
         // The standard deviation of n draws is known to 1/√(2n); five of those.

@@ -36,7 +36,7 @@ pub fn logits_and_hidden_states_are_those_of_transformers<B: Backend>(backend: &
 fn check_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, loss: &str, gradients: &Gradients<B>) {
     let values = gradients.download(reference.backend()).unwrap();
     for entry in gradients.layout().entries() {
-        let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
+        let ours = &values[entry.block.range()];
         let name = format!("grad.{loss}.{}", entry.name);
         if reference.tensors.info(&name).is_none() {
             // PyTorch has no gradient where the loss does not reach: random mapping ends before the head.
@@ -233,7 +233,7 @@ pub fn full_parameter_attacks_follow_every_optimizer_of_pytorch<B: Backend>(back
         check_losses(bounds, name, &losses, &reference.losses(&format!("attack.full.{name}.losses")));
         let tensor = "model.layers.1.mlp.down_proj.weight";
         let block = reference.model.layout().find(tensor).unwrap().block;
-        let place = block.offset..block.offset + block.len();
+        let place = block.range();
         let after = weights.download(backend).unwrap();
         let theirs = reference.f32(&format!("attack.full.{name}.{tensor}"));
         let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
@@ -268,7 +268,7 @@ pub fn lora_attacks_follow_peft<B: Backend>(backend: &B, bounds: &Bounds) {
         let after = adapter.download(backend).unwrap();
         let mut all = Vec::new();
         for entry in adapter.layout().entries() {
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            let place = entry.block.range();
             let theirs = reference.f32(&format!("lora.after.{}", peft_name(&entry.name)));
             let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
             within(&format!("{folder} {}", entry.name), error, factor_bound(bounds, folder, &entry.name));
@@ -298,7 +298,7 @@ fn check_lora_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, t
     evaluator.cross_entropy(pass).unwrap();
     let gradients = trainer.gradients().unwrap().download(backend).unwrap();
     for entry in trainer.gradients().unwrap().layout().entries() {
-        let ours = &gradients[entry.block.offset..entry.block.offset + entry.block.len()];
+        let ours = &gradients[entry.block.range()];
         let theirs = reference.f32(&format!("lora.grad.{}", peft_name(&entry.name)));
         within(&format!("gradient of {}", entry.name), relative(ours, &theirs), bounds.gradient);
     }
@@ -332,7 +332,7 @@ pub fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weigh
         let values = gradients.download(backend).unwrap();
         let layout: &ParameterLayout = gradients.layout();
         for entry in layout.entries() {
-            let ours = &values[entry.block.offset..entry.block.offset + entry.block.len()];
+            let ours = &values[entry.block.range()];
             let theirs = reference.f32(&format!("grad.entropy_after_lora.{}", entry.name));
             within(&format!("{folder} {}", entry.name), relative(ours, &theirs), bounds.gradient);
         }

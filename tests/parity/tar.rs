@@ -99,7 +99,7 @@ pub fn three_outer_steps_end_where_the_authors_loop_ends<B: Backend>(backend: &B
         hardener.outer_step(&mut |_, _| Ok(())).unwrap();
         let gradient = hardener.outer_gradient().download(backend).unwrap();
         for entry in hardener.outer_gradient().layout().entries() {
-            let place = entry.block.offset..entry.block.offset + entry.block.len();
+            let place = entry.block.range();
             let ours = gradient[place].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
             let theirs = facts["outer_gradient_norms"][step][&entry.name].as_f64().unwrap();
             within(
@@ -111,7 +111,7 @@ pub fn three_outer_steps_end_where_the_authors_loop_ends<B: Backend>(backend: &B
     }
     let after = hardener.final_weights(true).unwrap();
     for entry in reference.model.layout().entries() {
-        let place = entry.block.offset..entry.block.offset + entry.block.len();
+        let place = entry.block.range();
         let theirs = tensors.read_f32(&format!("after.{}", entry.name)).unwrap();
         let error = relative_to_update(&after[place.clone()], &theirs, &start[place]);
         within(&format!("weights of {}", entry.name), error, bounds.nested);

@@ -8,7 +8,7 @@ use temper::backend::cpu::Cpu;
 use temper::data::{Message, PromptEncoder};
 use temper::eval::{GenerateOptions, generate, refuses};
 use temper::huggingface::{ExportDType, ModelDirectory, write_model};
-use temper::model::{Model, ModelConfig, ParameterLayout, Parameters};
+use temper::model::{Model, ModelConfig, ModelLayout, Parameters};
 use temper::objective::Subject;
 use temper::random::{Random, Stream};
 
@@ -29,7 +29,7 @@ impl Home {
         let mut config = ModelConfig::from_directory(&source).unwrap();
         config.max_position_embeddings = 512;
         let mut random = Random::new(5, Stream::Weights, 0, 0);
-        let count = ParameterLayout::for_model(&config).len();
+        let count = ModelLayout::new(&config).unwrap().len();
         let weights: Vec<f32> = (0..count).map(|_| (0.3 * random.normal()) as f32).collect();
         let model = directory.path().join("model");
         write_model(&model, &config, None, &weights, ExportDType::F32).unwrap();

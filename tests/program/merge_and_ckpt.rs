@@ -4,7 +4,7 @@ use std::path::Path;
 
 use temper::checkpoint::{Snapshot, TensorData, save};
 use temper::huggingface::{ExportDType, ModelDirectory, write_adapter, write_model};
-use temper::model::{AdapterConfig, ModelConfig, ParameterLayout, Projection};
+use temper::model::{AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Projection};
 
 use crate::support::models::TINY_CONFIG;
 use crate::support::program::{run, stderr, stdout, temper};
@@ -16,13 +16,13 @@ fn merge_adds_alpha_over_r_times_b_a_to_the_named_weight_and_nothing_else() {
     let at = |name: &str| folder.path().join(name);
     let path = |name: &str| at(name).to_str().unwrap().to_string();
     let config = ModelConfig::from_json(TINY_CONFIG, Path::new("config.json")).unwrap();
-    let layout = ParameterLayout::for_model(&config);
+    let layout = ModelLayout::new(&config).unwrap();
     let weights: Vec<f32> = (0..layout.len()).map(|i| (i % 17) as f32 / 16.0 - 0.5).collect();
     write_model(&at("model"), &config, None, &weights, ExportDType::F32).unwrap();
 
-    let targets = vec![Projection::QProj, Projection::DownProj];
+    let targets = [Projection::QProj, Projection::DownProj].into();
     let adapter = AdapterConfig { rank: 2, alpha: 3.0, dropout: 0.0, rank_stabilised: false, targets };
-    let factors_layout = ParameterLayout::for_adapter(&config, &adapter);
+    let factors_layout = AdapterLayout::new(&config, &adapter).unwrap();
     let mut factors = vec![0.0f32; factors_layout.len()];
     let stem = "base_model.model.model.layers.1.mlp.down_proj";
     let mut fill = |suffix: &str, value: fn(usize) -> f32| {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use temper::backend::cpu::Cpu;
 use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, write_model};
-use temper::model::{AdapterConfig, Model, ModelConfig, ParameterLayout, Projection};
+use temper::model::{AdapterConfig, Model, ModelConfig, ModelLayout, Projection};
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
 use temper::random::{Random, Stream};
 use temper::redteam::suite::{Attack, Role, Suite};
@@ -123,7 +123,7 @@ fn a_lora_row_is_the_same_attack_as_temper_attack_and_leaves_the_weights() {
         alpha: 8.0,
         dropout: 0.1,
         rank_stabilised: false,
-        targets: vec![Projection::QProj, Projection::DownProj],
+        targets: [Projection::QProj, Projection::DownProj].into(),
     };
     let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-2);
     let config = plain_attack(&data, &scratch.path().join("lora"), optimizer, Some(adapter));
@@ -408,7 +408,7 @@ fn talking_model(folder: &Path) -> PathBuf {
     chat_model::write(&source, Some(chat_model::LLAMA3));
     let config = ModelConfig { max_position_embeddings: 512, ..ModelConfig::from_directory(&source).unwrap() };
     let mut random = Random::new(2, Stream::Weights, 0, 0);
-    let len = ParameterLayout::for_model(&config).len();
+    let len = ModelLayout::new(&config).unwrap().len();
     let weights: Vec<f32> = (0..len).map(|_| 0.3 * random.normal() as f32).collect();
     write_model(&model, &config, Some(&source), &weights, ExportDType::F32).unwrap();
     model

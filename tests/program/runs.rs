@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use temper::huggingface::{ModelDirectory, TensorFile};
-use temper::model::ParameterLayout;
+use temper::model::ModelLayout;
 
 use crate::support::models::fixture;
 use crate::support::numbers::relative_to_update;
@@ -53,8 +53,8 @@ fn a_full_attack_from_the_command_line_follows_pytorch() {
         let theirs = reference.read_f32(&format!("attack.full.{name}.{tensor}")).unwrap();
         let of = |directory: &Path| {
             let directory = ModelDirectory::open(directory).unwrap();
-            let block = ParameterLayout::for_model(&directory.config).find(tensor).unwrap().block;
-            directory.read_weights().unwrap()[block.offset..block.offset + block.len()].to_vec()
+            let block = ModelLayout::new(&directory.config).unwrap().find(tensor).unwrap().block;
+            directory.read_weights().unwrap()[block.range()].to_vec()
         };
         let error = relative_to_update(&of(&out), &theirs, &of(&fixture("llama3")));
         assert!(error <= 1e-4, "{name}: {error:.2e}");
@@ -159,8 +159,8 @@ fn a_scripted_run_file_follows_the_authors_loop() {
     let (start, after) = (ModelDirectory::open(&fixture("llama3")).unwrap(), ModelDirectory::open(&out).unwrap());
     let (start_values, values) = (start.read_weights().unwrap(), after.read_weights().unwrap());
     let tensors = TensorFile::open(&fixture("llama3/tar.safetensors")).unwrap();
-    for entry in ParameterLayout::for_model(&start.config).entries() {
-        let place = entry.block.offset..entry.block.offset + entry.block.len();
+    for entry in ModelLayout::new(&start.config).unwrap().entries() {
+        let place = entry.block.range();
         let theirs = tensors.read_f32(&format!("after.{}", entry.name)).unwrap();
         let error = relative_to_update(&values[place.clone()], &theirs, &start_values[place]);
         assert!(error <= 2e-3, "{}: {error:.2e}", entry.name);

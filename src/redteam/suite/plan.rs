@@ -297,7 +297,7 @@ impl AttackTable {
             alpha: table.alpha.unwrap_or(2.0 * rank as f64),
             dropout: table.dropout.unwrap_or(0.0),
             rank_stabilised: false,
-            targets: Projection::ALL.into_iter().filter(|target| targets.contains(target)).collect(),
+            targets: targets.into_iter().collect(),
         });
         Ok(Finetune {
             source: source(&format!("{key}.data"), &table, steps)?,

@@ -87,7 +87,7 @@ fn every_key_of_an_attack_reaches_it() {
     assert_eq!(f.source, Source::Switch { roles: [Role::Retain, Role::Ood], at: 12 });
     let adapter = f.adapter.as_ref().unwrap();
     assert_eq!((adapter.rank, adapter.alpha, adapter.dropout), (4, 12.0, 0.25));
-    assert_eq!(adapter.targets, [Projection::QProj, Projection::DownProj]);
+    assert_eq!(adapter.targets, [Projection::QProj, Projection::DownProj].into());
     let o = &f.optimizer;
     assert_eq!((o.kind, o.lr, o.weight_decay, o.betas), (OptimizerKind::NAdam, 3e-4, Some(0.2), [0.8, 0.9]));
     assert_eq!(o.schedule.decay, Decay::Restarts { period: 9, floor: 0.5 });
