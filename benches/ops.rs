@@ -98,16 +98,15 @@ impl Step {
         let hidden = self.workspace.hidden_state(3, TOKENS);
         let mut destinations = GradientDestinations::of_weights(&mut self.gradients);
         let gradients = HeadGradients { d_hidden: self.d_normed.view_mut(), d_head: destinations.weight(block) };
-        ops::loss_head(
-            &Cpu,
-            HeadLoss::CrossEntropy,
+        Cpu.run(ops::LossHead {
+            loss: HeadLoss::CrossEntropy,
             hidden,
-            self.weights.matrix(block),
-            self.targets.view(),
-            self.loss_weights.view(),
-            self.values.view_mut(),
-            Some(gradients),
-        )
+            head: self.weights.matrix(block),
+            targets: self.targets.view(),
+            weights: self.loss_weights.view(),
+            values: self.values.view_mut(),
+            gradients: Some(gradients),
+        })
         .unwrap();
     }
 
@@ -142,13 +141,15 @@ fn linear(criterion: &mut Criterion) {
         let name = format!("{tokens}x{input}x{output}");
         group.throughput(criterion::Throughput::Elements((2 * tokens * input * output) as u64));
         group.bench_function(format!("forward {name}"), |b| {
-            b.iter(|| ops::linear_forward(&Cpu, x.view(), w.view(), y.view_mut()))
+            b.iter(|| Cpu.run(ops::LinearForward { x: x.view(), w: w.view(), y: y.view_mut() }))
         });
         group.bench_function(format!("backward input {name}"), |b| {
-            b.iter(|| ops::linear_backward_input(&Cpu, y.view(), w.view(), dx.view_mut(), false))
+            b.iter(|| {
+                Cpu.run(ops::LinearBackwardInput { dy: y.view(), w: w.view(), dx: dx.view_mut(), accumulate: false })
+            })
         });
         group.bench_function(format!("backward weight {name}"), |b| {
-            b.iter(|| ops::linear_backward_weight(&Cpu, y.view(), x.view(), dw.view_mut()))
+            b.iter(|| Cpu.run(ops::LinearBackwardWeight { dy: y.view(), x: x.view(), dw: dw.view_mut() }))
         });
     }
 }
@@ -164,25 +165,42 @@ fn rows(criterion: &mut Criterion) {
     group.bench_function("norm forward", |b| {
         b.iter(|| {
             let (normed, inverse) = (normed.view_mut(), inverse.view_mut());
-            ops::rms_norm_forward(&Cpu, residual.view(), none(&residual), weight.view(), 1e-5, None, normed, inverse)
+            Cpu.run(ops::RmsNormForward {
+                residual: residual.view(),
+                delta: none(&residual),
+                weight: weight.view(),
+                epsilon: 1e-5,
+                sum: None,
+                normed,
+                inverse_rms: inverse,
+            })
         })
     });
     group.bench_function("norm backward", |b| {
         b.iter(|| {
             let (x, w, i) = (residual.view(), weight.view(), inverse.view());
-            ops::rms_norm_backward(&Cpu, normed.view(), x, w, i, d.view_mut(), Some(d_weight.view_mut()))
+            Cpu.run(ops::RmsNormBackward {
+                d_normed: normed.view(),
+                x,
+                weight: w,
+                inverse_rms: i,
+                d_residual: d.view_mut(),
+                d_weight: Some(d_weight.view_mut()),
+            })
         })
     });
     let gate_up = matrix(&mut random, TOKENS, 768);
     let (mut h, mut d_gate_up) = (matrix(&mut random, TOKENS, 384), matrix(&mut random, TOKENS, 768));
-    group.bench_function("swiglu forward", |b| b.iter(|| ops::swiglu_forward(&Cpu, gate_up.view(), h.view_mut())));
+    group.bench_function("swiglu forward", |b| {
+        b.iter(|| Cpu.run(ops::SwigluForward { gate_up: gate_up.view(), h: h.view_mut() }))
+    });
     group.bench_function("swiglu backward", |b| {
-        b.iter(|| ops::swiglu_backward(&Cpu, h.view(), gate_up.view(), d_gate_up.view_mut()))
+        b.iter(|| {
+            Cpu.run(ops::SwigluBackward { d_h: h.view(), gate_up: gate_up.view(), d_gate_up: d_gate_up.view_mut() })
+        })
     });
     let gradients = matrix(&mut random, 1, 655_360);
-    let mut sum = matrix(&mut random, 1, 655_360);
-    group.bench_function("axpy", |b| b.iter(|| ops::axpy(&Cpu, 1e-9, gradients.view(), sum.view_mut())));
-    group.bench_function("squared norm", |b| b.iter(|| Cpu.squared_norm(gradients.view())));
+    group.bench_function("squared norm", |b| b.iter(|| Cpu.run(ops::SquaredNorm { x: gradients.view() })));
 }
 
 fn attention(criterion: &mut Criterion) {
@@ -200,13 +218,21 @@ fn attention(criterion: &mut Criterion) {
         group.bench_function(format!("forward {sequences}x{length}"), |b| {
             b.iter(|| {
                 let (out, log_sum_exp) = (out.view_mut(), log_sum_exp.view_mut());
-                ops::attention_forward(&Cpu, qkv.view(), &segments, shape, out, log_sum_exp)
+                Cpu.run(ops::AttentionForward { qkv: qkv.view(), segments: &segments, shape, out, log_sum_exp })
             })
         });
         group.bench_function(format!("backward {sequences}x{length}"), |b| {
             b.iter(|| {
                 let (d_out, out, sums) = (d_out.view(), out.view(), log_sum_exp.view());
-                ops::attention_backward(&Cpu, d_out, qkv.view(), out, sums, &segments, shape, d_qkv.view_mut())
+                Cpu.run(ops::AttentionBackward {
+                    d_out,
+                    qkv: qkv.view(),
+                    out,
+                    log_sum_exp: sums,
+                    segments: &segments,
+                    shape,
+                    d_qkv: d_qkv.view_mut(),
+                })
             })
         });
     }

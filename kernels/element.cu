@@ -1,16 +1,15 @@
 // Element-wise kernels and flat reductions.
 //
-//   axpy_f32              y += alpha x                                          x, y [n] f32
 //   swiglu_forward_*      h = silu(gate) up                                     gate_up [T, 2F] = [gate | up], h [T, F]
 //   swiglu_backward_*     d_up = d_h silu(gate), d_gate = d_h up s (1 + gate (1 - s)), s = sigmoid(gate)
 //   weighted_sum_f32      out[0] += scale sum a b                               a, b [n] f32, out [1] f32
 //   squared_norm_f32      partial[block] = sum x^2 in f64; the host adds the partial sums in order of the blocks
 //
-// Bytes per element, the floor (FLOP do not count here): axpy 12; swiglu forward 3 and backward 5 stored elements of h;
+// Bytes per element, the floor (FLOP do not count here): swiglu forward 3 and backward 5 stored elements of h;
 // weighted_sum 8; squared_norm 4.
 //
-// Launch shapes. axpy, squared_norm: blocks of 256 threads, 8 on each multiprocessor, grid-stride: a full multiprocessor
-// has 2,048 threads with 16 bytes in flight per operand (squared_norm, with one operand, 64). swiglu: 32 to 256 threads,
+// Launch shapes. squared_norm: blocks of 256 threads, 8 on each multiprocessor, grid-stride: a full multiprocessor has
+// 2,048 threads with 64 bytes in flight each. swiglu: 32 to 256 threads,
 // block = row * chunks + chunk, one vector of 16 bytes per operand and thread, so that a row costs one integer division
 // a block and none an element. weighted_sum: one block of 1,024, since its operands are per-token columns.
 // Shared memory: only the reductions, sums_scratch<double, 1> = 256 bytes. Registers: at most 32 (full occupancy).
@@ -30,28 +29,6 @@ constexpr int sum_threads = 1024;
 
 __device__ __forceinline__ uint64_t flat_index() { return uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ uint64_t flat_stride() { return uint64_t(gridDim.x) * blockDim.x; }
-
-template <int width>
-__device__ __forceinline__ void axpy(float alpha, const float* __restrict__ x, float* __restrict__ y, uint64_t n) {
-    const uint64_t vectors = n / width;
-    for (uint64_t i = flat_index(); i < vectors; i += flat_stride()) {
-        const auto from = load_vector<float, width>(x + i * width);
-        auto to = load_vector<float, width>(y + i * width);
-#pragma unroll
-        for (int k = 0; k < width; k++) to.value[k] += alpha * from.value[k];
-        store_vector(y + i * width, to);
-    }
-    for (uint64_t i = vectors * width + flat_index(); i < n; i += flat_stride()) y[i] += alpha * x[i];
-}
-
-TEMPER_KERNEL(axpy_f32, flat_threads, float alpha, const float* __restrict__ x, float* __restrict__ y, uint64_t n,
-              uint32_t vectorised) {
-    if (vectorised) {
-        axpy<4>(alpha, x, y, n);
-    } else {
-        axpy<1>(alpha, x, y, n);
-    }
-}
 
 // ---- SwiGLU ----
 

@@ -265,7 +265,7 @@ def tables(b):
         out = F.embedding(ids, table)
         return lambda n: torch.autograd.backward(out, at(n), retain_graph=True, inputs=[table])
 
-    b.row("embedding_forward", "eager", f"{t} of {v} × {d}", 0, E * t * d + 4 * t + E * different * d, forward)
+    b.row("gather_rows", "eager", f"{t} of {v} × {d}", 0, E * t * d + 4 * t + E * different * d, forward)
     b.row("embedding_backward", "eager, bf16 sum", f"{t} of {v} × {d}", 0, E * t * d + 4 * t + 8 * different * d, backward)
 
     def distance(hidden, reference):
@@ -312,7 +312,6 @@ def vectors(b):
         x, y = b.normal(n, dtype=torch.float32), b.normal(n, dtype=torch.float32)
         return lambda k: step(x, y)
     b.row("weights_copy", "eager", f"{n} elements", 0, 8 * n, lambda: pair(lambda x, y: y.copy_(x)))
-    b.row("axpy", "eager", f"{n} elements", 0, 12 * n, lambda: pair(lambda x, y: y.add_(x, alpha=1e-3)))
     b.row("squared_norm", "eager", f"{n} elements", 0, 4 * n, lambda: pair(lambda x, y: torch.linalg.vector_norm(x).item()))
 
 

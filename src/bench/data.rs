@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 
 use crate::backend::cuda::{Cuda, CudaBuffer};
 use crate::error::Result;
-use crate::ops::{Backend, DType, Tensor};
+use crate::ops::{Backend, Buffer, CopyValues, DType, Matrix, MatrixMut, Memory, Tensor};
 use crate::random::{Random, Stream};
 
 pub(super) struct Data {
@@ -55,7 +55,9 @@ impl Data {
         let (mut done, mut from) = (0, self.start.get());
         while done < len {
             let part = (self.elements - from).min(len - done);
-            self.cuda.copy(pool, from, buffer, offset + done, part)?;
+            let from_pool = Matrix { buffer: &*pool, offset: from, rows: 1, cols: part };
+            let to = MatrixMut { buffer: &mut *buffer, offset: offset + done, rows: 1, cols: part };
+            self.cuda.run(CopyValues { from: from_pool, to })?;
             (done, from) = (done + part, 0);
         }
         self.start.set((self.start.get() + self.elements / 3 + 7) % self.elements);

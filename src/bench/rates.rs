@@ -4,7 +4,7 @@ use super::data::Data;
 use super::report::Rates;
 use super::shapes::Shapes;
 use super::timer::{Effort, time};
-use crate::backend::cuda::{Cuda, CudaBuffer};
+use crate::backend::cuda::Cuda;
 use crate::error::Result;
 use crate::ops::{self, Backend, DType, Tensor};
 
@@ -14,7 +14,7 @@ pub(super) struct RateMeter {
     /// x and w; two sets, together more than the caches hold.
     products: Vec<[Tensor<Cuda>; 2]>,
     bytes: usize,
-    source: CudaBuffer,
+    source: Tensor<Cuda>,
 }
 
 impl RateMeter {
@@ -24,8 +24,8 @@ impl RateMeter {
             let matrix = |name: &str| data.matrix(name, size, size);
             Ok([matrix("rate: x")?, matrix("rate: w")?])
         };
-        let mut source = cuda.zeros("rate: copied from", shapes.copy_bytes / 4, DType::F32)?;
-        data.fill(&mut source, 0, shapes.copy_bytes / 4, 1.0)?;
+        let mut source = Tensor::zeros(cuda, "rate: copied from", 1, shapes.copy_bytes / 4, DType::F32)?;
+        data.fill(source.buffer_mut(), 0, shapes.copy_bytes / 4, 1.0)?;
         let products = (0..2).map(set).collect::<Result<_>>()?;
         Ok(Self { size, products, bytes: shapes.copy_bytes, source })
     }
@@ -52,16 +52,16 @@ impl RateMeter {
         let timing = time(cuda, effort, &mut |i| {
             let set = i % self.products.len();
             let [x, w] = &self.products[set];
-            ops::linear_forward(cuda, x.view(), w.view(), outputs[set].view_mut())
+            cuda.run(ops::LinearForward { x: x.view(), w: w.view(), y: outputs[set].view_mut() })
         })?;
         Ok(2.0 * (self.size as f64).powi(3) / (timing.median * 1e9))
     }
 
     /// Bytes read and bytes written.
     fn copy_rate(&self, cuda: &Cuda, effort: Effort) -> Result<f64> {
-        let len = self.bytes / 4;
-        let mut target = cuda.zeros("rate: copied to", len, DType::F32)?;
-        let timing = time(cuda, effort, &mut |_| cuda.copy(&self.source, 0, &mut target, 0, len))?;
+        let mut target = Tensor::zeros(cuda, "rate: copied to", 1, self.bytes / 4, DType::F32)?;
+        let timing =
+            time(cuda, effort, &mut |_| cuda.run(ops::CopyValues { from: self.source.view(), to: target.view_mut() }))?;
         Ok(2.0 * self.bytes as f64 / (timing.median * 1e6))
     }
 }

@@ -13,7 +13,7 @@ use crate::model::{
     Projection, Recompute,
 };
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Subject};
-use crate::ops::{self, Backend, DType, Tensor};
+use crate::ops::{self, Backend, DType, Matrix, MatrixMut, Tensor};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::training::{MemorySettings, Moments, Trainer};
 
@@ -163,7 +163,10 @@ fn random_weights(bench: &Bench, layout: &ModelLayout) -> Result<Parameters<Cuda
     let mut ones = Tensor::zeros(cuda, "ones", 1, longest, cuda.compute_dtype())?;
     cuda.upload_f32(ones.buffer_mut(), 0, &vec![1.0; longest])?;
     for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 1) {
-        cuda.copy(ones.buffer(), 0, values.buffer, entry.block.offset, entry.block.len())?;
+        let cols = entry.block.len();
+        let from = Matrix { cols, ..ones.view() };
+        let to = MatrixMut { buffer: &mut *values.buffer, offset: entry.block.offset, rows: 1, cols };
+        cuda.run(ops::CopyValues { from, to })?;
     }
     Ok(weights)
 }
@@ -236,7 +239,7 @@ fn device_milliseconds(bench: &Bench, step: &mut Step, samples: usize, host: f64
     let mut times = Vec::with_capacity(samples);
     for number in 0..samples {
         for _ in 0..products {
-            ops::linear_forward(cuda, x.view(), w.view(), y.view_mut())?;
+            cuda.run(ops::LinearForward { x: x.view(), w: w.view(), y: y.view_mut() })?;
         }
         let start = driver.record_event()?;
         step.run(number)?;

@@ -6,7 +6,7 @@ use super::adapter::Site;
 use super::per_layer::{PerLayer, kept_layers};
 use super::{Adapter, ModelConfig};
 use crate::error::Result;
-use crate::ops::{Backend, DType, Matrix, MatrixMut, Tensor};
+use crate::ops::{Backend, Clear, DType, Matrix, MatrixMut, Tensor};
 
 /// What the backward pass computes a second time instead of reading what forward kept. Gradients are the same bits in
 /// every case: the same operations on the same numbers.
@@ -230,8 +230,7 @@ impl<B: Backend> Workspace<B> {
 
     /// Sets the gradient of the final norm's output to zero, for a loss without a head.
     pub fn clear_head_gradient(&mut self, backend: &B, tokens: usize) -> Result<()> {
-        let len = tokens * self.d_normed.cols();
-        backend.clear(self.d_normed.buffer_mut(), 0, len)
+        backend.run(Clear { to: self.d_normed.top_mut(tokens) })
     }
 
     /// Fails for a batch of more tokens than the workspace was made for.

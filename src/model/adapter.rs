@@ -166,7 +166,7 @@ impl<B: Backend> Adapter<B> {
         &self.layout
     }
 
-    /// The slices of a site, for [`crate::ops::lora_forward`].
+    /// The slices of a site, for [`crate::ops::LoraForward`].
     pub(crate) fn slices(&self, layer: usize, site: Site) -> Vec<LoraSlice<'_, B>> {
         let slice = |projection: &AdaptedProjection| LoraSlice {
             a: self.parameters.matrix(projection.factors.a),

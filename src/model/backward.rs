@@ -7,7 +7,7 @@ use super::{
     Adapter, Block, DeviceBatch, GradientViewMut, Gradients, Model, Parameters, PartGradient, Recompute, Workspace,
 };
 use crate::error::Result;
-use crate::ops::{self, Backend, Dropout, LoraGradients, Matrix, MatrixMut, Tensor};
+use crate::ops::{self, Backend, Dropout, Matrix, MatrixMut, Tensor};
 
 /// Where a backward pass adds its gradients; a gradient without a destination is not computed.
 pub struct GradientDestinations<'a, B: Backend> {
@@ -99,16 +99,15 @@ impl<B: Backend> Model<B> {
         destinations: &mut GradientDestinations<B>,
     ) -> Result<()> {
         let block = self.layout().final_norm();
-        self.backend.clear(workspace.d_residual.buffer_mut(), 0, tokens * self.config.hidden_size)?;
-        ops::rms_norm_backward(
-            &self.backend,
-            workspace.d_normed.top(tokens),
-            workspace.last_residual.top(tokens),
-            weights.matrix(block),
-            workspace.inverse_rms.top(tokens),
-            workspace.d_residual.top_mut(tokens),
-            destinations.weight(block),
-        )
+        self.backend.run(ops::Clear { to: workspace.d_residual.top_mut(tokens) })?;
+        self.backend.run(ops::RmsNormBackward {
+            d_normed: workspace.d_normed.top(tokens),
+            x: workspace.last_residual.top(tokens),
+            weight: weights.matrix(block),
+            inverse_rms: workspace.inverse_rms.top(tokens),
+            d_residual: workspace.d_residual.top_mut(tokens),
+            d_weight: destinations.weight(block),
+        })
     }
 
     /// From the gradient of the embeddings to that of their table.
@@ -120,7 +119,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let Some(d_table) = destinations.weight(self.layout().embed_tokens()) else { return Ok(()) };
         let d_residual = workspace.d_residual.top(batch.len());
-        ops::embedding_backward(&self.backend, batch.tokens.view(), d_residual, d_table)
+        self.backend.run(ops::EmbeddingBackward { ids: batch.tokens.view(), d_out: d_residual, d_table })
     }
 }
 
@@ -168,12 +167,11 @@ impl<B: Backend> LayerPass<'_, B> {
             d_mlp_hidden.top_mut(tokens),
             destinations,
         )?;
-        ops::swiglu_backward(
-            backend,
-            d_mlp_hidden.top(tokens),
-            a.gate_up.top(layer, tokens),
-            d_gate_up.top_mut(tokens),
-        )?;
+        backend.run(ops::SwigluBackward {
+            d_h: d_mlp_hidden.top(tokens),
+            gate_up: a.gate_up.top(layer, tokens),
+            d_gate_up: d_gate_up.top_mut(tokens),
+        })?;
         self.linear_backward(
             operands(Site::GateUp, blocks.gate_up, a.mlp_input.top(layer, tokens), &a.low_rank[Site::GateUp as usize]),
             d_gate_up.top(tokens),
@@ -182,15 +180,14 @@ impl<B: Backend> LayerPass<'_, B> {
             destinations,
         )?;
         let norm = blocks.post_attention_layernorm;
-        ops::rms_norm_backward(
-            backend,
-            d_input.top(tokens),
-            a.middle.top(layer, tokens),
-            self.linear.weights.matrix(norm),
-            a.mlp_inverse_rms.top(layer, tokens),
-            d_residual.top_mut(tokens),
-            destinations.weight(norm),
-        )
+        backend.run(ops::RmsNormBackward {
+            d_normed: d_input.top(tokens),
+            x: a.middle.top(layer, tokens),
+            weight: self.linear.weights.matrix(norm),
+            inverse_rms: a.mlp_inverse_rms.top(layer, tokens),
+            d_residual: d_residual.top_mut(tokens),
+            d_weight: destinations.weight(norm),
+        })
     }
 
     fn attention_backward(
@@ -210,17 +207,22 @@ impl<B: Backend> LayerPass<'_, B> {
             d_attention.top_mut(tokens),
             destinations,
         )?;
-        ops::attention_backward(
-            backend,
-            d_attention.top(tokens),
-            a.qkv.top(layer, tokens),
-            a.attention.top(layer, tokens),
-            a.log_sum_exp.top(layer, tokens),
-            &batch.segments,
+        backend.run(ops::AttentionBackward {
+            d_out: d_attention.top(tokens),
+            qkv: a.qkv.top(layer, tokens),
+            out: a.attention.top(layer, tokens),
+            log_sum_exp: a.log_sum_exp.top(layer, tokens),
+            segments: &batch.segments,
             shape,
-            d_qkv.top_mut(tokens),
-        )?;
-        ops::rope(backend, d_qkv.top_mut(tokens), batch.positions.view(), model.rope_table(), shape, true)?;
+            d_qkv: d_qkv.top_mut(tokens),
+        })?;
+        backend.run(ops::Rope {
+            qkv: d_qkv.top_mut(tokens),
+            positions: batch.positions.view(),
+            table: model.rope_table(),
+            shape,
+            inverse: true,
+        })?;
         self.linear_backward(
             operands(Site::Qkv, blocks.qkv, a.attention_input.top(layer, tokens), &a.low_rank[Site::Qkv as usize]),
             d_qkv.top(tokens),
@@ -229,15 +231,14 @@ impl<B: Backend> LayerPass<'_, B> {
             destinations,
         )?;
         let norm = blocks.input_layernorm;
-        ops::rms_norm_backward(
-            backend,
-            d_input.top(tokens),
-            a.input[layer].top(tokens),
-            self.linear.weights.matrix(norm),
-            a.attention_inverse_rms.top(layer, tokens),
-            d_residual.top_mut(tokens),
-            destinations.weight(norm),
-        )
+        backend.run(ops::RmsNormBackward {
+            d_normed: d_input.top(tokens),
+            x: a.input[layer].top(tokens),
+            weight: self.linear.weights.matrix(norm),
+            inverse_rms: a.attention_inverse_rms.top(layer, tokens),
+            d_residual: d_residual.top_mut(tokens),
+            d_weight: destinations.weight(norm),
+        })
     }
 
     /// dx = dy w, dw += dyᵀ x, and the adapters' share of dx and their own gradients.
@@ -251,9 +252,14 @@ impl<B: Backend> LayerPass<'_, B> {
     ) -> Result<()> {
         let Operands { site, block, x, s } = operands;
         let backend = &self.linear.model.backend;
-        ops::linear_backward_input(backend, dy, self.linear.weights.matrix(block), dx.reborrow(), false)?;
+        backend.run(ops::LinearBackwardInput {
+            dy,
+            w: self.linear.weights.matrix(block),
+            dx: dx.reborrow(),
+            accumulate: false,
+        })?;
         if let Some(dw) = destinations.weight(block) {
-            ops::linear_backward_weight(backend, dy, x, dw)?;
+            backend.run(ops::LinearBackwardWeight { dy, x, dw })?;
         }
         let (Some(adapter), Some(s), Some(ds)) = (self.linear.adapter, s, &mut d_low_rank[site as usize]) else {
             return Ok(());
@@ -262,18 +268,17 @@ impl<B: Backend> LayerPass<'_, B> {
         if rank == 0 {
             return Ok(());
         }
-        let gradients = destinations.adapter.as_mut().map(|g| LoraGradients { buffer: g.buffer_mut() });
-        ops::lora_backward(
-            backend,
+        let gradients = destinations.adapter.as_mut().map(|g| g.buffer_mut());
+        backend.run(ops::LoraBackward {
             dy,
             x,
-            s.shaped(self.linear.layer, dy.rows, rank),
-            &adapter.slices(self.linear.layer, site),
-            self.linear.dropout_at(site),
+            s: s.shaped(self.linear.layer, dy.rows, rank),
+            slices: &adapter.slices(self.linear.layer, site),
+            dropout: self.linear.dropout_at(site),
             gradients,
-            ds.shaped_mut(dy.rows, rank),
+            ds: ds.shaped_mut(dy.rows, rank),
             dx,
-        )
+        })
     }
 }
 

@@ -99,7 +99,11 @@ impl<B: Backend> Model<B> {
             return Ok(());
         }
         let embedding = weights.matrix(self.layout.embed_tokens());
-        ops::embedding_forward(backend, new.tokens.view(), embedding, workspace.residual.top_mut(rows))?;
+        backend.run(ops::GatherRows {
+            from: embedding,
+            indices: new.tokens.view(),
+            out: workspace.residual.top_mut(rows),
+        })?;
         for layer in 0..self.config.num_hidden_layers {
             let linear = Linear { model: self, weights, adapter, dropout: None, layer };
             self.extend_attention(&linear, &new, &mut cache.layers[layer], workspace)?;
@@ -134,17 +138,20 @@ impl<B: Backend> Model<B> {
         let mut hidden =
             Tensor::zeros(backend, "scored inputs", count, self.config.hidden_size, backend.compute_dtype())?;
         let mut values = Tensor::zeros(backend, "cross-entropies", count, 1, DType::F32)?;
-        ops::gather_rows(backend, workspace.normed.view(), indices.view(), hidden.view_mut())?;
-        ops::loss_head(
-            backend,
-            HeadLoss::CrossEntropy,
-            hidden.view(),
-            weights.matrix(self.layout.lm_head()),
-            targets.view(),
-            ones.view(),
-            values.view_mut(),
-            None,
-        )?;
+        backend.run(ops::GatherRows {
+            from: workspace.normed.view(),
+            indices: indices.view(),
+            out: hidden.view_mut(),
+        })?;
+        backend.run(ops::LossHead {
+            loss: HeadLoss::CrossEntropy,
+            hidden: hidden.view(),
+            head: weights.matrix(self.layout.lm_head()),
+            targets: targets.view(),
+            weights: ones.view(),
+            values: values.view_mut(),
+            gradients: None,
+        })?;
         Ok(values.to_vec(backend)?.iter().map(|&loss| -f64::from(loss)).collect())
     }
 
@@ -191,16 +198,15 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let w = workspace;
         let sum = added.then(|| w.next_residual.top_mut(rows));
-        ops::rms_norm_forward(
-            &self.backend,
-            w.residual.top(rows),
-            added.then(|| w.delta.top(rows)),
-            weights.matrix(norm),
-            self.config.rms_norm_eps,
+        self.backend.run(ops::RmsNormForward {
+            residual: w.residual.top(rows),
+            delta: added.then(|| w.delta.top(rows)),
+            weight: weights.matrix(norm),
+            epsilon: self.config.rms_norm_eps,
             sum,
-            w.normed.top_mut(rows),
-            w.inverse_rms.top_mut(rows),
-        )?;
+            normed: w.normed.top_mut(rows),
+            inverse_rms: w.inverse_rms.top_mut(rows),
+        })?;
         if added {
             std::mem::swap(&mut w.residual, &mut w.next_residual);
         }
@@ -223,9 +229,20 @@ impl<B: Backend> Model<B> {
         let low_output = low_output.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Output)));
         linear.forward(Site::Qkv, blocks.qkv, w.normed.top(rows), low_qkv, w.qkv.top_mut(rows))?;
         let (positions, shape) = (new.positions.view(), self.config.attention());
-        ops::rope(backend, w.qkv.top_mut(rows), positions, self.rope_table(), shape, false)?;
+        backend.run(ops::Rope {
+            qkv: w.qkv.top_mut(rows),
+            positions,
+            table: self.rope_table(),
+            shape,
+            inverse: false,
+        })?;
         let out = w.attention.top_mut(rows);
-        ops::attention_cached(backend, w.qkv.top(rows), &new.segments, cache.view_mut(), out)?;
+        backend.run(ops::AttentionCached {
+            qkv: w.qkv.top(rows),
+            segments: &new.segments,
+            cache: cache.view_mut(),
+            out,
+        })?;
         linear.forward(Site::Output, blocks.o_proj, w.attention.top(rows), low_output, w.delta.top_mut(rows))
     }
 
@@ -238,7 +255,7 @@ impl<B: Backend> Model<B> {
         let low_gate_up = low_gate_up.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::GateUp)));
         let low_down = low_down.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Down)));
         linear.forward(Site::GateUp, blocks.gate_up, w.normed.top(rows), low_gate_up, w.gate_up.top_mut(rows))?;
-        ops::swiglu_forward(&self.backend, w.gate_up.top(rows), w.mlp_hidden.top_mut(rows))?;
+        self.backend.run(ops::SwigluForward { gate_up: w.gate_up.top(rows), h: w.mlp_hidden.top_mut(rows) })?;
         linear.forward(Site::Down, blocks.down_proj, w.mlp_hidden.top(rows), low_down, w.delta.top_mut(rows))
     }
 }

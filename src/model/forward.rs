@@ -54,23 +54,22 @@ impl<B: Backend> Model<B> {
         workspace.check_fits(tokens)?;
         let embedding = weights.matrix(self.layout.embed_tokens());
         let first = &mut workspace.layers.input[0];
-        ops::embedding_forward(backend, batch.tokens.view(), embedding, first.top_mut(tokens))?;
+        backend.run(ops::GatherRows { from: embedding, indices: batch.tokens.view(), out: first.top_mut(tokens) })?;
         let layers = self.config.num_hidden_layers;
         for layer in 0..layers {
             let pass = LayerPass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
             pass.forward(batch, workspace)?;
         }
         let Workspace { layers: a, last_residual, normed, inverse_rms, delta, .. } = workspace;
-        ops::rms_norm_forward(
-            backend,
-            a.middle.top(layers - 1, tokens),
-            Some(delta.top(tokens)),
-            weights.matrix(self.layout.final_norm()),
-            self.config.rms_norm_eps,
-            Some(last_residual.top_mut(tokens)),
-            normed.top_mut(tokens),
-            inverse_rms.top_mut(tokens),
-        )
+        backend.run(ops::RmsNormForward {
+            residual: a.middle.top(layers - 1, tokens),
+            delta: Some(delta.top(tokens)),
+            weight: weights.matrix(self.layout.final_norm()),
+            epsilon: self.config.rms_norm_eps,
+            sum: Some(last_residual.top_mut(tokens)),
+            normed: normed.top_mut(tokens),
+            inverse_rms: inverse_rms.top_mut(tokens),
+        })
     }
 
     /// The logits of chosen rows of the last forward pass, on the host: [rows.len(), V], row by row.
@@ -83,9 +82,13 @@ impl<B: Backend> Model<B> {
         let (backend, dtype) = (&self.backend, self.backend.compute_dtype());
         let indices = Tensor::from_u32(backend, "logit rows", rows)?;
         let mut hidden = Tensor::zeros(backend, "logit inputs", rows.len(), self.config.hidden_size, dtype)?;
-        ops::gather_rows(backend, normed, indices.view(), hidden.view_mut())?;
+        backend.run(ops::GatherRows { from: normed, indices: indices.view(), out: hidden.view_mut() })?;
         let mut logits = Tensor::zeros(backend, "logits", rows.len(), self.config.vocab_size, dtype)?;
-        ops::linear_forward(backend, hidden.view(), weights.matrix(self.layout.lm_head()), logits.view_mut())?;
+        backend.run(ops::LinearForward {
+            x: hidden.view(),
+            w: weights.matrix(self.layout.lm_head()),
+            y: logits.view_mut(),
+        })?;
         logits.to_vec(backend)
     }
 }
@@ -128,16 +131,15 @@ impl<B: Backend> LayerPass<'_, B> {
                 (middle.top(layer - 1, tokens), Some(delta.top(tokens)), Some(input[layer].top_mut(tokens)))
             }
         };
-        ops::rms_norm_forward(
-            &model.backend,
+        model.backend.run(ops::RmsNormForward {
             residual,
-            added,
-            self.linear.weights.matrix(model.layout.layer(layer).input_layernorm),
-            model.config.rms_norm_eps,
+            delta: added,
+            weight: self.linear.weights.matrix(model.layout.layer(layer).input_layernorm),
+            epsilon: model.config.rms_norm_eps,
             sum,
-            attention_input.top_mut(layer, tokens),
-            attention_inverse_rms.top_mut(layer, tokens),
-        )
+            normed: attention_input.top_mut(layer, tokens),
+            inverse_rms: attention_inverse_rms.top_mut(layer, tokens),
+        })
     }
 
     /// qkv = rope(attention_input Wᵀ); attention; delta = attention Wₒᵀ.
@@ -150,15 +152,20 @@ impl<B: Backend> LayerPass<'_, B> {
         let (low_qkv, low_output) = (self.low_rank(low_qkv, Site::Qkv), self.low_rank(low_output, Site::Output));
         let x = attention_input.top(layer, tokens);
         self.linear.forward(Site::Qkv, blocks.qkv, x, low_qkv, qkv.top_mut(layer, tokens))?;
-        ops::rope(backend, qkv.top_mut(layer, tokens), batch.positions.view(), &model.rope, shape, false)?;
-        ops::attention_forward(
-            backend,
-            qkv.top(layer, tokens),
-            &batch.segments,
+        backend.run(ops::Rope {
+            qkv: qkv.top_mut(layer, tokens),
+            positions: batch.positions.view(),
+            table: &model.rope,
             shape,
-            attention.top_mut(layer, tokens),
-            log_sum_exp.top_mut(layer, tokens),
-        )?;
+            inverse: false,
+        })?;
+        backend.run(ops::AttentionForward {
+            qkv: qkv.top(layer, tokens),
+            segments: &batch.segments,
+            shape,
+            out: attention.top_mut(layer, tokens),
+            log_sum_exp: log_sum_exp.top_mut(layer, tokens),
+        })?;
         let x = attention.top(layer, tokens);
         self.linear.forward(Site::Output, blocks.o_proj, x, low_output, delta.top_mut(tokens))
     }
@@ -174,16 +181,15 @@ impl<B: Backend> LayerPass<'_, B> {
                 (input[layer].top(tokens), Some(delta.top(tokens)), Some(middle.top_mut(layer, tokens)))
             }
         };
-        ops::rms_norm_forward(
-            &model.backend,
+        model.backend.run(ops::RmsNormForward {
             residual,
-            added,
-            self.linear.weights.matrix(model.layout.layer(layer).post_attention_layernorm),
-            model.config.rms_norm_eps,
+            delta: added,
+            weight: self.linear.weights.matrix(model.layout.layer(layer).post_attention_layernorm),
+            epsilon: model.config.rms_norm_eps,
             sum,
-            mlp_input.top_mut(layer, tokens),
-            mlp_inverse_rms.top_mut(layer, tokens),
-        )
+            normed: mlp_input.top_mut(layer, tokens),
+            inverse_rms: mlp_inverse_rms.top_mut(layer, tokens),
+        })
     }
 
     /// gate_up = mlp_input Wᵀ.
@@ -201,7 +207,7 @@ impl<B: Backend> LayerPass<'_, B> {
         let (layer, tokens) = (self.linear.layer, self.tokens);
         let Activations { gate_up, mlp_hidden, .. } = &mut workspace.layers;
         let backend = &self.linear.model.backend;
-        ops::swiglu_forward(backend, gate_up.top(layer, tokens), mlp_hidden.top_mut(layer, tokens))
+        backend.run(ops::SwigluForward { gate_up: gate_up.top(layer, tokens), h: mlp_hidden.top_mut(layer, tokens) })
     }
 
     /// This layer's place for x Aᵀ of a site.
@@ -250,7 +256,7 @@ impl<B: Backend> Linear<'_, B> {
         mut y: MatrixMut<B>,
     ) -> Result<()> {
         let backend = &self.model.backend;
-        ops::linear_forward(backend, x, self.weights.matrix(block), y.reborrow())?;
+        backend.run(ops::LinearForward { x, w: self.weights.matrix(block), y: y.reborrow() })?;
         let Some(adapter) = self.adapter else { return Ok(()) };
         let rank = self.rank(site);
         if rank == 0 {
@@ -260,6 +266,6 @@ impl<B: Backend> Linear<'_, B> {
             return Err(ops::shape_error("Model::forward", "the workspace was made without this adapter".into()));
         };
         let (slices, dropout) = (adapter.slices(self.layer, site), self.dropout_at(site));
-        ops::lora_forward(backend, x, &slices, dropout, s, y)
+        backend.run(ops::LoraForward { x, slices: &slices, dropout, s, y })
     }
 }

@@ -48,13 +48,12 @@ impl<B: Backend> Gradients<B> {
 
     /// Sets all to zero.
     pub fn clear(&mut self, backend: &B) -> Result<()> {
-        let len = self.layout.len();
-        backend.clear(self.values.buffer_mut(), 0, len)
+        backend.run(ops::Clear { to: self.values.view_mut() })
     }
 
     /// Σ g², in f64. Waits for the device.
     pub fn squared_norm(&self, backend: &B) -> Result<f64> {
-        ops::squared_norm(backend, self.flat())
+        backend.run(ops::SquaredNorm { x: self.flat() })
     }
 
     /// All values on the host. Waits for the device.
@@ -82,9 +81,8 @@ impl<B: Backend> PartGradient<B> {
             let problem = format!("parameters {range:?} do not fit {}", self.values.cols());
             return Err(ops::shape_error("PartGradient::move_to", problem));
         }
-        let len = range.len();
         self.range = range;
-        backend.clear(self.values.buffer_mut(), 0, len)
+        backend.run(ops::Clear { to: self.values.shaped_mut(1, self.range.len()) })
     }
 
     /// The values with their places.

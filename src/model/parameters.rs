@@ -85,11 +85,10 @@ impl<B: Backend> Parameters<B> {
 
     /// Copies every weight of `other`, bit for bit.
     pub fn copy_from(&mut self, backend: &B, other: &Self) -> Result<()> {
-        let len = self.layout.len();
-        ops::expect("Parameters::copy_from", "number of weights", other.layout.len(), len)?;
-        backend.copy(other.weights.buffer(), 0, self.weights.buffer_mut(), 0, len)?;
+        ops::expect("Parameters::copy_from", "number of weights", other.layout.len(), self.layout.len())?;
+        backend.run(ops::CopyValues { from: other.weights.view(), to: self.weights.view_mut() })?;
         if let (Some(to), Some(from)) = (&mut self.remainder, &other.remainder) {
-            backend.copy(from.buffer(), 0, to.buffer_mut(), 0, len)?;
+            backend.run(ops::CopyValues { from: from.view(), to: to.view_mut() })?;
         }
         Ok(())
     }
@@ -133,9 +132,9 @@ impl<B: Backend> ParkedParameters<B> {
     /// Takes a copy of every weight, in the place of those from before.
     pub fn park(&mut self, backend: &B, from: &Parameters<B>) -> Result<()> {
         ops::expect("ParkedParameters::park", "number of weights", from.layout.len(), self.len)?;
-        backend.park(from.weights.buffer(), 0, &mut self.weights, 0, self.len)?;
+        backend.run(ops::Park { from: from.weights.view(), to: &mut self.weights, to_offset: 0 })?;
         if let (Some(from), Some(to)) = (&from.remainder, &mut self.remainder) {
-            backend.park(from.buffer(), 0, to, 0, self.len)?;
+            backend.run(ops::Park { from: from.view(), to, to_offset: 0 })?;
         }
         Ok(())
     }
@@ -143,9 +142,9 @@ impl<B: Backend> ParkedParameters<B> {
     /// Copies every weight to the device.
     pub fn fetch(&self, backend: &B, to: &mut Parameters<B>) -> Result<()> {
         ops::expect("ParkedParameters::fetch", "number of weights", to.layout.len(), self.len)?;
-        backend.fetch(&self.weights, 0, to.weights.buffer_mut(), 0, self.len)?;
+        backend.run(ops::Fetch { from: &self.weights, from_offset: 0, to: to.weights.view_mut() })?;
         if let (Some(from), Some(to)) = (&self.remainder, &mut to.remainder) {
-            backend.fetch(from, 0, to.buffer_mut(), 0, self.len)?;
+            backend.run(ops::Fetch { from, from_offset: 0, to: to.view_mut() })?;
         }
         Ok(())
     }

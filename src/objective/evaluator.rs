@@ -162,7 +162,15 @@ impl<B: Backend> Evaluator<B> {
         let segments = &batch.device.segments;
         let values = self.tokens.values.top(tokens);
         let weights = self.tokens.weights.top_mut(tokens);
-        ops::preference(backend, values, segments, margins.view(), beta, scale, weights, losses.view_mut())?;
+        backend.run(ops::Preference {
+            values,
+            segments,
+            reference_margins: margins.view(),
+            beta,
+            scale,
+            weights,
+            losses: losses.view_mut(),
+        })?;
         let ones = vec![1.0 / reference_margins.len() as f32; reference_margins.len()];
         let mean = Tensor::from_f32(backend, "pair weights", ones.len(), 1, &ones)?;
         loss.add(backend, WeightedLosses { values: losses.view(), weights: mean.view(), scale: 1.0 })?;
@@ -207,16 +215,15 @@ impl<B: Backend> Evaluator<B> {
         let head = self.workspace.head_operands(tokens);
         let gradients = destinations
             .map(|destinations| HeadGradients { d_hidden: head.d_normed, d_head: destinations.weight(block) });
-        ops::loss_head(
-            &self.model.backend,
+        self.model.backend.run(ops::LossHead {
             loss,
-            head.normed,
-            weights.matrix(block),
-            batch.device_targets.view(),
-            self.tokens.weights.top(tokens),
-            self.tokens.values.top_mut(tokens),
+            hidden: head.normed,
+            head: weights.matrix(block),
+            targets: batch.device_targets.view(),
+            weights: self.tokens.weights.top(tokens),
+            values: self.tokens.values.top_mut(tokens),
             gradients,
-        )
+        })
     }
 
     /// Forward, the loss head with these token weights, and backward where gradients are wanted or `hidden` is there.

@@ -35,7 +35,13 @@ impl<B: Backend> HiddenGradient<B> for RepresentationDistance<'_, B> {
         let Self { recorder, reference } = self;
         let reference = reference.at(level, hidden.rows);
         let (weights, values) = (recorder.weights.view(), recorder.values.view_mut());
-        ops::representation_distance(recorder.backend, hidden, reference, weights, values, Some(gradient))?;
+        recorder.backend.run(ops::RepresentationDistance {
+            hidden,
+            reference,
+            weights,
+            values,
+            d_hidden: Some(gradient),
+        })?;
         recorder.record()
     }
 }
@@ -53,7 +59,14 @@ impl<B: Backend> HiddenGradient<B> for RandomMapping<'_, B> {
     fn add(&mut self, _level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
         let Self { recorder, table, ids } = self;
         let (weights, values) = (recorder.weights.view(), recorder.values.view_mut());
-        ops::random_mapping(recorder.backend, hidden, table.view(), ids.view(), weights, values, Some(gradient))?;
+        recorder.backend.run(ops::RandomMapping {
+            hidden,
+            table: table.view(),
+            ids: ids.view(),
+            weights,
+            values,
+            d_hidden: Some(gradient),
+        })?;
         recorder.record()
     }
 }

@@ -34,9 +34,8 @@ impl<B: Backend> LossTape<B> {
 
     /// Sets every slot to 0.
     pub fn clear(&mut self, backend: &B) -> Result<()> {
-        let len = self.scales.len();
         self.scales.fill(1.0);
-        backend.clear(self.slots.buffer_mut(), 0, len)
+        backend.run(ops::Clear { to: self.slots.view_mut() })
     }
 
     /// The slot of this number.
@@ -68,18 +67,21 @@ impl<B: Backend> LossSlot<'_, B> {
         Self { index: self.index + 1, ..self }
     }
 
+    fn sum_mut(&mut self) -> MatrixMut<'_, B> {
+        MatrixMut { buffer: self.tape.slots.buffer_mut(), offset: self.index, rows: 1, cols: 1 }
+    }
+
     /// Adds Σ values · weights. Reading the tape divides by the scale.
     pub(super) fn add(&mut self, backend: &B, losses: WeightedLosses<B>) -> Result<()> {
-        let Self { tape, index } = self;
-        tape.scales[*index] = f64::from(losses.scale);
-        let out = MatrixMut { buffer: tape.slots.buffer_mut(), offset: *index, rows: 1, cols: 1 };
-        ops::weighted_sum(backend, losses.values, losses.weights, 1.0, out)
+        self.tape.scales[self.index] = f64::from(losses.scale);
+        let out = self.sum_mut();
+        backend.run(ops::WeightedSum { a: losses.values, b: losses.weights, scale: 1.0, out })
     }
 
     /// Copies slot 0 of another tape here.
     pub(super) fn take(&mut self, backend: &B, other: &LossTape<B>) -> Result<()> {
         self.tape.scales[self.index] = other.scales[0];
-        backend.copy(other.slots.buffer(), 0, self.tape.slots.buffer_mut(), self.index, 1)
+        backend.run(ops::CopyValues { from: other.slots.top(1), to: self.sum_mut() })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rotary position embedding and causal attention over packed sequences.
 
-use super::{Backend, Matrix, MatrixMut, Tensor, expect, shape_error};
+use super::{Backend, Check, DType, Matrix, MatrixMut, Memory, Operation, Tensor};
 use crate::error::Result;
 
 /// The heads of an attention layer. A row of a `qkv` matrix holds H query heads, then G key heads, then G value heads,
@@ -38,6 +38,14 @@ impl AttentionShape {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
+    /// Fails unless the heads can share keys and values evenly.
+    pub(super) fn check(&self, check: &Check) -> Result<()> {
+        if self.num_key_value_heads == 0 || !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(check.error("key/value heads must divide the attention heads".into()));
+        }
+        Ok(())
+    }
+
     /// The keys that row `query` of a sequence sees, as a range of rows of that sequence: the causal past within the
     /// sliding window, without padding.
     pub fn visible_keys(&self, query: usize, valid: usize) -> std::ops::Range<usize> {
@@ -59,7 +67,7 @@ pub struct Segment {
 }
 
 /// The sequences of a batch, in order and without gaps, on the host and on the device.
-pub struct Segments<B: Backend> {
+pub struct Segments<B: Memory> {
     /// The sequences.
     pub host: Vec<Segment>,
     /// (start, length, valid) of each, [n, 3] as u32.
@@ -91,83 +99,115 @@ fn flat(segments: &[Segment]) -> Vec<u32> {
 }
 
 /// cos and sin of every position and frequency.
-pub struct RopeTable<B: Backend> {
+pub struct RopeTable<B: Memory> {
     /// [positions, D/2] f32, the attention factor of the scaling included.
     pub cos: Tensor<B>,
     /// [positions, D/2] f32.
     pub sin: Tensor<B>,
 }
 
-/// Rotates every query and key head of `qkv` [T, (H+2G)·D] in place: the pair (i, i + D/2) of a head at position p
-/// turns by the table's angle (p, i); with `inverse` by minus that angle, which is the backward pass.
+/// Rotates every query and key head of a batch in place: the pair (i, i + D/2) of a head at position p turns by the
+/// table's angle (p, i).
 ///
 /// Source: Transformers `apply_rotary_pos_emb` (the halves layout of the Hugging Face weights).
-pub fn rope<B: Backend>(
-    backend: &B,
-    qkv: MatrixMut<B>,
-    positions: Matrix<B>,
-    table: &RopeTable<B>,
-    shape: AttentionShape,
-    inverse: bool,
-) -> Result<()> {
-    const NAME: &str = "rope";
-    expect(NAME, "columns of qkv", qkv.cols, shape.qkv_cols())?;
-    expect(NAME, "number of positions", positions.len(), qkv.rows)?;
-    expect(NAME, "columns of the table", table.cos.cols() * 2, shape.head_dim)?;
-    backend.rope(qkv, positions, table, shape, inverse)
+pub struct Rope<'a, B: Memory> {
+    /// [T, (H+2G)·D]; values stay as they are.
+    pub qkv: MatrixMut<'a, B>,
+    /// [T, 1] u32, each below the rows of the table.
+    pub positions: Matrix<'a, B>,
+    /// The angles.
+    pub table: &'a RopeTable<B>,
+    /// The heads.
+    pub shape: AttentionShape,
+    /// Whether pairs turn by minus the angle, which is the backward pass.
+    pub inverse: bool,
 }
 
-fn check<B: Backend>(
-    name: &'static str,
-    qkv: Matrix<B>,
-    segments: &Segments<B>,
-    shape: AttentionShape,
-    out: (usize, usize),
-    log_sum_exp: usize,
-) -> Result<()> {
-    if shape.num_key_value_heads == 0 || !shape.num_attention_heads.is_multiple_of(shape.num_key_value_heads) {
-        return Err(shape_error(name, "key/value heads must divide the attention heads".into()));
+impl<B: Memory> Operation for Rope<'_, B> {
+    const NAME: &'static str = "rope";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { qkv, positions, table, shape, inverse: _ } = self;
+        let cos = table.cos.view();
+        let sin = table.sin.view();
+        check.columns(shape.qkv_cols(), &[("qkv", qkv)])?;
+        check.elements(qkv.rows, &[("positions", positions)])?;
+        check.equal("columns of the table", cos.cols * 2, shape.head_dim)?;
+        check.elements(cos.len(), &[("sin", &sin)])?;
+        check.stored(check.compute, &[("qkv", qkv)])?;
+        check.stored(DType::U32, &[("positions", positions)])?;
+        check.stored(DType::F32, &[("cos", &cos), ("sin", &sin)])
     }
-    expect(name, "columns of qkv", qkv.cols, shape.qkv_cols())?;
-    expect(name, "tokens of the segments", segments.tokens(), qkv.rows)?;
-    expect(name, "rows of out", out.0, qkv.rows)?;
-    expect(name, "columns of out", out.1, shape.query_cols())?;
-    expect(name, "elements of log_sum_exp", log_sum_exp, qkv.rows * shape.num_attention_heads)
 }
 
-/// out = softmax(q kᵀ / √D) v for each head and sequence, over [`AttentionShape::visible_keys`].
-///
-/// qkv [T, (H+2G)·D], out [T, H·D], log_sum_exp [T, H] f32 (natural logarithm, kept for backward). A row that sees no
-/// key gives out = 0 and log_sum_exp = −∞.
-pub fn attention_forward<B: Backend>(
-    backend: &B,
-    qkv: Matrix<B>,
-    segments: &Segments<B>,
-    shape: AttentionShape,
-    out: MatrixMut<B>,
-    log_sum_exp: MatrixMut<B>,
-) -> Result<()> {
-    check("attention_forward", qkv, segments, shape, (out.rows, out.cols), log_sum_exp.len())?;
-    backend.attention_forward(qkv, segments, shape, out, log_sum_exp)
+/// out = softmax(q kᵀ / √D) v for each head and sequence, over [`AttentionShape::visible_keys`]. A row that sees no key
+/// gives out = 0 and log_sum_exp = −∞.
+pub struct AttentionForward<'a, B: Memory> {
+    /// [T, (H+2G)·D].
+    pub qkv: Matrix<'a, B>,
+    /// The sequences, T rows together.
+    pub segments: &'a Segments<B>,
+    /// The heads.
+    pub shape: AttentionShape,
+    /// [T, H·D].
+    pub out: MatrixMut<'a, B>,
+    /// [T, H] f32: the natural logarithm of Σ e^score, kept for backward.
+    pub log_sum_exp: MatrixMut<'a, B>,
 }
 
-/// Gradient of [`attention_forward`] with respect to qkv, by recomputing the probabilities from log_sum_exp.
+impl<B: Memory> Operation for AttentionForward<'_, B> {
+    const NAME: &'static str = "attention_forward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { qkv, segments, shape, out, log_sum_exp } = self;
+        shape.check(check)?;
+        check.columns(shape.qkv_cols(), &[("qkv", qkv)])?;
+        check.segments(segments, qkv.rows)?;
+        check.rows(qkv.rows, &[("out", out)])?;
+        check.columns(shape.query_cols(), &[("out", out)])?;
+        check.elements(qkv.rows * shape.num_attention_heads, &[("log_sum_exp", log_sum_exp)])?;
+        check.stored(check.compute, &[("qkv", qkv), ("out", out)])?;
+        check.stored(DType::F32, &[("log_sum_exp", log_sum_exp)])
+    }
+}
+
+/// Gradient of [`AttentionForward`] with respect to qkv, by recomputing the probabilities from log_sum_exp.
 ///
 /// Source: FlashAttention-2 (arXiv 2307.08691), section 3.1.2: dS = P ∘ (dP − rowsum(dO ∘ O)).
-#[allow(clippy::too_many_arguments)]
-pub fn attention_backward<B: Backend>(
-    backend: &B,
-    d_out: Matrix<B>,
-    qkv: Matrix<B>,
-    out: Matrix<B>,
-    log_sum_exp: Matrix<B>,
-    segments: &Segments<B>,
-    shape: AttentionShape,
-    d_qkv: MatrixMut<B>,
-) -> Result<()> {
-    const NAME: &str = "attention_backward";
-    check(NAME, qkv, segments, shape, (out.rows, out.cols), log_sum_exp.len())?;
-    expect(NAME, "elements of d_out", d_out.len(), out.len())?;
-    expect(NAME, "elements of d_qkv", d_qkv.len(), qkv.len())?;
-    backend.attention_backward(d_out, qkv, out, log_sum_exp, segments, shape, d_qkv)
+pub struct AttentionBackward<'a, B: Memory> {
+    /// [T, H·D].
+    pub d_out: Matrix<'a, B>,
+    /// [T, (H+2G)·D], as in forward.
+    pub qkv: Matrix<'a, B>,
+    /// [T, H·D], the result of forward.
+    pub out: Matrix<'a, B>,
+    /// [T, H] f32, the result of forward.
+    pub log_sum_exp: Matrix<'a, B>,
+    /// The sequences, T rows together.
+    pub segments: &'a Segments<B>,
+    /// The heads.
+    pub shape: AttentionShape,
+    /// [T, (H+2G)·D], overwritten.
+    pub d_qkv: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for AttentionBackward<'_, B> {
+    const NAME: &'static str = "attention_backward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { d_out, qkv, out, log_sum_exp, segments, shape, d_qkv } = self;
+        shape.check(check)?;
+        check.columns(shape.qkv_cols(), &[("qkv", qkv)])?;
+        check.segments(segments, qkv.rows)?;
+        check.rows(qkv.rows, &[("out", out)])?;
+        check.columns(shape.query_cols(), &[("out", out)])?;
+        check.elements(qkv.rows * shape.num_attention_heads, &[("log_sum_exp", log_sum_exp)])?;
+        check.elements(out.len(), &[("d_out", d_out)])?;
+        check.elements(qkv.len(), &[("d_qkv", d_qkv)])?;
+        check.stored(check.compute, &[("d_out", d_out), ("qkv", qkv), ("out", out), ("d_qkv", d_qkv)])?;
+        check.stored(DType::F32, &[("log_sum_exp", log_sum_exp)])
+    }
 }

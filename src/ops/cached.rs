@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::{AttentionShape, Backend, Matrix, MatrixMut, Tensor, expect, shape_error};
+use super::{AttentionShape, Backend, Check, DType, Matrix, MatrixMut, Memory, Operation, Tensor, shape_error};
 use crate::error::Result;
 
 /// New tokens of one sequence.
@@ -23,7 +23,7 @@ pub struct CachedSegment {
 ///
 /// A slot is a row of the cache. Any slot can serve any position of any sequence, so sequences that begin alike can share the
 /// slots of their beginning, and what one leaves another can take.
-pub struct CachedSegments<B: Backend> {
+pub struct CachedSegments<B: Memory> {
     /// The heads, and the window that the rows see through.
     pub shape: AttentionShape,
     /// The sequences, in order and without gaps.
@@ -67,7 +67,9 @@ impl<B: Backend> CachedSegments<B> {
         let device_rows = Tensor::from_u32(backend, "cached rows", &rows)?;
         Ok(Self { shape, host, slots, device_slots, device_rows })
     }
+}
 
+impl<B: Memory> CachedSegments<B> {
     /// New rows of all sequences together.
     pub fn tokens(&self) -> usize {
         self.host.last().map_or(0, |s| s.start + s.length)
@@ -81,29 +83,39 @@ impl<B: Backend> CachedSegments<B> {
 
 const NAME: &str = "attention_cached";
 
-/// Stores the keys and values of new rows in their slots of `cache`; then out = softmax(q kᵀ / √D) v for each head and new
-/// row, over the tokens of its sequence up to itself that are within the sliding window.
-///
-/// qkv [T, (H+2G)·D] of the new rows, keys and queries rotated; cache [slots, 2·G·D], a slot's keys before its values; out
-/// [T, H·D]. It gives the rows of [`super::attention_forward`] over the whole sequences.
-pub fn attention_cached<B: Backend>(
-    backend: &B,
-    qkv: Matrix<B>,
-    segments: &CachedSegments<B>,
-    cache: MatrixMut<B>,
-    out: MatrixMut<B>,
-) -> Result<()> {
-    let shape = segments.shape;
-    if shape.num_key_value_heads == 0 || !shape.num_attention_heads.is_multiple_of(shape.num_key_value_heads) {
-        return Err(shape_error(NAME, "key/value heads must divide the attention heads".into()));
+/// Stores the keys and values of new rows in their slots of the cache; then out = softmax(q kᵀ / √D) v for each head and
+/// new row, over the tokens of its sequence up to itself that are within the sliding window. It gives the rows of
+/// [`super::AttentionForward`] over the whole sequences.
+pub struct AttentionCached<'a, B: Memory> {
+    /// [T, (H+2G)·D] of the new rows, keys and queries rotated.
+    pub qkv: Matrix<'a, B>,
+    /// The sequences and their slots, and the heads.
+    pub segments: &'a CachedSegments<B>,
+    /// [slots, 2·G·D], a slot's keys before its values.
+    pub cache: MatrixMut<'a, B>,
+    /// [T, H·D].
+    pub out: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for AttentionCached<'_, B> {
+    const NAME: &'static str = NAME;
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { qkv, segments, cache, out } = self;
+        let shape = segments.shape;
+        shape.check(check)?;
+        check.columns(shape.qkv_cols(), &[("qkv", qkv)])?;
+        check.equal("new rows of the sequences", segments.tokens(), qkv.rows)?;
+        check.columns(2 * shape.key_value_cols(), &[("the cache", cache)])?;
+        check.rows(qkv.rows, &[("out", out)])?;
+        check.columns(shape.query_cols(), &[("out", out)])?;
+        if let Some(slot) = segments.slots.iter().find(|&&slot| slot as usize >= cache.rows) {
+            return Err(check.error(format!("slot {slot} is beyond the {} of the cache", cache.rows)));
+        }
+        check.stored(check.compute, &[("qkv", qkv), ("the cache", cache), ("out", out)])?;
+        let rows = segments.device_rows.view();
+        let slots = segments.device_slots.view();
+        check.stored(DType::U32, &[("the table of rows", &rows), ("the table of slots", &slots)])
     }
-    expect(NAME, "columns of qkv", qkv.cols, shape.qkv_cols())?;
-    expect(NAME, "new rows of the sequences", segments.tokens(), qkv.rows)?;
-    expect(NAME, "columns of the cache", cache.cols, 2 * shape.key_value_cols())?;
-    expect(NAME, "rows of out", out.rows, qkv.rows)?;
-    expect(NAME, "columns of out", out.cols, shape.query_cols())?;
-    if let Some(slot) = segments.slots.iter().find(|&&slot| slot as usize >= cache.rows) {
-        return Err(shape_error(NAME, format!("slot {slot} is beyond the {} of the cache", cache.rows)));
-    }
-    backend.attention_cached(qkv, segments, cache, out)
 }

@@ -1,73 +1,133 @@
-//! Embedding, SwiGLU, and the small vector operations.
+//! Rows of tables, SwiGLU, and the small vector operations.
 
-use super::{Backend, Matrix, MatrixMut, expect};
+use super::{Check, DType, Matrix, MatrixMut, Memory, Operation};
 use crate::error::Result;
 
-/// `out[t] = table[ids[t]]`; ids [T, 1] u32, table [V, d], out [T, d]. The caller has checked that every id is below V.
-pub fn embedding_forward<B: Backend>(backend: &B, ids: Matrix<B>, table: Matrix<B>, out: MatrixMut<B>) -> Result<()> {
-    const NAME: &str = "embedding_forward";
-    expect(NAME, "number of ids", ids.len(), out.rows)?;
-    expect(NAME, "columns of out", out.cols, table.cols)?;
-    backend.embedding_forward(ids, table, out)
+/// `out[i] = from[indices[i]]`: the embedding of tokens, among others.
+pub struct GatherRows<'a, B: Memory> {
+    /// [V, d].
+    pub from: Matrix<'a, B>,
+    /// [n, 1] u32. The caller has checked that each is below the rows of `from`.
+    pub indices: Matrix<'a, B>,
+    /// [n, d].
+    pub out: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for GatherRows<'_, B> {
+    const NAME: &'static str = "gather_rows";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { from, indices, out } = self;
+        check.elements(out.rows, &[("indices", indices)])?;
+        check.columns(from.cols, &[("out", out)])?;
+        check.stored(check.compute, &[("from", from), ("out", out)])?;
+        check.stored(DType::U32, &[("indices", indices)])
+    }
 }
 
 /// `d_table[ids[t]] += d_out[t]`, summed in token order, so that the result does not depend on the schedule.
-pub fn embedding_backward<B: Backend>(
-    backend: &B,
-    ids: Matrix<B>,
-    d_out: Matrix<B>,
-    d_table: MatrixMut<B>,
-) -> Result<()> {
-    const NAME: &str = "embedding_backward";
-    expect(NAME, "number of ids", ids.len(), d_out.rows)?;
-    expect(NAME, "columns of d_table", d_table.cols, d_out.cols)?;
-    backend.embedding_backward(ids, d_out, d_table)
+pub struct EmbeddingBackward<'a, B: Memory> {
+    /// [T, 1] u32. The caller has checked that each is below V.
+    pub ids: Matrix<'a, B>,
+    /// [T, d].
+    pub d_out: Matrix<'a, B>,
+    /// [V, d] f32, accumulated.
+    pub d_table: MatrixMut<'a, B>,
 }
 
-/// `out[i] = from[indices[i]]`; indices [n, 1] u32, each below the rows of `from`.
-pub fn gather_rows<B: Backend>(backend: &B, from: Matrix<B>, indices: Matrix<B>, out: MatrixMut<B>) -> Result<()> {
-    const NAME: &str = "gather_rows";
-    expect(NAME, "number of indices", indices.len(), out.rows)?;
-    expect(NAME, "columns of out", out.cols, from.cols)?;
-    backend.gather_rows(from, indices, out)
+impl<B: Memory> Operation for EmbeddingBackward<'_, B> {
+    const NAME: &'static str = "embedding_backward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { ids, d_out, d_table } = self;
+        check.elements(d_out.rows, &[("ids", ids)])?;
+        check.columns(d_out.cols, &[("d_table", d_table)])?;
+        check.stored(DType::U32, &[("ids", ids)])?;
+        check.stored(check.compute, &[("d_out", d_out)])?;
+        check.stored(DType::F32, &[("d_table", d_table)])
+    }
 }
 
-/// h = silu(gate) · up, with gate_up [T, 2F] = [gate | up] and h [T, F].
-pub fn swiglu_forward<B: Backend>(backend: &B, gate_up: Matrix<B>, h: MatrixMut<B>) -> Result<()> {
-    const NAME: &str = "swiglu_forward";
-    expect(NAME, "columns of gate_up", gate_up.cols, 2 * h.cols)?;
-    expect(NAME, "rows of gate_up", gate_up.rows, h.rows)?;
-    backend.swiglu_forward(gate_up, h)
+/// h = silu(gate) · up.
+pub struct SwigluForward<'a, B: Memory> {
+    /// [T, 2F] = [gate | up].
+    pub gate_up: Matrix<'a, B>,
+    /// [T, F].
+    pub h: MatrixMut<'a, B>,
 }
 
-/// d_gate = d_h · up · σ(gate)(1 + gate(1 − σ(gate))), d_up = d_h · silu(gate); shapes as in [`swiglu_forward`].
-pub fn swiglu_backward<B: Backend>(
-    backend: &B,
-    d_h: Matrix<B>,
-    gate_up: Matrix<B>,
-    d_gate_up: MatrixMut<B>,
-) -> Result<()> {
-    const NAME: &str = "swiglu_backward";
-    expect(NAME, "columns of gate_up", gate_up.cols, 2 * d_h.cols)?;
-    expect(NAME, "rows of gate_up", gate_up.rows, d_h.rows)?;
-    expect(NAME, "elements of d_gate_up", d_gate_up.len(), gate_up.len())?;
-    backend.swiglu_backward(d_h, gate_up, d_gate_up)
+impl<B: Memory> Operation for SwigluForward<'_, B> {
+    const NAME: &'static str = "swiglu_forward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { gate_up, h } = self;
+        check.columns(2 * h.cols, &[("gate_up", gate_up)])?;
+        check.rows(h.rows, &[("gate_up", gate_up)])?;
+        check.stored(check.compute, &[("gate_up", gate_up), ("h", h)])
+    }
 }
 
-/// y += alpha · x, in f32.
-pub fn axpy<B: Backend>(backend: &B, alpha: f32, x: Matrix<B>, y: MatrixMut<B>) -> Result<()> {
-    expect("axpy", "elements of y", y.len(), x.len())?;
-    backend.axpy(alpha, x, y)
+/// Gradient of [`SwigluForward`]: d_gate = d_h · up · σ(gate)(1 + gate(1 − σ(gate))), d_up = d_h · silu(gate).
+pub struct SwigluBackward<'a, B: Memory> {
+    /// [T, F].
+    pub d_h: Matrix<'a, B>,
+    /// [T, 2F] = [gate | up].
+    pub gate_up: Matrix<'a, B>,
+    /// [T, 2F] = [d_gate | d_up], overwritten.
+    pub d_gate_up: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for SwigluBackward<'_, B> {
+    const NAME: &'static str = "swiglu_backward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { d_h, gate_up, d_gate_up } = self;
+        check.columns(2 * d_h.cols, &[("gate_up", gate_up)])?;
+        check.rows(d_h.rows, &[("gate_up", gate_up)])?;
+        check.elements(gate_up.len(), &[("d_gate_up", d_gate_up)])?;
+        check.stored(check.compute, &[("d_h", d_h), ("gate_up", gate_up), ("d_gate_up", d_gate_up)])
+    }
 }
 
 /// `out[0] += scale · Σ a · b`, in f32 with a fixed order of summation: how per-token values become a loss on the device.
-pub fn weighted_sum<B: Backend>(backend: &B, a: Matrix<B>, b: Matrix<B>, scale: f32, out: MatrixMut<B>) -> Result<()> {
-    expect("weighted_sum", "elements of b", b.len(), a.len())?;
-    expect("weighted_sum", "elements of out", out.len(), 1)?;
-    backend.weighted_sum(a, b, scale, out)
+pub struct WeightedSum<'a, B: Memory> {
+    /// [n] f32.
+    pub a: Matrix<'a, B>,
+    /// [n] f32.
+    pub b: Matrix<'a, B>,
+    /// The factor on the sum.
+    pub scale: f32,
+    /// One f32, accumulated.
+    pub out: MatrixMut<'a, B>,
 }
 
-/// Σ x², accumulated in f64 in a fixed order. Not finite exactly when some x is not. Waits for the device.
-pub fn squared_norm<B: Backend>(backend: &B, x: Matrix<B>) -> Result<f64> {
-    backend.squared_norm(x)
+impl<B: Memory> Operation for WeightedSum<'_, B> {
+    const NAME: &'static str = "weighted_sum";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { a, b, scale: _, out } = self;
+        check.elements(a.len(), &[("b", b)])?;
+        check.elements(1, &[("out", out)])?;
+        check.stored(DType::F32, &[("a", a), ("b", b), ("out", out)])
+    }
+}
+
+/// Σ x² on the host, accumulated in f64 in a fixed order. Not finite exactly when some x is not. Waits for the device.
+pub struct SquaredNorm<'a, B: Memory> {
+    /// [n] f32.
+    pub x: Matrix<'a, B>,
+}
+
+impl<B: Memory> Operation for SquaredNorm<'_, B> {
+    const NAME: &'static str = "squared_norm";
+    type Output = f64;
+
+    fn check(&self, check: &Check) -> Result<()> {
+        check.stored(DType::F32, &[("x", &self.x)])
+    }
 }

@@ -1,45 +1,84 @@
 //! Linear layers without bias and their low-rank adapters.
 
-use super::{Backend, Matrix, MatrixMut, expect, shape_error};
+use super::{Buffer, Check, DType, Matrix, MatrixMut, Memory, Operation};
 use crate::error::Result;
 
-/// y = x wᵀ with x [T, in], w [out, in], y [T, out].
-pub fn linear_forward<B: Backend>(backend: &B, x: Matrix<B>, w: Matrix<B>, y: MatrixMut<B>) -> Result<()> {
-    const NAME: &str = "linear_forward";
-    expect(NAME, "columns of w", w.cols, x.cols)?;
-    expect(NAME, "rows of y", y.rows, x.rows)?;
-    expect(NAME, "columns of y", y.cols, w.rows)?;
-    backend.linear_forward(x, w, y)
+/// y = x wᵀ. The products of linear layers take floats of one dtype, whatever the device computes in.
+pub struct LinearForward<'a, B: Memory> {
+    /// [T, in].
+    pub x: Matrix<'a, B>,
+    /// [out, in], stored as x.
+    pub w: Matrix<'a, B>,
+    /// [T, out], stored as x or in f32.
+    pub y: MatrixMut<'a, B>,
 }
 
-/// dx = dy w (or dx += dy w) with dy [T, out], w [out, in], dx [T, in].
-pub fn linear_backward_input<B: Backend>(
-    backend: &B,
-    dy: Matrix<B>,
-    w: Matrix<B>,
-    dx: MatrixMut<B>,
-    accumulate: bool,
-) -> Result<()> {
-    const NAME: &str = "linear_backward_input";
-    expect(NAME, "rows of w", w.rows, dy.cols)?;
-    expect(NAME, "rows of dx", dx.rows, dy.rows)?;
-    expect(NAME, "columns of dx", dx.cols, w.cols)?;
-    backend.linear_backward_input(dy, w, dx, accumulate)
+impl<B: Memory> Operation for LinearForward<'_, B> {
+    const NAME: &'static str = "linear_forward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { x, w, y } = self;
+        check.columns(x.cols, &[("w", w)])?;
+        check.rows(x.rows, &[("y", y)])?;
+        check.columns(w.rows, &[("y", y)])?;
+        check.product([("x", x), ("w", w)], ("y", y))
+    }
 }
 
-/// dw += dyᵀ x with dy [T, out], x [T, in], dw [out, in] in f32.
-pub fn linear_backward_weight<B: Backend>(backend: &B, dy: Matrix<B>, x: Matrix<B>, dw: MatrixMut<B>) -> Result<()> {
-    const NAME: &str = "linear_backward_weight";
-    expect(NAME, "rows of x", x.rows, dy.rows)?;
-    expect(NAME, "rows of dw", dw.rows, dy.cols)?;
-    expect(NAME, "columns of dw", dw.cols, x.cols)?;
-    backend.linear_backward_weight(dy, x, dw)
+/// dx = dy w, or dx += dy w.
+pub struct LinearBackwardInput<'a, B: Memory> {
+    /// [T, out].
+    pub dy: Matrix<'a, B>,
+    /// [out, in], stored as dy.
+    pub w: Matrix<'a, B>,
+    /// [T, in], stored as dy or in f32.
+    pub dx: MatrixMut<'a, B>,
+    /// Whether dx is added to instead of overwritten.
+    pub accumulate: bool,
+}
+
+impl<B: Memory> Operation for LinearBackwardInput<'_, B> {
+    const NAME: &'static str = "linear_backward_input";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { dy, w, dx, accumulate: _ } = self;
+        check.rows(dy.cols, &[("w", w)])?;
+        check.rows(dy.rows, &[("dx", dx)])?;
+        check.columns(w.cols, &[("dx", dx)])?;
+        check.product([("dy", dy), ("w", w)], ("dx", dx))
+    }
+}
+
+/// dw += dyᵀ x.
+pub struct LinearBackwardWeight<'a, B: Memory> {
+    /// [T, out].
+    pub dy: Matrix<'a, B>,
+    /// [T, in], stored as dy.
+    pub x: Matrix<'a, B>,
+    /// [out, in] f32.
+    pub dw: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for LinearBackwardWeight<'_, B> {
+    const NAME: &'static str = "linear_backward_weight";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { dy, x, dw } = self;
+        check.rows(dy.rows, &[("x", x)])?;
+        check.rows(dy.cols, &[("dw", dw)])?;
+        check.columns(x.cols, &[("dw", dw)])?;
+        check.product([("dy", dy), ("x", x)], ("dw", dw))?;
+        check.stored(DType::F32, &[("dw", dw)])
+    }
 }
 
 /// One adapted projection inside a fused linear layer: y[:, start..start + out] += scale · (x aᵀ) bᵀ.
 ///
 /// The fused layers (q, k, v; gate, up) share x, and each of their projections has factors of its own.
-pub struct LoraSlice<'a, B: Backend> {
+pub struct LoraSlice<'a, B: Memory> {
     /// A, [r, in].
     pub a: Matrix<'a, B>,
     /// B, [out, r].
@@ -48,13 +87,6 @@ pub struct LoraSlice<'a, B: Backend> {
     pub start: usize,
     /// alpha / r (or alpha / √r where the adapter asks for rank stabilisation).
     pub scale: f32,
-}
-
-/// Where the gradients of the factors go. The slices' factors and their gradients have the same places (offsets) in
-/// two buffers of one layout.
-pub struct LoraGradients<'a, B: Backend> {
-    /// The buffer of gradients (f32); the gradient of a factor at offset o of its own buffer is added at o here.
-    pub buffer: &'a mut B::Buffer,
 }
 
 /// Dropout on the input of the adapters. The mask is a function of the key, so backward computes the same one.
@@ -70,64 +102,97 @@ pub struct Dropout {
     pub step: u32,
 }
 
-fn check_slices<B: Backend>(
-    name: &'static str,
-    x_cols: usize,
-    y_cols: usize,
-    s_cols: usize,
+/// The slices of a layer from `input` to `output` columns, whose ranks together are the columns of s.
+fn check_slices<B: Memory>(
+    check: &Check,
     slices: &[LoraSlice<B>],
+    input: &Matrix<B>,
+    output_cols: usize,
+    rank_cols: usize,
 ) -> Result<()> {
     let mut ranks = 0;
-    for slice in slices {
-        expect(name, "columns of A", slice.a.cols, x_cols)?;
-        expect(name, "columns of B", slice.b.cols, slice.a.rows)?;
-        if slice.start + slice.b.rows > y_cols {
-            return Err(shape_error(name, format!("columns {}.. of B do not fit {y_cols} outputs", slice.start)));
+    for LoraSlice { a, b, start, scale: _ } in slices {
+        check.columns(input.cols, &[("A", a)])?;
+        check.columns(a.rows, &[("B", b)])?;
+        if start.checked_add(b.rows).is_none_or(|end| end > output_cols) {
+            return Err(check.error(format!("columns {start}.. of B do not fit {output_cols} outputs")));
         }
-        ranks += slice.a.rows;
+        check.stored(input.dtype(), &[("A", a), ("B", b)])?;
+        ranks += a.rows;
     }
-    expect(name, "columns of s", s_cols, ranks)
+    check.equal("columns of s", rank_cols, ranks)
 }
 
-/// s = dropout(x) [a₁; a₂; …]ᵀ, then y[:, slice] += scale · s_slice bᵀ, with x [T, in], s [T, Σr], y [T, out].
+/// s = dropout(x) [a₁; a₂; …]ᵀ, then y[:, slice] += scale · s_slice bᵀ. All operands are floats of one dtype.
 ///
-/// s is kept for backward. Source: LoRA (arXiv 2106.09685), PEFT `lora.Linear`.
-pub fn lora_forward<B: Backend>(
-    backend: &B,
-    x: Matrix<B>,
-    slices: &[LoraSlice<B>],
-    dropout: Option<Dropout>,
-    s: MatrixMut<B>,
-    y: MatrixMut<B>,
-) -> Result<()> {
-    const NAME: &str = "lora_forward";
-    check_slices(NAME, x.cols, y.cols, s.cols, slices)?;
-    expect(NAME, "rows of s", s.rows, x.rows)?;
-    expect(NAME, "rows of y", y.rows, x.rows)?;
-    backend.lora_forward(x, slices, dropout, s, y)
+/// Source: LoRA (arXiv 2106.09685), PEFT `lora.Linear`.
+pub struct LoraForward<'a, B: Memory> {
+    /// [T, in].
+    pub x: Matrix<'a, B>,
+    /// The adapted projections of the layer.
+    pub slices: &'a [LoraSlice<'a, B>],
+    /// Dropout on x.
+    pub dropout: Option<Dropout>,
+    /// [T, Σr], kept for backward.
+    pub s: MatrixMut<'a, B>,
+    /// [T, out], accumulated.
+    pub y: MatrixMut<'a, B>,
 }
 
-/// ds = scale · dy_slice b; db += scale · dy_sliceᵀ s; da += dsᵀ dropout(x); dx += dropout'(ds a).
-///
-/// `gradients` is absent where only dx is wanted. ds [T, Σr] is scratch.
-#[allow(clippy::too_many_arguments)]
-pub fn lora_backward<B: Backend>(
-    backend: &B,
-    dy: Matrix<B>,
-    x: Matrix<B>,
-    s: Matrix<B>,
-    slices: &[LoraSlice<B>],
-    dropout: Option<Dropout>,
-    gradients: Option<LoraGradients<B>>,
-    ds: MatrixMut<B>,
-    dx: MatrixMut<B>,
-) -> Result<()> {
-    const NAME: &str = "lora_backward";
-    check_slices(NAME, x.cols, dy.cols, s.cols, slices)?;
-    expect(NAME, "columns of ds", ds.cols, s.cols)?;
-    for (what, rows) in [("x", x.rows), ("s", s.rows), ("ds", ds.rows), ("dx", dx.rows)] {
-        expect(NAME, &format!("rows of {what}"), rows, dy.rows)?;
+impl<B: Memory> Operation for LoraForward<'_, B> {
+    const NAME: &'static str = "lora_forward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { x, slices, dropout: _, s, y } = self;
+        check_slices(check, slices, x, y.cols, s.cols)?;
+        check.rows(x.rows, &[("s", s), ("y", y)])?;
+        check.product([("x", x), ("s", &s.as_matrix())], ("y", y))?;
+        check.stored(x.dtype(), &[("y", y)])
     }
-    expect(NAME, "columns of dx", dx.cols, x.cols)?;
-    backend.lora_backward(dy, x, s, slices, dropout, gradients, ds, dx)
+}
+
+/// Gradient of [`LoraForward`]: ds = scale · dy_slice b; db += scale · dy_sliceᵀ s; da += dsᵀ dropout(x);
+/// dx += dropout'(ds a). All operands but `gradients` are floats of one dtype.
+pub struct LoraBackward<'a, B: Memory> {
+    /// [T, out].
+    pub dy: Matrix<'a, B>,
+    /// [T, in], as in forward.
+    pub x: Matrix<'a, B>,
+    /// [T, Σr], the result of forward.
+    pub s: Matrix<'a, B>,
+    /// The adapted projections of the layer.
+    pub slices: &'a [LoraSlice<'a, B>],
+    /// As in forward.
+    pub dropout: Option<Dropout>,
+    /// A buffer of f32, accumulated: the gradient of a factor at offset o of its own buffer is at o here. Absent where only
+    /// dx is wanted.
+    pub gradients: Option<&'a mut B::Buffer>,
+    /// [T, Σr], scratch.
+    pub ds: MatrixMut<'a, B>,
+    /// [T, in], accumulated.
+    pub dx: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for LoraBackward<'_, B> {
+    const NAME: &'static str = "lora_backward";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { dy, x, s, slices, dropout: _, gradients, ds, dx } = self;
+        check_slices(check, slices, x, dy.cols, s.cols)?;
+        check.columns(s.cols, &[("ds", ds)])?;
+        check.rows(dy.rows, &[("x", x), ("s", s), ("ds", ds), ("dx", dx)])?;
+        check.columns(x.cols, &[("dx", dx)])?;
+        check.product([("x", x), ("dy", dy)], ("s", s))?;
+        check.stored(x.dtype(), &[("s", s), ("ds", ds), ("dx", dx)])?;
+        for LoraSlice { a, b, .. } in *slices {
+            for (what, factor) in [("the gradient of A", a), ("the gradient of B", b)] {
+                let Some(buffer) = gradients else { continue };
+                check.range(what, &**buffer, factor.offset, factor.len())?;
+                check.dtype(what, buffer.dtype(), DType::F32)?;
+            }
+        }
+        Ok(())
+    }
 }

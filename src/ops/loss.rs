@@ -1,13 +1,13 @@
 //! Losses at the language-model head and on hidden states. Each writes one value per token and, where asked, the
 //! gradient of Σ_t weight_t · value_t.
 
-use super::{Backend, Matrix, MatrixMut, Segments, expect, shape_error};
+use super::{Check, DType, Matrix, MatrixMut, Memory, Operation, Segments};
 use crate::error::Result;
 
 /// The target of a token that has none.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// What [`loss_head`] computes from the logits z of a token, p = softmax(z).
+/// What [`LossHead`] computes from the logits z of a token, p = softmax(z).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadLoss {
     /// `−log p[target]`. dz = p − onehot(target).
@@ -16,91 +16,117 @@ pub enum HeadLoss {
     NegativeEntropy,
 }
 
-/// Where [`loss_head`] puts gradients.
-pub struct HeadGradients<'a, B: Backend> {
+/// Where [`LossHead`] puts gradients.
+pub struct HeadGradients<'a, B: Memory> {
     /// [T, d], overwritten.
     pub d_hidden: MatrixMut<'a, B>,
     /// [V, d] f32, accumulated; absent where the head is frozen.
     pub d_head: Option<MatrixMut<'a, B>>,
 }
 
-/// The loss of each token's logits z = hidden headᵀ without keeping the [T, V] logits: values [T, 1], and with
-/// `gradients` those of Σ weight · value.
+/// The loss of each token's logits z = hidden headᵀ without keeping the [T, V] logits, and with `gradients` those of
+/// Σ weight · value.
 ///
-/// hidden [T, d]; head [V, d]; targets [T, 1] u32 ([`IGNORE_INDEX`] for none; only cross-entropy reads them); weights
-/// [T, 1] f32. A token of weight 0 contributes nothing and its value is 0: backends skip it. A sequence's
-/// log-probability (DPO) is minus the sum of its tokens' cross-entropies, so it needs no kind of its own.
-#[allow(clippy::too_many_arguments)]
-pub fn loss_head<B: Backend>(
-    backend: &B,
-    loss: HeadLoss,
-    hidden: Matrix<B>,
-    head: Matrix<B>,
-    targets: Matrix<B>,
-    weights: Matrix<B>,
-    values: MatrixMut<B>,
-    gradients: Option<HeadGradients<B>>,
-) -> Result<()> {
-    const NAME: &str = "loss_head";
-    expect(NAME, "columns of the head", head.cols, hidden.cols)?;
-    for (what, len) in [("targets", targets.len()), ("weights", weights.len()), ("values", values.len())] {
-        expect(NAME, &format!("number of {what}"), len, hidden.rows)?;
-    }
-    if let Some(gradients) = &gradients {
-        expect(NAME, "elements of d_hidden", gradients.d_hidden.len(), hidden.len())?;
-        if let Some(d_head) = &gradients.d_head {
-            expect(NAME, "elements of d_head", d_head.len(), head.len())?;
-        }
-    }
-    backend.loss_head(loss, hidden, head, targets, weights, values, gradients)
+/// A token of weight 0 contributes nothing and its value is 0: backends skip it. A sequence's log-probability (DPO) is minus
+/// the sum of its tokens' cross-entropies, so it needs no kind of its own.
+pub struct LossHead<'a, B: Memory> {
+    /// Which loss.
+    pub loss: HeadLoss,
+    /// [T, d].
+    pub hidden: Matrix<'a, B>,
+    /// [V, d], stored as hidden.
+    pub head: Matrix<'a, B>,
+    /// [T, 1] u32, [`IGNORE_INDEX`] for none. Only cross-entropy reads them.
+    pub targets: Matrix<'a, B>,
+    /// [T, 1] f32.
+    pub weights: Matrix<'a, B>,
+    /// [T, 1] f32, overwritten.
+    pub values: MatrixMut<'a, B>,
+    /// Where gradients go, if they are wanted.
+    pub gradients: Option<HeadGradients<'a, B>>,
 }
 
-/// value_t = ‖hidden_t − reference_t‖₂; d_hidden += weight_t · (hidden_t − reference_t) / value_t, and nothing where
-/// the distance is 0.
-///
-/// hidden, reference, d_hidden [T, d]; weights, values [T, 1] f32. Source: the retain loss of the TAR authors
-/// (`obj_model_mse_representations`), which is a norm despite its name.
-pub fn representation_distance<B: Backend>(
-    backend: &B,
-    hidden: Matrix<B>,
-    reference: Matrix<B>,
-    weights: Matrix<B>,
-    values: MatrixMut<B>,
-    d_hidden: Option<MatrixMut<B>>,
-) -> Result<()> {
-    const NAME: &str = "representation_distance";
-    expect(NAME, "elements of reference", reference.len(), hidden.len())?;
-    expect(NAME, "number of weights", weights.len(), hidden.rows)?;
-    expect(NAME, "number of values", values.len(), hidden.rows)?;
-    if let Some(d_hidden) = &d_hidden {
-        expect(NAME, "elements of d_hidden", d_hidden.len(), hidden.len())?;
+impl<B: Memory> Operation for LossHead<'_, B> {
+    const NAME: &'static str = "loss_head";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { loss: _, hidden, head, targets, weights, values, gradients } = self;
+        check.columns(hidden.cols, &[("the head", head)])?;
+        check.elements(hidden.rows, &[("targets", targets), ("weights", weights), ("values", values)])?;
+        check.product([("hidden", hidden), ("the head", head)], ("values", values))?;
+        check.stored(DType::F32, &[("weights", weights), ("values", values)])?;
+        check.stored(DType::U32, &[("targets", targets)])?;
+        let Some(HeadGradients { d_hidden, d_head }) = gradients else { return Ok(()) };
+        check.elements(hidden.len(), &[("d_hidden", d_hidden)])?;
+        check.elements(head.len(), &[("d_head", d_head)])?;
+        check.stored(hidden.dtype(), &[("d_hidden", d_hidden)])?;
+        check.stored(DType::F32, &[("d_head", d_head)])
     }
-    backend.representation_distance(hidden, reference, weights, values, d_hidden)
 }
 
-/// `value_t = 1 − |cos(hidden_t, table[id_t])|`; d_hidden += weight_t · d value_t / d hidden_t.
+/// value_t = ‖hidden_t − reference_t‖₂; d_hidden += weight_t · (hidden_t − reference_t) / value_t, and nothing where the
+/// distance is 0.
 ///
-/// hidden, d_hidden [T, d]; table [V, d] f32; ids [T, 1]; weights, values [T, 1] f32. Norms in the cosine are at least
-/// 1e-8, as in `torch.nn.functional.cosine_similarity`. Source: TAR's random mapping (arXiv 2408.00761, appendix).
-#[allow(clippy::too_many_arguments)]
-pub fn random_mapping<B: Backend>(
-    backend: &B,
-    hidden: Matrix<B>,
-    table: Matrix<B>,
-    ids: Matrix<B>,
-    weights: Matrix<B>,
-    values: MatrixMut<B>,
-    d_hidden: Option<MatrixMut<B>>,
-) -> Result<()> {
-    const NAME: &str = "random_mapping";
-    expect(NAME, "columns of the table", table.cols, hidden.cols)?;
-    for (what, len) in [("ids", ids.len()), ("weights", weights.len()), ("values", values.len())] {
-        expect(NAME, &format!("number of {what}"), len, hidden.rows)?;
+/// Source: the retain loss of the TAR authors (`obj_model_mse_representations`), which is a norm despite its name.
+pub struct RepresentationDistance<'a, B: Memory> {
+    /// [T, d].
+    pub hidden: Matrix<'a, B>,
+    /// [T, d].
+    pub reference: Matrix<'a, B>,
+    /// [T, 1] f32.
+    pub weights: Matrix<'a, B>,
+    /// [T, 1] f32, overwritten.
+    pub values: MatrixMut<'a, B>,
+    /// [T, d], accumulated; absent where no gradient is wanted.
+    pub d_hidden: Option<MatrixMut<'a, B>>,
+}
+
+impl<B: Memory> Operation for RepresentationDistance<'_, B> {
+    const NAME: &'static str = "representation_distance";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { hidden, reference, weights, values, d_hidden } = self;
+        check.elements(hidden.len(), &[("reference", reference), ("d_hidden", d_hidden)])?;
+        check.elements(hidden.rows, &[("weights", weights), ("values", values)])?;
+        check.stored(check.compute, &[("hidden", hidden), ("reference", reference), ("d_hidden", d_hidden)])?;
+        check.stored(DType::F32, &[("weights", weights), ("values", values)])
     }
-    if let Some(d_hidden) = &d_hidden {
-        expect(NAME, "elements of d_hidden", d_hidden.len(), hidden.len())?;
+}
+
+/// `value_t = 1 − |cos(hidden_t, table[id_t])|`; d_hidden += weight_t · d value_t / d hidden_t. Norms in the cosine are at
+/// least 1e-8, as in `torch.nn.functional.cosine_similarity`.
+///
+/// Source: TAR's random mapping (arXiv 2408.00761, appendix).
+pub struct RandomMapping<'a, B: Memory> {
+    /// [T, d].
+    pub hidden: Matrix<'a, B>,
+    /// [V, d] f32.
+    pub table: Matrix<'a, B>,
+    /// [T, 1] u32. The caller has checked that each is below V.
+    pub ids: Matrix<'a, B>,
+    /// [T, 1] f32.
+    pub weights: Matrix<'a, B>,
+    /// [T, 1] f32, overwritten.
+    pub values: MatrixMut<'a, B>,
+    /// [T, d], accumulated; absent where no gradient is wanted.
+    pub d_hidden: Option<MatrixMut<'a, B>>,
+}
+
+impl<B: Memory> Operation for RandomMapping<'_, B> {
+    const NAME: &'static str = "random_mapping";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { hidden, table, ids, weights, values, d_hidden } = self;
+        check.columns(hidden.cols, &[("the table", table)])?;
+        check.elements(hidden.rows, &[("ids", ids), ("weights", weights), ("values", values)])?;
+        check.elements(hidden.len(), &[("d_hidden", d_hidden)])?;
+        check.stored(check.compute, &[("hidden", hidden), ("d_hidden", d_hidden)])?;
+        check.stored(DType::F32, &[("the table", table), ("weights", weights), ("values", values)])?;
+        check.stored(DType::U32, &[("ids", ids)])
     }
-    backend.random_mapping(hidden, table, ids, weights, values, d_hidden)
 }
 
 /// Preference loss of pairs of sequences (DPO, arXiv 2305.18290, equation 7) and the token weights of its gradient.
@@ -109,26 +135,37 @@ pub fn random_mapping<B: Backend>(
 /// learned), m = Σ_rejected c − Σ_chosen c and δ = β(m − reference_margin): `losses[pair] = −log σ(δ)`, and `weights`, which
 /// enters as 1 for learned tokens and 0 for others, is multiplied by ±scale · β · σ(−δ) / pairs (plus for chosen), so that
 /// Σ weights · c has the gradient of scale · mean(losses).
-///
-/// values, weights [T, 1]; reference_margins, losses [pairs, 1]; all f32.
-#[allow(clippy::too_many_arguments)]
-pub fn preference<B: Backend>(
-    backend: &B,
-    values: Matrix<B>,
-    segments: &Segments<B>,
-    reference_margins: Matrix<B>,
-    beta: f32,
-    scale: f32,
-    weights: MatrixMut<B>,
-    losses: MatrixMut<B>,
-) -> Result<()> {
-    const NAME: &str = "preference";
-    if !segments.host.len().is_multiple_of(2) {
-        return Err(shape_error(NAME, "preference data must come in pairs of sequences".into()));
+pub struct Preference<'a, B: Memory> {
+    /// [T, 1] f32.
+    pub values: Matrix<'a, B>,
+    /// The sequences, T rows together.
+    pub segments: &'a Segments<B>,
+    /// [pairs, 1] f32.
+    pub reference_margins: Matrix<'a, B>,
+    /// β.
+    pub beta: f32,
+    /// The factor on the gradient.
+    pub scale: f32,
+    /// [T, 1] f32, multiplied.
+    pub weights: MatrixMut<'a, B>,
+    /// [pairs, 1] f32, overwritten.
+    pub losses: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for Preference<'_, B> {
+    const NAME: &'static str = "preference";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { values, segments, reference_margins, beta: _, scale: _, weights, losses } = self;
+        if !segments.host.len().is_multiple_of(2) {
+            return Err(check.error("preference data must come in pairs of sequences".into()));
+        }
+        check.segments(segments, values.len())?;
+        let pairs = segments.host.len() / 2;
+        check.elements(pairs, &[("the reference margins", reference_margins), ("losses", losses)])?;
+        check.elements(values.len(), &[("weights", weights)])?;
+        check.stored(DType::F32, &[("values", values), ("the reference margins", reference_margins)])?;
+        check.stored(DType::F32, &[("weights", weights), ("losses", losses)])
     }
-    expect(NAME, "number of reference margins", reference_margins.len(), segments.host.len() / 2)?;
-    expect(NAME, "number of losses", losses.len(), segments.host.len() / 2)?;
-    expect(NAME, "number of values", values.len(), segments.tokens())?;
-    expect(NAME, "number of weights", weights.len(), segments.tokens())?;
-    backend.preference(values, segments, reference_margins, beta, scale, weights, losses)
 }

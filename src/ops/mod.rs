@@ -1,9 +1,10 @@
 //! The operations a transformer and its training need, each a unit worth a kernel.
 //!
-//! [`Backend`] is what a device implements. The functions of this module are what the model calls: they check shapes
-//! once, here, and then call the backend, which may rely on them. Operands are row-major matrices ([`Matrix`]) inside
-//! device buffers. An operation that produces a gradient of weights adds to its destination; every other output is
-//! overwritten unless its documentation says that it accumulates.
+//! An operation is a struct of its operands, with its formula, shapes and dtypes in its documentation and its check beside
+//! it. The model fills it in and gives it to [`Backend::run`], which checks it and hands it to the device:
+//! `backend.run(LinearForward { x, w, y })?`. Operands are row-major matrices ([`Matrix`]) inside device buffers. Where no
+//! dtype is given, it is [`Backend::compute_dtype`]. An operation that produces a gradient of weights adds to its
+//! destination; every other output is overwritten unless its documentation says that it accumulates.
 //!
 //! Letters in shapes: T tokens of a batch (all sequences, one after another), d hidden size, V vocabulary, H query
 //! heads, G key/value heads, D head size, F intermediate size, r LoRA rank.
@@ -11,28 +12,28 @@
 mod attention;
 mod backend;
 mod cached;
+mod check;
 mod element;
 mod linear;
 mod loss;
+mod memory;
 mod norm;
 mod tensor;
 mod update;
 
-pub use attention::{AttentionShape, RopeTable, Segment, Segments, attention_backward, attention_forward, rope};
-pub use backend::{Backend, DType};
-pub use cached::{CachedSegment, CachedSegments, attention_cached};
-pub use element::{
-    axpy, embedding_backward, embedding_forward, gather_rows, squared_norm, swiglu_backward, swiglu_forward,
-    weighted_sum,
-};
+pub use attention::{AttentionBackward, AttentionForward, AttentionShape, Rope, RopeTable, Segment, Segments};
+pub use backend::{Backend, Checked, Execute, Operation};
+pub use cached::{AttentionCached, CachedSegment, CachedSegments};
+pub use check::{Check, Extent, Named, Operand};
+pub use element::{EmbeddingBackward, GatherRows, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum};
 pub use linear::{
-    Dropout, LoraGradients, LoraSlice, linear_backward_input, linear_backward_weight, linear_forward, lora_backward,
-    lora_forward,
+    Dropout, LinearBackwardInput, LinearBackwardWeight, LinearForward, LoraBackward, LoraForward, LoraSlice,
 };
-pub use loss::{HeadGradients, HeadLoss, IGNORE_INDEX, loss_head, preference, random_mapping, representation_distance};
-pub use norm::{rms_norm_backward, rms_norm_forward};
+pub use loss::{HeadGradients, HeadLoss, IGNORE_INDEX, LossHead, Preference, RandomMapping, RepresentationDistance};
+pub use memory::{Buffer, Clear, CopyValues, DType, DownloadF32, Fetch, Memory, Park, UploadF32, UploadU32};
+pub use norm::{RmsNormBackward, RmsNormForward};
 pub use tensor::{Matrix, MatrixMut, Tensor};
-pub use update::{COEFFICIENTS, StateRounding, UpdateRule, optimizer_update};
+pub use update::{COEFFICIENTS, OptimizerUpdate, StateRounding, UpdateRule};
 
 use crate::error::{Error, Result};
 

@@ -1,17 +1,17 @@
 //! Matrices in device memory: an owner ([`Tensor`]) and borrowed row ranges of it ([`Matrix`], [`MatrixMut`]).
 
-use super::{Backend, DType};
+use super::{Backend, Buffer, DType, Memory};
 use crate::error::Result;
 
 /// A row-major matrix that owns its device buffer.
-pub struct Tensor<B: Backend> {
+pub struct Tensor<B: Memory> {
     buffer: B::Buffer,
     rows: usize,
     cols: usize,
 }
 
 /// `rows` × `cols` values inside a buffer, from element `offset`, row-major and without gaps.
-pub struct Matrix<'a, B: Backend> {
+pub struct Matrix<'a, B: Memory> {
     /// The buffer that holds the values.
     pub buffer: &'a B::Buffer,
     /// The element at which the matrix starts.
@@ -23,7 +23,7 @@ pub struct Matrix<'a, B: Backend> {
 }
 
 /// A [`Matrix`] that can be written.
-pub struct MatrixMut<'a, B: Backend> {
+pub struct MatrixMut<'a, B: Memory> {
     /// The buffer that holds the values.
     pub buffer: &'a mut B::Buffer,
     /// The element at which the matrix starts.
@@ -34,15 +34,20 @@ pub struct MatrixMut<'a, B: Backend> {
     pub cols: usize,
 }
 
-impl<B: Backend> Clone for Matrix<'_, B> {
+impl<B: Memory> Clone for Matrix<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend> Copy for Matrix<'_, B> {}
+impl<B: Memory> Copy for Matrix<'_, B> {}
 
-impl<B: Backend> Matrix<'_, B> {
+impl<B: Memory> Matrix<'_, B> {
+    /// How its buffer is stored.
+    pub fn dtype(&self) -> DType {
+        self.buffer.dtype()
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.rows * self.cols
@@ -54,7 +59,12 @@ impl<B: Backend> Matrix<'_, B> {
     }
 }
 
-impl<B: Backend> MatrixMut<'_, B> {
+impl<B: Memory> MatrixMut<'_, B> {
+    /// How its buffer is stored.
+    pub fn dtype(&self) -> DType {
+        self.buffer.dtype()
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.rows * self.cols
@@ -76,36 +86,10 @@ impl<B: Backend> MatrixMut<'_, B> {
     }
 }
 
-impl<B: Backend> Tensor<B> {
+impl<B: Memory> Tensor<B> {
     /// A matrix of zeros. `name` is the buffer's name in the memory plan.
     pub fn zeros(backend: &B, name: &str, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
         Ok(Self { buffer: backend.zeros(name, rows * cols, dtype)?, rows, cols })
-    }
-
-    /// A matrix of f32 values copied from the host.
-    pub fn from_f32(backend: &B, name: &str, rows: usize, cols: usize, values: &[f32]) -> Result<Self> {
-        super::expect("Tensor::from_f32", "number of values", values.len(), rows * cols)?;
-        let mut tensor = Self::zeros(backend, name, rows, cols, DType::F32)?;
-        backend.upload_f32(&mut tensor.buffer, 0, values)?;
-        Ok(tensor)
-    }
-
-    /// A column of u32 values copied from the host.
-    pub fn from_u32(backend: &B, name: &str, values: &[u32]) -> Result<Self> {
-        let mut tensor = Self::zeros(backend, name, values.len(), 1, DType::U32)?;
-        backend.upload_u32(&mut tensor.buffer, 0, values)?;
-        Ok(tensor)
-    }
-
-    /// Replaces the column by other values, as many as the buffer has room for.
-    pub fn refill_u32(&mut self, backend: &B, values: &[u32]) -> Result<()> {
-        let room = backend.len(&self.buffer);
-        if values.len() > room {
-            return Err(super::shape_error("Tensor::refill_u32", format!("{} values for {room} places", values.len())));
-        }
-        backend.upload_u32(&mut self.buffer, 0, values)?;
-        (self.rows, self.cols) = (values.len(), 1);
-        Ok(())
     }
 
     /// Number of rows.
@@ -166,6 +150,34 @@ impl<B: Backend> Tensor<B> {
     pub fn shaped_mut(&mut self, rows: usize, cols: usize) -> MatrixMut<'_, B> {
         assert!(rows * cols <= self.rows * self.cols, "a matrix larger than its buffer");
         MatrixMut { buffer: &mut self.buffer, offset: 0, rows, cols }
+    }
+}
+
+impl<B: Backend> Tensor<B> {
+    /// A matrix of f32 values copied from the host.
+    pub fn from_f32(backend: &B, name: &str, rows: usize, cols: usize, values: &[f32]) -> Result<Self> {
+        super::expect("Tensor::from_f32", "number of values", values.len(), rows * cols)?;
+        let mut tensor = Self::zeros(backend, name, rows, cols, DType::F32)?;
+        backend.upload_f32(&mut tensor.buffer, 0, values)?;
+        Ok(tensor)
+    }
+
+    /// A column of u32 values copied from the host.
+    pub fn from_u32(backend: &B, name: &str, values: &[u32]) -> Result<Self> {
+        let mut tensor = Self::zeros(backend, name, values.len(), 1, DType::U32)?;
+        backend.upload_u32(&mut tensor.buffer, 0, values)?;
+        Ok(tensor)
+    }
+
+    /// Replaces the column by other values, as many as the buffer has room for.
+    pub fn refill_u32(&mut self, backend: &B, values: &[u32]) -> Result<()> {
+        let room = self.buffer.len();
+        if values.len() > room {
+            return Err(super::shape_error("Tensor::refill_u32", format!("{} values for {room} places", values.len())));
+        }
+        backend.upload_u32(&mut self.buffer, 0, values)?;
+        (self.rows, self.cols) = (values.len(), 1);
+        Ok(())
     }
 
     /// All values as f32, on the host. Waits for the device.

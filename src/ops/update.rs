@@ -2,7 +2,7 @@
 //! backend applies one rule to all parameters in one launch and reads the coefficients from device memory, so that a
 //! recorded step can be replayed with another learning rate.
 
-use super::{Backend, DType, Matrix, MatrixMut, expect, shape_error};
+use super::{Check, DType, Matrix, MatrixMut, Memory, Operation};
 use crate::error::Result;
 
 /// Number of coefficients that every rule reads (unused ones are 0).
@@ -66,39 +66,61 @@ impl UpdateRule {
 /// The bits of element i of the flat buffer are word i mod 4 of the Philox block [i/4, step, draw,
 /// [`Stream::StateRounding`](crate::random::Stream::StateRounding) · 2²⁴ + (i/4 >> 32)] with the seed as its key: the low
 /// 16 for state 0, the high 16 for state 1. The f32's bits plus these, without their last 16, are the rounded number.
-pub struct StateRounding<'a, B: Backend> {
+pub struct StateRounding<'a, B: Memory> {
     /// Seed (low word, high word), step, draw: [4, 1] u32.
     pub key: Matrix<'a, B>,
     /// Place of the call's first element in the flat buffer.
     pub first: usize,
 }
 
-/// Applies `rule` to every element: weights [1, n]; remainder [1, n] with bf16 weights (together one f32) and absent with
-/// f32 weights; gradients [1, n] f32; `states` as many as [`UpdateRule::states`], [1, n] each: in f32, or with `rounding`
-/// as [`UpdateRule::state_dtype`] says for bf16 moments, which go with bf16 weights alone.
-#[allow(clippy::too_many_arguments)]
-pub fn optimizer_update<B: Backend>(
-    backend: &B,
-    rule: UpdateRule,
-    coefficients: Matrix<B>,
-    weights: MatrixMut<B>,
-    remainder: Option<MatrixMut<B>>,
-    gradients: Matrix<B>,
-    states: &mut [MatrixMut<B>],
-    rounding: Option<StateRounding<B>>,
-) -> Result<()> {
-    const NAME: &str = "optimizer_update";
-    expect(NAME, "number of coefficients", coefficients.len(), COEFFICIENTS)?;
-    expect(NAME, "number of gradients", gradients.len(), weights.len())?;
-    expect(NAME, "number of states", states.len(), rule.states())?;
-    for state in states.iter() {
-        expect(NAME, "elements of a state", state.len(), weights.len())?;
+/// Applies `rule` to every element.
+pub struct OptimizerUpdate<'a, B: Memory> {
+    /// The rule.
+    pub rule: UpdateRule,
+    /// [1, [`COEFFICIENTS`]] f32.
+    pub coefficients: Matrix<'a, B>,
+    /// [1, n], in bf16 or f32.
+    pub weights: MatrixMut<'a, B>,
+    /// [1, n], what bf16 weights lack of f32; absent with f32 weights.
+    pub remainder: Option<MatrixMut<'a, B>>,
+    /// [1, n] f32.
+    pub gradients: Matrix<'a, B>,
+    /// As many as [`UpdateRule::states`], [1, n] each, stored as [`UpdateRule::state_dtype`] says: with `rounding` for
+    /// moments in bf16, else in f32.
+    pub states: Vec<MatrixMut<'a, B>>,
+    /// How bf16 moments are rounded, which go with bf16 weights alone.
+    pub rounding: Option<StateRounding<'a, B>>,
+}
+
+impl<B: Memory> Operation for OptimizerUpdate<'_, B> {
+    const NAME: &'static str = "optimizer_update";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { rule, coefficients, weights, remainder, gradients, states, rounding } = self;
+        check.elements(COEFFICIENTS, &[("coefficients", coefficients)])?;
+        check.elements(weights.len(), &[("gradients", gradients), ("the remainder", remainder)])?;
+        check.equal("number of states", states.len(), rule.states())?;
+        let moments = if rounding.is_some() { DType::Bf16 } else { DType::F32 };
+        let with_remainder = remainder.as_ref().map(|remainder| remainder.as_matrix().dtype());
+        if !matches!(
+            (weights.dtype(), with_remainder, moments),
+            (DType::F32, None, DType::F32) | (DType::Bf16, Some(DType::Remainder16), _)
+        ) {
+            let weights = weights.dtype();
+            let problem =
+                format!("weights of {weights:?} with a remainder of {with_remainder:?} and {moments:?} moments");
+            return Err(check.error(problem));
+        }
+        check.stored(weights.dtype(), &[("weights", weights)])?;
+        check.stored(DType::Remainder16, &[("the remainder", remainder)])?;
+        check.stored(DType::F32, &[("coefficients", coefficients), ("gradients", gradients)])?;
+        for (index, state) in states.iter().enumerate() {
+            check.elements(weights.len(), &[("a state", state)])?;
+            check.stored(rule.state_dtype(index, moments), &[("a state", state)])?;
+        }
+        let key = rounding.as_ref().map(|rounding| rounding.key);
+        check.elements(4, &[("the rounding's key", &key)])?;
+        check.stored(DType::U32, &[("the rounding's key", &key)])
     }
-    if remainder.as_ref().is_some_and(|r| r.len() != weights.len()) {
-        return Err(shape_error(NAME, "the remainder has another length than the weights".into()));
-    }
-    if let Some(rounding) = &rounding {
-        expect(NAME, "words of the rounding's key", rounding.key.len(), 4)?;
-    }
-    backend.optimizer_update(rule, coefficients, weights, remainder, gradients, states, rounding)
 }

@@ -112,14 +112,14 @@ impl<B: Backend> Optimizer<B> {
                 return Err(Error::config("optimizer", problem, "make a new optimizer for another kind"));
             }
             States::Resident(states) => {
-                states.iter_mut().try_for_each(|state| backend.clear(state.buffer_mut(), 0, self.len))?;
+                states.iter_mut().try_for_each(|state| backend.run(ops::Clear { to: state.view_mut() }))?;
             }
             States::Parked { states, window } => {
                 for (state, window) in states.iter_mut().zip(window) {
                     let most = window.cols();
-                    backend.clear(window.buffer_mut(), 0, most)?;
+                    backend.run(ops::Clear { to: window.view_mut() })?;
                     for (start, len) in parts(self.len, most) {
-                        backend.park(window.buffer(), 0, state, start, len)?;
+                        backend.run(ops::Park { from: window.shaped(1, len), to: state, to_offset: start })?;
                     }
                 }
             }
@@ -199,7 +199,8 @@ impl<B: Backend> Optimizer<B> {
                 let mut passage = Tensor::zeros(backend, "window of a checkpoint", 1, most, DType::F32)?;
                 let mut values = Vec::with_capacity(self.len);
                 for (start, len) in parts(self.len, most) {
-                    backend.fetch(&states[index], start, passage.buffer_mut(), 0, len)?;
+                    let to = passage.shaped_mut(1, len);
+                    backend.run(ops::Fetch { from: &states[index], from_offset: start, to })?;
                     values.extend(backend.download_f32(passage.buffer(), 0, len)?);
                 }
                 Ok(values)
@@ -214,7 +215,8 @@ impl<B: Backend> Optimizer<B> {
                 let most = window[index].cols();
                 for (start, values) in (0..).step_by(most).zip(values.chunks(most)) {
                     backend.upload_f32(window[index].buffer_mut(), 0, values)?;
-                    backend.park(window[index].buffer(), 0, &mut states[index], start, values.len())?;
+                    let from = window[index].shaped(1, values.len());
+                    backend.run(ops::Park { from, to: &mut states[index], to_offset: start })?;
                 }
                 Ok(())
             }
@@ -245,7 +247,7 @@ impl<B: Backend> PartStep<B> for Optimizer<B> {
         match &mut self.states {
             States::Resident(states) => {
                 let (start, len) = (range.start, range.len());
-                let mut states: Vec<_> = states
+                let states: Vec<_> = states
                     .iter_mut()
                     .map(|state| MatrixMut { buffer: state.buffer_mut(), offset: start, rows: 1, cols: len })
                     .collect();
@@ -253,32 +255,38 @@ impl<B: Backend> PartStep<B> for Optimizer<B> {
                 let weights = part_mut(&mut weights, start, len);
                 let rounding = self.rounding.as_ref().map(|r| StateRounding { key: r.key.view(), first: start });
                 let gradients = part.values;
-                let states = &mut states;
-                ops::optimizer_update(backend, rule, coefficients, weights, remainder, gradients, states, rounding)
+                backend.run(ops::OptimizerUpdate {
+                    rule,
+                    coefficients,
+                    weights,
+                    remainder,
+                    gradients,
+                    states,
+                    rounding,
+                })
             }
             States::Parked { states, window } => {
                 let most = window.first().map_or(self.len, Tensor::cols);
                 for (first, len) in parts(range.len(), most) {
                     let start = range.start + first;
                     for (state, window) in states.iter().zip(window.iter_mut()) {
-                        backend.fetch(state, start, window.buffer_mut(), 0, len)?;
+                        backend.run(ops::Fetch { from: state, from_offset: start, to: window.shaped_mut(1, len) })?;
                     }
-                    let mut views: Vec<_> = window.iter_mut().map(|window| window.shaped_mut(1, len)).collect();
+                    let views: Vec<_> = window.iter_mut().map(|window| window.shaped_mut(1, len)).collect();
                     let remainder = remainder.as_mut().map(|r| part_mut(r, start, len));
                     let weights = part_mut(&mut weights, start, len);
                     let gradients = part_of(part.values, first, len);
-                    ops::optimizer_update(
-                        backend,
+                    backend.run(ops::OptimizerUpdate {
                         rule,
                         coefficients,
                         weights,
                         remainder,
                         gradients,
-                        &mut views,
-                        None,
-                    )?;
+                        states: views,
+                        rounding: None,
+                    })?;
                     for (state, window) in states.iter_mut().zip(window.iter()) {
-                        backend.park(window.buffer(), 0, state, start, len)?;
+                        backend.run(ops::Park { from: window.shaped(1, len), to: state, to_offset: start })?;
                     }
                 }
                 Ok(())

@@ -130,7 +130,7 @@ fn mean_states<B: Backend>(
         let mut states = Tensor::zeros(&model.backend, "states", last.len(), width, model.backend.compute_dtype())?;
         for (level, sum) in (1..=layers).zip(&mut sums) {
             let hidden = evaluator.workspace().residual(level, batch.host().len());
-            ops::gather_rows(&model.backend, hidden, indices.view(), states.view_mut())?;
+            model.backend.run(ops::GatherRows { from: hidden, indices: indices.view(), out: states.view_mut() })?;
             for row in states.to_vec(&model.backend)?.chunks_exact(width) {
                 sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
             }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use temper::backend::cuda::nvidia::{Code, EMBEDDED, Nvidia, Unavailable, survey};
 use temper::backend::cuda::{Argument, Cuda, Driver, Gemm, Launch, Operand, Tiles};
-use temper::ops::{Backend, DType, Tensor, axpy as axpy_of_tensors, linear_forward};
+use temper::ops::{Backend, DType, LinearForward, Memory as _, Tensor, WeightedSum};
 use temper::random::{Random, Stream};
 
 type LaunchFunction = unsafe extern "C" fn(*const c_char, *const c_void, *const *const c_void, u32) -> *const c_char;
@@ -186,46 +186,46 @@ fn uploads_do_not_depend_on_the_callers_memory(device: &Nvidia) {
     assert!(found[60..] == expected[60..]);
 }
 
-fn axpy<'a>(alpha: f32, x: &Memory, y: &Memory, arguments: &'a mut Vec<Argument>) -> (Launch<'static>, &'a [Argument]) {
-    let (x, y, len) = (Argument::Pointer(x.1), Argument::Pointer(y.1), Argument::U64(y.2 as u64));
-    *arguments = vec![Argument::F32(alpha), x, y, len, Argument::U32(0)];
-    (Launch { kernel: "axpy_f32", grid: [3, 1, 1], block: 256, shared_bytes: 0 }, arguments)
+const SUM_OF_SQUARES: Launch = Launch { kernel: "weighted_sum_f32", grid: [1; 3], block: 32, shared_bytes: 256 };
+
+/// The arguments that add scale · Σ x² to the first element of y.
+fn sum_of_squares(x: &Memory, scale: f32, y: &Memory) -> [Argument; 5] {
+    let (x, len) = (Argument::Pointer(x.1), Argument::U64(x.2 as u64));
+    [x, x, Argument::F32(scale), Argument::Pointer(y.1), len]
 }
 
 fn kernels_run(doubles: &Doubles, device: &Nvidia) {
-    doubles.declare(c"axpy_f32", &[4, 8, 8, 8, 4]);
+    doubles.declare(c"weighted_sum_f32", &[8, 8, 4, 8, 8]);
     let (x, y) = (Memory::new(device, &[1.0, -2.0, 0.5]), Memory::new(device, &[10.0; 3]));
-    let mut arguments = Vec::new();
-    let (launch, arguments) = axpy(2.0, &x, &y, &mut arguments);
+    let (launch, arguments) = (SUM_OF_SQUARES, sum_of_squares(&x, 2.0, &y));
     // SAFETY: the kernel's parameters, and memory of that many elements.
-    unsafe { device.launch(&launch, arguments) }.expect("a launch");
-    assert_eq!(y.values(), [12.0, 6.0, 11.0]);
+    unsafe { device.launch(&launch, &arguments) }.expect("a launch");
+    assert_eq!(y.values(), [20.5, 10.0, 10.0]);
 
     // SAFETY: these are refused before anything is launched.
     let refusals = unsafe {
         [
             device.launch(&launch, &arguments[..4]),
-            device.launch(&Launch { kernel: "axpy_f64", ..launch }, arguments),
-            device.launch(&Launch { shared_bytes: 1 << 20, ..launch }, arguments),
+            device.launch(&Launch { kernel: "weighted_sum_f64", ..launch }, &arguments),
+            device.launch(&Launch { shared_bytes: 1 << 20, ..launch }, &arguments),
             device.launch_with(&launch, [1; 3], &[]),
         ]
     };
-    let words = ["[8, 4, 4]", "`axpy_f64` is not in this binary", "1048576 shared bytes", "[]"];
+    let words = ["[8, 4, 8, 8]", "`weighted_sum_f64` is not in this binary", "1048576 shared bytes", "[]"];
     for (refusal, words) in refusals.into_iter().zip(words) {
         let error = refusal.expect_err("a refusal").to_string();
         assert!(error.contains(words) || error.contains("bytes, but was given"), "{error}");
     }
-    assert_eq!(y.values(), [12.0, 6.0, 11.0]);
+    assert_eq!(y.values(), [20.5, 10.0, 10.0]);
 }
 
 fn graphs_replay(device: &Arc<Nvidia>) {
     let (x, y) = (Memory::new(device, &[1.0, 2.0, 3.0]), Memory::new(device, &[0.0; 3]));
-    let mut arguments = Vec::new();
-    let (launch, arguments) = axpy(1.0, &x, &y, &mut arguments);
+    let (launch, arguments) = (SUM_OF_SQUARES, sum_of_squares(&x, 1.0, &y));
     let dropped = Memory::new(device, &[0.0; 3]);
     device.begin_recording().expect("a recording");
     // SAFETY: as in `kernels_run`.
-    unsafe { device.launch(&launch, arguments) }.expect("a recorded launch");
+    unsafe { device.launch(&launch, &arguments) }.expect("a recorded launch");
     drop(dropped); // released when the recording ends, not with every replay
     assert!(device.allocate("inside", 16).is_err() && device.begin_recording().is_err());
     assert!(device.synchronize().is_err() && device.record_event().is_err());
@@ -236,7 +236,7 @@ fn graphs_replay(device: &Arc<Nvidia>) {
     for _ in 0..3 {
         device.replay(graph).expect("a replay");
     }
-    assert_eq!(y.values(), [3.0, 6.0, 9.0]);
+    assert_eq!(y.values(), [42.0, 0.0, 0.0]);
     device.forget(graph);
     assert!(device.replay(graph).is_err());
     device.allocate("after", 16).map(|pointer| unsafe { device.release(pointer, 16) }).expect("capturing has ended");
@@ -350,7 +350,7 @@ fn tensor_maps_are_encoded(device: &Nvidia) {
     let map = device.tensor_map(&tiles).expect("a map");
     assert_eq!(map.0[..6], [pointer, 64, 8, 128, 64 + (8 << 32), 3]);
     assert!(device.tensor_map(&Tiles { strides: &[130], ..tiles }).is_err());
-    let launch = Launch { kernel: "axpy_f32", grid: [1; 3], block: 32, shared_bytes: 0 };
+    let launch = Launch { kernel: "weighted_sum_f32", grid: [1; 3], block: 32, shared_bytes: 0 };
     // SAFETY: refused before it is launched: the kernel takes no map.
     let refused = unsafe { device.launch_with(&launch, [2, 1, 1], &[Argument::TensorMap(map)]) };
     assert!(refused.expect_err("a misfit").to_string().contains("[128]"));
@@ -400,18 +400,19 @@ fn the_backend_runs(doubles: &Doubles) {
     assert_eq!(cuda.download_f32(&buffer, 0, 4).expect("a download"), [0.0, 1.0, 2.0, 0.0]);
     assert!(doubles.alive() > 0);
 
-    // y = x wᵀ by the library, y += 2 x by a kernel.
+    // y = x wᵀ by the library, y += 2 Σ x² by a kernel.
     let tensor = |rows, cols, values: &[f32]| Tensor::from_f32(&cuda, "values", rows, cols, values).expect("memory");
     let (x, w) = (tensor(1, 2, &[1.0, 2.0]), tensor(3, 2, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]));
     let mut y = tensor(1, 3, &[f32::NAN; 3]);
-    linear_forward(&cuda, x.view(), w.view(), y.view_mut()).expect("a product");
+    cuda.run(LinearForward { x: x.view(), w: w.view(), y: y.view_mut() }).expect("a product");
     assert_eq!(y.to_vec(&cuda).expect("a download"), [1.0, 2.0, 3.0]);
     let f32_on_device = |values: &[f32]| {
         let mut tensor = Tensor::zeros(&cuda, "values", 1, values.len(), DType::F32).expect("memory");
         cuda.upload_f32(tensor.buffer_mut(), 0, values).expect("an upload");
         tensor
     };
-    let (x, mut y) = (f32_on_device(&[1.0, 2.0, 3.0, 4.0, 5.0]), f32_on_device(&[1.0; 5]));
-    axpy_of_tensors(&cuda, 2.0, x.view(), y.view_mut()).expect("a sum");
-    assert_eq!(y.to_vec(&cuda).expect("a download"), [3.0, 5.0, 7.0, 9.0, 11.0]);
+    let (x, mut y) = (f32_on_device(&[1.0, 2.0, 3.0, 4.0, 5.0]), f32_on_device(&[1.0]));
+    let sum = WeightedSum { a: x.view(), b: x.view(), scale: 2.0, out: y.view_mut() };
+    cuda.run(sum).expect("a sum");
+    assert_eq!(y.to_vec(&cuda).expect("a download"), [111.0]);
 }

@@ -2,7 +2,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{AttentionShape, Backend, DType, Matrix, Segment, Segments, attention_backward, attention_forward};
+use temper::ops::{AttentionBackward, AttentionForward, AttentionShape, Backend, DType, Matrix, Segment, Segments};
 
 use crate::support::{Pair, bound, modes, normals, random, relative_error};
 
@@ -79,10 +79,22 @@ fn run(cuda: &Cuda, case: &Case, qkv: &[f32]) -> Results {
     let qkv = Pair::new(cuda, dtype, tokens, shape.qkv_cols(), qkv);
     let mut out = Pair::poisoned(cuda, dtype, tokens, shape.query_cols());
     let mut log_sum_exp = Pair::poisoned(cuda, DType::F32, tokens, shape.num_attention_heads);
-    attention_forward(&Cpu, qkv.cpu.view(), &cpu_segments, shape, out.cpu.view_mut(), log_sum_exp.cpu.view_mut())
-        .expect("the oracle");
-    attention_forward(cuda, qkv.cuda.view(), &segments, shape, out.cuda.view_mut(), log_sum_exp.cuda.view_mut())
-        .expect("forward");
+    Cpu.run(AttentionForward {
+        qkv: qkv.cpu.view(),
+        segments: &cpu_segments,
+        shape,
+        out: out.cpu.view_mut(),
+        log_sum_exp: log_sum_exp.cpu.view_mut(),
+    })
+    .expect("the oracle");
+    cuda.run(AttentionForward {
+        qkv: qkv.cuda.view(),
+        segments: &segments,
+        shape,
+        out: out.cuda.view_mut(),
+        log_sum_exp: log_sum_exp.cuda.view_mut(),
+    })
+    .expect("forward");
 
     let values = |pair: &Pair| pair.cpu.to_vec(&Cpu).expect("values");
     let saved_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &values(&out));
@@ -94,27 +106,25 @@ fn run(cuda: &Cuda, case: &Case, qkv: &[f32]) -> Results {
     }
     let d_out = Pair::new(cuda, dtype, tokens, shape.query_cols(), &d_out);
     let mut d_qkv = Pair::poisoned(cuda, dtype, tokens, shape.qkv_cols());
-    attention_backward(
-        &Cpu,
-        d_out.cpu.view(),
-        qkv.cpu.view(),
-        saved_out.cpu.view(),
-        saved.cpu.view(),
-        &cpu_segments,
+    Cpu.run(AttentionBackward {
+        d_out: d_out.cpu.view(),
+        qkv: qkv.cpu.view(),
+        out: saved_out.cpu.view(),
+        log_sum_exp: saved.cpu.view(),
+        segments: &cpu_segments,
         shape,
-        d_qkv.cpu.view_mut(),
-    )
+        d_qkv: d_qkv.cpu.view_mut(),
+    })
     .expect("the oracle");
-    attention_backward(
-        cuda,
-        d_out.cuda.view(),
-        qkv.cuda.view(),
-        saved_out.cuda.view(),
-        saved.cuda.view(),
-        &segments,
+    cuda.run(AttentionBackward {
+        d_out: d_out.cuda.view(),
+        qkv: qkv.cuda.view(),
+        out: saved_out.cuda.view(),
+        log_sum_exp: saved.cuda.view(),
+        segments: &segments,
         shape,
-        d_qkv.cuda.view_mut(),
-    )
+        d_qkv: d_qkv.cuda.view_mut(),
+    })
     .expect("backward");
     Results { out, log_sum_exp, d_qkv }
 }
@@ -267,7 +277,14 @@ fn operands_at_odd_addresses_agree_with_the_cpu() {
         let mut out = Pair::poisoned(&cuda, dtype, tokens, shape.query_cols());
         let mut sums = Pair::poisoned(&cuda, DType::F32, tokens, shape.num_attention_heads);
         let qkv = Matrix { buffer: shifted.cuda.buffer(), offset: 1, rows: tokens, cols: shape.qkv_cols() };
-        attention_forward(&cuda, qkv, &segments, shape, out.cuda.view_mut(), sums.cuda.view_mut()).expect("forward");
+        cuda.run(AttentionForward {
+            qkv,
+            segments: &segments,
+            shape,
+            out: out.cuda.view_mut(),
+            log_sum_exp: sums.cuda.view_mut(),
+        })
+        .expect("forward");
         let error = relative_error(&out.cuda.to_vec(&cuda).expect("a download"), &expected);
         assert!(error <= bound(dtype), "{error:.2e}");
     }
@@ -282,14 +299,13 @@ fn too_large_heads_are_refused() {
         let qkv = Pair::random(&cuda, &mut random(0), 2, 3 * 257, 1.0);
         let mut out = Pair::poisoned(&cuda, cuda.compute_dtype(), 2, 257);
         let mut sums = Pair::poisoned(&cuda, DType::F32, 2, 1);
-        let result = attention_forward(
-            &cuda,
-            qkv.cuda.view(),
-            &segments,
-            case.shape(),
-            out.cuda.view_mut(),
-            sums.cuda.view_mut(),
-        );
+        let result = cuda.run(AttentionForward {
+            qkv: qkv.cuda.view(),
+            segments: &segments,
+            shape: case.shape(),
+            out: out.cuda.view_mut(),
+            log_sum_exp: sums.cuda.view_mut(),
+        });
         assert!(result.is_err_and(|error| error.to_string().contains("257")));
     }
 }

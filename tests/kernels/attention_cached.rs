@@ -4,7 +4,7 @@
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
 use temper::ops::{
-    AttentionShape, Backend, CachedSegments, Segment, Segments, Tensor, attention_cached, attention_forward,
+    AttentionCached, AttentionForward, AttentionShape, Backend, CachedSegments, Segment, Segments, Tensor,
 };
 use temper::random::Random;
 
@@ -78,8 +78,14 @@ impl Texts {
             let zeros =
                 |cols| Tensor::from_f32(&Cpu, "zeros", length, cols, &vec![0.0; length * cols]).expect("memory");
             let (mut out, mut sums) = (zeros(self.shape.query_cols()), zeros(self.shape.num_attention_heads));
-            attention_forward(&Cpu, qkv.view(), &segments, self.shape, out.view_mut(), sums.view_mut())
-                .expect("attention");
+            Cpu.run(AttentionForward {
+                qkv: qkv.view(),
+                segments: &segments,
+                shape: self.shape,
+                out: out.view_mut(),
+                log_sum_exp: sums.view_mut(),
+            })
+            .expect("attention");
             out.to_vec(&Cpu).expect("values")
         };
         self.qkv.iter().map(one).collect()
@@ -143,7 +149,9 @@ fn in_pieces<B: Backend>(backend: &B, texts: &Texts, random: &mut Random, shared
         backend.upload_f32(qkv.buffer_mut(), 0, &rows).expect("an upload");
         let mut out = Tensor::zeros(backend, "out", tokens, shape.query_cols(), dtype).expect("memory");
         backend.upload_f32(out.buffer_mut(), 0, &vec![f32::NAN; tokens * shape.query_cols()]).expect("an upload");
-        attention_cached(backend, qkv.view(), &segments, cache.view_mut(), out.view_mut()).expect("attention");
+        backend
+            .run(AttentionCached { qkv: qkv.view(), segments: &segments, cache: cache.view_mut(), out: out.view_mut() })
+            .expect("attention");
         let values = out.to_vec(backend).expect("values");
         let mut row = 0;
         for (index, count) in pieces {
@@ -222,9 +230,20 @@ fn operands_at_odd_addresses_agree_with_the_cpu() {
             let qkv = Operand::random(&cuda, &mut random, dtype, (5, shape.qkv_cols()), offset, 1.0);
             let mut cache = Operand::random(&cuda, &mut random, dtype, (7, 32), offset, 1.0);
             let mut out = Operand::poisoned(&cuda, dtype, (5, shape.query_cols()), offset);
-            attention_cached(&Cpu, qkv.cpu(), &cpu_segments, cache.cpu_mut(), out.cpu_mut()).expect("the oracle");
-            attention_cached(&cuda, qkv.cuda(), &segments.expect("segments"), cache.cuda_mut(), out.cuda_mut())
-                .expect("attention");
+            Cpu.run(AttentionCached {
+                qkv: qkv.cpu(),
+                segments: &cpu_segments,
+                cache: cache.cpu_mut(),
+                out: out.cpu_mut(),
+            })
+            .expect("the oracle");
+            cuda.run(AttentionCached {
+                qkv: qkv.cuda(),
+                segments: &segments.expect("segments"),
+                cache: cache.cuda_mut(),
+                out: out.cuda_mut(),
+            })
+            .expect("attention");
             cache.assert_same(&cuda, "cache");
             out.assert_close(&cuda, bound(dtype), "out");
         }
@@ -243,7 +262,8 @@ fn tables_that_do_not_fit_are_refused() {
     let zeros = |rows, cols| Tensor::from_f32(&Cpu, "zeros", rows, cols, &vec![0.0; rows * cols]).expect("memory");
     let segments = CachedSegments::new(&Cpu, shape, &[(1, &[5])]).expect("segments");
     let (qkv, mut cache, mut out) = (zeros(1, 16), zeros(5, 8), zeros(1, 8));
-    let result = attention_cached(&Cpu, qkv.view(), &segments, cache.view_mut(), out.view_mut());
+    let result =
+        Cpu.run(AttentionCached { qkv: qkv.view(), segments: &segments, cache: cache.view_mut(), out: out.view_mut() });
     assert!(result.is_err_and(|error| error.to_string().contains("slot 5")));
 }
 

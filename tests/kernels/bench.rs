@@ -88,9 +88,8 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
         row(&format!("optimizer/{rule}/bf16_moments"), 0.0, ELEMENTS * moments);
     }
     row("weights_copy", 0.0, 8.0 * ELEMENTS);
-    row("axpy", 0.0, 12.0 * ELEMENTS);
     row("squared_norm", 0.0, 4.0 * ELEMENTS);
-    for name in ["embedding_forward", "embedding_backward", "random_mapping"] {
+    for name in ["gather_rows", "embedding_backward", "random_mapping"] {
         rows.insert(name.to_string(), (0.0, None));
     }
     rows

@@ -14,21 +14,6 @@ fn simulated() -> Cuda {
 }
 
 #[test]
-fn axpy_adds_to_what_is_there() {
-    let cuda = simulated();
-    for (case, n) in [1, 3, 7, 129, 4096, 30_001].into_iter().enumerate() {
-        for (x_offset, y_offset) in [(0, 0), (4, 0), (1, 0), (4, 3)] {
-            let mut random = random(case as u64);
-            let x = Operand::random(&cuda, &mut random, F32, (1, n), x_offset, 1.0);
-            let mut y = Operand::random(&cuda, &mut random, F32, (1, n), y_offset, 1.0);
-            ops::axpy(&Cpu, -0.3, x.cpu(), y.cpu_mut()).expect("axpy");
-            ops::axpy(&cuda, -0.3, x.cuda(), y.cuda_mut()).expect("axpy");
-            y.assert_close(&cuda, 1e-6, "axpy");
-        }
-    }
-}
-
-#[test]
 fn swiglu_forward_and_backward() {
     for cuda in modes() {
         let dtype = cuda.compute_dtype();
@@ -39,11 +24,17 @@ fn swiglu_forward_and_backward() {
                 let d_h = Operand::random(&cuda, &mut random, dtype, (rows, cols), 0, 1.0);
                 let mut h = Operand::poisoned(&cuda, dtype, (rows, cols), offset);
                 let mut d_gate_up = Operand::poisoned(&cuda, dtype, (rows, 2 * cols), 0);
-                ops::swiglu_forward(&Cpu, gate_up.cpu(), h.cpu_mut()).expect("forward");
-                ops::swiglu_forward(&cuda, gate_up.cuda(), h.cuda_mut()).expect("forward");
+                Cpu.run(ops::SwigluForward { gate_up: gate_up.cpu(), h: h.cpu_mut() }).expect("forward");
+                cuda.run(ops::SwigluForward { gate_up: gate_up.cuda(), h: h.cuda_mut() }).expect("forward");
                 h.assert_close(&cuda, bound(dtype), "swiglu forward");
-                ops::swiglu_backward(&Cpu, d_h.cpu(), gate_up.cpu(), d_gate_up.cpu_mut()).expect("backward");
-                ops::swiglu_backward(&cuda, d_h.cuda(), gate_up.cuda(), d_gate_up.cuda_mut()).expect("backward");
+                Cpu.run(ops::SwigluBackward { d_h: d_h.cpu(), gate_up: gate_up.cpu(), d_gate_up: d_gate_up.cpu_mut() })
+                    .expect("backward");
+                cuda.run(ops::SwigluBackward {
+                    d_h: d_h.cuda(),
+                    gate_up: gate_up.cuda(),
+                    d_gate_up: d_gate_up.cuda_mut(),
+                })
+                .expect("backward");
                 d_gate_up.assert_close(&cuda, bound(dtype), "swiglu backward");
             }
         }
@@ -61,8 +52,9 @@ fn swiglu_of_huge_gates_is_a_product_or_zero() {
         let d_h = Operand::new(&cuda, dtype, (1, 7), 0, [1.0; 7]);
         let mut h = Operand::poisoned(&cuda, dtype, (1, 7), 0);
         let mut d_gate_up = Operand::poisoned(&cuda, dtype, (1, 14), 0);
-        ops::swiglu_forward(&cuda, gate_up.cuda(), h.cuda_mut()).expect("forward");
-        ops::swiglu_backward(&cuda, d_h.cuda(), gate_up.cuda(), d_gate_up.cuda_mut()).expect("backward");
+        cuda.run(ops::SwigluForward { gate_up: gate_up.cuda(), h: h.cuda_mut() }).expect("forward");
+        cuda.run(ops::SwigluBackward { d_h: d_h.cuda(), gate_up: gate_up.cuda(), d_gate_up: d_gate_up.cuda_mut() })
+            .expect("backward");
         let (h, gradient) = (h.found(&cuda), d_gate_up.found(&cuda));
         for (i, gate) in gate_up.found(&cuda)[..7].iter().enumerate() {
             let silu = gate.max(0.0);
@@ -86,8 +78,10 @@ fn gathered_rows_are_copies() {
                 let ids: Vec<u32> = (0..rows).map(|_| random.below(11) as u32).collect();
                 let (cpu_ids, cuda_ids) = integers(&cuda, &ids);
                 let mut out = Operand::poisoned(&cuda, dtype, (rows, cols), offset);
-                ops::gather_rows(&Cpu, table.cpu(), cpu_ids.view(), out.cpu_mut()).expect("gather");
-                ops::gather_rows(&cuda, table.cuda(), cuda_ids.view(), out.cuda_mut()).expect("gather");
+                Cpu.run(ops::GatherRows { from: table.cpu(), indices: cpu_ids.view(), out: out.cpu_mut() })
+                    .expect("gather");
+                cuda.run(ops::GatherRows { from: table.cuda(), indices: cuda_ids.view(), out: out.cuda_mut() })
+                    .expect("gather");
                 out.assert_same(&cuda, "gather_rows");
             }
         }
@@ -123,8 +117,14 @@ fn the_embedding_gradient_adds_in_token_order() {
                 let (cpu_ids, cuda_ids) = integers(&cuda, &token_ids(case as u64, tokens, vocabulary));
                 let d_out = Operand::random(&cuda, &mut random, dtype, (tokens, cols), offset, 1.0);
                 let mut d_table = Operand::random(&cuda, &mut random, F32, (vocabulary, cols), offset, 1.0);
-                ops::embedding_backward(&Cpu, cpu_ids.view(), d_out.cpu(), d_table.cpu_mut()).expect("backward");
-                ops::embedding_backward(&cuda, cuda_ids.view(), d_out.cuda(), d_table.cuda_mut()).expect("backward");
+                Cpu.run(ops::EmbeddingBackward { ids: cpu_ids.view(), d_out: d_out.cpu(), d_table: d_table.cpu_mut() })
+                    .expect("backward");
+                cuda.run(ops::EmbeddingBackward {
+                    ids: cuda_ids.view(),
+                    d_out: d_out.cuda(),
+                    d_table: d_table.cuda_mut(),
+                })
+                .expect("backward");
                 d_table.assert_same(&cuda, "embedding_backward");
             }
         }
@@ -139,8 +139,8 @@ fn a_weighted_sum_adds_to_its_slot() {
         let a = Operand::random(&cuda, &mut random, F32, (n, 1), 1, 1.0);
         let b = Operand::random(&cuda, &mut random, F32, (n, 1), 0, 1.0);
         let mut out = Operand::new(&cuda, F32, (1, 1), 5, [0.75]);
-        ops::weighted_sum(&Cpu, a.cpu(), b.cpu(), 0.5, out.cpu_mut()).expect("sum");
-        ops::weighted_sum(&cuda, a.cuda(), b.cuda(), 0.5, out.cuda_mut()).expect("sum");
+        Cpu.run(ops::WeightedSum { a: a.cpu(), b: b.cpu(), scale: 0.5, out: out.cpu_mut() }).expect("sum");
+        cuda.run(ops::WeightedSum { a: a.cuda(), b: b.cuda(), scale: 0.5, out: out.cuda_mut() }).expect("sum");
         out.assert_close(&cuda, 1e-6, "weighted_sum");
     }
 }
@@ -151,7 +151,7 @@ fn a_squared_norm_is_the_sum_in_f64() {
     for n in [0, 1, 7, 129, 4096, 100_003] {
         for offset in [0, 1] {
             let x = Operand::random(&cuda, &mut random(n as u64), F32, (1, n), offset, 1.0);
-            let found = ops::squared_norm(&cuda, x.cuda()).expect("norm");
+            let found = cuda.run(ops::SquaredNorm { x: x.cuda() }).expect("norm");
             let exact: f64 = x.expected().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             assert!((found - exact).abs() <= 1e-13 * exact, "{n}: {found} instead of {exact}");
         }
@@ -164,7 +164,7 @@ fn a_squared_norm_is_finite_exactly_when_all_elements_are() {
     let cuda = simulated();
     let norm = |values: &[f32]| {
         let x = Operand::new(&cuda, F32, (1, values.len()), 0, values);
-        ops::squared_norm(&cuda, x.cuda()).expect("norm")
+        cuda.run(ops::SquaredNorm { x: x.cuda() }).expect("norm")
     };
     assert!(norm(&[f32::MAX; 1000]).is_finite());
     for place in [0, 500, 1001, 1002] {
@@ -182,8 +182,8 @@ fn sums_do_not_depend_on_the_schedule() {
         let mut random = random(0);
         let x = Operand::random(cuda, &mut random, F32, (1, 30_001), 0, 1.0);
         let mut out = Operand::new(cuda, F32, (1, 1), 0, [0.0]);
-        ops::weighted_sum(cuda, x.cuda(), x.cuda(), 1.0, out.cuda_mut()).expect("sum");
-        let norm = ops::squared_norm(cuda, x.cuda()).expect("norm").to_bits();
+        cuda.run(ops::WeightedSum { a: x.cuda(), b: x.cuda(), scale: 1.0, out: out.cuda_mut() }).expect("sum");
+        let norm = cuda.run(ops::SquaredNorm { x: x.cuda() }).expect("norm").to_bits();
         let (high, low) = ((norm >> 32) as u32, norm as u32);
         [out.found(cuda), vec![f32::from_bits(high), f32::from_bits(low)]].concat()
     });
@@ -192,7 +192,8 @@ fn sums_do_not_depend_on_the_schedule() {
         let (_, ids) = integers(cuda, &token_ids(1, 600, 5));
         let d_out = Operand::random(cuda, &mut random, DType::Bf16, (600, 16), 0, 1.0);
         let mut d_table = Operand::random(cuda, &mut random, F32, (5, 16), 0, 1.0);
-        ops::embedding_backward(cuda, ids.view(), d_out.cuda(), d_table.cuda_mut()).expect("backward");
+        cuda.run(ops::EmbeddingBackward { ids: ids.view(), d_out: d_out.cuda(), d_table: d_table.cuda_mut() })
+            .expect("backward");
         d_table.found(cuda)
     });
 }
@@ -207,16 +208,19 @@ fn nothing_is_done_for_no_rows() {
         let stored = Operand::random(&cuda, &mut random, dtype, (4, 8), 1, 1.0);
         let [mut wide, mut none] = [16, 8].map(|cols| Operand::poisoned(&cuda, dtype, (0, cols), 1));
         let empty = Operand::poisoned(&cuda, dtype, (0, 8), 1);
-        let mut flat = Operand::poisoned(&cuda, F32, (1, 0), 1);
-        ops::embedding_forward(&cuda, ids.view(), stored.cuda(), none.cuda_mut()).expect("embedding");
-        ops::embedding_backward(&cuda, ids.view(), empty.cuda(), table.cuda_mut()).expect("embedding");
-        ops::swiglu_forward(&cuda, wide.cuda(), none.cuda_mut()).expect("swiglu");
-        ops::swiglu_backward(&cuda, empty.cuda(), Operand::poisoned(&cuda, dtype, (0, 16), 1).cuda(), wide.cuda_mut())
-            .expect("swiglu");
-        let x = Operand::poisoned(&cuda, F32, (1, 0), 1);
-        ops::axpy(&cuda, 1.0, x.cuda(), flat.cuda_mut()).expect("axpy");
+        cuda.run(ops::GatherRows { from: stored.cuda(), indices: ids.view(), out: none.cuda_mut() })
+            .expect("embedding");
+        cuda.run(ops::EmbeddingBackward { ids: ids.view(), d_out: empty.cuda(), d_table: table.cuda_mut() })
+            .expect("embedding");
+        cuda.run(ops::SwigluForward { gate_up: wide.cuda(), h: none.cuda_mut() }).expect("swiglu");
+        cuda.run(ops::SwigluBackward {
+            d_h: empty.cuda(),
+            gate_up: Operand::poisoned(&cuda, dtype, (0, 16), 1).cuda(),
+            d_gate_up: wide.cuda_mut(),
+        })
+        .expect("swiglu");
         table.assert_same(&cuda, "the table");
-        for operand in [wide, none, flat] {
+        for operand in [wide, none] {
             assert!(operand.found(&cuda).is_empty());
         }
     }
@@ -227,9 +231,10 @@ fn nothing_is_done_for_no_rows() {
 fn operands_of_another_dtype_are_refused() {
     let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
     let narrow = Operand::random(&cuda, &mut random(0), DType::Bf16, (1, 8), 0, 1.0);
-    let mut wide = Operand::random(&cuda, &mut random(0), F32, (1, 8), 0, 1.0);
-    let refused = ops::axpy(&cuda, 1.0, narrow.cuda(), wide.cuda_mut()).expect_err("a bf16 operand");
-    assert!(refused.to_string().contains("x is stored as Bf16"), "{refused}");
-    assert!(ops::squared_norm(&cuda, narrow.cuda()).is_err());
+    let mut wide = Operand::random(&cuda, &mut random(0), F32, (1, 1), 0, 1.0);
+    let sum = ops::WeightedSum { a: narrow.cuda(), b: narrow.cuda(), scale: 1.0, out: wide.cuda_mut() };
+    let refused = cuda.run(sum).expect_err("a bf16 operand");
+    assert!(refused.to_string().contains("a is stored as Bf16"), "{refused}");
+    assert!(cuda.run(ops::SquaredNorm { x: narrow.cuda() }).is_err());
     wide.assert_same(&cuda, "the destination");
 }

@@ -23,11 +23,31 @@ fn representation_distance() {
                 let mut gradient = Operand::random(&cuda, &mut random, dtype, shape, offset, 1e-2);
                 let [mut values, mut alone] = [1, 0].map(|at| Operand::poisoned(&cuda, F32, (shape.0, 1), at));
                 let (h, r, w) = (hidden.cpu(), reference.cpu(), weights.cpu());
-                ops::representation_distance(&Cpu, h, r, w, values.cpu_mut(), Some(gradient.cpu_mut())).expect("cpu");
+                Cpu.run(ops::RepresentationDistance {
+                    hidden: h,
+                    reference: r,
+                    weights: w,
+                    values: values.cpu_mut(),
+                    d_hidden: Some(gradient.cpu_mut()),
+                })
+                .expect("cpu");
                 let (h, r, w) = (hidden.cuda(), reference.cuda(), weights.cuda());
-                ops::representation_distance(&cuda, h, r, w, values.cuda_mut(), Some(gradient.cuda_mut()))
-                    .expect("cuda");
-                ops::representation_distance(&cuda, h, r, w, alone.cuda_mut(), None).expect("cuda");
+                cuda.run(ops::RepresentationDistance {
+                    hidden: h,
+                    reference: r,
+                    weights: w,
+                    values: values.cuda_mut(),
+                    d_hidden: Some(gradient.cuda_mut()),
+                })
+                .expect("cuda");
+                cuda.run(ops::RepresentationDistance {
+                    hidden: h,
+                    reference: r,
+                    weights: w,
+                    values: alone.cuda_mut(),
+                    d_hidden: None,
+                })
+                .expect("cuda");
                 values.assert_close(&cuda, 1e-5, "distance");
                 gradient.assert_close(&cuda, bound(dtype), "gradient of the distance");
                 assert_eq!(alone.found(&cuda), values.found(&cuda));
@@ -51,7 +71,14 @@ fn a_distance_of_zero_has_no_gradient() {
         let mut distances = Operand::poisoned(&cuda, F32, (3, 1), 0);
         let d_hidden = Some(gradient.cuda_mut());
         let (h, r, w) = (hidden.cuda(), reference.cuda(), weights.cuda());
-        ops::representation_distance(&cuda, h, r, w, distances.cuda_mut(), d_hidden).expect("cuda");
+        cuda.run(ops::RepresentationDistance {
+            hidden: h,
+            reference: r,
+            weights: w,
+            values: distances.cuda_mut(),
+            d_hidden,
+        })
+        .expect("cuda");
         let (found, after) = (distances.found(&cuda), gradient.found(&cuda));
         assert_eq!((found[0], found[2]), (0.0, 0.0));
         assert_eq!(bits(&after[..40]), bits(&before[..40]));
@@ -75,10 +102,34 @@ fn random_mapping() {
                 let mut gradient = Operand::random(&cuda, &mut random, dtype, shape, 0, 1e-2);
                 let [mut values, mut alone] = [1, 0].map(|at| Operand::poisoned(&cuda, F32, (shape.0, 1), at));
                 let (h, t, w, d) = (hidden.cpu(), table.cpu(), weights.cpu(), Some(gradient.cpu_mut()));
-                ops::random_mapping(&Cpu, h, t, cpu_ids.view(), w, values.cpu_mut(), d).expect("cpu");
+                Cpu.run(ops::RandomMapping {
+                    hidden: h,
+                    table: t,
+                    ids: cpu_ids.view(),
+                    weights: w,
+                    values: values.cpu_mut(),
+                    d_hidden: d,
+                })
+                .expect("cpu");
                 let (h, t, w, d) = (hidden.cuda(), table.cuda(), weights.cuda(), Some(gradient.cuda_mut()));
-                ops::random_mapping(&cuda, h, t, cuda_ids.view(), w, values.cuda_mut(), d).expect("cuda");
-                ops::random_mapping(&cuda, h, t, cuda_ids.view(), w, alone.cuda_mut(), None).expect("cuda");
+                cuda.run(ops::RandomMapping {
+                    hidden: h,
+                    table: t,
+                    ids: cuda_ids.view(),
+                    weights: w,
+                    values: values.cuda_mut(),
+                    d_hidden: d,
+                })
+                .expect("cuda");
+                cuda.run(ops::RandomMapping {
+                    hidden: h,
+                    table: t,
+                    ids: cuda_ids.view(),
+                    weights: w,
+                    values: alone.cuda_mut(),
+                    d_hidden: None,
+                })
+                .expect("cuda");
                 // One column: the cosine is 1 up to rounding, and so is the error of the value.
                 if shape.1 > 1 {
                     values.assert_close(&cuda, 1e-5, "1 - |cosine|");
@@ -104,7 +155,15 @@ fn a_cosine_of_zero_has_no_gradient_and_a_cosine_of_one_has_little() {
         let mut values = Operand::poisoned(&cuda, F32, (3, 1), 0);
         let d_hidden = Some(gradient.cuda_mut());
         let (h, t, w) = (hidden.cuda(), table.cuda(), weights.cuda());
-        ops::random_mapping(&cuda, h, t, ids.view(), w, values.cuda_mut(), d_hidden).expect("cuda");
+        cuda.run(ops::RandomMapping {
+            hidden: h,
+            table: t,
+            ids: ids.view(),
+            weights: w,
+            values: values.cuda_mut(),
+            d_hidden,
+        })
+        .expect("cuda");
         let (values, gradient) = (values.found(&cuda), gradient.found(&cuda));
         assert_eq!(values[..2], [1.0, 1.0]);
         assert!(values[2].abs() < 1e-6, "{}", values[2]);
@@ -137,9 +196,27 @@ fn preference() {
         let mut weights = Operand::new(&cuda, F32, (tokens, 1), 0, learned);
         let mut losses = Operand::poisoned(&cuda, F32, (pairs, 1), 1);
         let (v, m, w, l) = (values.cpu(), margins.cpu(), weights.cpu_mut(), losses.cpu_mut());
-        ops::preference(&Cpu, v, &segments(&Cpu, &lengths), m, 0.5, 4.0, w, l).expect("cpu");
+        Cpu.run(ops::Preference {
+            values: v,
+            segments: &segments(&Cpu, &lengths),
+            reference_margins: m,
+            beta: 0.5,
+            scale: 4.0,
+            weights: w,
+            losses: l,
+        })
+        .expect("cpu");
         let (v, m, w, l) = (values.cuda(), margins.cuda(), weights.cuda_mut(), losses.cuda_mut());
-        ops::preference(&cuda, v, &segments(&cuda, &lengths), m, 0.5, 4.0, w, l).expect("cuda");
+        cuda.run(ops::Preference {
+            values: v,
+            segments: &segments(&cuda, &lengths),
+            reference_margins: m,
+            beta: 0.5,
+            scale: 4.0,
+            weights: w,
+            losses: l,
+        })
+        .expect("cuda");
         weights.assert_close(&cuda, 1e-6, "preference weights");
         losses.assert_close(&cuda, 1e-6, "preference losses");
     }
@@ -159,9 +236,24 @@ fn losses_do_not_depend_on_the_schedule() {
             let [mut distances, mut cosines] = [0, 0].map(|at| Operand::poisoned(cuda, F32, (3, 1), at));
             let (h, w) = (hidden.cuda(), weights.cuda());
             let (values, d) = (distances.cuda_mut(), Some(gradient.cuda_mut()));
-            ops::representation_distance(cuda, h, reference.cuda(), w, values, d).expect("cuda");
+            cuda.run(ops::RepresentationDistance {
+                hidden: h,
+                reference: reference.cuda(),
+                weights: w,
+                values,
+                d_hidden: d,
+            })
+            .expect("cuda");
             let (values, d) = (cosines.cuda_mut(), Some(gradient.cuda_mut()));
-            ops::random_mapping(cuda, h, table.cuda(), ids.view(), w, values, d).expect("cuda");
+            cuda.run(ops::RandomMapping {
+                hidden: h,
+                table: table.cuda(),
+                ids: ids.view(),
+                weights: w,
+                values,
+                d_hidden: d,
+            })
+            .expect("cuda");
             [distances.found(cuda), cosines.found(cuda), gradient.found(cuda)].concat()
         });
     }

@@ -3,7 +3,7 @@
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
 use temper::ops::{
-    Backend, DType, Matrix, MatrixMut, Tensor, linear_backward_input, linear_backward_weight, linear_forward,
+    Backend, DType, LinearBackwardInput, LinearBackwardWeight, LinearForward, Matrix, MatrixMut, Tensor,
 };
 use temper::random::Random;
 
@@ -72,23 +72,23 @@ fn check(cuda: &Cuda, (tokens, output, input): (usize, usize, usize), offset: us
     let dy = Placed::random(cuda, &mut random, offset, (tokens, output));
 
     let mut y = Placed::new(cuda, dtype, offset, (tokens, output), &vec![f32::NAN; tokens * output]);
-    linear_forward(&Cpu, x.cpu(), w.cpu(), y.cpu_mut()).expect("the oracle");
-    linear_forward(cuda, x.cuda(), w.cuda(), y.cuda_mut()).expect("a launch");
+    Cpu.run(LinearForward { x: x.cpu(), w: w.cpu(), y: y.cpu_mut() }).expect("the oracle");
+    cuda.run(LinearForward { x: x.cuda(), w: w.cuda(), y: y.cuda_mut() }).expect("a launch");
     y.assert_close(cuda, bound(dtype), &what("forward"));
 
     for accumulate in [false, true] {
         let start = if accumulate { normals(&mut random, tokens * input, 3.0) } else { vec![f32::NAN; tokens * input] };
         let mut dx = Placed::new(cuda, dtype, offset, (tokens, input), &start);
-        linear_backward_input(&Cpu, dy.cpu(), w.cpu(), dx.cpu_mut(), accumulate).expect("the oracle");
-        linear_backward_input(cuda, dy.cuda(), w.cuda(), dx.cuda_mut(), accumulate).expect("a launch");
+        Cpu.run(LinearBackwardInput { dy: dy.cpu(), w: w.cpu(), dx: dx.cpu_mut(), accumulate }).expect("the oracle");
+        cuda.run(LinearBackwardInput { dy: dy.cuda(), w: w.cuda(), dx: dx.cuda_mut(), accumulate }).expect("a launch");
         dx.assert_close(cuda, bound(dtype), &what(if accumulate { "dx +=" } else { "dx =" }));
     }
 
     // Sums of exact products of bf16 into f32: as close as f32 in both modes.
     let start = normals(&mut random, output * input, 3.0);
     let mut dw = Placed::new(cuda, DType::F32, offset, (output, input), &start);
-    linear_backward_weight(&Cpu, dy.cpu(), x.cpu(), dw.cpu_mut()).expect("the oracle");
-    linear_backward_weight(cuda, dy.cuda(), x.cuda(), dw.cuda_mut()).expect("a launch");
+    Cpu.run(LinearBackwardWeight { dy: dy.cpu(), x: x.cpu(), dw: dw.cpu_mut() }).expect("the oracle");
+    cuda.run(LinearBackwardWeight { dy: dy.cuda(), x: x.cuda(), dw: dw.cuda_mut() }).expect("a launch");
     dw.assert_close(cuda, bound(DType::F32), &what("dw +="));
 }
 
@@ -141,7 +141,8 @@ fn our_own_products_are_deterministic() {
             let (dy, x) =
                 (Pair::random(&cuda, &mut random, 150, 36, 1.0), Pair::random(&cuda, &mut random, 150, 129, 1.0));
             let mut dw = Pair::random_f32(&cuda, &mut random, 36, 129, 1.0);
-            linear_backward_weight(&cuda, dy.cuda.view(), x.cuda.view(), dw.cuda.view_mut()).expect("a launch");
+            cuda.run(LinearBackwardWeight { dy: dy.cuda.view(), x: x.cuda.view(), dw: dw.cuda.view_mut() })
+                .expect("a launch");
             dw.cuda.to_vec(&cuda).expect("a download").iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         };
         let expected = run(0);
@@ -162,7 +163,7 @@ fn factors_of_two_dtypes_are_refused() {
         (DType::F32, DType::F32, DType::Bf16),
     ] {
         let mut out = tensor(y);
-        let result = linear_forward(&cuda, tensor(x).view(), tensor(w).view(), out.view_mut());
+        let result = cuda.run(LinearForward { x: tensor(x).view(), w: tensor(w).view(), y: out.view_mut() });
         assert!(result.is_err(), "{x:?} times {w:?} into {y:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{Backend, DType, Dropout, LoraGradients, LoraSlice, Matrix, Tensor, lora_backward, lora_forward};
+use temper::ops::{Backend, DType, Dropout, LoraBackward, LoraForward, LoraSlice, Matrix, Tensor};
 
 use crate::support::{Pair, bound, modes, random};
 
@@ -98,21 +98,28 @@ fn run(cuda: &Cuda, layer: &Layer, dropout: Option<Dropout>, with_gradients: boo
     macro_rules! both {
         ($backend:expr, $side:ident) => {{
             let slices = layer.slices(&factors.$side);
-            lora_forward($backend, x.$side.view(), &slices, dropout, s.$side.view_mut(), y.$side.view_mut())
+            $backend
+                .run(LoraForward {
+                    x: x.$side.view(),
+                    slices: &slices,
+                    dropout,
+                    s: s.$side.view_mut(),
+                    y: y.$side.view_mut(),
+                })
                 .expect("forward");
-            let gradients = with_gradients.then(|| LoraGradients { buffer: gradients.$side.buffer_mut() });
-            lora_backward(
-                $backend,
-                dy.$side.view(),
-                x.$side.view(),
-                kept_s.$side.view(),
-                &slices,
-                dropout,
-                gradients,
-                ds.$side.view_mut(),
-                dx.$side.view_mut(),
-            )
-            .expect("backward");
+            let gradients = with_gradients.then(|| gradients.$side.buffer_mut());
+            $backend
+                .run(LoraBackward {
+                    dy: dy.$side.view(),
+                    x: x.$side.view(),
+                    s: kept_s.$side.view(),
+                    slices: &slices,
+                    dropout,
+                    gradients,
+                    ds: ds.$side.view_mut(),
+                    dx: dx.$side.view_mut(),
+                })
+                .expect("backward");
         }};
     }
     both!(&Cpu, cpu);
@@ -164,10 +171,23 @@ fn the_dropout_mask_is_the_cpus_bit_by_bit() {
             for probability in [0.0, 0.05, 0.9] {
                 let dropout = Some(Dropout { probability, ..DROPOUT });
                 let slice = [LoraSlice { a: a.cpu.view(), b: b.cpu.view(), start: 0, scale: 1.0 }];
-                lora_forward(&Cpu, x.cpu.view(), &slice, dropout, s.cpu.view_mut(), y.cpu.view_mut()).expect("forward");
+                Cpu.run(LoraForward {
+                    x: x.cpu.view(),
+                    slices: &slice,
+                    dropout,
+                    s: s.cpu.view_mut(),
+                    y: y.cpu.view_mut(),
+                })
+                .expect("forward");
                 let slice = [LoraSlice { a: a.cuda.view(), b: b.cuda.view(), start: 0, scale: 1.0 }];
-                lora_forward(&cuda, x.cuda.view(), &slice, dropout, s.cuda.view_mut(), y.cuda.view_mut())
-                    .expect("forward");
+                cuda.run(LoraForward {
+                    x: x.cuda.view(),
+                    slices: &slice,
+                    dropout,
+                    s: s.cuda.view_mut(),
+                    y: y.cuda.view_mut(),
+                })
+                .expect("forward");
                 let zeros = |values: Vec<f32>| values.iter().map(|&x| x == 0.0).collect::<Vec<_>>();
                 let (found, expected) = (s.cuda.to_vec(&cuda).expect("values"), s.cpu.to_vec(&Cpu).expect("values"));
                 assert!(zeros(found) == zeros(expected), "probability {probability}, {input} inputs");

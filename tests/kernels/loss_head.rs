@@ -5,7 +5,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{Backend, DType, HeadGradients, HeadLoss, IGNORE_INDEX, loss_head};
+use temper::ops::{Backend, DType, HeadGradients, HeadLoss, IGNORE_INDEX, LossHead};
 use temper::random::Random;
 
 use crate::support::{Pair, bound, modes, normals, random};
@@ -115,7 +115,7 @@ fn run(cuda: &Cuda, loss: HeadLoss, operands: &Operands, with_head: bool) -> Res
     let gradients = HeadGradients { d_hidden, d_head: with_head.then_some(d_head) };
     let (hidden, head) = (operands.hidden.cuda.view(), operands.head.cuda.view());
     let (targets, weights) = (operands.targets.cuda.view(), operands.weights.cuda.view());
-    loss_head(cuda, loss, hidden, head, targets, weights, values, Some(gradients)).expect("a launch");
+    cuda.run(LossHead { loss, hidden, head, targets, weights, values, gradients: Some(gradients) }).expect("a launch");
     results
 }
 
@@ -262,7 +262,16 @@ fn absent_gradients_are_not_touched() {
             let Operands { hidden, head, targets, weights, .. } = &operands;
             let (hidden, head) = (hidden.cuda.view(), head.cuda.view());
             let (targets, weights) = (targets.cuda.view(), weights.cuda.view());
-            loss_head(&cuda, loss, hidden, head, targets, weights, values.cuda.view_mut(), None).expect("a launch");
+            cuda.run(LossHead {
+                loss,
+                hidden,
+                head,
+                targets,
+                weights,
+                values: values.cuda.view_mut(),
+                gradients: None,
+            })
+            .expect("a launch");
             assert_eq!(bits(&values), bits(&full.values));
         }
     }

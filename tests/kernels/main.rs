@@ -8,6 +8,7 @@ mod bench;
 /// nvcc made every kernel, none of them spills, and the tensor cores are not held up.
 #[cfg(feature = "cuda")]
 mod compile_report;
+mod contract;
 mod element;
 mod hidden;
 mod linear;

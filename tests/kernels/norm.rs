@@ -23,27 +23,25 @@ fn forward() {
                 for with_delta in [true, false] {
                     let [mut sum, mut normed] = [offset, 0].map(|at| Operand::poisoned(&cuda, dtype, shape, at));
                     let mut inverse = Operand::poisoned(&cuda, DType::F32, (shape.0, 1), 1);
-                    ops::rms_norm_forward(
-                        &Cpu,
-                        residual.cpu(),
-                        with_delta.then(|| delta.cpu()),
-                        weight.cpu(),
-                        EPSILON,
-                        if with_delta { Some(sum.cpu_mut()) } else { None },
-                        normed.cpu_mut(),
-                        inverse.cpu_mut(),
-                    )
+                    Cpu.run(ops::RmsNormForward {
+                        residual: residual.cpu(),
+                        delta: with_delta.then(|| delta.cpu()),
+                        weight: weight.cpu(),
+                        epsilon: EPSILON,
+                        sum: if with_delta { Some(sum.cpu_mut()) } else { None },
+                        normed: normed.cpu_mut(),
+                        inverse_rms: inverse.cpu_mut(),
+                    })
                     .expect("forward");
-                    ops::rms_norm_forward(
-                        &cuda,
-                        residual.cuda(),
-                        with_delta.then(|| delta.cuda()),
-                        weight.cuda(),
-                        EPSILON,
-                        if with_delta { Some(sum.cuda_mut()) } else { None },
-                        normed.cuda_mut(),
-                        inverse.cuda_mut(),
-                    )
+                    cuda.run(ops::RmsNormForward {
+                        residual: residual.cuda(),
+                        delta: with_delta.then(|| delta.cuda()),
+                        weight: weight.cuda(),
+                        epsilon: EPSILON,
+                        sum: if with_delta { Some(sum.cuda_mut()) } else { None },
+                        normed: normed.cuda_mut(),
+                        inverse_rms: inverse.cuda_mut(),
+                    })
                     .expect("forward");
                     if with_delta {
                         sum.assert_close(&cuda, bound(dtype), "sum");
@@ -70,25 +68,23 @@ fn backward(cuda: &Cuda, case: u64, shape: (usize, usize), offset: usize, with_w
     let inverse = Operand::new(cuda, DType::F32, (shape.0, 1), 1, inverses);
     let mut d_residual = Operand::random(cuda, random, dtype, shape, offset, 1.0);
     let mut d_weight = Operand::random(cuda, random, DType::F32, (1, shape.1), offset, 1.0);
-    ops::rms_norm_backward(
-        &Cpu,
-        d_normed.cpu(),
-        x.cpu(),
-        weight.cpu(),
-        inverse.cpu(),
-        d_residual.cpu_mut(),
-        if with_weight { Some(d_weight.cpu_mut()) } else { None },
-    )
+    Cpu.run(ops::RmsNormBackward {
+        d_normed: d_normed.cpu(),
+        x: x.cpu(),
+        weight: weight.cpu(),
+        inverse_rms: inverse.cpu(),
+        d_residual: d_residual.cpu_mut(),
+        d_weight: if with_weight { Some(d_weight.cpu_mut()) } else { None },
+    })
     .expect("backward");
-    ops::rms_norm_backward(
-        cuda,
-        d_normed.cuda(),
-        x.cuda(),
-        weight.cuda(),
-        inverse.cuda(),
-        d_residual.cuda_mut(),
-        if with_weight { Some(d_weight.cuda_mut()) } else { None },
-    )
+    cuda.run(ops::RmsNormBackward {
+        d_normed: d_normed.cuda(),
+        x: x.cuda(),
+        weight: weight.cuda(),
+        inverse_rms: inverse.cuda(),
+        d_residual: d_residual.cuda_mut(),
+        d_weight: if with_weight { Some(d_weight.cuda_mut()) } else { None },
+    })
     .expect("backward");
     [d_residual, d_weight]
 }
@@ -131,6 +127,14 @@ fn rows_beyond_shared_memory_are_refused() {
     let mut normed = Operand::poisoned(&cuda, DType::F32, shape, 0);
     let mut inverse = Operand::poisoned(&cuda, DType::F32, (1, 1), 0);
     let (normed, inverse) = (normed.cuda_mut(), inverse.cuda_mut());
-    let refused = ops::rms_norm_forward(&cuda, x.cuda(), None, x.cuda(), EPSILON, None, normed, inverse);
+    let refused = cuda.run(ops::RmsNormForward {
+        residual: x.cuda(),
+        delta: None,
+        weight: x.cuda(),
+        epsilon: EPSILON,
+        sum: None,
+        normed,
+        inverse_rms: inverse,
+    });
     assert!(refused.expect_err("too long").to_string().contains("50000"));
 }

@@ -3,7 +3,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{Backend, DType, Matrix, MatrixMut, Tensor};
+use temper::ops::{Backend, Buffer, DType, Matrix, MatrixMut, Tensor};
 use temper::random::Random;
 
 use crate::support::{normals, relative_error};

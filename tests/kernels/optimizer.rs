@@ -86,7 +86,7 @@ impl<B: Backend> Model<B> {
         let (offset, len) = (self.offset, self.len);
         let part = |tensor| view(tensor, offset, len);
         let c = Tensor::from_f32(backend, "coefficients", 1, COEFFICIENTS, &c).expect("memory");
-        let mut states: Vec<MatrixMut<B>> = self.states.iter_mut().map(part).collect();
+        let states: Vec<MatrixMut<B>> = self.states.iter_mut().map(part).collect();
         let remainder = self.remainder.as_mut().map(part);
         let key = self
             .rounding
@@ -94,7 +94,8 @@ impl<B: Backend> Model<B> {
         // The place of an element is its place in the buffer, so that results do not depend on the offset of a call.
         let rounding = key.as_ref().map(|key| StateRounding { key: key.view(), first: offset });
         let weights = part(&mut self.weights);
-        ops::optimizer_update(backend, rule, c.view(), weights, remainder, gradients, &mut states, rounding)
+        backend
+            .run(ops::OptimizerUpdate { rule, coefficients: c.view(), weights, remainder, gradients, states, rounding })
             .expect("an update");
         self.steps += 1;
     }
@@ -215,9 +216,17 @@ fn weights_and_remainders_belong_together() {
     let mut model = Model::new(&cuda, UpdateRule::Sgd, &[1.0, 2.0], 0);
     let g = Operand::new(&cuda, F32, (1, 2), 0, [1.0, 1.0]);
     let c = Tensor::from_f32(&cuda, "coefficients", 1, COEFFICIENTS, &[0.1; COEFFICIENTS]).expect("memory");
-    let mut states = [view(&mut model.states[0], 0, 2)];
+    let states = vec![view(&mut model.states[0], 0, 2)];
     let weights = view(&mut model.weights, 0, 2);
-    let refused = ops::optimizer_update(&cuda, UpdateRule::Sgd, c.view(), weights, None, g.cuda(), &mut states, None);
+    let refused = cuda.run(ops::OptimizerUpdate {
+        rule: UpdateRule::Sgd,
+        coefficients: c.view(),
+        weights,
+        remainder: None,
+        gradients: g.cuda(),
+        states,
+        rounding: None,
+    });
     assert!(refused.expect_err("no remainder").to_string().contains("remainder"));
 }
 
@@ -365,9 +374,16 @@ fn bf16_moments_are_refused_where_there_are_none() {
     let c = Tensor::from_f32(&cuda, "coefficients", 1, COEFFICIENTS, &[0.1; COEFFICIENTS]).expect("memory");
     let key = Tensor::from_u32(&cuda, "key", &[0; 4]).expect("memory");
     let rounding = Some(StateRounding { key: key.view(), first: 0 });
-    let mut states = [view(&mut model.states[0], 0, 2)];
+    let states = vec![view(&mut model.states[0], 0, 2)];
     let (weights, remainder) = (view(&mut model.weights, 0, 2), model.remainder.as_mut().map(|r| view(r, 0, 2)));
-    let refused =
-        ops::optimizer_update(&cuda, UpdateRule::Sgd, c.view(), weights, remainder, g.cuda(), &mut states, rounding);
+    let refused = cuda.run(ops::OptimizerUpdate {
+        rule: UpdateRule::Sgd,
+        coefficients: c.view(),
+        weights,
+        remainder,
+        gradients: g.cuda(),
+        states,
+        rounding,
+    });
     assert!(refused.expect_err("f32 states").to_string().contains("a state is stored as F32"));
 }

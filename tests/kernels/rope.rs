@@ -30,8 +30,16 @@ fn check(cuda: &Cuda, case: u64, tokens: usize, shape: AttentionShape, offset: u
     let mut qkv = Operand::random(cuda, random, dtype, (tokens, shape.qkv_cols()), offset, 1.0);
     let before = qkv.found(cuda);
     for inverse in [false, true] {
-        ops::rope(&Cpu, qkv.cpu_mut(), cpu_positions.view(), &cpu_table, shape, inverse).expect("rope");
-        ops::rope(cuda, qkv.cuda_mut(), cuda_positions.view(), &cuda_table, shape, inverse).expect("rope");
+        Cpu.run(ops::Rope { qkv: qkv.cpu_mut(), positions: cpu_positions.view(), table: &cpu_table, shape, inverse })
+            .expect("rope");
+        cuda.run(ops::Rope {
+            qkv: qkv.cuda_mut(),
+            positions: cuda_positions.view(),
+            table: &cuda_table,
+            shape,
+            inverse,
+        })
+        .expect("rope");
         qkv.assert_close(cuda, bound(dtype), if inverse { "rope back" } else { "rope" });
         let rotated = shape.query_cols() + shape.key_value_cols();
         let after = qkv.found(cuda);
@@ -69,12 +77,25 @@ fn no_tokens_are_no_work() {
         let shape = shape(2, 1, 8);
         let mut qkv = Operand::poisoned(&cuda, cuda.compute_dtype(), (0, shape.qkv_cols()), 1);
         let (_, positions) = integers(&cuda, &[]);
-        ops::rope(&cuda, qkv.cuda_mut(), positions.view(), &table(&cuda, 4), shape, false).expect("rope");
+        cuda.run(ops::Rope {
+            qkv: qkv.cuda_mut(),
+            positions: positions.view(),
+            table: &table(&cuda, 4),
+            shape,
+            inverse: false,
+        })
+        .expect("rope");
         assert!(qkv.found(&cuda).is_empty());
     }
     let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
     let mut wide = Operand::poisoned(&cuda, DType::F32, (1, 32), 0);
     let (_, positions) = integers(&cuda, &[0]);
-    let refused = ops::rope(&cuda, wide.cuda_mut(), positions.view(), &table(&cuda, 4), shape(2, 1, 8), false);
+    let refused = cuda.run(ops::Rope {
+        qkv: wide.cuda_mut(),
+        positions: positions.view(),
+        table: &table(&cuda, 4),
+        shape: shape(2, 1, 8),
+        inverse: false,
+    });
     assert!(refused.expect_err("f32 in bf16 mode").to_string().contains("qkv is stored as F32"));
 }

@@ -201,7 +201,9 @@ fn a_launch_that_fails_is_one_red_row() {
 /// A kernel that does nothing leaves NaN behind, or what was there before.
 #[test]
 fn a_kernel_that_does_nothing_is_seen() {
-    for (kernel, only) in [("swiglu_forward_f32", "swiglu_forward"), ("axpy_f32", "axpy"), ("rope_f32", "rope")] {
+    for (kernel, only) in
+        [("swiglu_forward_f32", "swiglu_forward"), ("weighted_sum_f32", "weighted_sum"), ("rope_f32", "rope")]
+    {
         let rows = with_fault(kernel, Fault::NotRun, only);
         let red = rows.iter().filter(|row| row.dtype == "f32" && !row.ok).count();
         assert_eq!(red, rows.iter().filter(|row| row.dtype == "f32").count(), "{kernel}: {rows:#?}");
@@ -211,7 +213,7 @@ fn a_kernel_that_does_nothing_is_seen() {
 /// One bit that differs between two runs is seen, though it is far within every bound.
 #[test]
 fn other_bits_in_the_second_run_are_seen() {
-    let rows = with_fault("axpy_f32", Fault::Unstable, "axpy");
+    let rows = with_fault("weighted_sum_f32", Fault::Unstable, "weighted_sum");
     let unstable = rows.iter().filter(|row| row.problem.as_ref().is_some_and(|p| p.contains("other bits")));
     // Every case, and the row that counts them.
     assert_eq!(unstable.count(), 2 * 3 + 1, "{rows:#?}");

@@ -149,15 +149,18 @@ fn steps_with_dropout_are_not_recorded() {
 fn a_recording_that_would_be_something_else_now_is_an_error() {
     let cuda = Cuda::simulated(DType::F32).unwrap();
     let x = Tensor::from_f32(&cuda, "x", 1, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
-    let mut y = Tensor::zeros(&cuda, "y", 1, 4, DType::F32).unwrap();
+    let mut y = Tensor::zeros(&cuda, "y", 1, 1, DType::F32).unwrap();
     let mut recording = <Cuda as Backend>::Recording::default();
-    let mut add = |alpha| cuda.record(&mut recording, || ops::axpy(&cuda, alpha, x.view(), y.view_mut()));
+    let mut add = |scale| {
+        let out = y.view_mut();
+        cuda.record(&mut recording, || cuda.run(ops::WeightedSum { a: x.view(), b: x.view(), scale, out }))
+    };
     for _ in 0..4 {
         add(1.0).unwrap();
     }
     let error = add(2.0).unwrap_err().to_string();
-    assert!(error.contains("not the same any more") && error.contains("axpy"), "{error}");
-    assert_eq!(y.to_vec(&cuda).unwrap(), [4.0, 8.0, 12.0, 16.0]);
+    assert!(error.contains("not the same any more") && error.contains("weighted_sum"), "{error}");
+    assert_eq!(y.to_vec(&cuda).unwrap(), [4.0 * 30.0]);
 }
 
 #[test]
@@ -185,8 +188,10 @@ fn recordings_do_not_outlive_their_scratch_memory() {
     let add = |rows: usize, table: &mut Tensor<Cuda>, recording: &mut <Cuda as Backend>::Recording| {
         let ids = Tensor::from_u32(&cuda, "ids", &vec![1; rows]).unwrap();
         let gradients = Tensor::from_f32(&cuda, "gradients", rows, 4, &vec![0.5; 4 * rows]).unwrap();
-        cuda.record(recording, || ops::embedding_backward(&cuda, ids.view(), gradients.view(), table.view_mut()))
-            .unwrap();
+        cuda.record(recording, || {
+            cuda.run(ops::EmbeddingBackward { ids: ids.view(), d_out: gradients.view(), d_table: table.view_mut() })
+        })
+        .unwrap();
         (ids, gradients)
     };
     let mut table = Tensor::zeros(&cuda, "table", 2, 4, DType::F32).unwrap();
@@ -196,7 +201,7 @@ fn recordings_do_not_outlive_their_scratch_memory() {
     let mut again = |recording: &mut <Cuda as Backend>::Recording| {
         cuda.record(recording, || {
             called.set(called.get() + 1);
-            ops::embedding_backward(&cuda, ids.view(), gradients.view(), table.view_mut())
+            cuda.run(ops::EmbeddingBackward { ids: ids.view(), d_out: gradients.view(), d_table: table.view_mut() })
         })
         .unwrap();
     };

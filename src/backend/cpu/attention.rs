@@ -7,7 +7,8 @@ use super::Cpu;
 use super::linear::{Operand, product};
 use super::vector::{dot, exp_in_place, maximum, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
-use crate::ops::{AttentionShape, Matrix, MatrixMut, RopeTable, Segment, Segments};
+use crate::error::Result;
+use crate::ops::{AttentionBackward, AttentionForward, AttentionShape, Checked, Execute, Rope, Segment, Segments};
 
 /// Query rows of a block.
 const BLOCK: usize = 64;
@@ -23,26 +24,24 @@ vectorised! {
     }
 }
 
-pub(super) fn rope(
-    qkv: MatrixMut<Cpu>,
-    positions: Matrix<Cpu>,
-    table: &RopeTable<Cpu>,
-    shape: AttentionShape,
-    inverse: bool,
-) {
-    let (cols, half) = (qkv.cols, shape.head_dim / 2);
-    let (cos, sin, positions) = (floats(table.cos.view()), floats(table.sin.view()), integers(positions));
-    let sign = if inverse { -1.0 } else { 1.0 };
-    let rotated = shape.query_cols() + shape.key_value_cols();
-    let rows = rows_per_task(cols);
-    floats_mut(qkv).par_chunks_mut(rows * cols).zip(positions.par_chunks(rows)).for_each(|(qkv, positions)| {
-        for (row, &position) in qkv.chunks_mut(cols).zip(positions) {
-            let angles = position as usize * half..(position as usize + 1) * half;
-            for head in row[..rotated].chunks_mut(shape.head_dim) {
-                rotate(head, &cos[angles.clone()], &sin[angles.clone()], sign);
+impl Execute<Rope<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<Rope<Cpu>>) -> Result<()> {
+        let Rope { qkv, positions, table, shape, inverse } = checked.operands();
+        let (cols, half) = (qkv.cols, shape.head_dim / 2);
+        let (cos, sin, positions) = (floats(table.cos.view()), floats(table.sin.view()), integers(positions));
+        let sign = if inverse { -1.0 } else { 1.0 };
+        let rotated = shape.query_cols() + shape.key_value_cols();
+        let rows = rows_per_task(cols);
+        floats_mut(qkv).par_chunks_mut(rows * cols).zip(positions.par_chunks(rows)).for_each(|(qkv, positions)| {
+            for (row, &position) in qkv.chunks_mut(cols).zip(positions) {
+                let angles = position as usize * half..(position as usize + 1) * half;
+                for head in row[..rotated].chunks_mut(shape.head_dim) {
+                    rotate(head, &cos[angles.clone()], &sin[angles.clone()], sign);
+                }
             }
-        }
-    });
+        });
+        Ok(())
+    }
 }
 
 /// One key/value head of one sequence.
@@ -147,22 +146,20 @@ pub(super) fn probabilities(scores: &mut [f32], scale: f32) -> f32 {
     shift + sum.ln()
 }
 
-pub(super) fn forward(
-    qkv: Matrix<Cpu>,
-    segments: &Segments<Cpu>,
-    shape: AttentionShape,
-    out: MatrixMut<Cpu>,
-    log_sum_exp: MatrixMut<Cpu>,
-) {
-    let qkv = floats(qkv);
-    let tasks = Task::all(segments, shape);
-    let results: Vec<_> = tasks.par_iter().map(|&task| forward_task(task, qkv)).collect();
-    let (out, log_sum_exp) = (floats_mut(out), floats_mut(log_sum_exp));
-    for (task, (values, sums)) in tasks.iter().zip(&results) {
-        let width = task.queries() * shape.head_dim;
-        scatter(task, values, width, task.group * width, out, shape.query_cols());
-        let heads = task.queries();
-        scatter(task, sums, heads, task.group * heads, log_sum_exp, shape.num_attention_heads);
+impl Execute<AttentionForward<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<AttentionForward<Cpu>>) -> Result<()> {
+        let AttentionForward { qkv, segments, shape, out, log_sum_exp } = checked.operands();
+        let qkv = floats(qkv);
+        let tasks = Task::all(segments, shape);
+        let results: Vec<_> = tasks.par_iter().map(|&task| forward_task(task, qkv)).collect();
+        let (out, log_sum_exp) = (floats_mut(out), floats_mut(log_sum_exp));
+        for (task, (values, sums)) in tasks.iter().zip(&results) {
+            let width = task.queries() * shape.head_dim;
+            scatter(task, values, width, task.group * width, out, shape.query_cols());
+            let heads = task.queries();
+            scatter(task, sums, heads, task.group * heads, log_sum_exp, shape.num_attention_heads);
+        }
+        Ok(())
     }
 }
 
@@ -266,25 +263,21 @@ fn row_gradient(task: &Task, block: &Block, saved: Saved, (head, i): (usize, usi
     score_gradient(&p[start..end], &mut dp[start..end], delta, scale);
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward(
-    d_out: Matrix<Cpu>,
-    qkv: Matrix<Cpu>,
-    out: Matrix<Cpu>,
-    log_sum_exp: Matrix<Cpu>,
-    segments: &Segments<Cpu>,
-    shape: AttentionShape,
-    d_qkv: MatrixMut<Cpu>,
-) {
-    let saved = Saved { d_out: floats(d_out), qkv: floats(qkv), out: floats(out), log_sum_exp: floats(log_sum_exp) };
-    let tasks = Task::all(segments, shape);
-    let results: Vec<_> = tasks.par_iter().map(|&task| backward_task(task, saved)).collect();
-    let d_qkv = floats_mut(d_qkv);
-    for (task, gradient) in tasks.iter().zip(&results) {
-        let (query, key, value) = task.columns(0);
-        let (d, stride) = (shape.head_dim, shape.qkv_cols());
-        scatter(task, &gradient.d_query, task.queries() * d, query, d_qkv, stride);
-        scatter(task, &gradient.d_key, d, key, d_qkv, stride);
-        scatter(task, &gradient.d_value, d, value, d_qkv, stride);
+impl Execute<AttentionBackward<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<AttentionBackward<Cpu>>) -> Result<()> {
+        let AttentionBackward { d_out, qkv, out, log_sum_exp, segments, shape, d_qkv } = checked.operands();
+        let saved =
+            Saved { d_out: floats(d_out), qkv: floats(qkv), out: floats(out), log_sum_exp: floats(log_sum_exp) };
+        let tasks = Task::all(segments, shape);
+        let results: Vec<_> = tasks.par_iter().map(|&task| backward_task(task, saved)).collect();
+        let d_qkv = floats_mut(d_qkv);
+        for (task, gradient) in tasks.iter().zip(&results) {
+            let (query, key, value) = task.columns(0);
+            let (d, stride) = (shape.head_dim, shape.qkv_cols());
+            scatter(task, &gradient.d_query, task.queries() * d, query, d_qkv, stride);
+            scatter(task, &gradient.d_key, d, key, d_qkv, stride);
+            scatter(task, &gradient.d_value, d, value, d_qkv, stride);
+        }
+        Ok(())
     }
 }

@@ -7,22 +7,27 @@ use super::Cpu;
 use super::attention::probabilities;
 use super::linear::{Operand, product};
 use super::view::{floats, floats_mut};
-use crate::ops::{CachedSegment, CachedSegments, Matrix, MatrixMut};
+use crate::error::Result;
+use crate::ops::{AttentionCached, CachedSegment, CachedSegments, Checked, Execute};
 
-pub(super) fn forward(qkv: Matrix<Cpu>, segments: &CachedSegments<Cpu>, cache: MatrixMut<Cpu>, out: MatrixMut<Cpu>) {
-    let (shape, qkv, cache) = (segments.shape, floats(qkv), floats_mut(cache));
-    store(qkv, segments, cache);
-    let cache = &*cache;
-    let groups = 0..shape.num_key_value_heads;
-    let tasks: Vec<_> = segments.host.iter().flat_map(|s| groups.clone().map(move |group| (s, group))).collect();
-    let results: Vec<_> =
-        tasks.par_iter().map(|&(segment, group)| attend(segments, segment, group, qkv, cache)).collect();
-    let (out, cols) = (floats_mut(out), shape.query_cols());
-    let width = cols / shape.num_key_value_heads;
-    for ((segment, group), result) in tasks.iter().zip(&results) {
-        for (from, to) in result.chunks(width).zip(out[segment.start * cols..].chunks_mut(cols)) {
-            to[group * width..(group + 1) * width].copy_from_slice(from);
+impl Execute<AttentionCached<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<AttentionCached<Cpu>>) -> Result<()> {
+        let AttentionCached { qkv, segments, cache, out } = checked.operands();
+        let (shape, qkv, cache) = (segments.shape, floats(qkv), floats_mut(cache));
+        store(qkv, segments, cache);
+        let cache = &*cache;
+        let groups = 0..shape.num_key_value_heads;
+        let tasks: Vec<_> = segments.host.iter().flat_map(|s| groups.clone().map(move |group| (s, group))).collect();
+        let results: Vec<_> =
+            tasks.par_iter().map(|&(segment, group)| attend(segments, segment, group, qkv, cache)).collect();
+        let (out, cols) = (floats_mut(out), shape.query_cols());
+        let width = cols / shape.num_key_value_heads;
+        for ((segment, group), result) in tasks.iter().zip(&results) {
+            for (from, to) in result.chunks(width).zip(out[segment.start * cols..].chunks_mut(cols)) {
+                to[group * width..(group + 1) * width].copy_from_slice(from);
+            }
         }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Host memory of one dtype.
 
-use crate::ops::DType;
+use crate::ops::{Buffer, DType};
 
 /// A buffer of 4-byte elements: f32, or u32 in the same storage.
 #[derive(Debug)]
@@ -14,42 +14,47 @@ impl CpuBuffer {
         Self { words: vec![0.0; len], dtype }
     }
 
-    /// How the elements are stored.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// The elements, whatever they are.
+    pub(super) fn words(&self) -> &[f32] {
+        &self.words
     }
 
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.words.len()
+    /// The elements, whatever they are, to write.
+    pub(super) fn words_mut(&mut self) -> &mut [f32] {
+        &mut self.words
     }
 
-    /// Whether it has no element.
-    pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
-    }
-
-    /// The elements of a float buffer.
-    pub fn floats(&self) -> &[f32] {
+    /// The elements of a float buffer; the checks of [`crate::ops`] vouch that it is one.
+    pub(super) fn floats(&self) -> &[f32] {
         debug_assert_eq!(self.dtype, DType::F32);
         &self.words
     }
 
     /// The elements of a float buffer, to write.
-    pub fn floats_mut(&mut self) -> &mut [f32] {
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
         debug_assert_eq!(self.dtype, DType::F32);
         &mut self.words
     }
 
     /// The elements of an integer buffer.
-    pub fn integers(&self) -> &[u32] {
+    pub(super) fn integers(&self) -> &[u32] {
         debug_assert_eq!(self.dtype, DType::U32);
         bytemuck::cast_slice(&self.words)
     }
 
     /// The elements of an integer buffer, to write.
-    pub fn integers_mut(&mut self) -> &mut [u32] {
+    pub(super) fn integers_mut(&mut self) -> &mut [u32] {
         debug_assert_eq!(self.dtype, DType::U32);
         bytemuck::cast_slice_mut(&mut self.words)
+    }
+}
+
+impl Buffer for CpuBuffer {
+    fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
     }
 }

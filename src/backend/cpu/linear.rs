@@ -5,7 +5,11 @@ use rayon::prelude::*;
 
 use super::view::{floats, floats_mut};
 use super::{Cpu, CpuBuffer};
-use crate::ops::{Dropout, LoraGradients, LoraSlice, Matrix, MatrixMut};
+use crate::error::Result;
+use crate::ops::{
+    Checked, Dropout, Execute, LinearBackwardInput, LinearBackwardWeight, LinearForward, LoraBackward, LoraForward,
+    LoraSlice,
+};
 use crate::random::philox;
 
 /// A strided matrix that is read.
@@ -110,22 +114,34 @@ fn block_rows(m: usize, work_per_row: usize) -> usize {
     least.max(m.div_ceil(16)).next_multiple_of(16)
 }
 
-pub(super) fn forward(x: Matrix<Cpu>, w: Matrix<Cpu>, y: MatrixMut<Cpu>) {
-    let shape = (x.rows, w.rows, x.cols);
-    let (a, b) = (Operand::rows(floats(x), x.cols), Operand::rows(floats(w), w.cols).transposed());
-    parallel_product(shape, a, b, floats_mut(y), false);
+impl Execute<LinearForward<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<LinearForward<Cpu>>) -> Result<()> {
+        let LinearForward { x, w, y } = checked.operands();
+        let shape = (x.rows, w.rows, x.cols);
+        let (a, b) = (Operand::rows(floats(x), x.cols), Operand::rows(floats(w), w.cols).transposed());
+        parallel_product(shape, a, b, floats_mut(y), false);
+        Ok(())
+    }
 }
 
-pub(super) fn backward_input(dy: Matrix<Cpu>, w: Matrix<Cpu>, dx: MatrixMut<Cpu>, accumulate: bool) {
-    let shape = (dy.rows, w.cols, dy.cols);
-    let (a, b) = (Operand::rows(floats(dy), dy.cols), Operand::rows(floats(w), w.cols));
-    parallel_product(shape, a, b, floats_mut(dx), accumulate);
+impl Execute<LinearBackwardInput<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<LinearBackwardInput<Cpu>>) -> Result<()> {
+        let LinearBackwardInput { dy, w, dx, accumulate } = checked.operands();
+        let shape = (dy.rows, w.cols, dy.cols);
+        let (a, b) = (Operand::rows(floats(dy), dy.cols), Operand::rows(floats(w), w.cols));
+        parallel_product(shape, a, b, floats_mut(dx), accumulate);
+        Ok(())
+    }
 }
 
-pub(super) fn backward_weight(dy: Matrix<Cpu>, x: Matrix<Cpu>, dw: MatrixMut<Cpu>) {
-    let shape = (dy.cols, x.cols, dy.rows);
-    let (a, b) = (Operand::rows(floats(dy), dy.cols).transposed(), Operand::rows(floats(x), x.cols));
-    parallel_product(shape, a, b, floats_mut(dw), true);
+impl Execute<LinearBackwardWeight<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<LinearBackwardWeight<Cpu>>) -> Result<()> {
+        let LinearBackwardWeight { dy, x, dw } = checked.operands();
+        let shape = (dy.cols, x.cols, dy.rows);
+        let (a, b) = (Operand::rows(floats(dy), dy.cols).transposed(), Operand::rows(floats(x), x.cols));
+        parallel_product(shape, a, b, floats_mut(dw), true);
+        Ok(())
+    }
 }
 
 /// x with its dropout mask applied, or x itself.
@@ -152,65 +168,57 @@ fn apply_mask(dropout: Dropout, values: &mut [f32]) {
     });
 }
 
-pub(super) fn lora_forward(
-    x: Matrix<Cpu>,
-    slices: &[LoraSlice<Cpu>],
-    dropout: Option<Dropout>,
-    s: MatrixMut<Cpu>,
-    y: MatrixMut<Cpu>,
-) {
-    let (tokens, input, ranks, out) = (x.rows, x.cols, s.cols, y.cols);
-    let mut storage = Vec::new();
-    let x = dropped(floats(x), dropout, &mut storage);
-    let s = floats_mut(s);
-    let mut first = 0;
-    for slice in slices {
-        let rank = slice.a.rows;
-        let a = Operand::rows(floats(slice.a), input).transposed();
-        product((tokens, rank, input), Operand::rows(x, input), a, &mut s[first..], ranks, 1.0, false);
-        first += rank;
+impl Execute<LoraForward<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<LoraForward<Cpu>>) -> Result<()> {
+        let LoraForward { x, slices, dropout, s, y } = checked.operands();
+        let (tokens, input, ranks, out) = (x.rows, x.cols, s.cols, y.cols);
+        let mut storage = Vec::new();
+        let x = dropped(floats(x), dropout, &mut storage);
+        let s = floats_mut(s);
+        let mut first = 0;
+        for slice in slices {
+            let rank = slice.a.rows;
+            let a = Operand::rows(floats(slice.a), input).transposed();
+            product((tokens, rank, input), Operand::rows(x, input), a, &mut s[first..], ranks, 1.0, false);
+            first += rank;
+        }
+        let (s, rows) = (&*s, block_rows(tokens, out * slices.first().map_or(1, |slice| slice.a.rows)));
+        floats_mut(y).par_chunks_mut((rows * out).max(1)).enumerate().for_each(|(block, y)| {
+            let mut first = 0;
+            for slice in slices {
+                let (rank, cols) = (slice.a.rows, slice.b.rows);
+                let low = Operand::rows(&s[block * rows * ranks + first..], ranks);
+                let b = Operand::rows(floats(slice.b), rank).transposed();
+                product((y.len() / out, cols, rank), low, b, &mut y[slice.start..], out, slice.scale, true);
+                first += rank;
+            }
+        });
+        Ok(())
     }
-    let (s, rows) = (&*s, block_rows(tokens, out * slices.first().map_or(1, |slice| slice.a.rows)));
-    floats_mut(y).par_chunks_mut((rows * out).max(1)).enumerate().for_each(|(block, y)| {
+}
+
+impl Execute<LoraBackward<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<LoraBackward<Cpu>>) -> Result<()> {
+        let LoraBackward { dy, x, s, slices, dropout, gradients, ds, dx } = checked.operands();
+        let (tokens, input, ranks, out) = (x.rows, x.cols, s.cols, dy.cols);
+        let mut storage = Vec::new();
+        let x = dropped(floats(x), dropout, &mut storage);
+        let (dy, s, ds, dx) = (floats(dy), floats(s), floats_mut(ds), floats_mut(dx));
         let mut first = 0;
         for slice in slices {
             let (rank, cols) = (slice.a.rows, slice.b.rows);
-            let low = Operand::rows(&s[block * rows * ranks + first..], ranks);
-            let b = Operand::rows(floats(slice.b), rank).transposed();
-            product((y.len() / out, cols, rank), low, b, &mut y[slice.start..], out, slice.scale, true);
+            let dy = Operand::rows(&dy[slice.start..], out);
+            let b = Operand::rows(floats(slice.b), rank);
+            product((tokens, rank, cols), dy, b, &mut ds[first..], ranks, slice.scale, false);
             first += rank;
         }
-    });
-}
-
-#[allow(clippy::too_many_arguments)]
-pub(super) fn lora_backward(
-    dy: Matrix<Cpu>,
-    x: Matrix<Cpu>,
-    s: Matrix<Cpu>,
-    slices: &[LoraSlice<Cpu>],
-    dropout: Option<Dropout>,
-    gradients: Option<LoraGradients<Cpu>>,
-    ds: MatrixMut<Cpu>,
-    dx: MatrixMut<Cpu>,
-) {
-    let (tokens, input, ranks, out) = (x.rows, x.cols, s.cols, dy.cols);
-    let mut storage = Vec::new();
-    let x = dropped(floats(x), dropout, &mut storage);
-    let (dy, s, ds, dx) = (floats(dy), floats(s), floats_mut(ds), floats_mut(dx));
-    let mut first = 0;
-    for slice in slices {
-        let (rank, cols) = (slice.a.rows, slice.b.rows);
-        let dy = Operand::rows(&dy[slice.start..], out);
-        let b = Operand::rows(floats(slice.b), rank);
-        product((tokens, rank, cols), dy, b, &mut ds[first..], ranks, slice.scale, false);
-        first += rank;
+        if let Some(gradients) = gradients {
+            let low = LowRank { s, ds, dy, x, tokens, ranks, input, out };
+            add_factor_gradients(gradients, slices, &low);
+        }
+        add_input_gradient(ds, slices, dropout, dx, (tokens, ranks, input));
+        Ok(())
     }
-    if let Some(gradients) = gradients {
-        let low = LowRank { s, ds, dy, x, tokens, ranks, input, out };
-        add_factor_gradients(gradients.buffer, slices, &low);
-    }
-    add_input_gradient(ds, slices, dropout, dx, (tokens, ranks, input));
 }
 
 struct LowRank<'a> {

@@ -6,69 +6,67 @@ use super::Cpu;
 use super::linear::{Operand, parallel_product};
 use super::vector::{dot, exp_in_place, maximum, sum_of, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
-use crate::ops::{HeadGradients, HeadLoss, Matrix, MatrixMut};
+use crate::error::Result;
+use crate::ops::{
+    Checked, Execute, HeadGradients, HeadLoss, LossHead, Matrix, MatrixMut, RandomMapping, RepresentationDistance,
+};
 
 /// Tokens whose logits exist at one time.
 pub(crate) const CHUNK: usize = 256;
 
-/// Buffers of [`head`] for one chunk of tokens.
+/// Buffers of [`LossHead`] for one chunk of tokens.
 struct Scratch {
     hidden: Vec<f32>,
     logits: Vec<f32>,
     d_hidden: Vec<f32>,
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn head(
-    loss: HeadLoss,
-    hidden: Matrix<Cpu>,
-    head: Matrix<Cpu>,
-    targets: Matrix<Cpu>,
-    weights: Matrix<Cpu>,
-    values: MatrixMut<Cpu>,
-    gradients: Option<HeadGradients<Cpu>>,
-) {
-    let (d, vocab) = (hidden.cols, head.rows);
-    let (hidden, head, targets, weights) = (floats(hidden), floats(head), integers(targets), floats(weights));
-    let values = floats_mut(values);
-    values.fill(0.0);
-    let (mut d_hidden, mut d_head) = match gradients {
-        None => (None, None),
-        Some(HeadGradients { d_hidden, d_head }) => (Some(floats_mut(d_hidden)), d_head.map(floats_mut)),
-    };
-    if let Some(d_hidden) = &mut d_hidden {
-        d_hidden.fill(0.0);
-    }
-    let live: Vec<usize> = (0..weights.len()).filter(|&t| weights[t] != 0.0).collect();
-    let mut scratch = Scratch { hidden: Vec::new(), logits: Vec::new(), d_hidden: Vec::new() };
-    for tokens in live.chunks(CHUNK) {
-        let n = tokens.len();
-        scratch.hidden.clear();
-        tokens.iter().for_each(|&t| scratch.hidden.extend_from_slice(&hidden[t * d..][..d]));
-        scratch.logits.resize(n * vocab, 0.0);
-        let (x, w) = (Operand::rows(&scratch.hidden, d), Operand::rows(head, d));
-        parallel_product((n, vocab, d), x, w.transposed(), &mut scratch.logits, false);
-        let rows = rows_per_task(vocab);
-        let results: Vec<f32> = scratch
-            .logits
-            .par_chunks_mut(rows * vocab)
-            .zip(tokens.par_chunks(rows))
-            .flat_map_iter(|(logits, tokens)| {
-                let row = |(z, &t): (&mut [f32], &usize)| token(loss, z, targets[t], weights[t]);
-                logits.chunks_mut(vocab).zip(tokens).map(row).collect::<Vec<_>>()
-            })
-            .collect();
-        tokens.iter().zip(results).for_each(|(&t, value)| values[t] = value);
-        let dz = Operand::rows(&scratch.logits, vocab);
+impl Execute<LossHead<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<LossHead<Cpu>>) -> Result<()> {
+        let LossHead { loss, hidden, head, targets, weights, values, gradients } = checked.operands();
+        let (d, vocab) = (hidden.cols, head.rows);
+        let (hidden, head, targets, weights) = (floats(hidden), floats(head), integers(targets), floats(weights));
+        let values = floats_mut(values);
+        values.fill(0.0);
+        let (mut d_hidden, mut d_head) = match gradients {
+            None => (None, None),
+            Some(HeadGradients { d_hidden, d_head }) => (Some(floats_mut(d_hidden)), d_head.map(floats_mut)),
+        };
         if let Some(d_hidden) = &mut d_hidden {
-            scratch.d_hidden.resize(n * d, 0.0);
-            parallel_product((n, d, vocab), dz, w, &mut scratch.d_hidden, false);
-            let rows = tokens.iter().zip(scratch.d_hidden.chunks(d));
-            rows.for_each(|(&t, row)| d_hidden[t * d..][..d].copy_from_slice(row));
+            d_hidden.fill(0.0);
         }
-        if let Some(d_head) = &mut d_head {
-            parallel_product((vocab, d, n), dz.transposed(), x, d_head, true);
+        let live: Vec<usize> = (0..weights.len()).filter(|&t| weights[t] != 0.0).collect();
+        let mut scratch = Scratch { hidden: Vec::new(), logits: Vec::new(), d_hidden: Vec::new() };
+        for tokens in live.chunks(CHUNK) {
+            let n = tokens.len();
+            scratch.hidden.clear();
+            tokens.iter().for_each(|&t| scratch.hidden.extend_from_slice(&hidden[t * d..][..d]));
+            scratch.logits.resize(n * vocab, 0.0);
+            let (x, w) = (Operand::rows(&scratch.hidden, d), Operand::rows(head, d));
+            parallel_product((n, vocab, d), x, w.transposed(), &mut scratch.logits, false);
+            let rows = rows_per_task(vocab);
+            let results: Vec<f32> = scratch
+                .logits
+                .par_chunks_mut(rows * vocab)
+                .zip(tokens.par_chunks(rows))
+                .flat_map_iter(|(logits, tokens)| {
+                    let row = |(z, &t): (&mut [f32], &usize)| token(loss, z, targets[t], weights[t]);
+                    logits.chunks_mut(vocab).zip(tokens).map(row).collect::<Vec<_>>()
+                })
+                .collect();
+            tokens.iter().zip(results).for_each(|(&t, value)| values[t] = value);
+            let dz = Operand::rows(&scratch.logits, vocab);
+            if let Some(d_hidden) = &mut d_hidden {
+                scratch.d_hidden.resize(n * d, 0.0);
+                parallel_product((n, d, vocab), dz, w, &mut scratch.d_hidden, false);
+                let rows = tokens.iter().zip(scratch.d_hidden.chunks(d));
+                rows.for_each(|(&t, row)| d_hidden[t * d..][..d].copy_from_slice(row));
+            }
+            if let Some(d_head) = &mut d_head {
+                parallel_product((vocab, d, n), dz.transposed(), x, d_head, true);
+            }
         }
+        Ok(())
     }
 }
 
@@ -145,53 +143,48 @@ fn hidden_rows(
     }
 }
 
-pub(super) fn representation_distance(
-    hidden: Matrix<Cpu>,
-    reference: Matrix<Cpu>,
-    weights: Matrix<Cpu>,
-    values: MatrixMut<Cpu>,
-    d_hidden: Option<MatrixMut<Cpu>>,
-) {
-    let cols = hidden.cols;
-    let (reference, weights) = (floats(reference), floats(weights));
-    hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
-        let reference = &reference[t * cols..][..cols];
-        let distance = sum_of(h, reference, |a, b| (a - b) * (a - b)).sqrt();
-        if let Some(gradient) = gradient
-            && distance != 0.0
-        {
-            let factor = weights[t] / distance;
-            gradient.iter_mut().zip(h.iter().zip(reference)).for_each(|(g, (a, b))| *g += factor * (a - b));
-        }
-        distance
-    });
+impl Execute<RepresentationDistance<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<RepresentationDistance<Cpu>>) -> Result<()> {
+        let RepresentationDistance { hidden, reference, weights, values, d_hidden } = checked.operands();
+        let cols = hidden.cols;
+        let (reference, weights) = (floats(reference), floats(weights));
+        hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
+            let reference = &reference[t * cols..][..cols];
+            let distance = sum_of(h, reference, |a, b| (a - b) * (a - b)).sqrt();
+            if let Some(gradient) = gradient
+                && distance != 0.0
+            {
+                let factor = weights[t] / distance;
+                gradient.iter_mut().zip(h.iter().zip(reference)).for_each(|(g, (a, b))| *g += factor * (a - b));
+            }
+            distance
+        });
+        Ok(())
+    }
 }
 
 /// The least norm in a cosine, as in PyTorch.
 const LEAST_NORM: f32 = 1e-8;
 
-pub(super) fn random_mapping(
-    hidden: Matrix<Cpu>,
-    table: Matrix<Cpu>,
-    ids: Matrix<Cpu>,
-    weights: Matrix<Cpu>,
-    values: MatrixMut<Cpu>,
-    d_hidden: Option<MatrixMut<Cpu>>,
-) {
-    let cols = hidden.cols;
-    let (table, ids, weights) = (floats(table), integers(ids), floats(weights));
-    hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
-        let direction = &table[ids[t] as usize * cols..][..cols];
-        let (norm, length) = (dot(h, h).sqrt().max(LEAST_NORM), dot(direction, direction).sqrt().max(LEAST_NORM));
-        let cosine = dot(h, direction) / (norm * length);
-        if let Some(gradient) = gradient {
-            // d(−|cos|)/dh = −sign(cos) (direction/(‖h‖‖direction‖) − cos · h/‖h‖²).
-            let factor = -weights[t] * if cosine == 0.0 { 0.0 } else { cosine.signum() };
-            let (along, back) = (factor / (norm * length), factor * cosine / (norm * norm));
-            for ((g, r), h) in gradient.iter_mut().zip(direction).zip(h) {
-                *g += along * r - back * h;
+impl Execute<RandomMapping<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<RandomMapping<Cpu>>) -> Result<()> {
+        let RandomMapping { hidden, table, ids, weights, values, d_hidden } = checked.operands();
+        let cols = hidden.cols;
+        let (table, ids, weights) = (floats(table), integers(ids), floats(weights));
+        hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
+            let direction = &table[ids[t] as usize * cols..][..cols];
+            let (norm, length) = (dot(h, h).sqrt().max(LEAST_NORM), dot(direction, direction).sqrt().max(LEAST_NORM));
+            let cosine = dot(h, direction) / (norm * length);
+            if let Some(gradient) = gradient {
+                // d(−|cos|)/dh = −sign(cos) (direction/(‖h‖‖direction‖) − cos · h/‖h‖²).
+                let factor = -weights[t] * if cosine == 0.0 { 0.0 } else { cosine.signum() };
+                let (along, back) = (factor / (norm * length), factor * cosine / (norm * norm));
+                for ((g, r), h) in gradient.iter_mut().zip(direction).zip(h) {
+                    *g += along * r - back * h;
+                }
             }
-        }
-        1.0 - cosine.abs()
-    });
+            1.0 - cosine.abs()
+        });
+        Ok(())
+    }
 }

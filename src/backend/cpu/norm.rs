@@ -5,7 +5,8 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::vector::{sum_of, vectorised};
 use super::view::{floats, floats_mut, rows_per_task};
-use crate::ops::{Matrix, MatrixMut};
+use crate::error::Result;
+use crate::ops::{Checked, Execute, RmsNormBackward, RmsNormForward};
 
 vectorised! {
     fn normalise(x: &[f32], weight: &[f32], epsilon: f32, normed: &mut [f32]) -> f32 {
@@ -26,35 +27,30 @@ vectorised! {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn forward(
-    residual: Matrix<Cpu>,
-    delta: Option<Matrix<Cpu>>,
-    weight: Matrix<Cpu>,
-    epsilon: f32,
-    sum: Option<MatrixMut<Cpu>>,
-    normed: MatrixMut<Cpu>,
-    inverse_rms: MatrixMut<Cpu>,
-) {
-    let (cols, rows) = (residual.cols, rows_per_task(residual.cols));
-    let (residual, weight) = (floats(residual), floats(weight));
-    let out = floats_mut(normed).par_chunks_mut(rows * cols).zip(floats_mut(inverse_rms).par_chunks_mut(rows));
-    let Some((delta, sum)) = delta.zip(sum) else {
-        out.zip(residual.par_chunks(rows * cols)).for_each(|((normed, inverse), x)| {
-            for ((n, i), x) in normed.chunks_mut(cols).zip(inverse).zip(x.chunks(cols)) {
+impl Execute<RmsNormForward<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<RmsNormForward<Cpu>>) -> Result<()> {
+        let RmsNormForward { residual, delta, weight, epsilon, sum, normed, inverse_rms } = checked.operands();
+        let (cols, rows) = (residual.cols, rows_per_task(residual.cols));
+        let (residual, weight) = (floats(residual), floats(weight));
+        let out = floats_mut(normed).par_chunks_mut(rows * cols).zip(floats_mut(inverse_rms).par_chunks_mut(rows));
+        let Some((delta, sum)) = delta.zip(sum) else {
+            out.zip(residual.par_chunks(rows * cols)).for_each(|((normed, inverse), x)| {
+                for ((n, i), x) in normed.chunks_mut(cols).zip(inverse).zip(x.chunks(cols)) {
+                    *i = normalise(x, weight, epsilon, n);
+                }
+            });
+            return Ok(());
+        };
+        let sums = floats_mut(sum).par_chunks_mut(rows * cols);
+        let inputs = residual.par_chunks(rows * cols).zip(floats(delta).par_chunks(rows * cols));
+        out.zip(sums).zip(inputs).for_each(|(((normed, inverse), sum), (residual, delta))| {
+            add(residual, delta, sum);
+            for ((n, i), x) in normed.chunks_mut(cols).zip(inverse).zip(sum.chunks(cols)) {
                 *i = normalise(x, weight, epsilon, n);
             }
         });
-        return;
-    };
-    let sums = floats_mut(sum).par_chunks_mut(rows * cols);
-    let inputs = residual.par_chunks(rows * cols).zip(floats(delta).par_chunks(rows * cols));
-    out.zip(sums).zip(inputs).for_each(|(((normed, inverse), sum), (residual, delta))| {
-        add(residual, delta, sum);
-        for ((n, i), x) in normed.chunks_mut(cols).zip(inverse).zip(sum.chunks(cols)) {
-            *i = normalise(x, weight, epsilon, n);
-        }
-    });
+        Ok(())
+    }
 }
 
 vectorised! {
@@ -76,31 +72,28 @@ vectorised! {
     }
 }
 
-pub(super) fn backward(
-    d_normed: Matrix<Cpu>,
-    x: Matrix<Cpu>,
-    weight: Matrix<Cpu>,
-    inverse_rms: Matrix<Cpu>,
-    d_residual: MatrixMut<Cpu>,
-    d_weight: Option<MatrixMut<Cpu>>,
-) {
-    let (cols, rows) = (x.cols, rows_per_task(x.cols));
-    let (x, weight, inverse_rms) = (floats(x), floats(weight), floats(inverse_rms));
-    let inputs = floats(d_normed).par_chunks(rows * cols).zip(x.par_chunks(rows * cols));
-    let tasks = floats_mut(d_residual).par_chunks_mut(rows * cols).zip(inverse_rms.par_chunks(rows)).zip(inputs);
-    let partial: Vec<Vec<f32>> = tasks
-        .map(|((d_residual, inverse), (d_normed, x))| {
-            let mut partial = vec![0.0; cols];
-            let rows = d_residual.chunks_mut(cols).zip(inverse).zip(d_normed.chunks(cols).zip(x.chunks(cols)));
-            for ((d_residual, inverse), (d_normed, x)) in rows {
-                row_backward(d_normed, x, weight, *inverse, d_residual, &mut partial);
-            }
-            partial
-        })
-        .collect();
-    let Some(d_weight) = d_weight else { return };
-    let d_weight = floats_mut(d_weight);
-    for partial in &partial {
-        d_weight.iter_mut().zip(partial).for_each(|(d, p)| *d += p);
+impl Execute<RmsNormBackward<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<RmsNormBackward<Cpu>>) -> Result<()> {
+        let RmsNormBackward { d_normed, x, weight, inverse_rms, d_residual, d_weight } = checked.operands();
+        let (cols, rows) = (x.cols, rows_per_task(x.cols));
+        let (x, weight, inverse_rms) = (floats(x), floats(weight), floats(inverse_rms));
+        let inputs = floats(d_normed).par_chunks(rows * cols).zip(x.par_chunks(rows * cols));
+        let tasks = floats_mut(d_residual).par_chunks_mut(rows * cols).zip(inverse_rms.par_chunks(rows)).zip(inputs);
+        let partial: Vec<Vec<f32>> = tasks
+            .map(|((d_residual, inverse), (d_normed, x))| {
+                let mut partial = vec![0.0; cols];
+                let rows = d_residual.chunks_mut(cols).zip(inverse).zip(d_normed.chunks(cols).zip(x.chunks(cols)));
+                for ((d_residual, inverse), (d_normed, x)) in rows {
+                    row_backward(d_normed, x, weight, *inverse, d_residual, &mut partial);
+                }
+                partial
+            })
+            .collect();
+        let Some(d_weight) = d_weight else { return Ok(()) };
+        let d_weight = floats_mut(d_weight);
+        for partial in &partial {
+            d_weight.iter_mut().zip(partial).for_each(|(d, p)| *d += p);
+        }
+        Ok(())
     }
 }

@@ -5,68 +5,35 @@
 
 use rayon::prelude::*;
 
-use super::{Cpu, CpuBuffer};
-use crate::error::{Error, Result};
-use crate::ops::{COEFFICIENTS, Matrix, MatrixMut, StateRounding, UpdateRule};
+use super::Cpu;
+use super::view::{floats, floats_mut};
+use crate::error::Result;
+use crate::ops::{COEFFICIENTS, Checked, Execute, OptimizerUpdate, UpdateRule};
 
 /// Elements of one task: its four arrays of 64 KiB fit a second-level cache, and a task outlasts its scheduling.
 const CHUNK: usize = 1 << 14;
 
-/// Applies `rule`; see [`crate::ops::optimizer_update`], which has checked the lengths.
-pub(super) fn update(
-    rule: UpdateRule,
-    coefficients: Matrix<Cpu>,
-    weights: MatrixMut<Cpu>,
-    remainder: Option<MatrixMut<Cpu>>,
-    gradients: Matrix<Cpu>,
-    states: &mut [MatrixMut<Cpu>],
-    rounding: Option<StateRounding<Cpu>>,
-) -> Result<()> {
-    if rounding.is_some() {
-        return Err(Error::Device("optimizer_update: the CPU keeps every state in f32".into()));
-    }
-    if remainder.is_some() {
-        return Err(Error::Device("optimizer_update: f32 weights have no remainder".into()));
-    }
-    let mut c = [0.0; COEFFICIENTS];
-    c.copy_from_slice(elements(&coefficients));
-    let (w, g) = (elements_mut(weights.buffer, weights.offset, weights.rows * weights.cols), elements(&gradients));
-    match states {
-        [s] => {
-            let s = elements_mut(s.buffer, s.offset, s.rows * s.cols);
-            match rule {
-                UpdateRule::Sgd => one_state(w, g, s, sgd(c)),
-                UpdateRule::Adagrad => one_state(w, g, s, adagrad(c)),
-                _ => return Err(wrong_states(rule, 1)),
-            }
+impl Execute<OptimizerUpdate<'_, Cpu>> for Cpu {
+    /// Weights are f32 here, so the check has refused a remainder and rounding.
+    fn execute(&self, checked: Checked<OptimizerUpdate<Cpu>>) -> Result<()> {
+        let OptimizerUpdate { rule, coefficients, weights, gradients, states, .. } = checked.operands();
+        let mut c = [0.0; COEFFICIENTS];
+        c.copy_from_slice(floats(coefficients));
+        let w = floats_mut(weights);
+        let g = floats(gradients);
+        let mut states = states.into_iter().map(floats_mut);
+        let mut state = || states.next().unwrap_or_default();
+        match rule {
+            UpdateRule::Sgd => one_state(w, g, state(), sgd(c)),
+            UpdateRule::Adagrad => one_state(w, g, state(), adagrad(c)),
+            UpdateRule::Adam => two_states(w, g, state(), state(), adam(c)),
+            UpdateRule::Adadelta => two_states(w, g, state(), state(), adadelta(c)),
+            UpdateRule::NAdam => two_states(w, g, state(), state(), nadam(c)),
+            UpdateRule::RAdam => two_states(w, g, state(), state(), radam(c)),
+            UpdateRule::ScheduleFreeAdamW => two_states(w, g, state(), state(), schedule_free(c)),
         }
-        [s0, s1] => {
-            let s0 = elements_mut(s0.buffer, s0.offset, s0.rows * s0.cols);
-            let s1 = elements_mut(s1.buffer, s1.offset, s1.rows * s1.cols);
-            match rule {
-                UpdateRule::Adam => two_states(w, g, s0, s1, adam(c)),
-                UpdateRule::Adadelta => two_states(w, g, s0, s1, adadelta(c)),
-                UpdateRule::NAdam => two_states(w, g, s0, s1, nadam(c)),
-                UpdateRule::RAdam => two_states(w, g, s0, s1, radam(c)),
-                UpdateRule::ScheduleFreeAdamW => two_states(w, g, s0, s1, schedule_free(c)),
-                UpdateRule::Sgd | UpdateRule::Adagrad => return Err(wrong_states(rule, 2)),
-            }
-        }
-        _ => return Err(wrong_states(rule, states.len())),
+        Ok(())
     }
-    Ok(())
-}
-
-fn wrong_states(rule: UpdateRule, found: usize) -> Error {
-    Error::Shape { operation: "optimizer_update", problem: format!("{rule:?} does not have {found} states") }
-}
-
-fn elements<'a>(matrix: &Matrix<'a, Cpu>) -> &'a [f32] {
-    &matrix.buffer.floats()[matrix.offset..matrix.offset + matrix.len()]
-}
-
-fn elements_mut(buffer: &mut CpuBuffer, offset: usize, len: usize) -> &mut [f32] {
-    &mut buffer.floats_mut()[offset..offset + len]
 }
 
 /// `rule`(w, g, s) for every element.

@@ -1,8 +1,9 @@
-//! The preference loss of pairs of sequences; formulas in [`crate::ops::preference`].
+//! The preference loss of pairs of sequences; formulas in [`Preference`].
 
 use super::Cpu;
 use super::view::{floats, floats_mut};
-use crate::ops::{Matrix, MatrixMut, Segment, Segments};
+use crate::error::Result;
+use crate::ops::{Checked, Execute, Preference, Segment};
 
 fn sum(values: &[f32], segment: &Segment) -> f64 {
     values[segment.start..segment.start + segment.length].iter().map(|&v| f64::from(v)).sum()
@@ -13,28 +14,24 @@ fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
-pub(super) fn preference(
-    values: Matrix<Cpu>,
-    segments: &Segments<Cpu>,
-    reference_margins: Matrix<Cpu>,
-    beta: f32,
-    scale: f32,
-    weights: MatrixMut<Cpu>,
-    losses: MatrixMut<Cpu>,
-) {
-    let (values, margins) = (floats(values), floats(reference_margins));
-    let (weights, losses) = (floats_mut(weights), floats_mut(losses));
-    let pairs = losses.len();
-    for (i, pair) in segments.host.chunks_exact(2).enumerate() {
-        let [chosen, rejected] = pair else { continue };
-        let delta = f64::from(beta) * (sum(values, rejected) - sum(values, chosen) - f64::from(margins[i]));
-        losses[i] = softplus(-delta) as f32;
-        let sigma = 1.0 / (1.0 + delta.exp());
-        let factor = (f64::from(scale) * f64::from(beta) * sigma / pairs as f64) as f32;
-        for (segment, factor) in [(chosen, factor), (rejected, -factor)] {
-            for weight in &mut weights[segment.start..segment.start + segment.length] {
-                *weight *= factor;
+impl Execute<Preference<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<Preference<Cpu>>) -> Result<()> {
+        let Preference { values, segments, reference_margins, beta, scale, weights, losses } = checked.operands();
+        let (values, margins) = (floats(values), floats(reference_margins));
+        let (weights, losses) = (floats_mut(weights), floats_mut(losses));
+        let pairs = losses.len();
+        for (i, pair) in segments.host.chunks_exact(2).enumerate() {
+            let [chosen, rejected] = pair else { continue };
+            let delta = f64::from(beta) * (sum(values, rejected) - sum(values, chosen) - f64::from(margins[i]));
+            losses[i] = softplus(-delta) as f32;
+            let sigma = 1.0 / (1.0 + delta.exp());
+            let factor = (f64::from(scale) * f64::from(beta) * sigma / pairs as f64) as f32;
+            for (segment, factor) in [(chosen, factor), (rejected, -factor)] {
+                for weight in &mut weights[segment.start..segment.start + segment.length] {
+                    *weight *= factor;
+                }
             }
         }
+        Ok(())
     }
 }

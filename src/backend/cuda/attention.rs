@@ -153,70 +153,59 @@ fn source(cuda: &Cuda, plan: &Plan, matrix: &Matrix<Cuda>, cols: usize, rows: u3
     Ok(Argument::TensorMap(cuda.driver().tensor_map(&tiles)?))
 }
 
-pub(super) fn forward(
-    cuda: &Cuda,
-    qkv: Matrix<Cuda>,
-    segments: &Segments<Cuda>,
-    shape: AttentionShape,
-    out: MatrixMut<Cuda>,
-    log_sum_exp: MatrixMut<Cuda>,
-) -> Result<()> {
-    let plan = Plan::new(cuda, segments, shape, &[qkv.address(), out.address()])?;
-    if plan.longest == 0 {
-        return Ok(());
+impl Execute<AttentionForward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<AttentionForward<Cuda>>) -> Result<()> {
+        let AttentionForward { qkv, segments, shape, out, log_sum_exp } = checked.operands();
+        let plan = Plan::new(self, segments, shape, &[qkv.address(), out.address()])?;
+        if plan.longest == 0 {
+            return Ok(());
+        }
+        // A tile of queries and two stages of keys and values: see the headers of the kernels.
+        let row_bytes = 2 * shape.head_dim;
+        let (rows, threads, shared_bytes) = match plan.kernels {
+            Kernels::Hopper => (128, 384, (128 + 4 * 128) * row_bytes + 72),
+            Kernels::Tiled => (128, 128, (128 + 4 * if shape.head_dim == 128 { 32 } else { 64 }) * row_bytes),
+            Kernels::General => (16, 128, plan.general_shared_bytes(1)),
+        };
+        let mut arguments = vec![
+            source(self, &plan, &qkv, shape.qkv_cols(), 128)?,
+            segments.device.view().pointer(),
+            out.pointer(),
+            log_sum_exp.pointer(),
+        ];
+        arguments.extend(plan.sizes());
+        let grid = plan.grid(shape.num_attention_heads, rows);
+        self.launch(&plan.kernel(self, "forward"), grid, threads, shared_bytes, &arguments)
     }
-    // A tile of queries and two stages of keys and values: see the headers of the kernels.
-    let row_bytes = 2 * shape.head_dim;
-    let (rows, threads, shared_bytes) = match plan.kernels {
-        Kernels::Hopper => (128, 384, (128 + 4 * 128) * row_bytes + 72),
-        Kernels::Tiled => (128, 128, (128 + 4 * if shape.head_dim == 128 { 32 } else { 64 }) * row_bytes),
-        Kernels::General => (16, 128, plan.general_shared_bytes(1)),
-    };
-    let mut arguments = vec![
-        source(cuda, &plan, &qkv, shape.qkv_cols(), 128)?,
-        segments.device.view().pointer(),
-        out.pointer(),
-        log_sum_exp.pointer(),
-    ];
-    arguments.extend(plan.sizes());
-    let grid = plan.grid(shape.num_attention_heads, rows);
-    cuda.launch(&plan.kernel(cuda, "forward"), grid, threads, shared_bytes, &arguments)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward(
-    cuda: &Cuda,
-    d_out: Matrix<Cuda>,
-    qkv: Matrix<Cuda>,
-    out: Matrix<Cuda>,
-    log_sum_exp: Matrix<Cuda>,
-    segments: &Segments<Cuda>,
-    shape: AttentionShape,
-    d_qkv: MatrixMut<Cuda>,
-) -> Result<()> {
-    let plan = Plan::new(cuda, segments, shape, &[d_out.address(), qkv.address(), d_qkv.address()])?;
-    if plan.longest == 0 {
-        return Ok(());
-    }
-    let rows_and_heads = qkv.rows * shape.num_attention_heads;
-    cuda.with_scratch("attention statistics", 2 * rows_and_heads, DType::F32, |buffer| {
-        let statistics = Argument::Pointer(buffer.address(0));
-        launch_statistics(cuda, &plan, [d_out, out, log_sum_exp], statistics)?;
-        for pass in plan.backward_passes() {
-            let mut arguments = vec![
-                source(cuda, &plan, &d_out, shape.query_cols(), pass.box_rows)?,
-                source(cuda, &plan, &qkv, shape.qkv_cols(), pass.box_rows)?,
-                statistics,
-                segments.device.view().pointer(),
-                d_qkv.pointer(),
-                Argument::U32(qkv.rows as u32),
-            ];
-            arguments.extend(plan.sizes());
-            let grid = plan.grid(pass.heads, pass.rows);
-            cuda.launch(&plan.kernel(cuda, pass.stem), grid, pass.threads, pass.shared_bytes, &arguments)?;
+impl Execute<AttentionBackward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<AttentionBackward<Cuda>>) -> Result<()> {
+        let AttentionBackward { d_out, qkv, out, log_sum_exp, segments, shape, d_qkv } = checked.operands();
+        let plan = Plan::new(self, segments, shape, &[d_out.address(), qkv.address(), d_qkv.address()])?;
+        if plan.longest == 0 {
+            return Ok(());
         }
-        Ok(())
-    })
+        let rows_and_heads = qkv.rows * shape.num_attention_heads;
+        self.with_scratch("attention statistics", 2 * rows_and_heads, DType::F32, |buffer| {
+            let statistics = Argument::Pointer(buffer.address(0));
+            launch_statistics(self, &plan, [d_out, out, log_sum_exp], statistics)?;
+            for pass in plan.backward_passes() {
+                let mut arguments = vec![
+                    source(self, &plan, &d_out, shape.query_cols(), pass.box_rows)?,
+                    source(self, &plan, &qkv, shape.qkv_cols(), pass.box_rows)?,
+                    statistics,
+                    segments.device.view().pointer(),
+                    d_qkv.pointer(),
+                    Argument::U32(qkv.rows as u32),
+                ];
+                arguments.extend(plan.sizes());
+                let grid = plan.grid(pass.heads, pass.rows);
+                self.launch(&plan.kernel(self, pass.stem), grid, pass.threads, pass.shared_bytes, &arguments)?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// For each head and row: `log_sum_exp`, in the unit of the kernels that read it, and the sum of `d_out · out`.

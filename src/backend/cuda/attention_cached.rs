@@ -1,60 +1,55 @@
 //! Launcher of attention to a cache (`kernels/attention_cached.cu`).
 
 use super::attention::check_head_dim;
-use super::element::{ROW_THREADS, flag, row_threads, row_width, size, stored_as};
+use super::element::{ROW_THREADS, flag, row_threads, row_width, size};
 use super::{Cuda, Place};
 use crate::error::Result;
-use crate::ops::{CachedSegments, DType, Matrix, MatrixMut};
+use crate::ops::{AttentionCached, Checked, Execute};
 
 /// Threads of a block of the forward kernel, and its warps.
 const THREADS: u32 = 128;
 const WARPS: usize = 4;
 
-pub(super) fn forward(
-    cuda: &Cuda,
-    qkv: Matrix<Cuda>,
-    segments: &CachedSegments<Cuda>,
-    cache: MatrixMut<Cuda>,
-    out: MatrixMut<Cuda>,
-) -> Result<()> {
-    const NAME: &str = "attention_cached";
-    let shape = segments.shape;
-    check_head_dim(shape.head_dim)?;
-    stored_as(NAME, &[("qkv", qkv.dtype()), ("the cache", cache.dtype()), ("out", out.dtype())], cuda.compute_dtype)?;
-    let (rows, slots) = (segments.device_rows.view(), segments.device_slots.view());
-    stored_as(NAME, &[("rows", rows.dtype()), ("slots", slots.dtype())], DType::U32)?;
-    if qkv.is_empty() {
-        return Ok(());
+impl Execute<AttentionCached<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<AttentionCached<Cuda>>) -> Result<()> {
+        const NAME: &str = "attention_cached";
+        let AttentionCached { qkv, segments, cache, out } = checked.operands();
+        let shape = segments.shape;
+        check_head_dim(shape.head_dim)?;
+        let (rows, slots) = (segments.device_rows.view(), segments.device_slots.view());
+        if qkv.is_empty() {
+            return Ok(());
+        }
+        let tail = 2 * shape.key_value_cols();
+        // Rows of both matrices and the tail of a qkv row have to consist of vectors.
+        let vector = row_width(qkv.dtype(), shape.query_cols(), &[]).min(row_width(
+            qkv.dtype(),
+            tail,
+            &[qkv.address(), cache.address()],
+        ));
+        let arguments = [
+            qkv.pointer(),
+            rows.pointer(),
+            cache.pointer(),
+            size(NAME, shape.query_cols())?.into(),
+            size(NAME, tail)?.into(),
+            flag(vector > 1),
+        ];
+        let threads = row_threads(tail / vector, ROW_THREADS);
+        self.launch(&self.kernel("attention_cached_store"), [size(NAME, qkv.rows)?, 1, 1], threads, 0, &arguments)?;
+        let arguments = [
+            qkv.pointer(),
+            cache.pointer(),
+            out.pointer(),
+            rows.pointer(),
+            slots.pointer(),
+            size(NAME, shape.num_attention_heads)?.into(),
+            size(NAME, shape.num_key_value_heads)?.into(),
+            size(NAME, shape.head_dim)?.into(),
+            shape.score_scale().into(),
+        ];
+        let blocks = size(NAME, qkv.rows * shape.num_attention_heads)?;
+        let shared_bytes = 4 * WARPS * (shape.head_dim + 2);
+        self.launch(&self.kernel("attention_cached_forward"), [blocks, 1, 1], THREADS, shared_bytes, &arguments)
     }
-    let tail = 2 * shape.key_value_cols();
-    // Rows of both matrices and the tail of a qkv row have to consist of vectors.
-    let vector = row_width(qkv.dtype(), shape.query_cols(), &[]).min(row_width(
-        qkv.dtype(),
-        tail,
-        &[qkv.address(), cache.address()],
-    ));
-    let arguments = [
-        qkv.pointer(),
-        rows.pointer(),
-        cache.pointer(),
-        size(NAME, shape.query_cols())?.into(),
-        size(NAME, tail)?.into(),
-        flag(vector > 1),
-    ];
-    let threads = row_threads(tail / vector, ROW_THREADS);
-    cuda.launch(&cuda.kernel("attention_cached_store"), [size(NAME, qkv.rows)?, 1, 1], threads, 0, &arguments)?;
-    let arguments = [
-        qkv.pointer(),
-        cache.pointer(),
-        out.pointer(),
-        rows.pointer(),
-        slots.pointer(),
-        size(NAME, shape.num_attention_heads)?.into(),
-        size(NAME, shape.num_key_value_heads)?.into(),
-        size(NAME, shape.head_dim)?.into(),
-        shape.score_scale().into(),
-    ];
-    let blocks = size(NAME, qkv.rows * shape.num_attention_heads)?;
-    let shared_bytes = 4 * WARPS * (shape.head_dim + 2);
-    cuda.launch(&cuda.kernel("attention_cached_forward"), [blocks, 1, 1], THREADS, shared_bytes, &arguments)
 }

@@ -3,7 +3,9 @@
 
 use super::{Argument, Cuda, Place};
 use crate::error::{Error, Result};
-use crate::ops::{DType, Matrix, MatrixMut};
+use crate::ops::{
+    Checked, DType, EmbeddingBackward, Execute, GatherRows, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum,
+};
 
 /// Threads of a block of a flat kernel.
 pub(super) const FLAT_THREADS: u32 = 256;
@@ -15,16 +17,6 @@ pub(super) const ROW_THREADS: u32 = 256;
 pub(super) const SUM_BYTES: usize = 32 * 8;
 /// Tokens of one tile of `embedding_sort_tiles`.
 const TILE: usize = 512;
-
-/// Fails unless an operand is stored as its kernel reads it: `ops` checks shapes, and only the backend knows dtypes.
-pub(super) fn stored_as(operation: &str, operands: &[(&str, DType)], expected: DType) -> Result<()> {
-    match operands.iter().find(|(_, dtype)| *dtype != expected) {
-        None => Ok(()),
-        Some((what, found)) => {
-            Err(Error::Device(format!("{operation}: {what} is stored as {found:?}, expected {expected:?}")))
-        }
-    }
-}
 
 /// A size as a kernel's 32-bit parameter or grid, which must fit 31 bits.
 pub(super) fn size(operation: &str, value: usize) -> Result<u32> {
@@ -70,50 +62,47 @@ pub(super) fn flag(value: bool) -> Argument {
     Argument::U32(u32::from(value))
 }
 
-pub(super) fn gather_rows(cuda: &Cuda, from: Matrix<Cuda>, indices: Matrix<Cuda>, out: MatrixMut<Cuda>) -> Result<()> {
-    const NAME: &str = "gather_rows";
-    stored_as(NAME, &[("from", from.dtype()), ("out", out.dtype())], cuda.compute_dtype)?;
-    stored_as(NAME, &[("indices", indices.dtype())], DType::U32)?;
-    if out.is_empty() {
-        return Ok(());
+impl Execute<GatherRows<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<GatherRows<Cuda>>) -> Result<()> {
+        const NAME: &str = "gather_rows";
+        let GatherRows { from, indices, out } = checked.operands();
+        if out.is_empty() {
+            return Ok(());
+        }
+        let (rows, cols) = (size(NAME, out.rows)?, size(NAME, out.cols)?);
+        let width = row_width(out.dtype(), out.cols, &[from.address(), out.address()]);
+        let arguments = [from.pointer(), indices.pointer(), out.pointer(), cols.into(), flag(width > 1)];
+        self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(out.cols / width, ROW_THREADS), 0, &arguments)
     }
-    let (rows, cols) = (size(NAME, out.rows)?, size(NAME, out.cols)?);
-    let width = row_width(out.dtype(), out.cols, &[from.address(), out.address()]);
-    let arguments = [from.pointer(), indices.pointer(), out.pointer(), cols.into(), flag(width > 1)];
-    cuda.launch(&cuda.kernel(NAME), [rows, 1, 1], row_threads(out.cols / width, ROW_THREADS), 0, &arguments)
 }
 
-pub(super) fn embedding_backward(
-    cuda: &Cuda,
-    ids: Matrix<Cuda>,
-    d_out: Matrix<Cuda>,
-    d_table: MatrixMut<Cuda>,
-) -> Result<()> {
-    const NAME: &str = "embedding_backward";
-    stored_as(NAME, &[("ids", ids.dtype())], DType::U32)?;
-    stored_as(NAME, &[("d_out", d_out.dtype())], cuda.compute_dtype)?;
-    stored_as(NAME, &[("d_table", d_table.dtype())], DType::F32)?;
-    if d_out.is_empty() {
-        return Ok(());
-    }
-    let (tokens, cols) = (size(NAME, d_out.rows)?, size(NAME, d_out.cols)?);
-    // Keys are of 64 bits: the sorted tiles, then all of them in order.
-    cuda.with_scratch("embedding keys", 4 * d_out.rows, DType::U32, |scratch| {
-        let (tiles, keys) = (Argument::Pointer(scratch.address(0)), Argument::Pointer(scratch.address(2 * d_out.rows)));
-        let grid = [size(NAME, d_out.rows.div_ceil(TILE))?, 1, 1];
-        cuda.launch("embedding_sort_tiles", grid, TILE as u32, 4 * TILE, &[ids.pointer(), tiles, tokens.into()])?;
-        // Eight lanes a token.
-        let grid = [size(NAME, d_out.rows.div_ceil(32))?, 1, 1];
-        cuda.launch("embedding_merge_tiles", grid, 256, 0, &[tiles, keys, tokens.into()])?;
+impl Execute<EmbeddingBackward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<EmbeddingBackward<Cuda>>) -> Result<()> {
+        const NAME: &str = "embedding_backward";
+        let EmbeddingBackward { ids, d_out, d_table } = checked.operands();
+        if d_out.is_empty() {
+            return Ok(());
+        }
+        let (tokens, cols) = (size(NAME, d_out.rows)?, size(NAME, d_out.cols)?);
+        // Keys are of 64 bits: the sorted tiles, then all of them in order.
+        self.with_scratch("embedding keys", 4 * d_out.rows, DType::U32, |scratch| {
+            let (tiles, keys) =
+                (Argument::Pointer(scratch.address(0)), Argument::Pointer(scratch.address(2 * d_out.rows)));
+            let grid = [size(NAME, d_out.rows.div_ceil(TILE))?, 1, 1];
+            self.launch("embedding_sort_tiles", grid, TILE as u32, 4 * TILE, &[ids.pointer(), tiles, tokens.into()])?;
+            // Eight lanes a token.
+            let grid = [size(NAME, d_out.rows.div_ceil(32))?, 1, 1];
+            self.launch("embedding_merge_tiles", grid, 256, 0, &[tiles, keys, tokens.into()])?;
 
-        let whole = d_out.cols.is_multiple_of(4) && aligned(&[d_table.address()], 16);
-        let vectorised = whole && aligned(&[d_out.address()], 4 * d_out.dtype().bytes() as u64);
-        let chunks = size(NAME, d_out.cols.div_ceil(if vectorised { 256 } else { 64 }))?;
-        let grid = [size(NAME, (d_out.rows * chunks as usize).div_ceil(4))?, 1, 1];
-        let arguments =
-            [keys, tokens.into(), d_out.pointer(), d_table.pointer(), cols.into(), chunks.into(), flag(vectorised)];
-        cuda.launch(&cuda.kernel("embedding_sum_runs"), grid, 128, 0, &arguments)
-    })
+            let whole = d_out.cols.is_multiple_of(4) && aligned(&[d_table.address()], 16);
+            let vectorised = whole && aligned(&[d_out.address()], 4 * d_out.dtype().bytes() as u64);
+            let chunks = size(NAME, d_out.cols.div_ceil(if vectorised { 256 } else { 64 }))?;
+            let grid = [size(NAME, (d_out.rows * chunks as usize).div_ceil(4))?, 1, 1];
+            let arguments =
+                [keys, tokens.into(), d_out.pointer(), d_table.pointer(), cols.into(), chunks.into(), flag(vectorised)];
+            self.launch(&self.kernel("embedding_sum_runs"), grid, 128, 0, &arguments)
+        })
+    }
 }
 
 /// Grid, threads, chunks of a row and whether vectors fit, for a SwiGLU over `rows` × `cols` elements of h.
@@ -129,75 +118,60 @@ fn swiglu_shape(
     Ok((size(name, rows * chunks)?, threads, size(name, chunks)?, width > 1))
 }
 
-pub(super) fn swiglu_forward(cuda: &Cuda, gate_up: Matrix<Cuda>, h: MatrixMut<Cuda>) -> Result<()> {
-    const NAME: &str = "swiglu_forward";
-    stored_as(NAME, &[("gate_up", gate_up.dtype()), ("h", h.dtype())], cuda.compute_dtype)?;
-    if h.is_empty() {
-        return Ok(());
+impl Execute<SwigluForward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<SwigluForward<Cuda>>) -> Result<()> {
+        const NAME: &str = "swiglu_forward";
+        let SwigluForward { gate_up, h } = checked.operands();
+        if h.is_empty() {
+            return Ok(());
+        }
+        let addresses = [gate_up.address(), h.address()];
+        let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, h.dtype(), (h.rows, h.cols), &addresses)?;
+        let cols = size(NAME, 2 * h.cols)? / 2;
+        let arguments = [gate_up.pointer(), h.pointer(), cols.into(), chunks.into(), flag(vectorised)];
+        self.launch(&self.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
     }
-    let addresses = [gate_up.address(), h.address()];
-    let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, h.dtype(), (h.rows, h.cols), &addresses)?;
-    let cols = size(NAME, 2 * h.cols)? / 2;
-    let arguments = [gate_up.pointer(), h.pointer(), cols.into(), chunks.into(), flag(vectorised)];
-    cuda.launch(&cuda.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
 }
 
-pub(super) fn swiglu_backward(
-    cuda: &Cuda,
-    d_h: Matrix<Cuda>,
-    gate_up: Matrix<Cuda>,
-    d_gate_up: MatrixMut<Cuda>,
-) -> Result<()> {
-    const NAME: &str = "swiglu_backward";
-    let operands = [("d_h", d_h.dtype()), ("gate_up", gate_up.dtype()), ("d_gate_up", d_gate_up.dtype())];
-    stored_as(NAME, &operands, cuda.compute_dtype)?;
-    if d_h.is_empty() {
-        return Ok(());
+impl Execute<SwigluBackward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<SwigluBackward<Cuda>>) -> Result<()> {
+        const NAME: &str = "swiglu_backward";
+        let SwigluBackward { d_h, gate_up, d_gate_up } = checked.operands();
+        if d_h.is_empty() {
+            return Ok(());
+        }
+        let addresses = [d_h.address(), gate_up.address(), d_gate_up.address()];
+        let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, d_h.dtype(), (d_h.rows, d_h.cols), &addresses)?;
+        let cols = size(NAME, 2 * d_h.cols)? / 2;
+        let arguments =
+            [d_h.pointer(), gate_up.pointer(), d_gate_up.pointer(), cols.into(), chunks.into(), flag(vectorised)];
+        self.launch(&self.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
     }
-    let addresses = [d_h.address(), gate_up.address(), d_gate_up.address()];
-    let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, d_h.dtype(), (d_h.rows, d_h.cols), &addresses)?;
-    let cols = size(NAME, 2 * d_h.cols)? / 2;
-    let arguments =
-        [d_h.pointer(), gate_up.pointer(), d_gate_up.pointer(), cols.into(), chunks.into(), flag(vectorised)];
-    cuda.launch(&cuda.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
 }
 
-pub(super) fn axpy(cuda: &Cuda, alpha: f32, x: Matrix<Cuda>, y: MatrixMut<Cuda>) -> Result<()> {
-    stored_as("axpy", &[("x", x.dtype()), ("y", y.dtype())], DType::F32)?;
-    let n = x.len();
-    if n == 0 {
-        return Ok(());
+impl Execute<WeightedSum<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<WeightedSum<Cuda>>) -> Result<()> {
+        let WeightedSum { a, b, scale, out } = checked.operands();
+        let arguments = [a.pointer(), b.pointer(), scale.into(), out.pointer(), Argument::U64(a.len() as u64)];
+        self.launch("weighted_sum_f32", [1; 3], row_threads(a.len(), 1024), SUM_BYTES, &arguments)
     }
-    let vectorised = aligned(&[x.address(), y.address()], 16);
-    let grid = [flat_blocks(cuda, if vectorised { n.div_ceil(4) } else { n }, FLAT_BLOCKS), 1, 1];
-    let arguments = [alpha.into(), x.pointer(), y.pointer(), Argument::U64(n as u64), flag(vectorised)];
-    cuda.launch("axpy_f32", grid, FLAT_THREADS, 0, &arguments)
 }
 
-pub(super) fn weighted_sum(
-    cuda: &Cuda,
-    a: Matrix<Cuda>,
-    b: Matrix<Cuda>,
-    scale: f32,
-    out: MatrixMut<Cuda>,
-) -> Result<()> {
-    stored_as("weighted_sum", &[("a", a.dtype()), ("b", b.dtype()), ("out", out.dtype())], DType::F32)?;
-    let arguments = [a.pointer(), b.pointer(), scale.into(), out.pointer(), Argument::U64(a.len() as u64)];
-    cuda.launch("weighted_sum_f32", [1; 3], row_threads(a.len(), 1024), SUM_BYTES, &arguments)
-}
-
-pub(super) fn squared_norm(cuda: &Cuda, x: Matrix<Cuda>) -> Result<f64> {
-    stored_as("squared_norm", &[("x", x.dtype())], DType::F32)?;
-    let n = x.len();
-    let vectorised = aligned(&[x.address()], 16);
-    let blocks = flat_blocks(cuda, if vectorised { n.div_ceil(16) } else { n.div_ceil(4) }, FLAT_BLOCKS);
-    // One f64 a block.
-    cuda.with_scratch("squared norm", 2 * blocks as usize, DType::U32, |partial| {
-        let arguments = [x.pointer(), Argument::Pointer(partial.address(0)), Argument::U64(n as u64), flag(vectorised)];
-        cuda.launch("squared_norm_f32", [blocks, 1, 1], FLAT_THREADS, SUM_BYTES, &arguments)?;
-        let mut sums = vec![0.0f64; blocks as usize];
-        // SAFETY: the scratch buffer has at least these 8 bytes for each block.
-        unsafe { cuda.driver.download(partial.address(0), bytemuck::cast_slice_mut(&mut sums))? };
-        Ok(sums.iter().sum())
-    })
+impl Execute<SquaredNorm<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<SquaredNorm<Cuda>>) -> Result<f64> {
+        let SquaredNorm { x } = checked.operands();
+        let n = x.len();
+        let vectorised = aligned(&[x.address()], 16);
+        let blocks = flat_blocks(self, if vectorised { n.div_ceil(16) } else { n.div_ceil(4) }, FLAT_BLOCKS);
+        // One f64 a block.
+        self.with_scratch("squared norm", 2 * blocks as usize, DType::U32, |partial| {
+            let arguments =
+                [x.pointer(), Argument::Pointer(partial.address(0)), Argument::U64(n as u64), flag(vectorised)];
+            self.launch("squared_norm_f32", [blocks, 1, 1], FLAT_THREADS, SUM_BYTES, &arguments)?;
+            let mut sums = vec![0.0f64; blocks as usize];
+            // SAFETY: the scratch buffer has at least these 8 bytes for each block.
+            unsafe { self.driver.download(partial.address(0), bytemuck::cast_slice_mut(&mut sums))? };
+            Ok(sums.iter().sum())
+        })
+    }
 }

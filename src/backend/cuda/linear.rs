@@ -1,9 +1,9 @@
 //! Matrix products: linear layers, and `product`, through which every other large product of the backend goes.
 
 use super::driver::{Argument, Gemm, Operand};
-use super::{Cuda, Place, same_dtype};
+use super::{Cuda, Place};
 use crate::error::{Error, Result};
-use crate::ops::{DType, Matrix, MatrixMut};
+use crate::ops::{Checked, DType, Execute, LinearBackwardInput, LinearBackwardWeight, LinearForward};
 
 /// Threads of a block, and rows and columns of C that it computes: both as in `gemm.cu`.
 const THREADS: u32 = 256;
@@ -12,62 +12,64 @@ const TILE: usize = 128;
 const BF16_SHARED: usize = 4 * 2 * 128 * 32 * 2;
 const F32_SHARED: usize = 2 * 2 * 8 * 132 * 4;
 
-pub(super) fn forward(cuda: &Cuda, x: Matrix<Cuda>, w: Matrix<Cuda>, y: MatrixMut<Cuda>) -> Result<()> {
-    let input = same_dtype(x.dtype(), w.dtype())?;
-    let gemm = Gemm {
-        m: x.rows,
-        n: w.rows,
-        k: x.cols,
-        a: rows(&x, x.cols),
-        b: transposed(rows(&w, w.cols)),
-        c: y.address(),
-        c_leading: y.cols,
-        input,
-        output: y.dtype(),
-        alpha: 1.0,
-        beta: 0.0,
-    };
-    product(cuda, &gemm)
+impl Execute<LinearForward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<LinearForward<Cuda>>) -> Result<()> {
+        let LinearForward { x, w, y } = checked.operands();
+        let gemm = Gemm {
+            m: x.rows,
+            n: w.rows,
+            k: x.cols,
+            a: rows(&x, x.cols),
+            b: transposed(rows(&w, w.cols)),
+            c: y.address(),
+            c_leading: y.cols,
+            input: x.dtype(),
+            output: y.dtype(),
+            alpha: 1.0,
+            beta: 0.0,
+        };
+        product(self, &gemm)
+    }
 }
 
-pub(super) fn backward_input(
-    cuda: &Cuda,
-    dy: Matrix<Cuda>,
-    w: Matrix<Cuda>,
-    dx: MatrixMut<Cuda>,
-    accumulate: bool,
-) -> Result<()> {
-    let gemm = Gemm {
-        m: dy.rows,
-        n: w.cols,
-        k: dy.cols,
-        a: rows(&dy, dy.cols),
-        b: rows(&w, w.cols),
-        c: dx.address(),
-        c_leading: dx.cols,
-        input: same_dtype(dy.dtype(), w.dtype())?,
-        output: dx.dtype(),
-        alpha: 1.0,
-        beta: if accumulate { 1.0 } else { 0.0 },
-    };
-    product(cuda, &gemm)
+impl Execute<LinearBackwardInput<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<LinearBackwardInput<Cuda>>) -> Result<()> {
+        let LinearBackwardInput { dy, w, dx, accumulate } = checked.operands();
+        let gemm = Gemm {
+            m: dy.rows,
+            n: w.cols,
+            k: dy.cols,
+            a: rows(&dy, dy.cols),
+            b: rows(&w, w.cols),
+            c: dx.address(),
+            c_leading: dx.cols,
+            input: dy.dtype(),
+            output: dx.dtype(),
+            alpha: 1.0,
+            beta: if accumulate { 1.0 } else { 0.0 },
+        };
+        product(self, &gemm)
+    }
 }
 
-pub(super) fn backward_weight(cuda: &Cuda, dy: Matrix<Cuda>, x: Matrix<Cuda>, dw: MatrixMut<Cuda>) -> Result<()> {
-    let gemm = Gemm {
-        m: dy.cols,
-        n: x.cols,
-        k: dy.rows,
-        a: transposed(rows(&dy, dy.cols)),
-        b: rows(&x, x.cols),
-        c: dw.address(),
-        c_leading: dw.cols,
-        input: same_dtype(dy.dtype(), x.dtype())?,
-        output: dw.dtype(),
-        alpha: 1.0,
-        beta: 1.0,
-    };
-    product(cuda, &gemm)
+impl Execute<LinearBackwardWeight<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<LinearBackwardWeight<Cuda>>) -> Result<()> {
+        let LinearBackwardWeight { dy, x, dw } = checked.operands();
+        let gemm = Gemm {
+            m: dy.cols,
+            n: x.cols,
+            k: dy.rows,
+            a: transposed(rows(&dy, dy.cols)),
+            b: rows(&x, x.cols),
+            c: dw.address(),
+            c_leading: dw.cols,
+            input: dy.dtype(),
+            output: dw.dtype(),
+            alpha: 1.0,
+            beta: 1.0,
+        };
+        product(self, &gemm)
+    }
 }
 
 /// A matrix whose rows are `leading` elements apart, as an operand.

@@ -4,34 +4,30 @@ mod fused;
 
 use super::driver::{Argument, Gemm, Operand};
 use super::linear::{product, rows, transposed};
-use super::{Cuda, CudaBuffer, Place, kernel_name, same_dtype};
+use super::{Cuda, CudaBuffer, Place, kernel_name};
 use crate::error::{Error, Result};
-use crate::ops::{DType, Dropout, LoraGradients, LoraSlice, Matrix, MatrixMut};
+use crate::ops::{Checked, DType, Dropout, Execute, LoraBackward, LoraForward, LoraSlice, Matrix, MatrixMut};
 
 const THREADS: u32 = 256;
 
-pub(super) fn forward(
-    cuda: &Cuda,
-    x: Matrix<Cuda>,
-    slices: &[LoraSlice<Cuda>],
-    dropout: Option<Dropout>,
-    s: MatrixMut<Cuda>,
-    y: MatrixMut<Cuda>,
-) -> Result<()> {
-    let dtype = common_dtype(&x, slices, &[s.dtype(), y.dtype()])?;
-    if x.is_empty() || slices.is_empty() {
-        return Ok(());
+impl Execute<LoraForward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<LoraForward<Cuda>>) -> Result<()> {
+        let LoraForward { x, slices, dropout, s, y } = checked.operands();
+        let dtype = x.dtype();
+        if x.is_empty() || slices.is_empty() {
+            return Ok(());
+        }
+        if fused::takes_input(&x) && fused::takes_slices(x.address(), slices) {
+            fused::down(self, x, slices, dropout, &s)?;
+        } else {
+            down(self, x, slices, dropout, &s, dtype)?;
+        }
+        each_slice(slices, |slice, first| {
+            let shape = (y.rows, slice.b.rows, slice.b.cols);
+            let to = Target { alpha: slice.scale, beta: 1.0, ..target(&y, slice.start, dtype) };
+            multiply(self, shape, from(&s.as_matrix(), first), transposed(rows(&slice.b, slice.b.cols)), to, dtype)
+        })
     }
-    if fused::takes_input(&x) && fused::takes_slices(x.address(), slices) {
-        fused::down(cuda, x, slices, dropout, &s)?;
-    } else {
-        down(cuda, x, slices, dropout, &s, dtype)?;
-    }
-    each_slice(slices, |slice, first| {
-        let shape = (y.rows, slice.b.rows, slice.b.cols);
-        let to = Target { alpha: slice.scale, beta: 1.0, ..target(&y, slice.start, dtype) };
-        multiply(cuda, shape, from(&s.as_matrix(), first), transposed(rows(&slice.b, slice.b.cols)), to, dtype)
-    })
 }
 
 /// s = dropout(x) `[a₁; a₂; …]ᵀ`.
@@ -52,43 +48,32 @@ fn down(
     })
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn backward(
-    cuda: &Cuda,
-    dy: Matrix<Cuda>,
-    x: Matrix<Cuda>,
-    s: Matrix<Cuda>,
-    slices: &[LoraSlice<Cuda>],
-    dropout: Option<Dropout>,
-    gradients: Option<LoraGradients<Cuda>>,
-    ds: MatrixMut<Cuda>,
-    dx: MatrixMut<Cuda>,
-) -> Result<()> {
-    let dtype = common_dtype(&x, slices, &[dy.dtype(), s.dtype(), ds.dtype(), dx.dtype()])?;
-    if x.is_empty() || slices.is_empty() {
-        return Ok(());
-    }
-    if let Some(gradients) = &gradients {
-        same_dtype(gradients.buffer.dtype(), DType::F32)?;
-    }
-    let buffer = gradients.as_ref().map(|gradients| &*gradients.buffer);
-    each_slice(slices, |slice, first| {
-        if fused::takes_output(&dy, slice) {
-            fused::rank_gradients(cuda, dy, s, slice, first, buffer, &ds)
-        } else {
-            rank_gradients(cuda, dy, s, slice, first, buffer, &ds)
+impl Execute<LoraBackward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<LoraBackward<Cuda>>) -> Result<()> {
+        let LoraBackward { dy, x, s, slices, dropout, gradients, ds, dx } = checked.operands();
+        let dtype = x.dtype();
+        if x.is_empty() || slices.is_empty() {
+            return Ok(());
         }
-    })?;
-    let ds = ds.as_matrix();
-    match buffer {
-        Some(buffer) if fused::takes_input(&x) => fused::factor_gradients(cuda, x, ds, slices, dropout, buffer)?,
-        Some(buffer) => factor_gradients(cuda, x, ds, slices, dropout, buffer)?,
-        None => {}
-    }
-    if fused::takes_input(&dx.as_matrix()) && fused::takes_slices(dx.address(), slices) {
-        fused::input_gradient(cuda, ds, slices, dropout, &dx)
-    } else {
-        add_input_gradient(cuda, ds, slices, dropout, dx, dtype)
+        let buffer = gradients.map(|buffer| &*buffer);
+        each_slice(slices, |slice, first| {
+            if fused::takes_output(&dy, slice) {
+                fused::rank_gradients(self, dy, s, slice, first, buffer, &ds)
+            } else {
+                rank_gradients(self, dy, s, slice, first, buffer, &ds)
+            }
+        })?;
+        let ds = ds.as_matrix();
+        match buffer {
+            Some(buffer) if fused::takes_input(&x) => fused::factor_gradients(self, x, ds, slices, dropout, buffer)?,
+            Some(buffer) => factor_gradients(self, x, ds, slices, dropout, buffer)?,
+            None => {}
+        }
+        if fused::takes_input(&dx.as_matrix()) && fused::takes_slices(dx.address(), slices) {
+            fused::input_gradient(self, ds, slices, dropout, &dx)
+        } else {
+            add_input_gradient(self, ds, slices, dropout, dx, dtype)
+        }
     }
 }
 
@@ -107,7 +92,7 @@ fn rank_gradients(
     let to = Target { alpha: slice.scale, ..target(ds, first, dtype) };
     multiply(cuda, (tokens, rank, columns), part, rows(&slice.b, rank), to, dtype)?;
     let Some(gradients) = gradients else { return Ok(()) };
-    let to = gradient(gradients, &slice.b, slice.scale)?;
+    let to = gradient(gradients, &slice.b, slice.scale);
     multiply(cuda, (columns, rank, tokens), transposed(part), from(&s, first), to, dtype)
 }
 
@@ -124,7 +109,7 @@ fn factor_gradients(
     with_dropped(cuda, x, dropout, |x, keep| {
         each_slice(slices, |slice, first| {
             let shape = (slice.a.rows, slice.a.cols, tokens);
-            let to = gradient(gradients, &slice.a, keep)?;
+            let to = gradient(gradients, &slice.a, keep);
             multiply(cuda, shape, transposed(from(&ds, first)), x, to, dtype)
         })
     })
@@ -179,9 +164,9 @@ fn target(matrix: &MatrixMut<Cuda>, column: usize, dtype: DType) -> Target {
 }
 
 /// The gradient of a factor, to be added to.
-fn gradient(buffer: &CudaBuffer, factor: &Matrix<Cuda>, alpha: f32) -> Result<Target> {
-    let pointer = buffer.range(factor.offset, factor.len())?;
-    Ok(Target { pointer, leading: factor.cols, dtype: DType::F32, alpha, beta: 1.0 })
+fn gradient(buffer: &CudaBuffer, factor: &Matrix<Cuda>, alpha: f32) -> Target {
+    let pointer = buffer.address(factor.offset);
+    Target { pointer, leading: factor.cols, dtype: DType::F32, alpha, beta: 1.0 }
 }
 
 /// A matrix from column `column` on, as an operand.
@@ -213,12 +198,6 @@ fn each_slice<'a>(
         first += slice.a.rows;
     }
     Ok(())
-}
-
-/// The dtype of x, of all factors and of `others`.
-fn common_dtype(x: &Matrix<Cuda>, slices: &[LoraSlice<Cuda>], others: &[DType]) -> Result<DType> {
-    let factors = slices.iter().flat_map(|slice| [slice.a.dtype(), slice.b.dtype()]);
-    factors.chain(others.iter().copied()).try_fold(x.dtype(), same_dtype)
 }
 
 /// Calls `work` with dropout(x) but for its scale, and that scale.

@@ -7,7 +7,7 @@
 
 use super::driver::{Argument, Gemm, Operand};
 use super::linear::{LiveRows, count, product_of_live_rows, rows, transposed};
-use super::{Cuda, CudaBuffer, Place, kernel_name, same_dtype};
+use super::{Cuda, CudaBuffer, Place, kernel_name};
 use crate::error::Result;
 use crate::ops::*;
 
@@ -51,45 +51,35 @@ struct Head<'a> {
     dtype: DType,
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn loss_head(
-    cuda: &Cuda,
-    loss: HeadLoss,
-    hidden: Matrix<Cuda>,
-    head: Matrix<Cuda>,
-    targets: Matrix<Cuda>,
-    weights: Matrix<Cuda>,
-    mut values: MatrixMut<Cuda>,
-    mut gradients: Option<HeadGradients<Cuda>>,
-) -> Result<()> {
-    let (tokens, d, leading) = (hidden.rows, hidden.cols, head.rows.next_multiple_of(8));
-    let dtype = same_dtype(hidden.dtype(), head.dtype())?;
-    let total = values.len();
-    cuda.clear(values.buffer, values.offset, total)?;
-    if let Some(gradients) = &mut gradients {
-        let (d_hidden, len) = (&mut gradients.d_hidden, hidden.len());
-        same_dtype(dtype, d_hidden.dtype())?;
-        cuda.clear(d_hidden.buffer, d_hidden.offset, len)?;
-    }
-    if tokens == 0 || head.rows == 0 {
-        return Ok(());
-    }
-    let chunk = chunk_rows(tokens, leading);
-    cuda.with_scratch("live tokens of the loss head", tokens + 1, DType::U32, |live| {
-        let live = live.address(0);
-        let call = Head { cuda, loss, hidden, head, targets, weights, live, leading, dtype };
-        let arguments = [weights.pointer(), Argument::U32(count(tokens)?), Argument::Pointer(live)];
-        cuda.launch("loss_head_compact", [1, 1, 1], THREADS, SHARED, &arguments)?;
-        cuda.with_scratch("logits of a chunk of tokens", chunk * leading, DType::F32, |logits| {
-            cuda.with_scratch("hidden states of a chunk of tokens", chunk * d, dtype, |gathered| {
-                for first in (0..tokens).step_by(chunk) {
-                    let chunk = Chunk { call: &call, first, rows: chunk.min(tokens - first), logits, gathered };
-                    chunk.run(values.reborrow(), gradients.as_mut())?;
-                }
-                Ok(())
+impl Execute<LossHead<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<LossHead<Cuda>>) -> Result<()> {
+        let LossHead { loss, hidden, head, targets, weights, mut values, mut gradients } = checked.operands();
+        let (tokens, d, leading) = (hidden.rows, hidden.cols, head.rows.next_multiple_of(8));
+        let dtype = hidden.dtype();
+        self.run(Clear { to: values.reborrow() })?;
+        if let Some(gradients) = &mut gradients {
+            self.run(Clear { to: gradients.d_hidden.reborrow() })?;
+        }
+        if tokens == 0 || head.rows == 0 {
+            return Ok(());
+        }
+        let chunk = chunk_rows(tokens, leading);
+        self.with_scratch("live tokens of the loss head", tokens + 1, DType::U32, |live| {
+            let live = live.address(0);
+            let call = Head { cuda: self, loss, hidden, head, targets, weights, live, leading, dtype };
+            let arguments = [weights.pointer(), Argument::U32(count(tokens)?), Argument::Pointer(live)];
+            self.launch("loss_head_compact", [1, 1, 1], THREADS, SHARED, &arguments)?;
+            self.with_scratch("logits of a chunk of tokens", chunk * leading, DType::F32, |logits| {
+                self.with_scratch("hidden states of a chunk of tokens", chunk * d, dtype, |gathered| {
+                    for first in (0..tokens).step_by(chunk) {
+                        let chunk = Chunk { call: &call, first, rows: chunk.min(tokens - first), logits, gathered };
+                        chunk.run(values.reborrow(), gradients.as_mut())?;
+                    }
+                    Ok(())
+                })
             })
         })
-    })
+    }
 }
 
 /// Live tokens `first..first + rows`, as far as there are so many.

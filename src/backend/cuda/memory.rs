@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::bf16;
 
 use super::driver::Driver;
-use crate::error::{Error, Result};
-use crate::ops::DType;
+use crate::error::Result;
+use crate::ops::{Buffer, DType};
 
 /// A device buffer. Its memory is given back when it is dropped, after all queued work.
 pub struct CudaBuffer {
@@ -36,30 +36,19 @@ impl CudaBuffer {
         self.number
     }
 
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no element.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// How the elements are stored.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
     /// The address of element `offset`.
     pub(super) fn address(&self, offset: usize) -> u64 {
         self.pointer + (offset * self.dtype.bytes()) as u64
     }
+}
 
-    /// The address of `offset`, if `len` elements from there on are inside the buffer.
-    pub(super) fn range(&self, offset: usize, len: usize) -> Result<u64> {
-        check_range(offset, len, self.len)?;
-        Ok(self.address(offset))
+impl Buffer for CudaBuffer {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
     }
 }
 
@@ -85,15 +74,19 @@ impl ParkedBuffer {
         Ok(Self { driver: Arc::clone(driver), pointer, len, dtype })
     }
 
-    /// How the elements are stored.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// The address of element `offset`.
+    pub(super) fn address(&self, offset: usize) -> u64 {
+        self.pointer + (offset * self.dtype.bytes()) as u64
+    }
+}
+
+impl Buffer for ParkedBuffer {
+    fn len(&self) -> usize {
+        self.len
     }
 
-    /// The address of `offset`, if `len` elements from there on are inside the buffer.
-    pub(super) fn range(&self, offset: usize, len: usize) -> Result<u64> {
-        check_range(offset, len, self.len)?;
-        Ok(self.pointer + (offset * self.dtype.bytes()) as u64)
+    fn dtype(&self) -> DType {
+        self.dtype
     }
 }
 
@@ -136,13 +129,6 @@ impl Scratch {
 
     pub(super) fn generation(&self) -> u64 {
         self.generation
-    }
-}
-
-fn check_range(offset: usize, len: usize, elements: usize) -> Result<()> {
-    match offset.checked_add(len) {
-        Some(end) if end <= elements => Ok(()),
-        _ => Err(Error::Device(format!("elements {offset}.. of {len} are outside a buffer of {elements}"))),
     }
 }
 

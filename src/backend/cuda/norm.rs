@@ -1,9 +1,9 @@
 //! Launchers of the RMS norm (`kernels/norm.cu`).
 
-use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size, stored_as};
+use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size};
 use super::{Argument, Cuda, Place, optional};
 use crate::error::Result;
-use crate::ops::{DType, Matrix, MatrixMut};
+use crate::ops::{Checked, DType, Execute, RmsNormBackward, RmsNormForward};
 
 /// Shared memory in front of the rows: a number for each of 32 warps.
 const SCRATCH_BYTES: usize = 128;
@@ -15,97 +15,69 @@ const ROWS_PER_BLOCK: usize = 8;
 /// Columns of a block that adds up partial sums.
 const WEIGHT_COLUMNS: usize = 32;
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn forward(
-    cuda: &Cuda,
-    residual: Matrix<Cuda>,
-    delta: Option<Matrix<Cuda>>,
-    weight: Matrix<Cuda>,
-    epsilon: f32,
-    sum: Option<MatrixMut<Cuda>>,
-    normed: MatrixMut<Cuda>,
-    inverse_rms: MatrixMut<Cuda>,
-) -> Result<()> {
-    const NAME: &str = "rms_norm_forward";
-    let mut operands = vec![("residual", residual.dtype()), ("weight", weight.dtype()), ("normed", normed.dtype())];
-    operands.extend(delta.iter().map(|m| ("delta", m.dtype())));
-    operands.extend(sum.iter().map(|m| ("sum", m.dtype())));
-    stored_as(NAME, &operands, cuda.compute_dtype)?;
-    stored_as(NAME, &[("inverse_rms", inverse_rms.dtype())], DType::F32)?;
-    if residual.is_empty() {
-        return Ok(());
-    }
-    let (rows, cols, dtype) = (size(NAME, residual.rows)?, residual.cols, residual.dtype());
-    let mut addresses = vec![residual.address(), weight.address(), normed.address()];
-    addresses.extend(delta.iter().map(Place::address));
-    addresses.extend(sum.iter().map(Place::address));
-    let width = row_width(dtype, cols, &addresses);
-    let shared = fits(NAME, cuda, cols, SCRATCH_BYTES + cols * dtype.bytes())?;
-    let arguments = [
-        residual.pointer(),
-        optional(delta.as_ref()),
-        weight.pointer(),
-        epsilon.into(),
-        optional(sum.as_ref()),
-        normed.pointer(),
-        inverse_rms.pointer(),
-        size(NAME, cols)?.into(),
-        flag(width > 1),
-    ];
-    cuda.launch(&cuda.kernel(NAME), [rows, 1, 1], row_threads(cols / width, ROW_THREADS), shared, &arguments)
-}
-
-pub(super) fn backward(
-    cuda: &Cuda,
-    d_normed: Matrix<Cuda>,
-    x: Matrix<Cuda>,
-    weight: Matrix<Cuda>,
-    inverse_rms: Matrix<Cuda>,
-    d_residual: MatrixMut<Cuda>,
-    d_weight: Option<MatrixMut<Cuda>>,
-) -> Result<()> {
-    const NAME: &str = "rms_norm_backward";
-    let operands = [
-        ("d_normed", d_normed.dtype()),
-        ("x", x.dtype()),
-        ("weight", weight.dtype()),
-        ("d_residual", d_residual.dtype()),
-    ];
-    stored_as(NAME, &operands, cuda.compute_dtype)?;
-    stored_as(NAME, &[("inverse_rms", inverse_rms.dtype())], DType::F32)?;
-    if let Some(d_weight) = &d_weight {
-        stored_as(NAME, &[("d_weight", d_weight.dtype())], DType::F32)?;
-    }
-    if x.is_empty() {
-        return Ok(());
-    }
-    let (cols, dtype) = (x.cols, x.dtype());
-    let width = row_width(dtype, cols, &[d_normed.address(), x.address(), weight.address(), d_residual.address()]);
-    let threads = row_threads(cols / width, BACKWARD_THREADS);
-    let kept = SCRATCH_BYTES + 2 * (cols * dtype.bytes()).next_multiple_of(16);
-    let launch = |partial: Argument, blocks: usize, shared: usize| {
+impl Execute<RmsNormForward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<RmsNormForward<Cuda>>) -> Result<()> {
+        const NAME: &str = "rms_norm_forward";
+        let RmsNormForward { residual, delta, weight, epsilon, sum, normed, inverse_rms } = checked.operands();
+        if residual.is_empty() {
+            return Ok(());
+        }
+        let (rows, cols, dtype) = (size(NAME, residual.rows)?, residual.cols, residual.dtype());
+        let mut addresses = vec![residual.address(), weight.address(), normed.address()];
+        addresses.extend(delta.iter().map(Place::address));
+        addresses.extend(sum.iter().map(Place::address));
+        let width = row_width(dtype, cols, &addresses);
+        let shared = fits(NAME, self, cols, SCRATCH_BYTES + cols * dtype.bytes())?;
         let arguments = [
-            d_normed.pointer(),
-            x.pointer(),
+            residual.pointer(),
+            optional(delta.as_ref()),
             weight.pointer(),
+            epsilon.into(),
+            optional(sum.as_ref()),
+            normed.pointer(),
             inverse_rms.pointer(),
-            d_residual.pointer(),
-            partial,
-            size(NAME, x.rows)?.into(),
             size(NAME, cols)?.into(),
             flag(width > 1),
         ];
-        let shared = fits(NAME, cuda, cols, shared)?;
-        cuda.launch(&cuda.kernel(NAME), [size(NAME, blocks)?, 1, 1], threads, shared, &arguments)
-    };
-    let Some(d_weight) = d_weight else { return launch(Argument::Pointer(0), x.rows, kept) };
-    let resident = cuda.driver.device().multiprocessors * (RESIDENT_THREADS / threads).min(16);
-    let blocks = (x.rows / ROWS_PER_BLOCK).clamp(1, resident as usize);
-    cuda.with_scratch("norm partial sums", blocks * cols, DType::F32, |partial| {
-        let partial = Argument::Pointer(partial.address(0));
-        launch(partial, blocks, kept + cols * 4)?;
-        let grid = [size(NAME, cols.div_ceil(WEIGHT_COLUMNS))?, 1, 1];
-        let arguments = [partial, size(NAME, blocks)?.into(), size(NAME, cols)?.into(), d_weight.pointer()];
-        cuda.launch("rms_norm_weight_f32", grid, 1024, 32 * 33 * 4, &arguments)
-    })
+        self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(cols / width, ROW_THREADS), shared, &arguments)
+    }
+}
+
+impl Execute<RmsNormBackward<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<RmsNormBackward<Cuda>>) -> Result<()> {
+        const NAME: &str = "rms_norm_backward";
+        let RmsNormBackward { d_normed, x, weight, inverse_rms, d_residual, d_weight } = checked.operands();
+        if x.is_empty() {
+            return Ok(());
+        }
+        let (cols, dtype) = (x.cols, x.dtype());
+        let width = row_width(dtype, cols, &[d_normed.address(), x.address(), weight.address(), d_residual.address()]);
+        let threads = row_threads(cols / width, BACKWARD_THREADS);
+        let kept = SCRATCH_BYTES + 2 * (cols * dtype.bytes()).next_multiple_of(16);
+        let launch = |partial: Argument, blocks: usize, shared: usize| {
+            let arguments = [
+                d_normed.pointer(),
+                x.pointer(),
+                weight.pointer(),
+                inverse_rms.pointer(),
+                d_residual.pointer(),
+                partial,
+                size(NAME, x.rows)?.into(),
+                size(NAME, cols)?.into(),
+                flag(width > 1),
+            ];
+            let shared = fits(NAME, self, cols, shared)?;
+            self.launch(&self.kernel(NAME), [size(NAME, blocks)?, 1, 1], threads, shared, &arguments)
+        };
+        let Some(d_weight) = d_weight else { return launch(Argument::Pointer(0), x.rows, kept) };
+        let resident = self.driver.device().multiprocessors * (RESIDENT_THREADS / threads).min(16);
+        let blocks = (x.rows / ROWS_PER_BLOCK).clamp(1, resident as usize);
+        self.with_scratch("norm partial sums", blocks * cols, DType::F32, |partial| {
+            let partial = Argument::Pointer(partial.address(0));
+            launch(partial, blocks, kept + cols * 4)?;
+            let grid = [size(NAME, cols.div_ceil(WEIGHT_COLUMNS))?, 1, 1];
+            let arguments = [partial, size(NAME, blocks)?.into(), size(NAME, cols)?.into(), d_weight.pointer()];
+            self.launch("rms_norm_weight_f32", grid, 1024, 32 * 33 * 4, &arguments)
+        })
+    }
 }

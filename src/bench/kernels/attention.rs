@@ -4,7 +4,7 @@ use super::super::{Bench, Spec, count};
 use super::sets;
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
-use crate::ops::{self, AttentionShape, CachedSegments, Segment, Segments, Tensor};
+use crate::ops::{self, AttentionShape, Backend, CachedSegments, Segment, Segments, Tensor};
 
 struct Operands {
     qkv: Tensor<Cuda>,
@@ -28,13 +28,21 @@ impl Operands {
 
     fn forward(&mut self, cuda: &Cuda, segments: &Segments<Cuda>, shape: AttentionShape) -> Result<()> {
         let (out, log_sum_exp) = (self.out.view_mut(), self.log_sum_exp.view_mut());
-        ops::attention_forward(cuda, self.qkv.view(), segments, shape, out, log_sum_exp)
+        cuda.run(ops::AttentionForward { qkv: self.qkv.view(), segments, shape, out, log_sum_exp })
     }
 
     fn backward(&mut self, cuda: &Cuda, segments: &Segments<Cuda>, shape: AttentionShape) -> Result<()> {
         let Self { qkv, out, log_sum_exp, d_out, d_qkv } = self;
         let (d_out, out, sums) = (d_out.view(), out.view(), log_sum_exp.view());
-        ops::attention_backward(cuda, d_out, qkv.view(), out, sums, segments, shape, d_qkv.view_mut())
+        cuda.run(ops::AttentionBackward {
+            d_out,
+            qkv: qkv.view(),
+            out,
+            log_sum_exp: sums,
+            segments,
+            shape,
+            d_qkv: d_qkv.view_mut(),
+        })
     }
 }
 
@@ -104,7 +112,12 @@ fn cached_row(bench: &mut Bench, length: usize) {
         })?;
         Ok(move |i| {
             let (qkv, cache, out) = sets.at(i);
-            ops::attention_cached(&cuda, qkv.view(), &segments, cache.view_mut(), out.view_mut())
+            cuda.run(ops::AttentionCached {
+                qkv: qkv.view(),
+                segments: &segments,
+                cache: cache.view_mut(),
+                out: out.view_mut(),
+            })
         })
     });
 }

@@ -6,7 +6,7 @@ use super::super::{Bench, Spec, Work, count};
 use super::sets;
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
-use crate::ops::{self, RopeTable, Tensor};
+use crate::ops::{self, Backend, RopeTable, Tensor};
 
 pub(super) fn run(bench: &mut Bench) {
     rms_norm_forward(bench);
@@ -16,7 +16,7 @@ pub(super) fn run(bench: &mut Bench) {
     rope(bench);
     swiglu_forward(bench);
     swiglu_backward(bench);
-    embedding_forward(bench);
+    gather_rows(bench);
     embedding_backward(bench);
     representation_distance(bench);
     random_mapping(bench);
@@ -49,7 +49,15 @@ fn rms_norm_forward(bench: &mut Bench) {
             let [residual, delta, sum, normed, inverse_rms] = sets.at(i);
             let (sum, normed, inverse_rms) = (Some(sum.view_mut()), normed.view_mut(), inverse_rms.view_mut());
             let (residual, delta) = (residual.view(), Some(delta.view()));
-            ops::rms_norm_forward(&cuda, residual, delta, weight.view(), 1e-5, sum, normed, inverse_rms)
+            cuda.run(ops::RmsNormForward {
+                residual,
+                delta,
+                weight: weight.view(),
+                epsilon: 1e-5,
+                sum,
+                normed,
+                inverse_rms,
+            })
         })
     });
 }
@@ -73,15 +81,14 @@ fn rms_norm_backward(bench: &mut Bench, with_weight: bool) {
             let [d_normed, x, d_residual] = sets.at(i);
             let d_weight = if with_weight { Some(d_weight.view_mut()) } else { None };
             let (x, inverse_rms) = (x.view(), inverse_rms.view());
-            ops::rms_norm_backward(
-                &cuda,
-                d_normed.view(),
+            cuda.run(ops::RmsNormBackward {
+                d_normed: d_normed.view(),
                 x,
-                weight.view(),
+                weight: weight.view(),
                 inverse_rms,
-                d_residual.view_mut(),
+                d_residual: d_residual.view_mut(),
                 d_weight,
-            )
+            })
         })
     });
 }
@@ -106,7 +113,15 @@ fn rope(bench: &mut Bench) {
         let positions: Vec<u32> = (0..sequences).flat_map(|_| 0..length as u32).collect();
         let positions = Tensor::from_u32(&cuda, "positions", &positions)?;
         let mut sets = sets(bench, work.bytes / 2.0, |_| bench.data.matrix("qkv", tokens, shape.qkv_cols()))?;
-        Ok(move |i| ops::rope(&cuda, sets.at(i).view_mut(), positions.view(), &table, shape, false))
+        Ok(move |i| {
+            cuda.run(ops::Rope {
+                qkv: sets.at(i).view_mut(),
+                positions: positions.view(),
+                table: &table,
+                shape,
+                inverse: false,
+            })
+        })
     });
 }
 
@@ -120,7 +135,7 @@ fn swiglu_forward(bench: &mut Bench) {
         })?;
         Ok(move |i| {
             let [gate_up, h] = sets.at(i);
-            ops::swiglu_forward(&cuda, gate_up.view(), h.view_mut())
+            cuda.run(ops::SwigluForward { gate_up: gate_up.view(), h: h.view_mut() })
         })
     });
 }
@@ -136,7 +151,7 @@ fn swiglu_backward(bench: &mut Bench) {
         })?;
         Ok(move |i| {
             let [d_h, gate_up, d_gate_up] = sets.at(i);
-            ops::swiglu_backward(&cuda, d_h.view(), gate_up.view(), d_gate_up.view_mut())
+            cuda.run(ops::SwigluBackward { d_h: d_h.view(), gate_up: gate_up.view(), d_gate_up: d_gate_up.view_mut() })
         })
     });
 }
@@ -149,18 +164,19 @@ fn ids(bench: &Bench) -> (Vec<u32>, f64) {
     (ids, different as f64)
 }
 
-fn embedding_forward(bench: &mut Bench) {
+/// The embedding of tokens.
+fn gather_rows(bench: &mut Bench) {
     let (tokens, d, _) = sizes(bench);
     let v = bench.options.shapes.model.vocab_size;
     let (ids, different) = ids(bench);
     let table_bytes = different * d as f64 * bench.element();
     let work = plus(count::pass(tokens, d, 1.0, 1.0, bench.element()), table_bytes);
-    bench.row(Spec::new("embedding_forward", format!("{tokens} of {v} × {d}"), work), |bench| {
+    bench.row(Spec::new("gather_rows", format!("{tokens} of {v} × {d}"), work), |bench| {
         let cuda = bench.cuda.clone();
         let ids = Tensor::from_u32(&cuda, "tokens", &ids)?;
         let table = bench.data.matrix("embedding", v, d)?;
         let mut sets = sets(bench, work.bytes, |_| bench.data.matrix("embedded", tokens, d))?;
-        Ok(move |i| ops::embedding_forward(&cuda, ids.view(), table.view(), sets.at(i).view_mut()))
+        Ok(move |i| cuda.run(ops::GatherRows { from: table.view(), indices: ids.view(), out: sets.at(i).view_mut() }))
     });
 }
 
@@ -174,7 +190,9 @@ fn embedding_backward(bench: &mut Bench) {
         let ids = Tensor::from_u32(&cuda, "tokens", &ids)?;
         let mut d_table = bench.data.sums("gradient of embedding", v, d)?;
         let mut sets = sets(bench, work.bytes, |_| bench.data.matrix("gradient of embedded", tokens, d))?;
-        Ok(move |i| ops::embedding_backward(&cuda, ids.view(), sets.at(i).view(), d_table.view_mut()))
+        Ok(move |i| {
+            cuda.run(ops::EmbeddingBackward { ids: ids.view(), d_out: sets.at(i).view(), d_table: d_table.view_mut() })
+        })
     });
 }
 
@@ -200,7 +218,13 @@ fn representation_distance(bench: &mut Bench) {
         Ok(move |i| {
             let [hidden, reference, d_hidden, values] = sets.at(i);
             let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
-            ops::representation_distance(&cuda, hidden.view(), reference.view(), weights.view(), values, d_hidden)
+            cuda.run(ops::RepresentationDistance {
+                hidden: hidden.view(),
+                reference: reference.view(),
+                weights: weights.view(),
+                values,
+                d_hidden,
+            })
         })
     });
 }
@@ -220,7 +244,7 @@ fn random_mapping(bench: &mut Bench) {
             let [hidden, _, d_hidden, values] = sets.at(i);
             let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
             let (hidden, table) = (hidden.view(), table.view());
-            ops::random_mapping(&cuda, hidden, table, ids.view(), weights.view(), values, d_hidden)
+            cuda.run(ops::RandomMapping { hidden, table, ids: ids.view(), weights: weights.view(), values, d_hidden })
         })
     });
 }

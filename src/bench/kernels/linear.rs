@@ -3,7 +3,7 @@
 use super::super::{Bench, Spec, count};
 use super::sets;
 use crate::backend::cuda::Cuda;
-use crate::ops::{self, DType, LoraGradients, LoraSlice, Matrix, Tensor};
+use crate::ops::{self, Backend, DType, LoraSlice, Matrix, Tensor};
 
 /// A fused linear layer: its name, its inputs, and the outputs of each projection in it.
 struct Layer {
@@ -95,9 +95,13 @@ fn operands(
     Ok(move |i| {
         let (x, w, y) = sets.at(i);
         match operation {
-            Operation::Forward => ops::linear_forward(&cuda, x.view(), w.view(), y.view_mut()),
-            Operation::BackwardInput => ops::linear_backward_input(&cuda, y.view(), w.view(), x.view_mut(), false),
-            Operation::BackwardWeight => ops::linear_backward_weight(&cuda, y.view(), x.view(), w.view_mut()),
+            Operation::Forward => cuda.run(ops::LinearForward { x: x.view(), w: w.view(), y: y.view_mut() }),
+            Operation::BackwardInput => {
+                cuda.run(ops::LinearBackwardInput { dy: y.view(), w: w.view(), dx: x.view_mut(), accumulate: false })
+            }
+            Operation::BackwardWeight => {
+                cuda.run(ops::LinearBackwardWeight { dy: y.view(), x: x.view(), dw: w.view_mut() })
+            }
         }
     })
 }
@@ -160,7 +164,13 @@ fn lora_forward(bench: &mut Bench, layer: &Layer) {
         let (cuda, mut sets) = (bench.cuda.clone(), sets(bench, work.bytes, |_| Adapted::new(bench, layer))?);
         Ok(move |i| {
             let Adapted { x, y, s, factors, .. } = sets.at(i);
-            ops::lora_forward(&cuda, x.view(), &slices(factors, layer, rank), None, s.view_mut(), y.view_mut())
+            cuda.run(ops::LoraForward {
+                x: x.view(),
+                slices: &slices(factors, layer, rank),
+                dropout: None,
+                s: s.view_mut(),
+                y: y.view_mut(),
+            })
         })
     });
 }
@@ -173,9 +183,18 @@ fn lora_backward(bench: &mut Bench, layer: &Layer) {
         let (cuda, mut sets) = (bench.cuda.clone(), sets(bench, work.bytes, |_| Adapted::new(bench, layer))?);
         Ok(move |i| {
             let Adapted { x, y, s, ds, dx, factors, gradients } = sets.at(i);
-            let (slices, gradients) = (slices(factors, layer, rank), LoraGradients { buffer: gradients.buffer_mut() });
+            let (slices, gradients) = (slices(factors, layer, rank), gradients.buffer_mut());
             let (ds, dx) = (ds.view_mut(), dx.view_mut());
-            ops::lora_backward(&cuda, y.view(), x.view(), s.view(), &slices, None, Some(gradients), ds, dx)
+            cuda.run(ops::LoraBackward {
+                dy: y.view(),
+                x: x.view(),
+                s: s.view(),
+                slices: &slices,
+                dropout: None,
+                gradients: Some(gradients),
+                ds,
+                dx,
+            })
         })
     });
 }

@@ -4,7 +4,7 @@ use super::super::{Bench, Spec, count};
 use super::sets;
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
-use crate::ops::{self, DType, HeadGradients, HeadLoss, Tensor};
+use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, Tensor};
 
 /// Tokens whose logits the bare products have at once: as many as the loss head takes at most.
 const CHUNK: usize = 4096;
@@ -49,10 +49,19 @@ fn products(bench: &mut Bench, name: String, d_head: bool) -> Option<f64> {
         Ok(move |_: usize| {
             for first in (0..tokens).step_by(chunk) {
                 let rows = chunk.min(tokens - first);
-                ops::linear_forward(&cuda, hidden.top(rows), head.view(), logits.top_mut(rows))?;
-                ops::linear_backward_input(&cuda, d_logits.top(rows), head.view(), d_hidden.top_mut(rows), false)?;
+                cuda.run(ops::LinearForward { x: hidden.top(rows), w: head.view(), y: logits.top_mut(rows) })?;
+                cuda.run(ops::LinearBackwardInput {
+                    dy: d_logits.top(rows),
+                    w: head.view(),
+                    dx: d_hidden.top_mut(rows),
+                    accumulate: false,
+                })?;
                 if let Some(d_weight) = &mut d_weight {
-                    ops::linear_backward_weight(&cuda, d_logits.top(rows), hidden.top(rows), d_weight.view_mut())?;
+                    cuda.run(ops::LinearBackwardWeight {
+                        dy: d_logits.top(rows),
+                        x: hidden.top(rows),
+                        dw: d_weight.view_mut(),
+                    })?;
                 }
             }
             Ok(())
@@ -92,7 +101,15 @@ fn row(bench: &mut Bench, name: String, loss: HeadLoss, d_head: bool, library: O
             let gradients =
                 HeadGradients { d_hidden: d_hidden.view_mut(), d_head: d_weight.as_mut().map(Tensor::view_mut) };
             let (targets, weights, values) = (targets.view(), weights.view(), values.view_mut());
-            ops::loss_head(&cuda, loss, hidden.view(), head.view(), targets, weights, values, Some(gradients))
+            cuda.run(ops::LossHead {
+                loss,
+                hidden: hidden.view(),
+                head: head.view(),
+                targets,
+                weights,
+                values,
+                gradients: Some(gradients),
+            })
         })
     });
 }

@@ -17,7 +17,6 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         }
     }
     weights_copy(bench)?;
-    axpy(bench)?;
     squared_norm(bench)
 }
 
@@ -99,10 +98,10 @@ fn optimizer(
         let key = (moments == DType::Bf16).then(|| Tensor::from_u32(&cuda, "rounding", &[0; 4])).transpose()?;
         Ok(move |_: usize| {
             let (weights, remainder) = (values.view_mut(), remainder.as_mut().map(Tensor::view_mut));
-            let mut states: Vec<MatrixMut<Cuda>> = states.iter_mut().map(Tensor::view_mut).collect();
+            let states: Vec<MatrixMut<Cuda>> = states.iter_mut().map(Tensor::view_mut).collect();
             let rounding = key.as_ref().map(|key| StateRounding { key: key.view(), first: 0 });
             let (c, g) = (coefficients.view(), gradients.view());
-            ops::optimizer_update(&cuda, rule, c, weights, remainder, g, &mut states, rounding)
+            cuda.run(ops::OptimizerUpdate { rule, coefficients: c, weights, remainder, gradients: g, states, rounding })
         })
     })
 }
@@ -112,21 +111,12 @@ fn weights_copy(bench: &mut Bench) -> Result<()> {
     row(bench, "weights_copy", 2.0 * Weights::BYTES, |bench, len| {
         let (cuda, from, mut to) = (bench.cuda.clone(), Weights::new(bench, len)?, Weights::new(bench, len)?);
         Ok(move |_: usize| {
-            cuda.copy(from.values.buffer(), 0, to.values.buffer_mut(), 0, len)?;
+            cuda.run(ops::CopyValues { from: from.values.view(), to: to.values.view_mut() })?;
             match (&from.remainder, &mut to.remainder) {
-                (Some(from), Some(to)) => cuda.copy(from.buffer(), 0, to.buffer_mut(), 0, len),
+                (Some(from), Some(to)) => cuda.run(ops::CopyValues { from: from.view(), to: to.view_mut() }),
                 _ => Ok(()),
             }
         })
-    })
-}
-
-fn axpy(bench: &mut Bench) -> Result<()> {
-    row(bench, "axpy", 12.0, |bench, len| {
-        let cuda = bench.cuda.clone();
-        let x = bench.data.normal("x", 1, len, DType::F32, 1.0)?;
-        let mut y = bench.data.normal("y", 1, len, DType::F32, 1.0)?;
-        Ok(move |_: usize| ops::axpy(&cuda, 1e-3, x.view(), y.view_mut()))
     })
 }
 
@@ -134,6 +124,6 @@ fn axpy(bench: &mut Bench) -> Result<()> {
 fn squared_norm(bench: &mut Bench) -> Result<()> {
     row(bench, "squared_norm", 4.0, |bench, len| {
         let (cuda, x) = (bench.cuda.clone(), bench.data.normal("x", 1, len, DType::F32, 1.0)?);
-        Ok(move |_: usize| ops::squared_norm(&cuda, x.view()).map(|_| ()))
+        Ok(move |_: usize| cuda.run(ops::SquaredNorm { x: x.view() }).map(|_| ()))
     })
 }

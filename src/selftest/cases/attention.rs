@@ -2,7 +2,7 @@
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, AttentionShape, DType, Segment, Segments};
+use crate::ops::{self, AttentionShape, Backend, DType, Segment, Segments};
 use crate::selftest::compare::{rounded_twice, several_roundings, summed};
 use crate::selftest::reference::{self, Given};
 use crate::selftest::trial::Trial;
@@ -63,7 +63,13 @@ fn attention(trial: &mut Trial, shape: Shape) -> Result<()> {
     let out = trial.poisoned(dtype, tokens, heads.query_cols());
     let sums = trial.poisoned(DType::F32, tokens, heads.num_attention_heads);
     let [found, found_sums] = trial.launch([&out, &sums], |[out, sums]| {
-        ops::attention_forward(cuda, qkv.tensor.view(), &on_device, heads, out.view_mut(), sums.view_mut())
+        cuda.run(ops::AttentionForward {
+            qkv: qkv.tensor.view(),
+            segments: &on_device,
+            shape: heads,
+            out: out.view_mut(),
+            log_sum_exp: sums.view_mut(),
+        })
     })?;
     let formula = reference::Attention { qkv: &qkv, segments: &segments, shape: heads };
     // The probabilities are rounded before they multiply the values.
@@ -71,13 +77,27 @@ fn attention(trial: &mut Trial, shape: Shape) -> Result<()> {
     trial.check("log_sum_exp", &found_sums, summed(DType::F32, tokens), formula.log_sum_exp());
 
     let [out, sums] = trial.kept([&out, &sums], |[out, sums]| {
-        ops::attention_forward(cuda, qkv.tensor.view(), &on_device, heads, out.view_mut(), sums.view_mut())
+        cuda.run(ops::AttentionForward {
+            qkv: qkv.tensor.view(),
+            segments: &on_device,
+            shape: heads,
+            out: out.view_mut(),
+            log_sum_exp: sums.view_mut(),
+        })
     })?;
     let d_qkv = trial.poisoned(dtype, tokens, heads.qkv_cols());
     let [found] = trial.launch([&d_qkv], |[d_qkv]| {
         let (d_out, qkv) = (d_out.tensor.view(), qkv.tensor.view());
         let (out, sums) = (out.tensor.view(), sums.tensor.view());
-        ops::attention_backward(cuda, d_out, qkv, out, sums, &on_device, heads, d_qkv.view_mut())
+        cuda.run(ops::AttentionBackward {
+            d_out,
+            qkv,
+            out,
+            log_sum_exp: sums,
+            segments: &on_device,
+            shape: heads,
+            d_qkv: d_qkv.view_mut(),
+        })
     })?;
     let given = Given { d_out: &d_out, out: &out, log_sum_exp: &sums };
     trial.check("d_qkv", &found, several_roundings(dtype), formula.backward(&given));

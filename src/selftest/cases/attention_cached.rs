@@ -2,7 +2,7 @@
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, AttentionShape, CachedSegments};
+use crate::ops::{self, AttentionShape, Backend, CachedSegments};
 use crate::selftest::compare::{EXACT, summed};
 use crate::selftest::reference;
 use crate::selftest::trial::Trial;
@@ -60,7 +60,12 @@ fn attention(trial: &mut Trial, shape: Shape) -> Result<()> {
     let cache = trial.starting(dtype, 2 * total, 2 * heads.key_value_cols(), 1.0);
     let out = trial.poisoned(dtype, segments.tokens(), heads.query_cols());
     let [stored, found] = trial.launch([&cache, &out], |[cache, out]| {
-        ops::attention_cached(cuda, qkv.tensor.view(), &segments, cache.view_mut(), out.view_mut())
+        cuda.run(ops::AttentionCached {
+            qkv: qkv.tensor.view(),
+            segments: &segments,
+            cache: cache.view_mut(),
+            out: out.view_mut(),
+        })
     })?;
     let formula = reference::CachedAttention {
         qkv: &qkv,

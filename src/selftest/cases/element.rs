@@ -2,7 +2,7 @@
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, AttentionShape, DType, RopeTable, Tensor};
+use crate::ops::{self, AttentionShape, Backend, DType, RopeTable, Tensor};
 use crate::selftest::compare::{Bound, EXACT, rounded_once, summed};
 use crate::selftest::reference::{self, Numbers};
 use crate::selftest::trial::Trial;
@@ -25,11 +25,7 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for (tokens, rows, cols) in shapes(full, &TABLES, &REAL_TABLES) {
         let shape = format!("{tokens} of {rows} x {cols}");
-        cases.push(Case::new("embedding_forward", shape.clone(), move |trial| gather(trial, tokens, rows, cols, true)));
-        // At real shapes the same kernel as the embedding.
-        if rows < 100_000 {
-            cases.push(Case::new("gather_rows", shape.clone(), move |trial| gather(trial, tokens, rows, cols, false)));
-        }
+        cases.push(Case::new("gather_rows", shape.clone(), move |trial| gather_rows(trial, tokens, rows, cols)));
         cases.push(Case::new("embedding_backward", shape, move |trial| embedding_backward(trial, tokens, rows, cols)));
     }
     for (tokens, heads, groups, size, inverse) in shapes(full, &ROTATIONS, &REAL_ROTATIONS) {
@@ -49,7 +45,6 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
         cases.push(Case::new("swiglu_backward", shape, move |trial| swiglu_backward(trial, tokens, cols)));
     }
     for len in shapes(full, &VECTORS, &REAL_VECTORS) {
-        cases.push(Case::new("axpy", len.to_string(), move |trial| axpy(trial, len)));
         cases.push(Case::new("squared_norm", len.to_string(), move |trial| squared_norm(trial, len)));
     }
     for len in shapes(full, &[1, 77, 1500], &[4096]) {
@@ -58,13 +53,12 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     cases
 }
 
-fn gather(trial: &mut Trial, tokens: usize, rows: usize, cols: usize, embedding: bool) -> Result<()> {
+fn gather_rows(trial: &mut Trial, tokens: usize, rows: usize, cols: usize) -> Result<()> {
     let cuda = trial.cuda();
     let (table, ids) = (trial.normal(rows, cols, 1.0)?, trial.indices(tokens, rows)?);
     let out = trial.poisoned(trial.compute(), tokens, cols);
-    let [out] = trial.launch([&out], |[out]| match embedding {
-        true => ops::embedding_forward(cuda, ids.tensor.view(), table.tensor.view(), out.view_mut()),
-        false => ops::gather_rows(cuda, table.tensor.view(), ids.tensor.view(), out.view_mut()),
+    let [out] = trial.launch([&out], |[out]| {
+        cuda.run(ops::GatherRows { from: table.tensor.view(), indices: ids.tensor.view(), out: out.view_mut() })
     })?;
     trial.check("", &out, EXACT, reference::gather_rows(&table, &ids.values));
     Ok(())
@@ -79,7 +73,11 @@ fn embedding_backward(trial: &mut Trial, tokens: usize, rows: usize, cols: usize
     let d_out = trial.normal(tokens, cols, 1.0)?;
     let d_table = trial.starting(DType::F32, rows, cols, 0.1);
     let [found] = trial.launch([&d_table], |[d_table]| {
-        ops::embedding_backward(cuda, ids.tensor.view(), d_out.tensor.view(), d_table.view_mut())
+        cuda.run(ops::EmbeddingBackward {
+            ids: ids.tensor.view(),
+            d_out: d_out.tensor.view(),
+            d_table: d_table.view_mut(),
+        })
     })?;
     let formula = reference::embedding_backward(&ids.values, &d_out, d_table.start());
     trial.check("", &found, summed(DType::F32, tokens), formula);
@@ -96,8 +94,9 @@ fn rope(trial: &mut Trial, tokens: usize, shape: AttentionShape, inverse: bool) 
     let qkv = trial.starting(dtype, tokens, shape.qkv_cols(), 1.0);
     let (cos_numbers, sin_numbers) = (cos.table, sin.table);
     let table = RopeTable { cos: cos.tensor, sin: sin.tensor };
-    let [found] = trial
-        .launch([&qkv], |[qkv]| ops::rope(cuda, qkv.view_mut(), positions.tensor.view(), &table, shape, inverse))?;
+    let [found] = trial.launch([&qkv], |[qkv]| {
+        cuda.run(ops::Rope { qkv: qkv.view_mut(), positions: positions.tensor.view(), table: &table, shape, inverse })
+    })?;
     let angles = (&cos_numbers as &dyn Numbers, &sin_numbers as &dyn Numbers);
     trial.check(
         "",
@@ -112,7 +111,8 @@ fn swiglu_forward(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
     let (cuda, dtype) = (trial.cuda(), trial.compute());
     let gate_up = trial.normal(tokens, 2 * cols, 2.0)?;
     let h = trial.poisoned(dtype, tokens, cols);
-    let [h] = trial.launch([&h], |[h]| ops::swiglu_forward(cuda, gate_up.tensor.view(), h.view_mut()))?;
+    let [h] =
+        trial.launch([&h], |[h]| cuda.run(ops::SwigluForward { gate_up: gate_up.tensor.view(), h: h.view_mut() }))?;
     trial.check("", &h, rounded_once(dtype), reference::swiglu_forward(&gate_up));
     Ok(())
 }
@@ -122,18 +122,13 @@ fn swiglu_backward(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> 
     let (d_h, gate_up) = (trial.normal(tokens, cols, 1.0)?, trial.normal(tokens, 2 * cols, 2.0)?);
     let d_gate_up = trial.poisoned(dtype, tokens, 2 * cols);
     let [found] = trial.launch([&d_gate_up], |[d_gate_up]| {
-        ops::swiglu_backward(cuda, d_h.tensor.view(), gate_up.tensor.view(), d_gate_up.view_mut())
+        cuda.run(ops::SwigluBackward {
+            d_h: d_h.tensor.view(),
+            gate_up: gate_up.tensor.view(),
+            d_gate_up: d_gate_up.view_mut(),
+        })
     })?;
     trial.check("", &found, rounded_once(dtype), reference::swiglu_backward(&d_h, &gate_up));
-    Ok(())
-}
-
-fn axpy(trial: &mut Trial, len: usize) -> Result<()> {
-    let cuda = trial.cuda();
-    let x = trial.normal_f32(1, len, 1.0)?;
-    let y = trial.starting(DType::F32, 1, len, 1.0);
-    let [found] = trial.launch([&y], |[y]| ops::axpy(cuda, -0.37, x.tensor.view(), y.view_mut()))?;
-    trial.check("", &found, rounded_once(DType::F32), reference::axpy(-0.37, &x, y.start()));
     Ok(())
 }
 
@@ -144,8 +139,9 @@ fn weighted_sum(trial: &mut Trial, len: usize) -> Result<()> {
     let b = trial.changed(DType::F32, (1, len), |i, x| if i % 3 == 2 { 0.0 } else { x.abs() })?;
     let out = trial.starting_with((1, 1), |_, x| x.abs());
     let out = trial.output(DType::F32, out);
-    let [found] = trial
-        .launch([&out], |[out]| ops::weighted_sum(cuda, a.tensor.view(), b.tensor.view(), 0.25, out.view_mut()))?;
+    let [found] = trial.launch([&out], |[out]| {
+        cuda.run(ops::WeightedSum { a: a.tensor.view(), b: b.tensor.view(), scale: 0.25, out: out.view_mut() })
+    })?;
     let sum = 0.25 * reference::dot(&a.row(0), &b.row(0));
     trial.check("", &found, summed(DType::F32, len), |_, _| vec![out.start().at(0, 0) + sum]);
     Ok(())
@@ -156,7 +152,7 @@ fn squared_norm(trial: &mut Trial, len: usize) -> Result<()> {
     const F64_SUM: Bound = Bound::fixed(1e-12);
     let cuda = trial.cuda();
     let x = trial.normal_f32(1, len, 3.0)?;
-    let norm = |tensor: &Tensor<_>| ops::squared_norm(cuda, tensor.view());
+    let norm = |tensor: &Tensor<_>| cuda.run(ops::SquaredNorm { x: tensor.view() });
     let (first, second) = (norm(&x.tensor)?, norm(&x.tensor)?);
     let row = x.row(0);
     trial.check_values("", &[first, second], &[reference::dot(&row, &row); 2], 0, F64_SUM);

@@ -2,7 +2,7 @@
 
 use super::Case;
 use crate::error::Result;
-use crate::ops::{self, DType};
+use crate::ops::{self, Backend, DType};
 use crate::selftest::compare::summed;
 use crate::selftest::reference;
 use crate::selftest::trial::Trial;
@@ -45,7 +45,8 @@ fn forward(trial: &mut Trial, (tokens, outputs, inputs): Shape) -> Result<()> {
     let cuda = trial.cuda();
     let (x, w) = (trial.normal(tokens, inputs, 1.0)?, trial.normal(outputs, inputs, weight_scale(inputs))?);
     let y = trial.poisoned(trial.compute(), tokens, outputs);
-    let [y] = trial.launch([&y], |[y]| ops::linear_forward(cuda, x.tensor.view(), w.tensor.view(), y.view_mut()))?;
+    let [y] = trial
+        .launch([&y], |[y]| cuda.run(ops::LinearForward { x: x.tensor.view(), w: w.tensor.view(), y: y.view_mut() }))?;
     trial.check("", &y, summed(trial.compute(), inputs), reference::linear_forward(&x, &w));
     Ok(())
 }
@@ -55,7 +56,12 @@ fn backward_input(trial: &mut Trial, (tokens, outputs, inputs): Shape, stored: D
     let (dy, w) = (trial.normal(tokens, outputs, 1.0)?, trial.normal(outputs, inputs, weight_scale(outputs))?);
     let dx = trial.poisoned(stored, tokens, inputs);
     let [dx] = trial.launch([&dx], |[dx]| {
-        ops::linear_backward_input(cuda, dy.tensor.view(), w.tensor.view(), dx.view_mut(), false)
+        cuda.run(ops::LinearBackwardInput {
+            dy: dy.tensor.view(),
+            w: w.tensor.view(),
+            dx: dx.view_mut(),
+            accumulate: false,
+        })
     })?;
     trial.check("", &dx, summed(stored, outputs), reference::linear_backward_input(&dy, &w, None));
     Ok(())
@@ -66,7 +72,12 @@ fn backward_input_onto(trial: &mut Trial, (tokens, outputs, inputs): Shape) -> R
     let (dy, w) = (trial.normal(tokens, outputs, 1.0)?, trial.normal(outputs, inputs, weight_scale(outputs))?);
     let dx = trial.starting(trial.compute(), tokens, inputs, 1.0);
     let [found] = trial.launch([&dx], |[dx]| {
-        ops::linear_backward_input(cuda, dy.tensor.view(), w.tensor.view(), dx.view_mut(), true)
+        cuda.run(ops::LinearBackwardInput {
+            dy: dy.tensor.view(),
+            w: w.tensor.view(),
+            dx: dx.view_mut(),
+            accumulate: true,
+        })
     })?;
     let formula = reference::linear_backward_input(&dy, &w, Some(dx.start()));
     trial.check("", &found, summed(trial.compute(), outputs), formula);
@@ -78,8 +89,9 @@ fn backward_weight(trial: &mut Trial, (tokens, outputs, inputs): Shape, stored: 
     let cuda = trial.cuda();
     let (dy, x) = (trial.normal(tokens, outputs, 1.0)?, trial.normal(tokens, inputs, 1.0)?);
     let dw = trial.starting(stored, outputs, inputs, (tokens as f64).sqrt());
-    let [found] = trial
-        .launch([&dw], |[dw]| ops::linear_backward_weight(cuda, dy.tensor.view(), x.tensor.view(), dw.view_mut()))?;
+    let [found] = trial.launch([&dw], |[dw]| {
+        cuda.run(ops::LinearBackwardWeight { dy: dy.tensor.view(), x: x.tensor.view(), dw: dw.view_mut() })
+    })?;
     trial.check("", &found, summed(stored, tokens), reference::linear_backward_weight(&dy, &x, dw.start()));
     Ok(())
 }

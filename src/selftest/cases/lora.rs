@@ -3,7 +3,7 @@
 use super::{Case, shapes};
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
-use crate::ops::{self, DType, Dropout, LoraGradients, LoraSlice, Matrix};
+use crate::ops::{self, Backend, DType, Dropout, LoraSlice, Matrix};
 use crate::selftest::compare::{rounded_twice, summed};
 use crate::selftest::reference::{self, Dropped, Factors, Part};
 use crate::selftest::trial::{Operand, Trial};
@@ -132,7 +132,13 @@ fn forward(trial: &mut Trial, shape: Shape) -> Result<()> {
     let y = trial.starting(dtype, shape.tokens, shape.outputs, 0.5);
     let slices = adapted.slices();
     let [found_s, found_y] = trial.launch([&s, &y], |[s, y]| {
-        ops::lora_forward(cuda, x.tensor.view(), &slices, adapted.dropout(), s.view_mut(), y.view_mut())
+        cuda.run(ops::LoraForward {
+            x: x.tensor.view(),
+            slices: &slices,
+            dropout: adapted.dropout(),
+            s: s.view_mut(),
+            y: y.view_mut(),
+        })
     })?;
     let parts = adapted.parts();
     let factors = adapted.factors(&parts);
@@ -154,9 +160,18 @@ fn backward(trial: &mut Trial, shape: Shape) -> Result<()> {
     let gradient = trial.starting(DType::F32, 1, adapted.flat.len(), 1.0);
     let slices = adapted.slices();
     let [_, found_dx, found_gradient] = trial.launch([&ds, &dx, &gradient], |[ds, dx, gradient]| {
-        let gradients = Some(LoraGradients { buffer: gradient.buffer_mut() });
+        let gradients = Some(gradient.buffer_mut());
         let (dy, x, s) = (dy.tensor.view(), x.tensor.view(), s.tensor.view());
-        ops::lora_backward(cuda, dy, x, s, &slices, adapted.dropout(), gradients, ds.view_mut(), dx.view_mut())
+        cuda.run(ops::LoraBackward {
+            dy,
+            x,
+            s,
+            slices: &slices,
+            dropout: adapted.dropout(),
+            gradients,
+            ds: ds.view_mut(),
+            dx: dx.view_mut(),
+        })
     })?;
     let parts = adapted.parts();
     let factors = adapted.factors(&parts);

@@ -2,7 +2,7 @@
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, DType, HeadGradients, HeadLoss, IGNORE_INDEX, Segment, Segments};
+use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, IGNORE_INDEX, Segment, Segments};
 use crate::selftest::compare::{cancelling, rounded_twice, summed};
 use crate::selftest::reference::{self, Head, Numbers};
 use crate::selftest::trial::{Operand, Trial};
@@ -77,7 +77,15 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
             let gradients = HeadGradients { d_hidden: d_hidden.view_mut(), d_head: Some(d_head.view_mut()) };
             let (hidden, head) = (hidden.tensor.view(), head.tensor.view());
             let (targets, weights) = (targets.tensor.view(), weights.tensor.view());
-            ops::loss_head(cuda, loss, hidden, head, targets, weights, values.view_mut(), Some(gradients))
+            cuda.run(ops::LossHead {
+                loss,
+                hidden,
+                head,
+                targets,
+                weights,
+                values: values.view_mut(),
+                gradients: Some(gradients),
+            })
         })?;
     let call = Head { loss, hidden: &hidden, head: &head, targets: &targets.values, weights: &weights };
     let expected = call.run(&found_hidden.rows, &found_head.rows);
@@ -109,7 +117,7 @@ fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
     let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
         let (hidden, reference) = (hidden.tensor.view(), reference_states.tensor.view());
         let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
-        ops::representation_distance(cuda, hidden, reference, weights.tensor.view(), values, d_hidden)
+        cuda.run(ops::RepresentationDistance { hidden, reference, weights: weights.tensor.view(), values, d_hidden })
     })?;
     trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
         vec![reference::distance(&hidden, &reference_states, t).0]
@@ -130,7 +138,7 @@ fn mapping(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
     let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
         let (hidden, table, ids) = (hidden.tensor.view(), table.tensor.view(), ids.tensor.view());
         let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
-        ops::random_mapping(cuda, hidden, table, ids, weights.tensor.view(), values, d_hidden)
+        cuda.run(ops::RandomMapping { hidden, table, ids, weights: weights.tensor.view(), values, d_hidden })
     })?;
     trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
         vec![reference::mapping_value(&hidden, &table, &ids.values, t)]
@@ -159,7 +167,15 @@ fn preference(trial: &mut Trial, lengths: &[usize]) -> Result<()> {
     let losses = trial.poisoned(DType::F32, lengths.len() / 2, 1);
     let [found_weights, found_losses] = trial.launch([&weights, &losses], |[weights, losses]| {
         let (values, margins) = (values.tensor.view(), margins.tensor.view());
-        ops::preference(cuda, values, &segments, margins, BETA, SCALE, weights.view_mut(), losses.view_mut())
+        cuda.run(ops::Preference {
+            values,
+            segments: &segments,
+            reference_margins: margins,
+            beta: BETA,
+            scale: SCALE,
+            weights: weights.view_mut(),
+            losses: losses.view_mut(),
+        })
     })?;
     let factors = (f64::from(BETA), f64::from(SCALE));
     let (losses, after) = reference::preference(&values, &segments.host, &margins, factors, weights.start());

@@ -2,7 +2,7 @@
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, DType};
+use crate::ops::{self, Backend, DType};
 use crate::selftest::compare::{rounded_once, rounded_twice, summed};
 use crate::selftest::reference::{self, Numbers};
 use crate::selftest::trial::{Operand, Trial};
@@ -47,7 +47,15 @@ fn forward(trial: &mut Trial, tokens: usize, cols: usize, with_delta: bool) -> R
     let [sum, normed, inverse] = trial.launch([&sum, &normed, &inverse], |[sum, normed, inverse]| {
         let (delta, sum) = (delta.as_ref().map(|d| d.tensor.view()), with_delta.then(|| sum.view_mut()));
         let (residual, weight) = (residual.tensor.view(), weight.tensor.view());
-        ops::rms_norm_forward(cuda, residual, delta, weight, EPSILON, sum, normed.view_mut(), inverse.view_mut())
+        cuda.run(ops::RmsNormForward {
+            residual,
+            delta,
+            weight,
+            epsilon: EPSILON,
+            sum,
+            normed: normed.view_mut(),
+            inverse_rms: inverse.view_mut(),
+        })
     })?;
     let delta = delta.as_ref().map(|delta| delta as &dyn Numbers);
     let row = |row| reference::residual_sum(&residual, delta, row);
@@ -77,7 +85,14 @@ fn backward(trial: &mut Trial, tokens: usize, cols: usize, with_weight: bool) ->
         let d_weight = with_weight.then(|| d_weight.view_mut());
         let (d_normed, x) = (d_normed.tensor.view(), x.tensor.view());
         let (weight, inverse) = (weight.tensor.view(), inverse.tensor.view());
-        ops::rms_norm_backward(cuda, d_normed, x, weight, inverse, d_residual.view_mut(), d_weight)
+        cuda.run(ops::RmsNormBackward {
+            d_normed,
+            x,
+            weight,
+            inverse_rms: inverse,
+            d_residual: d_residual.view_mut(),
+            d_weight,
+        })
     })?;
     let formula = reference::rms_norm_backward(&d_normed, &x, &weight, &inverse, d_residual.start());
     trial.check("d_residual", &found, summed(dtype, cols), formula);

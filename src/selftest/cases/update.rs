@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, COEFFICIENTS, DType, StateRounding, UpdateRule};
+use crate::ops::{self, Backend, COEFFICIENTS, DType, StateRounding, UpdateRule};
 use crate::selftest::compare::{Bound, rounded_once};
 use crate::selftest::reference::{self, Numbers};
 use crate::selftest::trial::{Found, Trial};
@@ -82,7 +82,15 @@ fn update(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
             let mut states = vec![s0.view_mut(), s1.view_mut()];
             states.truncate(step.rule.states());
             let (c, g) = (coefficients.tensor.view(), gradients.tensor.view());
-            ops::optimizer_update(cuda, step.rule, c, weights.view_mut(), remainder, g, &mut states, None)
+            cuda.run(ops::OptimizerUpdate {
+                rule: step.rule,
+                coefficients: c,
+                weights: weights.view_mut(),
+                remainder,
+                gradients: g,
+                states,
+                rounding: None,
+            })
         })?;
     let c = step.coefficients.map(f64::from);
     let states = |place: usize| [weights.start(), s0.start(), s1.start()].map(|table| table.at(0, place));
@@ -132,7 +140,15 @@ fn moments(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
             let (c, g) = (coefficients.tensor.view(), gradients.tensor.view());
             let rounding = Some(StateRounding { key: key.tensor.view(), first: PLACE });
             let (weights, remainder) = (weights.view_mut(), Some(remainder.view_mut()));
-            ops::optimizer_update(cuda, step.rule, c, weights, remainder, g, &mut states, rounding)
+            cuda.run(ops::OptimizerUpdate {
+                rule: step.rule,
+                coefficients: c,
+                weights,
+                remainder,
+                gradients: g,
+                states,
+                rounding,
+            })
         })?;
     let c = step.coefficients.map(f64::from);
     let states = |place: usize| [weights.start(), s0.start(), s1.start()].map(|table| table.at(0, place));

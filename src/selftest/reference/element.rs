@@ -131,8 +131,3 @@ pub fn swiglu_backward(d_h: &dyn Numbers, gate_up: &dyn Numbers) -> impl Fn(usiz
         cols.iter().map(element).collect()
     }
 }
-
-/// start + alpha · x.
-pub fn axpy(alpha: f32, x: &dyn Numbers, start: &dyn Numbers) -> impl Fn(usize, &[usize]) -> Vec<f64> {
-    move |row, cols| cols.iter().map(|&col| start.at(row, col) + f64::from(alpha) * x.at(row, col)).collect()
-}

@@ -96,7 +96,7 @@ pub(super) fn rank_gradients(
         ds_parts.add_up(cuda, (tokens, rank), at(ds.address(), first), ds.cols, DType::Bf16, slice.scale)?;
         let Some(gradients) = gradients else { return Ok(()) };
         let db_parts = Parts { pointer: db_parts, stride: db_len, count: token_blocks };
-        let to = gradient(gradients, &slice.b, slice.scale)?.pointer;
+        let to = gradient(gradients, &slice.b, slice.scale).pointer;
         db_parts.add_up(cuda, (columns, rank), to, rank, DType::F32, slice.scale)
     })
 }
@@ -130,7 +130,7 @@ pub(super) fn factor_gradients(
         launch(cuda, "lora_factor_gradients", dropout, grid, 128, FACTOR_SHARED, arguments)?;
         super::each_slice(slices, |slice, first| {
             let parts = Parts { pointer: parts.address(first * x.cols), stride: len, count: token_blocks };
-            let to = gradient(gradients, &slice.a, 1.0)?.pointer;
+            let to = gradient(gradients, &slice.a, 1.0).pointer;
             parts.add_up(cuda, (slice.a.rows, x.cols), to, x.cols, DType::F32, keep(dropout))
         })
     })
