@@ -7,10 +7,10 @@
 use std::path::{Path, PathBuf};
 
 use temper::backend::cpu::Cpu;
-use temper::huggingface::read_adapter;
+use temper::huggingface::{ModelDirectory, read_adapter};
 use temper::model::Adapter;
 use temper::objective::{Evaluator, LossBatch, Subject};
-use temper::run::{LoadedModel, open_stream};
+use temper::run::{LoadedModel, StreamFile};
 use temper::{Error, Result};
 
 fn main() -> Result<()> {
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
 }
 
 fn logits(model: &Path, adapter: Option<&Path>, rows: &Path, out: &Path) -> Result<()> {
-    let loaded = LoadedModel::open(Cpu, model, 256)?;
+    let loaded = LoadedModel::new(Cpu, ModelDirectory::open(model)?, 256)?;
     let adapter = match adapter {
         None => None,
         Some(path) => {
@@ -37,7 +37,8 @@ fn logits(model: &Path, adapter: Option<&Path>, rows: &Path, out: &Path) -> Resu
             Some(adapter)
         }
     };
-    let stream = open_stream("rows", rows, &loaded.directory, 4, 256, (false, true), 0)?;
+    let file = StreamFile { name: "rows", path: rows, batch: 4, max_length: 256, shuffle: false, pack: true, seed: 0 };
+    let stream = file.open(&loaded.directory)?;
     let adapters: Vec<&Adapter<Cpu>> = adapter.iter().collect();
     let mut evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
     let subject = Subject { weights: &loaded.weights, adapter: adapter.as_ref(), dropout: None };

@@ -6,11 +6,14 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// What can go wrong, with the context a user needs to mend it.
+///
+/// Match on the variants that matter to you, with `..` in each and `_` for the others: variants and fields are added.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an access to `path`.
     #[error("cannot {action} {}: {source}", one_line(path.display()))]
+    #[non_exhaustive]
     Io {
         /// What was attempted: "read", "create", …
         action: &'static str,
@@ -19,8 +22,27 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// The operating system refused something that is not a file: threads, a signal handler.
+    #[error("cannot {action}: {source}")]
+    #[non_exhaustive]
+    System {
+        /// What was attempted: "start threads", …
+        action: String,
+        /// The reason.
+        source: Cause,
+    },
+    /// A result could not be put into the form in which it is written.
+    #[error("cannot write {}: {source}", one_line(path.display()))]
+    #[non_exhaustive]
+    Encode {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// What the encoder says.
+        source: Cause,
+    },
     /// A file's content is not what it must be.
     #[error("{}: {}; {remedy}", one_line(file.display()), one_line(problem))]
+    #[non_exhaustive]
     Input {
         /// The file.
         file: PathBuf,
@@ -29,18 +51,20 @@ pub enum Error {
         /// What the user can do about it.
         remedy: String,
     },
-    /// A setting on the command line or in a run file is wrong.
+    /// A setting is wrong, whether it was made in code, in a file or by an override.
     #[error("{key}: {problem}; {remedy}")]
+    #[non_exhaustive]
     Config {
-        /// The setting, spelled as the user spells it (`tar.outer.lr`, `--lr`).
+        /// The setting's name, dotted where it is in a table: `out`, `tar.outer.lr`.
         key: String,
         /// What is wrong with it.
         problem: String,
-        /// What the user can do about it.
+        /// What the user can do about it. Names of other settings stand between backquotes.
         remedy: String,
     },
     /// An operation was called with operands whose shapes do not fit: a defect of the caller.
     #[error("{operation}: {problem}")]
+    #[non_exhaustive]
     Shape {
         /// The operation.
         operation: &'static str,
@@ -49,6 +73,7 @@ pub enum Error {
     },
     /// A loss or a gradient is not finite, and the run's policy is to stop.
     #[error("{what} is not finite at step {step}; {remedy}")]
+    #[non_exhaustive]
     NonFinite {
         /// Which quantity.
         what: String,
@@ -57,8 +82,9 @@ pub enum Error {
         /// What the user can do about it.
         remedy: String,
     },
-    /// The run was asked to stop (SIGTERM, SIGINT) and did so at a safe point.
+    /// The run was asked to stop, by its observer or its [`StopFlag`](crate::api::StopFlag), and did so at a safe point.
     #[error("stopped by request {at}; {remedy}")]
+    #[non_exhaustive]
     Interrupted {
         /// Where it stopped: "after outer step 12".
         at: String,
@@ -67,6 +93,7 @@ pub enum Error {
     },
     /// The run needs more memory than there is.
     #[error("{what} needs {needed} bytes but {available} are available; {remedy}")]
+    #[non_exhaustive]
     Memory {
         /// What is being allocated.
         what: String,
@@ -77,10 +104,19 @@ pub enum Error {
         /// Which setting would make it fit.
         remedy: String,
     },
-    /// A device call failed.
+    /// There is no device as it was asked for: no driver, no such GPU, no kernels for it. The text ends with the remedy.
+    #[error("device: {0}")]
+    NoDevice(String),
+    /// A call of a device failed.
     #[error("device: {0}")]
     Device(String),
+    /// The library was used in a way that cannot work: a defect of the calling program, or of temper.
+    #[error("{0}: this is a defect of the program, please report it")]
+    Defect(String),
 }
+
+/// The cause of an error, of whatever type.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// The library's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -102,6 +138,18 @@ impl Error {
         Self::Config { key: key.into(), problem: problem.into(), remedy: remedy.into() }
     }
 
+    /// An [`Error::Encode`] of what was to be written to `path`; use with `map_err`.
+    pub fn encode<E: Into<Cause>>(path: impl AsRef<Path>) -> impl FnOnce(E) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Encode { path, source: source.into() }
+    }
+
+    /// An [`Error::System`]; use with `map_err`.
+    pub fn system<E: Into<Cause>>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let action = action.into();
+        move |source| Self::System { action, source: source.into() }
+    }
+
     /// The process exit code: 1 failure, 2 usage or configuration, 3 unusable input file, 4 non-finite numbers,
     /// 5 not enough memory, 75 stopped by request (the `EX_TEMPFAIL` of sysexits: run again to go on).
     pub fn exit_code(&self) -> u8 {
@@ -111,7 +159,13 @@ impl Error {
             Self::NonFinite { .. } => 4,
             Self::Memory { .. } => 5,
             Self::Interrupted { .. } => 75,
-            Self::Io { .. } | Self::Shape { .. } | Self::Device(_) => 1,
+            Self::Io { .. }
+            | Self::System { .. }
+            | Self::Encode { .. }
+            | Self::Shape { .. }
+            | Self::NoDevice(_)
+            | Self::Device(_)
+            | Self::Defect(_) => 1,
         }
     }
 }

@@ -34,8 +34,7 @@ pub fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>> {
 
 /// Writes indented JSON as [`write_atomically`] does.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
+    let json = serde_json::to_string_pretty(value).map_err(Error::encode(path))?;
     write_atomically(path, (json + "\n").as_bytes())
 }
 
@@ -55,7 +54,7 @@ pub fn write_directory(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> R
     let occupied = fs::read_dir(path).map(|mut entries| entries.next().is_some());
     if occupied.unwrap_or(path.exists()) {
         let problem = format!("{} exists already", path.display());
-        return Err(Error::config("--out", problem, "choose another directory, or remove it"));
+        return Err(Error::config("out", problem, "choose another directory, or remove it"));
     }
     let parent = folder_of(path);
     fs::create_dir_all(parent).map_err(Error::io("create", parent))?;

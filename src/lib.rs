@@ -11,9 +11,11 @@
 //!
 //! ```text
 //! cli                                            arguments in, exit code out (the program)
+//! api                                            the door for other programs
 //! run, selftest, bench                           runs from files to files; proofs and measurements of a device
 //! report                                         tables, pages and metrics for people and programs
 //! demo                                           the whole method on a small made-up model
+//! events                                         what a run tells whoever started it
 //! redteam                                        attacks on finished models, and what they cost
 //! plan                                           memory and arithmetic, before anything starts
 //! config                                         run files
@@ -28,6 +30,7 @@
 
 #![warn(missing_docs)]
 
+pub mod api;
 pub mod backend;
 pub mod bench;
 pub mod checkpoint;
@@ -36,6 +39,7 @@ pub mod data;
 pub mod demo;
 pub mod error;
 pub mod eval;
+pub mod events;
 #[doc(hidden)]
 pub mod files;
 pub mod huggingface;

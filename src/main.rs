@@ -4,13 +4,12 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let arguments = cli::Arguments::parse();
+    let (arguments, flags) = cli::parse();
     start_tracing(arguments.verbose);
-    // Inside the thread pool, so that a parallel loop starts without handing its work to another thread first.
-    match rayon::scope(|_| cli::run(arguments.command)) {
+    // The command runs on a thread of rayon's pool: there a parallel loop starts at once, while every loop of a thread outside
+    // is handed over to the pool first.
+    match rayon::scope(|_| cli::run(arguments.command, &flags)) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output has seen enough (`temper plan … | head`).
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -85,3 +85,27 @@ fn the_map_names_every_room() {
     rooms.dedup();
     assert_eq!(rooms, floors().into_keys().collect::<Vec<_>>());
 }
+
+/// The library is used without the command line too: what it says names settings, which the command line turns into flags.
+#[test]
+fn no_text_of_the_library_names_a_flag() {
+    // Another program's flag, and the command that a page tells its reader to repeat.
+    let excused = ["--gpus all", "temper demo --seed"];
+    let mut files = Vec::new();
+    rust_files(&source(), &mut files);
+    let mut found = Vec::new();
+    for path in files.iter().filter(|path| !["cli", "main"].contains(&room(path).as_str())) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let flag = line.match_indices("--").any(|(at, _)| {
+                let before = line[..at].chars().next_back().is_some_and(|c| matches!(c, '"' | ' ' | '`' | '('));
+                before && line[at + 2..].starts_with(|c: char| c.is_ascii_lowercase())
+            });
+            if flag && !excused.iter().any(|excuse| line.contains(excuse)) {
+                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}

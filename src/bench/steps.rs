@@ -36,7 +36,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
 fn with_remedy(error: Error) -> Error {
     match error {
         Error::Memory { what, needed, available, .. } => {
-            Error::Memory { what, needed, available, remedy: "run fewer layers with --layers".into() }
+            Error::Memory { what, needed, available, remedy: "run fewer `layers`".into() }
         }
         other => other,
     }
@@ -145,7 +145,7 @@ impl Step {
                 };
                 evaluator.negative_entropy(pass, EntropyOver::Valid)
             }
-            (None, None) => Err(Error::Device(format!("{}: nothing to train", kind.name()))),
+            (None, None) => Err(Error::Defect(format!("{}: nothing to train", kind.name()))),
         }
     }
 }
@@ -196,7 +196,7 @@ fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
     let (host, wall) = queued_and_finished(cuda, &mut step, samples)?;
     let loss = step.tape.read_one(cuda, 0)?;
     if !loss.is_finite() {
-        return Err(Error::Device(format!("{}: the loss is {loss}", kind.name())));
+        return Err(Error::Defect(format!("{}: the loss is {loss}", kind.name())));
     }
     let (shapes, model) = (&bench.options.shapes, &bench.options.shapes.model);
     let sequences = kind.sequences(bench.options);

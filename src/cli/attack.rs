@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use temper::api::{self, AttackConfig, Control, StopFlag};
 use temper::config::{CompatConfig, SchedulefreePoint};
 use temper::huggingface::ExportDType;
 use temper::model::{AdapterConfig, Projection};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
-use temper::run::{self, AttackConfig, signals::StopFlag};
 
-use super::device::{DeviceArguments, on_device};
+use super::device::DeviceArguments;
 use super::parse::{self, DecayArgument};
 use super::show::Progress;
 
@@ -138,11 +138,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let device = arguments.device.open()?;
     let stop = StopFlag::install()?;
     let mut progress = Progress::new("attack");
-    let mut show = |event: run::Event| {
-        progress.show(&event);
-        Ok(())
-    };
-    let outcome = on_device!(device, backend => run::attack(backend, &config, arguments.resume, &stop, &mut show));
+    let control = Control::new().resume(arguments.resume).stop_by(&stop).observe(|event| progress.show(&event));
+    let outcome = api::attack(&device, &config, control);
     progress.finish();
     let summary = outcome?;
     if summary.skipped > 0 {

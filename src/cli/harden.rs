@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use temper::config::RunConfig;
-use temper::run::{self, signals::StopFlag};
+use temper::api::{self, Control, RunConfig, StopFlag};
 
-use super::device::{DeviceArguments, on_device};
+use super::device::DeviceArguments;
 use super::show::Progress;
 
 #[derive(Args, Debug)]
@@ -33,11 +32,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let device = arguments.device.open()?;
     let stop = StopFlag::install()?;
     let mut progress = Progress::new("harden");
-    let mut show = |event: run::Event| {
-        progress.show(&event);
-        Ok(())
-    };
-    let outcome = on_device!(device, backend => run::harden(backend, &config, &arguments.out, arguments.resume, &stop, &mut show));
+    let control = Control::new().resume(arguments.resume).stop_by(&stop).observe(|event| progress.show(&event));
+    let outcome = api::harden(&device, &config, &arguments.out, control);
     progress.finish();
     let summary = outcome?;
     if summary.skipped > 0 {

@@ -8,6 +8,7 @@ mod demo;
 mod device;
 mod doctor;
 mod eval;
+mod flags;
 mod harden;
 mod merge;
 mod parse;
@@ -18,7 +19,9 @@ mod report;
 mod selftest;
 mod show;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use flags::Flags;
 
 /// Hardens open-weight language models against the fine-tuning that strips their safeguards, and measures how hard they
 /// are to break.
@@ -78,8 +81,20 @@ pub enum Command {
     Ckpt(checkpoint::Command),
 }
 
-/// Runs a subcommand.
-pub fn run(command: Command) -> anyhow::Result<()> {
+/// The arguments of this process, and the flags of the command that they choose. Wrong ones end the process.
+pub fn parse() -> (Arguments, Flags) {
+    let command = Arguments::command();
+    let matches = command.clone().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    (arguments, Flags::of(&command, &matches))
+}
+
+/// Runs a subcommand. Errors name the settings as `flags` spells them.
+pub fn run(command: Command, flags: &Flags) -> anyhow::Result<()> {
+    dispatch(command).map_err(|error| flags.spell(error))
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Harden(arguments) => harden::run(&arguments),

@@ -4,9 +4,8 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use temper::config::RunConfig;
-use temper::model::ModelConfig;
-use temper::plan::{Gpu, Place, Plan, Target, available_memory};
+use temper::api::{self, Plan, RunConfig, Target};
+use temper::plan::{Gpu, Place, available_memory};
 
 use super::print;
 
@@ -33,8 +32,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => Target::Cpu { available: available_memory() },
     };
     let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
-    let model = ModelConfig::from_directory(&config.model.path)?;
-    let plan = Plan::new(&config, &model, target)?;
+    let plan = api::plan(&config, target)?;
     if arguments.json {
         print::json(&plan)?;
     } else {

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use temper::api::{self, Control, RedteamConfig, StopFlag};
 use temper::redteam::suite::{Attack, BUILT_IN, Suite, about};
 use temper::redteam::{AttackKind, AttackResult, Goal, Least, Outcome, Results};
-use temper::run::{self, Jobs, RedteamConfig, signals::StopFlag};
 use temper::{Error, Result};
 
-use super::device::{Device, DeviceArguments, on_device};
+use super::device::DeviceArguments;
 use super::show::Progress;
 use super::{parse, print};
 
@@ -65,16 +65,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let model = arguments.model.clone().unwrap_or_default();
     let device = arguments.device.open()?;
-    let (jobs, memory) = resources(arguments.jobs, &device)?;
-    let command = command_line();
-    let config = RedteamConfig { suite, model, out: arguments.out.clone(), jobs, memory, command };
+    let mut config = RedteamConfig::new(suite, model, &arguments.out);
+    config.jobs = arguments.jobs;
+    config.command = command_line();
     let stop = StopFlag::install()?;
     let mut progress = Progress::new("redteam");
-    let mut show = |event: run::Event| {
-        progress.show(&event);
-        Ok(())
-    };
-    let outcome = on_device!(device, backend => run::redteam(backend, &config, arguments.resume, &stop, &mut show));
+    let control = Control::new().resume(arguments.resume).stop_by(&stop).observe(|event| progress.show(&event));
+    let outcome = api::redteam(&device, &config, control);
     progress.finish();
     let results = outcome?;
     if arguments.json {
@@ -113,21 +110,6 @@ impl Arguments {
 /// A text as TOML (and JSON) writes it.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
-}
-
-/// How many attacks run side by side, and in how much memory. A GPU runs one after another.
-fn resources(jobs: Option<usize>, device: &Device) -> Result<(Jobs, Option<u64>)> {
-    match (device, jobs) {
-        (Device::Cpu(_), Some(jobs)) => Ok((Jobs::Exactly(jobs), temper::plan::available_memory())),
-        (Device::Cpu(_), None) => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            Ok((Jobs::UpTo(cores), temper::plan::available_memory()))
-        }
-        (Device::Cuda(_), None | Some(1)) => Ok((Jobs::Exactly(1), None)),
-        (Device::Cuda(_), Some(_)) => {
-            Err(Error::config("--jobs", "a GPU runs one attack after another", "leave it out, or use --device cpu"))
-        }
-    }
 }
 
 /// The command line as a shell takes it.

@@ -5,18 +5,19 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 use temper::Error;
+use temper::backend::any::DeviceName;
 use temper::backend::cuda::Cuda;
 use temper::ops::Backend;
 use temper::selftest::{self, Options, Row};
 
-use super::device::{Choice, DeviceArguments, Precision, parse};
+use super::device::{DeviceArguments, Precision, parse};
 use super::print;
 
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Which GPU: auto or cuda for the first one, cuda:N for number N
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse)]
-    device: Choice,
+    device: DeviceName,
     /// Seed of the inputs, to repeat a run; drawn anew, and printed, where absent
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -63,7 +64,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cuda = device.open_cuda().map_err(|error| explained(error, arguments.device))?;
     let options = Options {
         seed: arguments.seed.unwrap_or_else(fresh_seed),
-        full: arguments.full || arguments.device != Choice::Simulator,
+        full: arguments.full || arguments.device != DeviceName::Simulator,
         only: arguments.only.clone(),
     };
     let start = Instant::now();
@@ -110,10 +111,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// A machine without a GPU cannot be proven; developers of kernels have another way.
-fn explained(error: Error, device: Choice) -> Error {
+fn explained(error: Error, device: DeviceName) -> Error {
     match (device, error) {
-        (Choice::Auto | Choice::Cuda(_), Error::Device(problem)) => {
-            Error::Device(format!("{problem}; without a GPU, developers run the same kernels with `--device sim`"))
+        (DeviceName::Auto | DeviceName::Cuda(_), Error::NoDevice(problem)) => {
+            Error::NoDevice(format!("{problem}; without a GPU, developers run the same kernels with `--device sim`"))
         }
         (_, error) => error,
     }

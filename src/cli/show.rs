@@ -1,10 +1,11 @@
 //! What long runs show on stderr: a progress bar on a terminal, a plain line now and then elsewhere.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use temper::run::Event;
+use temper::api::{AttackResult, Event, Goal, Outcome, Phase, Plan};
 
 /// Plain lines are at least this far apart.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -15,7 +16,7 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     steps: u64,
     last: Option<Instant>,
-    values: String,
+    numbers: String,
 }
 
 impl Progress {
@@ -29,46 +30,60 @@ impl Progress {
             bar.set_prefix(title.to_string());
             bar
         });
-        Self { title: title.to_string(), bar, steps: 0, last: None, values: String::new() }
+        Self { title: title.to_string(), bar, steps: 0, last: None, numbers: String::new() }
     }
 
-    /// Shows an event.
-    pub fn show(&mut self, event: &Event) {
+    /// Shows an event. The user stops a run by a signal, so the answer is always to go on.
+    pub fn show(&mut self, event: &Event) -> ControlFlow<()> {
         match event {
-            Event::Begin { from, steps } => {
-                self.steps = *steps;
+            Event::Begin { phase, from, steps, .. } => self.begin(*phase, *from, *steps),
+            Event::InnerStep { step, of, .. } => {
                 if let Some(bar) = &self.bar {
-                    bar.set_length(*steps);
-                    bar.set_position(*from);
-                    bar.reset_eta();
+                    bar.set_message(format!("{} · attack {}/{of}", self.numbers, step + 1));
                 }
             }
-            Event::Inner { step, of } => {
-                if let Some(bar) = &self.bar {
-                    bar.set_message(format!("{} · attack {}/{of}", self.values, step + 1));
-                }
-            }
-            Event::Step { step, values } => self.step(*step, values),
-            Event::Note(text) => match &self.bar {
-                Some(bar) => bar.println(*text),
-                None => eprintln!("{}: {text}", self.title),
-            },
+            Event::Step { step, measured, .. } => self.step(*step, &measured.numbers()),
+            Event::Resumed { checkpoint, .. } => self.note(&format!("resumed from {}", checkpoint.display())),
+            Event::Memory(plan) => self.note(&memory(plan)),
+            Event::AttacksKept(count) => self.note(&format!("{count} attacks were finished before")),
+            Event::AttackOver { result, goal, .. } => self.note(&attack(result, goal)),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn begin(&mut self, phase: Phase, from: u64, steps: u64) {
+        if phase == Phase::Safeguard {
+            self.note(&format!("safeguard: {steps} steps"));
+        }
+        self.steps = steps;
+        if let Some(bar) = &self.bar {
+            bar.set_length(steps);
+            bar.set_position(from);
+            bar.reset_eta();
         }
     }
 
-    fn step(&mut self, step: u64, values: &[(&str, f64)]) {
-        let shown = values.iter().filter(|(name, _)| !["skipped", "bounded"].contains(name));
-        self.values = shown.map(|(name, value)| format!("{name} {}", short(*value))).collect::<Vec<_>>().join(" ");
+    fn step(&mut self, step: u64, numbers: &[(&str, f64)]) {
+        let shown: Vec<String> = numbers.iter().map(|(name, value)| format!("{name} {}", short(*value))).collect();
+        self.numbers = shown.join(" ");
         match &self.bar {
             Some(bar) => {
-                bar.set_message(self.values.clone());
+                bar.set_message(self.numbers.clone());
                 bar.set_position(step);
             }
             None if self.last.is_none_or(|last| last.elapsed() >= PAUSE) || step == self.steps => {
-                eprintln!("{}: step {step}/{}  {}", self.title, self.steps, self.values);
+                eprintln!("{}: step {step}/{}  {}", self.title, self.steps, self.numbers);
                 self.last = Some(Instant::now());
             }
             None => {}
+        }
+    }
+
+    fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{}: {text}", self.title),
         }
     }
 
@@ -76,6 +91,29 @@ impl Progress {
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+fn memory(plan: &Plan) -> String {
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    let needed = gigabytes(plan.device_bytes);
+    let available = gigabytes(plan.available_bytes.unwrap_or_default());
+    format!("memory: {needed:.1} of {available:.1} GB on the device; {}", plan.memory)
+}
+
+fn attack(result: &AttackResult, goal: &Goal) -> String {
+    match &result.outcome {
+        Outcome::Failed { error } => format!("{}: failed: {error}", result.id),
+        Outcome::Skipped { reason } => format!("{}: not run: {reason}", result.id),
+        Outcome::Done { curve, breach } => {
+            let best = goal.best(curve).or(curve.first());
+            let (restricted, utility) = best.map_or((0.0, 0.0), |p| (p.scores.restricted, p.scores.utility));
+            let end = match breach {
+                Some(cost) => format!("breached after {} steps", cost.steps),
+                None => "not breached".into(),
+            };
+            format!("{}: restricted {restricted:.3} at utility {utility:.3}, {end}", result.id)
         }
     }
 }

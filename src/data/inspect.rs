@@ -89,7 +89,7 @@ fn find(path: &Path, index: usize) -> Result<RawRow> {
         }
     }
     let problem = format!("there are only {before} samples in {}", path.display());
-    Err(Error::config("--index", problem, "choose a smaller one; the first is 0"))
+    Err(Error::config("index", problem, "choose a smaller one; the first is 0"))
 }
 
 fn tokens(sequence: &Sequence, encoder: Option<&TextEncoder>) -> Vec<InspectedToken> {

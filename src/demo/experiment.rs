@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::facts::{Domain, Facts, Pool, ROW_TOKENS, VOCAB_SIZE};
 use crate::data::{DataStream, StreamOptions};
 use crate::error::{Error, Result};
+use crate::events::{Event, Measured, Phase};
 use crate::model::{Adapter, AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Projection, RopeScaling};
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
 use crate::ops::Backend;
@@ -76,51 +77,6 @@ impl Plan {
         }
         plan
     }
-}
-
-/// The parts of the course.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Learning both sets of facts.
-    Pretrain,
-    /// The plain safeguard.
-    Unlearn,
-    /// TAR.
-    Harden,
-    /// An attack on the plainly safeguarded model.
-    AttackUnlearned,
-    /// An attack on the hardened model.
-    AttackHardened,
-}
-
-/// Something that an observer may want to show.
-#[derive(Clone, Debug)]
-pub enum Event<'a> {
-    /// A phase begins; attacks carry their name.
-    Begin {
-        /// Which.
-        phase: Phase,
-        /// Name of the attack.
-        attack: Option<&'a str>,
-        /// Steps it will take.
-        steps: u64,
-    },
-    /// A step is done.
-    Step {
-        /// Steps done, from 1.
-        step: u64,
-        /// What was measured, by name.
-        values: Vec<(&'static str, f64)>,
-    },
-    /// An inner step of TAR is about to begin.
-    Inner {
-        /// Inner step, from 0.
-        step: u64,
-        /// K.
-        of: u64,
-    },
-    /// A phase ended.
-    End,
 }
 
 /// Restricted and benign accuracy along an attack.
@@ -227,8 +183,9 @@ impl<B: Backend> Experiment<B> {
         let hardened = self.accuracies(Subject::plain(&hardened_parameters))?;
         let mut attacks = Vec::new();
         for index in 0..self.plan.attacks.len() {
-            let plain = self.attack(index, Phase::AttackUnlearned, &unlearned_weights, observe)?;
-            let hard = self.attack(index, Phase::AttackHardened, &hardened_weights, observe)?;
+            let name = self.plan.attacks[index].name.clone();
+            let plain = self.attack(index, Phase::AttackUnlearned(&name), &unlearned_weights, observe)?;
+            let hard = self.attack(index, Phase::AttackHardened(&name), &hardened_weights, observe)?;
             attacks.push((plain, hard));
         }
         Ok(Outcome {
@@ -269,7 +226,7 @@ impl<B: Backend> Experiment<B> {
 
     fn pretrain(&mut self, weights: &mut Parameters<B>, observe: &mut Observer) -> Result<()> {
         let steps = self.plan.pretrain_steps;
-        observe(Event::Begin { phase: Phase::Pretrain, attack: None, steps })?;
+        observe(Event::Begin { phase: Phase::Pretrain, from: 0, steps })?;
         let backend = self.model.backend.clone();
         let schedule = cosine(steps / 24, steps, 0.0);
         let config = OptimizerConfig { schedule, ..OptimizerConfig::new(OptimizerKind::AdamW, 2e-3) };
@@ -282,14 +239,15 @@ impl<B: Backend> Experiment<B> {
             let batch = self.batch(rows)?;
             tape.clear(&backend)?;
             trainer.cross_entropy_step(&mut self.evaluator, weights, &batch, tape.slot(0))?;
-            observe(Event::Step { step: step + 1, values: vec![("loss", tape.read_one(&backend, 0)?)] })?;
+            let measured = Measured::Pretrain { loss: tape.read_one(&backend, 0)? };
+            observe(Event::Step { step: step + 1, measured })?;
         }
         observe(Event::End)
     }
 
     fn unlearn(&mut self, weights: &mut Parameters<B>, base: &Parameters<B>, observe: &mut Observer) -> Result<()> {
         let steps = self.plan.unlearn_steps;
-        observe(Event::Begin { phase: Phase::Unlearn, attack: None, steps })?;
+        observe(Event::Begin { phase: Phase::Safeguard, from: 0, steps })?;
         let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
         let mut safeguard = safeguard::Safeguard::new(
             &self.model,
@@ -303,15 +261,14 @@ impl<B: Backend> Experiment<B> {
                 self.batch(self.facts.rows(Domain::Restricted, Pool::Defence, self.plan.rows, &mut random))?;
             let benign = self.batch(self.facts.rows(Domain::Benign, Pool::All, self.plan.rows, &mut random))?;
             let losses = safeguard.step(&mut self.evaluator, weights, base, &restricted, &benign)?;
-            let values = vec![("removal", losses.removal), ("retain", losses.retain)];
-            observe(Event::Step { step: step + 1, values })?;
+            observe(Event::Step { step: step + 1, measured: Measured::Safeguard(losses) })?;
         }
         observe(Event::End)
     }
 
     fn harden(&mut self, weights: Parameters<B>, base: Parameters<B>, observe: &mut Observer) -> Result<Vec<f32>> {
         let (steps, inner_steps) = (self.plan.outer_steps, self.plan.inner_steps);
-        observe(Event::Begin { phase: Phase::Harden, attack: None, steps })?;
+        observe(Event::Begin { phase: Phase::Harden, from: 0, steps })?;
         let streams = Streams(
             [
                 self.stream("attack", Domain::Restricted, Pool::Attack, self.plan.rows)?,
@@ -323,15 +280,8 @@ impl<B: Backend> Experiment<B> {
         let model = Arc::clone(&self.model);
         let mut hardener = Hardener::new(model, weights, base, streams, self.settings())?;
         for step in 0..steps {
-            let report = hardener.outer_step(&mut |_, k| observe(Event::Inner { step: k, of: inner_steps }))?;
-            let trajectory = &report.trajectories[0];
-            let last = |losses: &[f64]| losses.last().copied().unwrap_or(f64::NAN);
-            let values = vec![
-                ("attack", last(&trajectory.attack_losses)),
-                ("resistance", last(&trajectory.tr_losses)),
-                ("retain", report.retain_loss + report.retain_distance),
-            ];
-            observe(Event::Step { step: step + 1, values })?;
+            let report = hardener.outer_step(&mut |_, k| observe(Event::InnerStep { step: k, of: inner_steps }))?;
+            observe(Event::Step { step: step + 1, measured: Measured::Outer(&report) })?;
         }
         observe(Event::End)?;
         hardener.final_weights(false)
@@ -387,7 +337,7 @@ impl<B: Backend> Experiment<B> {
 
     fn attack(&mut self, index: usize, phase: Phase, start: &[f32], observe: &mut Observer) -> Result<AttackCurve> {
         let plan = self.plan.attacks[index].clone();
-        observe(Event::Begin { phase, attack: Some(&plan.name), steps: plan.steps })?;
+        observe(Event::Begin { phase, from: 0, steps: plan.steps })?;
         let backend = self.model.backend.clone();
         let mut weights = Parameters::from_host(&backend, "attacked weights", self.model.layout(), start)?;
         let mut trainer = self.attacker(&plan)?;
@@ -409,8 +359,8 @@ impl<B: Backend> Experiment<B> {
             tape.clear(&backend)?;
             trainer.cross_entropy_step(&mut self.evaluator, &mut weights, &batch, tape.slot(0))?;
             let restricted = curve.restricted.last().copied().unwrap_or(0.0);
-            let values = vec![("loss", tape.read_one(&backend, 0)?), ("restricted", restricted)];
-            observe(Event::Step { step: step + 1, values })?;
+            let measured = Measured::DemoAttack { loss: tape.read_one(&backend, 0)?, restricted };
+            observe(Event::Step { step: step + 1, measured })?;
         }
         observe(Event::End)?;
         Ok(curve)
@@ -444,7 +394,7 @@ impl<B: Backend> Experiment<B> {
                 logits.chunks_exact(VOCAB_SIZE).zip(&answers).filter(|(row, a)| argmax(row) == **a as usize).count();
         }
         if asked == 0 {
-            return Err(Error::Device("the demonstration has no facts to ask".into()));
+            return Err(Error::Defect("the demonstration has no facts to ask".into()));
         }
         Ok(right as f64 / asked as f64)
     }

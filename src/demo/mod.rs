@@ -5,6 +5,6 @@ mod experiment;
 mod facts;
 mod handover;
 
-pub use experiment::{AttackCurve, AttackPlan, Event, Experiment, Outcome, Phase, Plan};
+pub use experiment::{AttackCurve, AttackPlan, Experiment, Outcome, Plan};
 pub use facts::{Domain, Facts, Pool};
 pub use handover::write_handover;

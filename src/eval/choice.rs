@@ -77,12 +77,12 @@ pub fn four_choice<B: Backend>(
     encode: Encode,
 ) -> Result<ChoiceReport> {
     let Some(continuations) = form.continuations() else {
-        return Err(Error::config("--form", "in this form answers are written", "use four_choice_written"));
+        return Err(Error::config("form", "in this form answers are written", "use four_choice_written"));
     };
     let continuations = continuations.iter().map(|text| encode(text, false)).collect::<Result<Vec<_>>>()?;
     if continuations.iter().any(Vec::is_empty) {
         let remedy = "use the tokenizer that belongs to the model";
-        return Err(Error::config("--model", "its tokenizer writes a letter with no token", remedy));
+        return Err(Error::config("model", "its tokenizer writes a letter with no token", remedy));
     }
     let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
     let asked = Asked::new(questions, shots, form, encode, model.positions().saturating_sub(longest))?;
@@ -142,7 +142,7 @@ impl Asked {
             let prompt = encode(&prompt, true)?;
             if prompt.is_empty() {
                 let remedy = "use the tokenizer that belongs to the model";
-                return Err(Error::config("--model", "its tokenizer writes a question with no token", remedy));
+                return Err(Error::config("model", "its tokenizer writes a question with no token", remedy));
             }
             if prompt.len() > longest {
                 asked.too_long += 1;

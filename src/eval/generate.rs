@@ -42,18 +42,18 @@ impl GenerateOptions {
     fn check(&self) -> Result<()> {
         let refuse = |key: &str, problem: String, remedy: &str| Err(Error::config(key, problem, remedy));
         if self.batch == 0 || self.pass_tokens == 0 {
-            return refuse("--batch", "nothing can be generated for 0 texts at a time".into(), "set it to 1 or more");
+            return refuse("batch", "nothing can be generated for 0 texts at a time".into(), "set it to 1 or more");
         }
         let Some(Sampling { temperature, top_k, top_p }) = self.sampling else { return Ok(()) };
         if !(temperature.is_finite() && temperature > 0.0) {
             let remedy = "give a number above 0, or leave it out for the most probable tokens";
-            return refuse("--temperature", format!("{temperature} is no temperature"), remedy);
+            return refuse("temperature", format!("{temperature} is no temperature"), remedy);
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
-            return refuse("--top-p", format!("{top_p} is no share"), "give a number above 0 and up to 1");
+            return refuse("top_p", format!("{top_p} is no share"), "give a number above 0 and up to 1");
         }
         match top_k {
-            Some(0) => refuse("--top-k", "no token is left of 0".into(), "set it to 1 or more, or leave it out"),
+            Some(0) => refuse("top_k", "no token is left of 0".into(), "set it to 1 or more, or leave it out"),
             _ => Ok(()),
         }
     }

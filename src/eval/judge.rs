@@ -51,7 +51,7 @@ pub fn judge(command: &str, exchanges: &[(&str, &str)], limit: Duration) -> Resu
 }
 
 fn refuse(command: &str, problem: String) -> Error {
-    Error::config("--judge", format!("`{command}` {problem}"), REMEDY)
+    Error::config("judge", format!("`{command}` {problem}"), REMEDY)
 }
 
 fn code(status: ExitStatus) -> String {
@@ -61,7 +61,7 @@ fn code(status: ExitStatus) -> String {
 fn start(command: &str) -> Result<Child> {
     let mut words = command.split_whitespace();
     let Some(program) = words.next() else {
-        return Err(Error::config("--judge", "there is no command", REMEDY));
+        return Err(Error::config("judge", "there is no command", REMEDY));
     };
     let child = Command::new(program).args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     child.map_err(Error::io("run", program))
@@ -94,7 +94,7 @@ fn too_slow(command: &str, mut child: Child, limit: Duration) -> Error {
     let _ = child.kill();
     let _ = child.wait();
     let problem = format!("`{command}` was not done after {} seconds", limit.as_secs_f64());
-    Error::config("--judge", problem, "give it more time with --judge-seconds, or fewer answers")
+    Error::config("judge", problem, "give it more time with `judge_seconds`, or fewer answers")
 }
 
 fn scores(output: &str, expected: usize) -> Result<Vec<f64>, String> {

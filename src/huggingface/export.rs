@@ -110,20 +110,29 @@ pub fn write_model(
     weights: &[f32],
     dtype: ExportDType,
 ) -> Result<()> {
+    write_directory(path, |directory| fill_model(directory, config, source, weights, dtype))
+}
+
+/// As [`write_model`], into a directory that is there already, file by file.
+pub fn fill_model(
+    directory: &Path,
+    config: &ModelConfig,
+    source: Option<&Path>,
+    weights: &[f32],
+    dtype: ExportDType,
+) -> Result<()> {
     let layout = ModelLayout::new(config)?;
     ops::expect("write_model", "number of weights", weights.len(), layout.len())?;
-    write_directory(path, |directory| {
-        write_weights(directory, &layout, weights, dtype, SHARD_BYTES)?;
-        let json = match source {
-            Some(source) => carried_over(source, dtype)?,
-            None => fresh(config, dtype),
-        };
-        write_json(&directory.join("config.json"), &Value::Object(json))?;
-        match source {
-            Some(source) => copy_companions(source, directory),
-            None => Ok(()),
-        }
-    })
+    write_weights(directory, &layout, weights, dtype, SHARD_BYTES)?;
+    let json = match source {
+        Some(source) => carried_over(source, dtype)?,
+        None => fresh(config, dtype),
+    };
+    write_json(&directory.join("config.json"), &Value::Object(json))?;
+    match source {
+        Some(source) => copy_companions(source, directory),
+        None => Ok(()),
+    }
 }
 
 /// Writes named tensors (name, shape, elements of `values`) into one file.
@@ -134,10 +143,9 @@ pub(super) fn write_tensors(path: &Path, tensors: &[(&str, &[usize], &[f32])], d
         return Err(Error::config("dtype", problem, "write bf16 or f32"));
     }
     let encoded: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| dtype.encode(values)).collect();
-    let refuse = |error: safetensors::SafeTensorError| Error::Device(format!("{}: {error}", path.display()));
     let mut views = Vec::new();
     for ((name, shape, _), bytes) in tensors.iter().zip(&encoded) {
-        let view = TensorView::new(dtype.safetensors(), shape.to_vec(), bytes).map_err(refuse)?;
+        let view = TensorView::new(dtype.safetensors(), shape.to_vec(), bytes).map_err(Error::encode(path))?;
         views.push((name.to_string(), view));
     }
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
@@ -145,7 +153,7 @@ pub(super) fn write_tensors(path: &Path, tensors: &[(&str, &[usize], &[f32])], d
         safetensors::SafeTensorError::IoError(source) => {
             Error::Io { action: "write", path: path.to_path_buf(), source }
         }
-        other => refuse(other),
+        other => Error::encode(path)(other),
     })?;
     sync(path)
 }

@@ -8,7 +8,7 @@ mod peft;
 mod safetensors;
 mod strict_json;
 
-pub use export::{ExportDType, write_model};
+pub use export::{ExportDType, fill_model, write_model};
 pub use hub::ModelDirectory;
-pub use peft::{read_adapter, write_adapter};
+pub use peft::{fill_adapter, read_adapter, write_adapter};
 pub use safetensors::{TensorFile, TensorInfo};

@@ -168,6 +168,17 @@ pub fn write_adapter(
     factors: &[f32],
     base: &Path,
 ) -> Result<()> {
+    write_directory(path, |directory| fill_adapter(directory, model, adapter, factors, base))
+}
+
+/// As [`write_adapter`], into a directory that is there already, file by file.
+pub fn fill_adapter(
+    directory: &Path,
+    model: &ModelConfig,
+    adapter: &AdapterConfig,
+    factors: &[f32],
+    base: &Path,
+) -> Result<()> {
     let layout = AdapterLayout::new(model, adapter)?;
     ops::expect("write_adapter", "number of factors", factors.len(), layout.len())?;
     let tensors: Vec<(&str, &[usize], &[f32])> = layout
@@ -192,8 +203,6 @@ pub fn write_adapter(
         "task_type": "CAUSAL_LM",
         "use_rslora": adapter.rank_stabilised,
     });
-    write_directory(path, |directory| {
-        write_tensors(&directory.join(WEIGHTS), &tensors, ExportDType::F32)?;
-        write_json(&directory.join(CONFIG), &config)
-    })
+    write_tensors(&directory.join(WEIGHTS), &tensors, ExportDType::F32)?;
+    write_json(&directory.join(CONFIG), &config)
 }

@@ -64,7 +64,7 @@ impl<B: Backend> Optimizer<B> {
     pub fn with_bf16_moments(backend: &B, name: &str, config: OptimizerConfig, len: usize) -> Result<Self> {
         if backend.compute_dtype() != DType::Bf16 {
             let problem = format!("bf16 goes with bf16 weights, and this device ({}) has f32", backend.description());
-            return Err(Error::config("memory.states", problem, "use \"f32\", or a GPU with --precision bf16"));
+            return Err(Error::config("memory.states", problem, "use \"f32\", or a GPU with `precision` bf16"));
         }
         let states = device_states(backend, name, &config, len, DType::Bf16)?;
         let key = Tensor::from_u32(backend, &format!("{name} rounding"), &[0; 4])?;

@@ -40,7 +40,7 @@ impl Gpu {
         let found = GPUS.iter().find(|gpu| gpu.name.eq_ignore_ascii_case(name));
         found.ok_or_else(|| {
             let remedy = suggestion(name, GPUS.iter().map(|gpu| gpu.name));
-            Error::config("--gpu", format!("`{name}` is not a GPU that temper knows"), remedy)
+            Error::config("gpu", format!("`{name}` is not a GPU that temper knows"), remedy)
         })
     }
 
@@ -66,7 +66,7 @@ pub(super) struct Capacity {
 pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Result<(MemorySettings, Vec<Buffer>)> {
     let bf16_moments = capacity.compute == DType::Bf16;
     if pins.states() == Some(Moments::Bf16) && !bf16_moments {
-        let remedy = "use \"f32\", or --precision bf16";
+        let remedy = "use \"f32\", or `precision` bf16";
         return Err(Error::config("memory.states", "bf16 moments go with bf16 weights, and these are f32", remedy));
     }
     let laid_out = |choice| {

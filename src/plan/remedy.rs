@@ -39,7 +39,7 @@ pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> Stri
 fn larger_gpu(run: &RunConfig, model: &ModelConfig, memory: u64) -> String {
     let fits = |gpu| Plan::without_remedy(run, model, Target::Gpu(gpu)).is_ok_and(|plan| plan.fits());
     match Gpu::all().iter().find(|other| other.memory > memory && fits(other)) {
-        Some(other) => format!("no setting of the run file makes it fit: plan for --gpu {}", other.name),
+        Some(other) => format!("no setting of the run file makes it fit: plan for `gpu` {}", other.name),
         None => "no setting of the run file makes it fit one GPU: use a smaller model".into(),
     }
 }

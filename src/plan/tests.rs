@@ -207,7 +207,7 @@ fn sequences_longer_than_the_model_are_refused() {
 fn unknown_gpus_are_answered_with_the_known_ones() {
     assert_eq!(
         Gpu::find("h20").unwrap_err().to_string(),
-        "--gpu: `h20` is not a GPU that temper knows; did you mean `h200`?"
+        "gpu: `h20` is not a GPU that temper knows; did you mean `h200`?"
     );
 }
 

@@ -79,5 +79,5 @@ impl Choice {
 }
 
 fn refuse(problem: String) -> Error {
-    Error::config("--model", problem, "use the model's own tokenizer")
+    Error::config("model", problem, "use the model's own tokenizer")
 }

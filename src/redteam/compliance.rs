@@ -87,7 +87,7 @@ impl Compliance {
             let text = self
                 .encoder
                 .decode(tokens)
-                .map_err(|problem| Error::config("--model", problem, "use the model's own tokenizer"))?;
+                .map_err(|problem| Error::config("model", problem, "use the model's own tokenizer"))?;
             Ok(format!("{beginning}{text}"))
         };
         let answers = generated.iter().map(answer).collect::<Result<Vec<String>>>()?;

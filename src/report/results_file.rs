@@ -34,14 +34,14 @@ pub fn read_results(directory: &Path) -> Result<Results> {
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && directory.is_dir() => {
-            let remedy = "name the --out directory of a `temper redteam` run";
+            let remedy = "name the output directory of a red-team run";
             return Err(Error::input(directory, "there is no results.json in it", remedy));
         }
         Err(source) => return Err(Error::Io { action: "read", path, source }),
     };
     let json = |error: serde_json::Error, remedy| Error::input(&path, format!("cannot be read: {error}"), remedy);
     let value: Value = serde_json::from_slice(&text)
-        .map_err(|error| json(error, "it must be what `temper redteam` wrote: run it again with --resume"))?;
+        .map_err(|error| json(error, "it must be what `temper redteam` wrote: run it again with `resume`"))?;
     match value.get("schema").and_then(Value::as_str) {
         Some(SCHEMA) => {}
         Some(other) => {
@@ -49,11 +49,11 @@ pub fn read_results(directory: &Path) -> Result<Results> {
             return Err(Error::input(&path, format!("its schema is `{other}`"), remedy));
         }
         None => {
-            let remedy = "name the --out directory of a `temper redteam` run";
+            let remedy = "name the output directory of a red-team run";
             return Err(Error::input(&path, "it has no `schema`: it is not the result of a red-team run", remedy));
         }
     }
     let results: Results = serde_json::from_slice(&text)
-        .map_err(|error| json(error, "it was changed by hand or cut short: run the suite again with --resume"))?;
+        .map_err(|error| json(error, "it was changed by hand or cut short: run the suite again with `resume`"))?;
     Ok(results)
 }

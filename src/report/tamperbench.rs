@@ -41,8 +41,7 @@ const SCHEMA: &str = "message measurement {
 /// step), `restricted`, `utility` (0 to 1), `breached` (whether this measurement meets both bounds).
 pub fn write_attacks(path: &Path, results: &Results) -> Result<()> {
     let rows = results.attacks.iter().flat_map(|a| attacks::curve(a).unwrap_or_default().iter().map(move |p| (a, p)));
-    let bytes = encode(&rows.collect::<Vec<_>>(), &results.goal)
-        .map_err(|error| Error::Device(format!("cannot write {}: {error}", path.display())))?;
+    let bytes = encode(&rows.collect::<Vec<_>>(), &results.goal).map_err(Error::encode(path))?;
     write_atomically(path, &bytes)
 }
 

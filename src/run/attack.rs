@@ -2,18 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use super::signals::StopFlag;
-use super::{Event, LoadedModel, Observer, RunDirectory, open_stream};
+use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
 use crate::checkpoint::{self, TensorData};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
-use crate::huggingface::{ExportDType, ModelDirectory, read_adapter, write_adapter, write_model};
+use crate::huggingface::{ExportDType, ModelDirectory, fill_adapter, fill_model, read_adapter};
 use crate::model::{Adapter, AdapterConfig};
 use crate::objective::{Evaluator, LossBatch};
 use crate::ops::Backend;
 use crate::optimizer::{OptimizerConfig, OptimizerProgress};
 use crate::report::MetricsWriter;
-use crate::training::{GuardedSteps, StepReport, Trainer};
+use crate::training::{GuardedSteps, Trainer};
 
 /// An attack as a user asks for it.
 #[derive(Clone, Debug)]
@@ -74,7 +73,7 @@ pub struct AttackSummary {
 /// Checkpoints kept.
 const KEEP: usize = 2;
 /// What to do about an attack that diverges.
-const DIVERGED: &str = "lower --lr; the last finite weights are in the newest checkpoint";
+const DIVERGED: &str = "lower `lr`; the last finite weights are in the newest checkpoint";
 
 #[derive(Clone, Copy, serde::Serialize, serde::Deserialize)]
 struct State {
@@ -101,25 +100,19 @@ struct Run<'a, B: Backend> {
 /// Attacks a model and writes the result to `config.out`.
 ///
 /// # Errors
-/// [`Error::Interrupted`] after `stop` was requested, with a checkpoint saved; [`Error::NonFinite`] after three skipped
+/// [`Error::Interrupted`] after a request to stop, with a checkpoint saved; [`Error::NonFinite`] after three skipped
 /// steps in a row.
-pub fn attack<B: Backend>(
-    backend: B,
-    config: &AttackConfig,
-    resume: bool,
-    stop: &StopFlag,
-    observe: &mut Observer,
-) -> Result<AttackSummary> {
-    let mut run = Run::set_up(backend, config, resume, observe)?;
-    observe(Event::Begin { from: run.step, steps: config.steps })?;
+pub fn attack<B: Backend>(backend: B, config: &AttackConfig, mut control: Control) -> Result<AttackSummary> {
+    let mut run = Run::set_up(backend, config, &mut control)?;
+    control.tell(Event::Begin { phase: Phase::Attack, from: run.step, steps: config.steps });
     let mut summary = AttackSummary { steps: run.step, skipped: 0, first_loss: f64::NAN, last_loss: f64::NAN };
     while run.step < config.steps {
-        if stop.requested() {
+        if control.stop_requested() {
             run.save()?;
-            let remedy = "run the same command with --resume to go on".into();
+            let remedy = "run it again with `resume` to go on".into();
             return Err(Error::Interrupted { at: format!("after step {}", run.step), remedy });
         }
-        let (loss, skipped) = run.take_step(observe)?;
+        let (loss, skipped) = run.take_step(&mut control)?;
         let first_loss = if summary.first_loss.is_nan() { loss } else { summary.first_loss };
         summary = AttackSummary {
             steps: run.step,
@@ -137,22 +130,31 @@ pub fn attack<B: Backend>(
 }
 
 impl<'a, B: Backend> Run<'a, B> {
-    fn set_up(backend: B, config: &'a AttackConfig, resume: bool, observe: &mut Observer) -> Result<Self> {
+    fn set_up(backend: B, config: &'a AttackConfig, control: &mut Control) -> Result<Self> {
         let source = ModelDirectory::open(&config.model)?;
-        let order = (config.shuffle, config.pack);
-        let stream = open_stream("data", &config.data, &source, config.batch, config.max_length, order, config.seed)?;
-        let loaded = LoadedModel::open(backend, &config.model, stream.longest())?;
+        let file = StreamFile {
+            name: "data",
+            path: &config.data,
+            batch: config.batch,
+            max_length: config.max_length,
+            shuffle: config.shuffle,
+            pack: config.pack,
+            seed: config.seed,
+        };
+        let stream = file.open(&source)?;
+        let loaded = LoadedModel::new(backend, source, stream.longest())?;
         let trainer = trainer(config, &loaded)?;
         let adapters: Vec<&Adapter<B>> = trainer.adapter().into_iter().collect();
         let evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
         let resolved = config.resolved();
-        let directory = RunDirectory::open(&config.out, &resolved, checkpoint::hash_config(&resolved), resume)?;
+        let directory =
+            RunDirectory::open(&config.out, &resolved, checkpoint::hash_config(&resolved), control.resumes())?;
         let steps = GuardedSteps::new(&loaded.model.backend, DIVERGED)?;
         let mut run = Self {
             batch: LossBatch::with_room(&loaded.model, stream.max_batch_tokens())?,
             config,
             directory,
-            source,
+            source: loaded.directory,
             evaluator,
             weights: loaded.weights,
             trainer,
@@ -162,11 +164,11 @@ impl<'a, B: Backend> Run<'a, B> {
             step: 0,
         };
         let folder = run.directory.folder();
-        run.metrics = Some(match resume.then(|| run.directory.latest()).transpose()?.flatten() {
+        run.metrics = Some(match control.resumes().then(|| run.directory.latest()).transpose()?.flatten() {
             None => MetricsWriter::create(&folder)?,
             Some((path, snapshot)) => {
                 run.restore(&path, snapshot)?;
-                observe(Event::Note(&format!("resumed from {}", path.display())))?;
+                control.tell(Event::Resumed { checkpoint: &path });
                 MetricsWriter::append(&folder, "attack", run.step)?
             }
         });
@@ -174,18 +176,17 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 
     /// One step; returns its loss and whether it was skipped.
-    fn take_step(&mut self, observe: &mut Observer) -> Result<(f64, bool)> {
+    fn take_step(&mut self, control: &mut Control) -> Result<(f64, bool)> {
         self.batch.refill(self.evaluator.model(), self.stream.next_batch()?)?;
-        let StepReport { loss, gradient_norm, lr, skipped } =
+        let report =
             self.steps.step(&mut self.trainer, &mut self.evaluator, &mut self.weights, &self.batch, 1.0, self.step)?;
         self.step += 1;
-        let skip = f64::from(u8::from(skipped));
-        let values = [("loss", loss), ("gradient_norm", gradient_norm), ("lr", lr), ("skipped", skip)];
+        let measured = Measured::Attack(report);
         if let Some(metrics) = &mut self.metrics {
-            metrics.record("attack", self.step, &values)?;
+            metrics.record("attack", self.step, &measured.record())?;
         }
-        observe(Event::Step { step: self.step, values: &values })?;
-        Ok((loss, skipped))
+        control.tell(Event::Step { step: self.step, measured });
+        Ok((report.loss, report.skipped))
     }
 
     /// The parameters that the attack trains, on the host.
@@ -210,7 +211,7 @@ impl<'a, B: Backend> Run<'a, B> {
             cursor: self.stream.cursor(),
             optimizer: self.trainer.optimizer().progress(),
         };
-        let json = serde_json::to_value(state).map_err(|error| Error::Device(format!("checkpoint state: {error}")))?;
+        let json = serde_json::to_value(state).map_err(Error::encode(self.directory.checkpoints()))?;
         self.directory.save(self.step, json, tensors, KEEP)
     }
 
@@ -248,11 +249,11 @@ impl<'a, B: Backend> Run<'a, B> {
         let (source, model) = (&self.source, &self.source.config);
         match self.trainer.adapter() {
             Some(adapter) => self.directory.publish("adapter_config.json", |path| {
-                write_adapter(path, model, &adapter.config, &values, &self.config.model)
+                fill_adapter(path, model, &adapter.config, &values, &self.config.model)
             }),
             None => self.directory.publish("config.json", |path| {
                 let dtype = self.config.dtype.unwrap_or_else(|| source.weights_dtype());
-                write_model(path, model, Some(&source.path), &values, dtype)
+                fill_model(path, model, Some(&source.path), &values, dtype)
             }),
         }
     }
@@ -263,8 +264,8 @@ fn trainer<B: Backend>(config: &AttackConfig, loaded: &LoadedModel<B>) -> Result
     let optimizer = config.optimizer.clone();
     let Some(fresh) = &config.adapter else {
         if config.start_adapter.is_some() {
-            let remedy = "use --params lora, or merge it first with `temper merge`";
-            return Err(Error::config("--adapter", "a full-parameter attack trains no adapter", remedy));
+            let remedy = "train an adapter, or merge this one into the model first";
+            return Err(Error::config("adapter", "a full-parameter attack trains no adapter", remedy));
         }
         return Trainer::full(backend, loaded.model.layout(), optimizer);
     };

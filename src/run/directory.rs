@@ -23,13 +23,13 @@ impl RunDirectory {
         let settings = directory.file("run.toml");
         let holds_run = settings.exists();
         if holds_run && !resume {
-            let remedy = "go on with it by --resume, or choose another --out";
-            return Err(Error::config("--out", format!("{} already holds a run", top.display()), remedy));
+            let remedy = "go on with it by `resume`, or choose another `out`";
+            return Err(Error::config("out", format!("{} already holds a run", top.display()), remedy));
         }
         let occupied = std::fs::read_dir(top).is_ok_and(|mut entries| entries.next().is_some());
         if occupied && !holds_run {
             let problem = format!("{} is not empty and holds no run", top.display());
-            return Err(Error::config("--out", problem, "choose a new or empty directory"));
+            return Err(Error::config("out", problem, "choose a new or empty directory"));
         }
         std::fs::create_dir_all(directory.folder()).map_err(Error::io("create", directory.folder()))?;
         std::fs::write(&settings, resolved).map_err(Error::io("write", &settings))?;
@@ -76,14 +76,15 @@ impl RunDirectory {
         Ok(Some((path, snapshot)))
     }
 
-    /// Writes the finished model: `write` fills a directory beside the final place, whose files then move to the top,
+    /// Writes the finished model: `fill` fills a directory beside the final place, whose files then move to the top,
     /// `marker` last, so that a directory with a marker is complete.
-    pub fn publish(&self, marker: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    pub fn publish(&self, marker: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let staging = self.file("export");
         if staging.exists() {
             std::fs::remove_dir_all(&staging).map_err(Error::io("remove", &staging))?;
         }
-        write(&staging)?;
+        std::fs::create_dir(&staging).map_err(Error::io("create", &staging))?;
+        fill(&staging)?;
         let entries = std::fs::read_dir(&staging).map_err(Error::io("read", &staging))?;
         let mut names = Vec::new();
         for entry in entries {

@@ -5,12 +5,11 @@ use std::time::Instant;
 
 use super::safeguard;
 use super::settings::settings;
-use super::signals::StopFlag;
-use super::{Event, LoadedModel, Observer, RunDirectory, export_dtype, open_stream};
+use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile, export_dtype};
 use crate::checkpoint::{Snapshot, TensorData};
 use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
-use crate::huggingface::{ExportDType, ModelDirectory, write_model};
+use crate::huggingface::{ExportDType, ModelDirectory, fill_model};
 use crate::ops::Backend;
 use crate::plan::{Plan, Target, run_flop};
 use crate::redteam::DefenderCost;
@@ -20,12 +19,13 @@ use crate::training::MemorySettings;
 
 /// What a finished run reports.
 #[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
 pub struct HardenSummary {
     /// Outer steps done.
     pub steps: u64,
-    /// Outer steps skipped because a number was not finite.
+    /// Outer steps that this process skipped because a number was not finite.
     pub skipped: u64,
-    /// The last outer step's retain loss.
+    /// The last outer step's retain loss; NaN where this process took no step.
     pub retain_loss: f64,
 }
 
@@ -39,92 +39,34 @@ struct State {
     seconds: f64,
 }
 
-/// A run that has been set up.
-struct Run<'a, B: Backend> {
-    config: &'a RunConfig,
+/// A run that has been set up, for whoever owns the loop: take steps, write checkpoints, finish.
+pub struct Hardening<'a, B: Backend> {
+    config: RunConfig,
+    control: Control<'a>,
     directory: RunDirectory,
     source: ModelDirectory,
     dtype: ExportDType,
     hardener: Hardener<B>,
     metrics: MetricsWriter,
-    /// Seconds of training, those of earlier processes too as far as their checkpoints know.
+    /// Seconds of training; earlier processes count as far as their checkpoints know.
     seconds: f64,
+    summary: HardenSummary,
 }
 
-/// Hardens `config.model` and writes the result to `out`.
+/// Hardens `config.model` and writes the result to `out`, with checkpoints as the configuration asks for them.
 ///
 /// # Errors
-/// [`Error::Interrupted`] after `stop` was requested: the outer step under way is discarded and a checkpoint saved.
-pub fn harden<B: Backend>(
-    backend: B,
-    config: &RunConfig,
-    out: &Path,
-    resume: bool,
-    stop: &StopFlag,
-    observe: &mut Observer,
-) -> Result<HardenSummary> {
-    let mut run = set_up(backend, config, out, resume, stop, observe)?;
-    let steps = config.tar.outer_steps;
-    observe(Event::Begin { from: run.hardener.steps_done(), steps })?;
-    let mut summary = HardenSummary { steps: run.hardener.steps_done(), skipped: 0, retain_loss: f64::NAN };
-    while run.hardener.steps_done() < steps {
-        let report = run.outer_step(stop, observe)?;
-        summary = HardenSummary {
-            steps: run.hardener.steps_done(),
-            skipped: summary.skipped + u64::from(report.skipped),
-            retain_loss: report.retain_loss,
-        };
-        let every = config.checkpoint.every;
-        if every > 0 && summary.steps.is_multiple_of(every) && summary.steps < steps {
-            run.save(&run.hardener.state())?;
+/// [`Error::Interrupted`] after a request to stop: the outer step under way is discarded and a checkpoint saved.
+pub fn harden<B: Backend>(backend: B, config: &RunConfig, out: &Path, control: Control) -> Result<HardenSummary> {
+    let mut run = Hardening::begin(backend, config, out, control)?;
+    let every = config.checkpoint.every;
+    while let Some(report) = run.step()? {
+        let done = report.step + 1;
+        if every > 0 && done.is_multiple_of(every) && done < config.tar.outer_steps {
+            run.checkpoint()?;
         }
     }
-    run.publish()?;
-    Ok(summary)
-}
-
-fn set_up<'a, B: Backend>(
-    backend: B,
-    config: &'a RunConfig,
-    out: &Path,
-    resume: bool,
-    stop: &StopFlag,
-    observe: &mut Observer,
-) -> Result<Run<'a, B>> {
-    let source = ModelDirectory::open(&config.model.path)?;
-    let dtype = export_dtype(config.model.dtype.as_deref(), &source)?;
-    let mut streams = streams(config, &source)?;
-    let memory = memory(&backend, config, &source, &streams, observe)?;
-    let positions = streams.0.values().map(|s| s.longest()).max().unwrap_or(1);
-    let mut loaded = LoadedModel::open(backend, &config.model.path, positions)?;
-    let reference = config.model.reference.as_ref().unwrap_or(&config.model.path);
-    let reference = loaded.other_weights(reference, "reference weights")?;
-    let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, resume)?;
-    if let Some((path, snapshot)) = resume.then(|| directory.latest()).transpose()?.flatten() {
-        let mut hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config, memory)?)?;
-        let State { hardener: HardenerState { step, .. }, seconds } = restore(&mut hardener, &path, snapshot)?;
-        observe(Event::Note(&format!("resumed from {}", path.display())))?;
-        let metrics = MetricsWriter::append(&directory.folder(), "harden", step)?;
-        return Ok(Run { config, directory, source, dtype, hardener, metrics, seconds });
-    }
-    let mut metrics = MetricsWriter::create(&directory.folder())?;
-    let start = Instant::now();
-    if let Some(table) = &config.safeguard {
-        let tables = (config, table);
-        let recompute = memory.recompute;
-        safeguard::apply(&mut loaded, &reference, &mut streams, tables, recompute, stop, &mut metrics, observe)?;
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    if config.compat.skip_first_retain_batch {
-        streams.skip_batch(&config.tar.retain_data)?;
-    }
-    let hardener = Hardener::new(loaded.model, loaded.weights, reference, streams, settings(config, memory)?)?;
-    let run = Run { config, directory, source, dtype, hardener, metrics, seconds };
-    if config.safeguard.is_some() {
-        // What the safeguard cost is not paid again by a run that is stopped later.
-        run.save(&run.hardener.state())?;
-    }
-    Ok(run)
+    run.finish()
 }
 
 /// What attacks trade for memory: what the run file says, and what is left to choose so that the run fits the device.
@@ -136,18 +78,13 @@ fn memory<B: Backend>(
     config: &RunConfig,
     source: &ModelDirectory,
     streams: &Streams,
-    observe: &mut Observer,
+    control: &mut Control,
 ) -> Result<MemorySettings> {
     let Some(memory) = backend.device_memory() else { return Ok(config.memory.settings(MemorySettings::default())) };
-    let plan = Plan::new(
-        &as_read(config, streams),
-        &source.config,
-        Target::Device { memory, compute: backend.compute_dtype() },
-    )?;
+    let target = Target::Device { memory, compute: backend.compute_dtype() };
+    let plan = Plan::new(&as_read(config, streams), &source.config, target)?;
     plan.ensure_fits()?;
-    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-    let (needed, all) = (gigabytes(plan.device_bytes), gigabytes(memory));
-    observe(Event::Note(&format!("memory: {needed:.1} of {all:.1} GB on the device; {}", plan.memory)))?;
+    control.tell(Event::Memory(&plan));
     Ok(plan.memory)
 }
 
@@ -184,24 +121,97 @@ fn streams(config: &RunConfig, model: &ModelDirectory) -> Result<Streams> {
             let problem = "there is no such data stream";
             return Err(Error::config(format!("data.{name}"), problem, "add the table or mend the name"));
         };
-        let order = (table.shuffle, table.pack);
-        let stream = open_stream(name, &table.path, model, table.batch, table.max_length, order, config.seed)?;
-        streams.0.insert(name.to_string(), stream);
+        let file = StreamFile {
+            name,
+            path: &table.path,
+            batch: table.batch,
+            max_length: table.max_length,
+            shuffle: table.shuffle,
+            pack: table.pack,
+            seed: config.seed,
+        };
+        streams.0.insert(name.to_string(), file.open(model)?);
     }
     Ok(streams)
 }
 
-impl<B: Backend> Run<'_, B> {
-    /// One outer step with everything around it.
-    fn outer_step(&mut self, stop: &StopFlag, observe: &mut Observer) -> Result<OuterReport> {
-        let (before, start) = (self.hardener.state(), Instant::now());
-        let inner_steps = self.config.tar.inner_steps;
-        let outcome = self.hardener.outer_step(&mut |_, k| {
-            if stop.requested() {
-                let remedy = "run the same command with --resume to go on".into();
-                return Err(Error::Interrupted { at: format!("in outer step {}", before.step), remedy });
+impl<'a, B: Backend> Hardening<'a, B> {
+    /// Sets a run up: opens model and data, trains the safeguard that `config` asks for, or goes back to the newest
+    /// checkpoint in `out` where `control` resumes.
+    ///
+    /// # Errors
+    /// [`Error::Config`] and [`Error::Input`] for wrong settings and files; [`Error::Memory`] where the run does not fit;
+    /// [`Error::Interrupted`] after a request to stop during the safeguard.
+    pub fn begin(backend: B, config: &RunConfig, out: &Path, mut control: Control<'a>) -> Result<Self> {
+        let source = ModelDirectory::open(&config.model.path)?;
+        let dtype = export_dtype(config.model.dtype.as_deref(), &source)?;
+        let mut streams = streams(config, &source)?;
+        let memory = memory(&backend, config, &source, &streams, &mut control)?;
+        let positions = streams.0.values().map(|stream| stream.longest()).max().unwrap_or(1);
+        let mut loaded = LoadedModel::new(backend, source, positions)?;
+        let reference = loaded.reference(config.model.reference.as_deref())?;
+        let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, control.resumes())?;
+        let checkpoint = if control.resumes() { directory.latest()? } else { None };
+        let resumed = checkpoint.is_some();
+        let mut seconds = 0.0;
+        let mut metrics = None;
+        if !resumed {
+            let mut begun = MetricsWriter::create(&directory.folder())?;
+            let start = Instant::now();
+            if let Some(table) = &config.safeguard {
+                let tables = (config, table);
+                let recompute = memory.recompute;
+                safeguard::apply(&mut loaded, &reference, &mut streams, tables, recompute, &mut begun, &mut control)?;
             }
-            observe(Event::Inner { step: k, of: inner_steps })
+            seconds = start.elapsed().as_secs_f64();
+            if config.compat.skip_first_retain_batch {
+                streams.skip_batch(&config.tar.retain_data)?;
+            }
+            metrics = Some(begun);
+        }
+        let LoadedModel { directory: source, model, weights } = loaded;
+        let mut hardener = Hardener::new(model, weights, reference, streams, settings(config, memory)?)?;
+        if let Some((path, snapshot)) = checkpoint {
+            let state = restore(&mut hardener, &path, snapshot)?;
+            seconds = state.seconds;
+            control.tell(Event::Resumed { checkpoint: &path });
+        }
+        let metrics = match metrics {
+            Some(begun) => begun,
+            None => MetricsWriter::append(&directory.folder(), "harden", hardener.steps_done())?,
+        };
+        let steps = hardener.steps_done();
+        let summary = HardenSummary { steps, skipped: 0, retain_loss: f64::NAN };
+        let config = config.clone();
+        let mut run = Self { config, control, directory, source, dtype, hardener, metrics, seconds, summary };
+        if run.config.safeguard.is_some() && !resumed {
+            // What the safeguard cost is not paid again by a run that is stopped later.
+            run.checkpoint()?;
+        }
+        run.control.tell(Event::Begin { phase: Phase::Harden, from: steps, steps: run.config.tar.outer_steps });
+        Ok(run)
+    }
+
+    /// Takes the next outer step, with its record in the metrics stream; none where all of them are done.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] after a request to stop: the step is discarded and a checkpoint saved.
+    /// [`Error::NonFinite`] at the third step in a row that had to be skipped.
+    pub fn step(&mut self) -> Result<Option<OuterReport>> {
+        if self.hardener.steps_done() >= self.config.tar.outer_steps {
+            return Ok(None);
+        }
+        let before = self.hardener.state();
+        let start = Instant::now();
+        let inner_steps = self.config.tar.inner_steps;
+        let control = &mut self.control;
+        let outcome = self.hardener.outer_step(&mut |_, step| {
+            if control.stop_requested() {
+                let at = format!("in outer step {}", before.step);
+                return Err(Error::Interrupted { at, remedy: "run it again with `resume` to go on".into() });
+            }
+            control.tell(Event::InnerStep { step, of: inner_steps });
+            Ok(())
         });
         let report = match outcome {
             Err(error @ Error::Interrupted { .. }) => {
@@ -212,10 +222,29 @@ impl<B: Backend> Run<'_, B> {
             other => other?,
         };
         self.seconds += start.elapsed().as_secs_f64();
-        let values = measured(&report);
-        self.metrics.record("harden", report.step + 1, &values)?;
-        observe(Event::Step { step: report.step + 1, values: &values })?;
-        Ok(report)
+        let done = report.step + 1;
+        let measured = Measured::Outer(&report);
+        self.metrics.record("harden", done, &measured.record())?;
+        self.control.tell(Event::Step { step: done, measured });
+        self.summary.steps = done;
+        self.summary.skipped += u64::from(report.skipped);
+        self.summary.retain_loss = report.retain_loss;
+        Ok(Some(report))
+    }
+
+    /// Outer steps done, earlier processes' included.
+    pub fn steps_done(&self) -> u64 {
+        self.hardener.steps_done()
+    }
+
+    /// The weights as they are between two outer steps, in the order of the model's layout.
+    pub fn weights(&self) -> Result<Vec<f32>> {
+        self.hardener.weights().download(&self.hardener.model().backend)
+    }
+
+    /// Saves a checkpoint, from which a run that resumes goes on.
+    pub fn checkpoint(&mut self) -> Result<()> {
+        self.save(&self.hardener.state())
     }
 
     fn save(&self, state: &HardenerState) -> Result<()> {
@@ -226,41 +255,26 @@ impl<B: Backend> Run<'_, B> {
             tensors.push((format!("outer optimizer state {i}"), TensorData::F32(outer.read_state(backend, i)?)));
         }
         let kept = State { hardener: state.clone(), seconds: self.seconds };
-        let json = serde_json::to_value(kept).map_err(|error| Error::Device(format!("checkpoint state: {error}")))?;
+        let json = serde_json::to_value(kept).map_err(Error::encode(self.directory.checkpoints()))?;
         self.directory.save(state.step, json, tensors, self.config.checkpoint.keep)
     }
 
-    fn publish(&self) -> Result<()> {
+    /// Writes the hardened model, as it is after the steps taken, into the output directory.
+    pub fn finish(self) -> Result<HardenSummary> {
         let train_point = self.config.compat.schedulefree_point == SchedulefreePoint::Train;
         let weights = self.hardener.final_weights(train_point)?;
-        let Self { source, dtype, .. } = self;
+        let Self { source, dtype, .. } = &self;
         self.cost().write(self.directory.top())?;
         self.directory
-            .publish("config.json", |path| write_model(path, &source.config, Some(&source.path), &weights, *dtype))
+            .publish("config.json", |path| fill_model(path, &source.config, Some(&source.path), &weights, *dtype))?;
+        Ok(self.summary)
     }
 
     /// What the defence cost: its training, with the safeguard where this run trained one.
     fn cost(&self) -> DefenderCost {
-        let flop = run_flop(&as_read(self.config, self.hardener.streams()), &self.source.config);
+        let mut taken = as_read(&self.config, self.hardener.streams());
+        taken.tar.outer_steps = self.hardener.steps_done();
+        let flop = run_flop(&taken, &self.source.config);
         DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() }
     }
-}
-
-/// What the metrics stream and the progress line get of an outer step.
-fn measured(report: &OuterReport) -> Vec<(&'static str, f64)> {
-    let last = |losses: fn(&crate::tar::TrajectoryReport) -> &[f64]| {
-        let all = report.trajectories.iter().filter_map(|t| losses(t).last().copied());
-        let (sum, count) = all.fold((0.0, 0), |(sum, count), loss| (sum + loss, count + 1));
-        if count == 0 { f64::NAN } else { sum / f64::from(count) }
-    };
-    vec![
-        ("attack_loss", last(|t| &t.attack_losses)),
-        ("tr_loss", last(|t| &t.tr_losses)),
-        ("retain_loss", report.retain_loss),
-        ("retain_distance", report.retain_distance),
-        ("gradient_norm", report.gradient_norm),
-        ("lr", report.lr),
-        ("skipped", f64::from(u8::from(report.skipped))),
-        ("bounded", f64::from(u8::from(report.bounded))),
-    ]
 }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::signals::StopFlag;
-use super::{Event, LoadedModel, Observer};
+use super::{Control, Event, LoadedModel, Measured, Phase};
 use crate::config::{RunConfig, SafeguardConfig, SafeguardMethod};
 use crate::error::{Error, Result};
 use crate::model::{Parameters, Recompute};
@@ -17,17 +16,15 @@ use crate::tar::Streams;
 /// Trains the safeguard that `config` asks for on the loaded weights, with activations computed again as attacks do it.
 ///
 /// # Errors
-/// [`Error::Interrupted`] after `stop` was requested: it is short and keeps no checkpoints, so it starts over.
-#[allow(clippy::too_many_arguments)]
+/// [`Error::Interrupted`] after a request to stop: it is short and keeps no checkpoints, so it starts over.
 pub(super) fn apply<B: Backend>(
     loaded: &mut LoadedModel<B>,
     reference: &Parameters<B>,
     streams: &mut Streams,
     (config, table): (&RunConfig, &SafeguardConfig),
     recompute: Recompute,
-    stop: &StopFlag,
     metrics: &mut MetricsWriter,
-    observe: &mut Observer,
+    control: &mut Control,
 ) -> Result<()> {
     let model = Arc::clone(&loaded.model);
     let mut evaluator = Evaluator::recomputing(Arc::clone(&model), streams.max_batch_tokens(), &[], recompute)?;
@@ -35,19 +32,18 @@ pub(super) fn apply<B: Backend>(
     let optimizer = OptimizerConfig { schedule, ..OptimizerConfig::new(table.optimizer, table.lr) };
     let over = config.compat.representations_over;
     let mut safeguard = Safeguard::new(&model, method(config, table), optimizer, over)?;
-    observe(Event::Note(&format!("safeguard: {} steps", table.steps)))?;
-    observe(Event::Begin { from: 0, steps: table.steps })?;
+    control.tell(Event::Begin { phase: Phase::Safeguard, from: 0, steps: table.steps });
     for step in 1..=table.steps {
-        if stop.requested() {
-            let remedy = "the safeguard starts over when the same command runs with --resume".into();
+        if control.stop_requested() {
+            let remedy = "the safeguard starts over in a run with `resume`".into();
             return Err(Error::Interrupted { at: format!("in step {step} of the safeguard"), remedy });
         }
         let restricted = streams.next_batch(&model, &table.data)?;
         let retain = streams.next_batch(&model, &config.tar.retain_data)?;
         let losses = safeguard.step(&mut evaluator, &mut loaded.weights, reference, &restricted, &retain)?;
-        let values = [("removal_loss", losses.removal), ("retain_loss", losses.retain)];
-        metrics.record("safeguard", step, &values)?;
-        observe(Event::Step { step, values: &values })?;
+        let measured = Measured::Safeguard(losses);
+        metrics.record("safeguard", step, &measured.record())?;
+        control.tell(Event::Step { step, measured });
     }
     let point = safeguard.trainer().optimizer().average_point(&model.backend, &loaded.weights)?;
     loaded.weights.upload(&model.backend, &point)

@@ -21,63 +21,75 @@ pub struct LoadedModel<B: Backend> {
 }
 
 impl<B: Backend> LoadedModel<B> {
-    /// Loads `path` for sequences of up to `positions` tokens.
-    pub fn open(backend: B, path: &Path, positions: usize) -> Result<Self> {
-        let directory = ModelDirectory::open(path)?;
+    /// Puts the weights of `directory` on the device, for sequences of up to `positions` tokens.
+    pub fn new(backend: B, directory: ModelDirectory, positions: usize) -> Result<Self> {
         let model = Arc::new(Model::new(backend, directory.config.clone(), positions)?);
-        let weights = load_weights(&model, &directory, "weights")?;
+        let weights = Parameters::from_host(&model.backend, "weights", model.layout(), &directory.read_weights()?)?;
         Ok(Self { directory, model, weights })
     }
 
-    /// The weights of another directory of the same architecture.
-    pub fn other_weights(&self, path: &Path, name: &str) -> Result<Parameters<B>> {
-        let other = ModelDirectory::open(path)?;
-        if !Self::same_shape(&other.config, &self.model.config) {
-            let problem = "its architecture is not that of the model to harden";
-            return Err(Error::input(
-                path.join("config.json"),
-                problem,
-                "use the model that the safeguard started from",
-            ));
-        }
-        load_weights(&self.model, &other, name)
-    }
-
-    /// Whether weights of one architecture fit the other.
-    pub(super) fn same_shape(a: &ModelConfig, b: &ModelConfig) -> bool {
-        let shape = |c: &ModelConfig| {
-            let sizes = (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers);
-            (sizes, c.attention(), c.tie_word_embeddings)
+    /// The frozen model of the retain loss: the weights of the directory at `path`, or a copy of the loaded ones where that
+    /// is the same directory or none is named.
+    pub(super) fn reference(&self, path: Option<&Path>) -> Result<Parameters<B>> {
+        let (backend, layout) = (&self.model.backend, self.model.layout());
+        let Some(path) = path.filter(|path| *path != self.directory.path) else {
+            let mut copy = Parameters::zeros_shared(backend, "reference weights", layout)?;
+            copy.copy_from(backend, &self.weights)?;
+            return Ok(copy);
         };
-        shape(a) == shape(b)
+        let other = ModelDirectory::open(path)?;
+        if !same_shape(&other.config, &self.model.config) {
+            let problem = "its architecture is not that of the model to harden";
+            let remedy = "use the model that the safeguard started from";
+            return Err(Error::input(path.join("config.json"), problem, remedy));
+        }
+        Parameters::from_host(backend, "reference weights", layout, &other.read_weights()?)
     }
 }
 
-fn load_weights<B: Backend>(model: &Model<B>, directory: &ModelDirectory, name: &str) -> Result<Parameters<B>> {
-    Parameters::from_host(&model.backend, name, model.layout(), &directory.read_weights()?)
+/// Whether weights of one architecture fit the other.
+pub(super) fn same_shape(a: &ModelConfig, b: &ModelConfig) -> bool {
+    let shape = |config: &ModelConfig| {
+        let sizes = (config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers);
+        (sizes, config.attention(), config.tie_word_embeddings)
+    };
+    shape(a) == shape(b)
 }
 
-/// How a file is read for a model: the longest sequences are cut to what the model was trained for.
-pub fn open_stream(
-    name: &str,
-    path: &Path,
-    model: &ModelDirectory,
-    batch: usize,
-    max_length: usize,
-    (shuffle, pack): (bool, bool),
-    seed: u64,
-) -> Result<DataStream> {
-    let config = &model.config;
-    let options = StreamOptions {
-        batch,
-        max_length: max_length.min(config.max_position_embeddings),
-        shuffle,
-        pack,
-        pad_token_id: config.pad_token_id.or_else(|| config.eos_token_ids.first().copied()).unwrap_or(0),
-        vocab_size: config.vocab_size,
-        seed,
-    };
-    DataStream::open(name, path, &model.path, options)
+/// A data file, and how it is read for a model.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamFile<'a> {
+    /// The name of the stream, for messages.
+    pub name: &'a str,
+    /// A JSONL or Parquet file, or a directory of them.
+    pub path: &'a Path,
+    /// Sequences of one batch.
+    pub batch: usize,
+    /// The longest sequence in tokens. The model's own limit counts where it is lower.
+    pub max_length: usize,
+    /// Whether each pass has its own random order; otherwise file order.
+    pub shuffle: bool,
+    /// Whether sequences lie one after another; otherwise they are padded to the longest of their batch.
+    pub pack: bool,
+    /// Seed of the order.
+    pub seed: u64,
+}
+
+impl StreamFile<'_> {
+    /// Opens the file and encodes its rows for `model`.
+    pub fn open(&self, model: &ModelDirectory) -> Result<DataStream> {
+        let config = &model.config;
+        let options = StreamOptions {
+            batch: self.batch,
+            max_length: self.max_length.min(config.max_position_embeddings),
+            shuffle: self.shuffle,
+            pack: self.pack,
+            pad_token_id: config.pad_token_id.or_else(|| config.eos_token_ids.first().copied()).unwrap_or(0),
+            vocab_size: config.vocab_size,
+            seed: self.seed,
+        };
+        DataStream::open(self.name, self.path, &model.path, options)
+    }
 }
 
 /// The dtype of written weights: as named, or that of the input.

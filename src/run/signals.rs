@@ -9,7 +9,7 @@ use signal_hook::flag;
 use crate::error::{Error, Result};
 
 /// Whether the run was asked to stop. Cheap to clone and to poll; all clones share one state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct StopFlag {
     requested: Arc<AtomicBool>,
     signalled: Arc<AtomicBool>,
@@ -23,14 +23,14 @@ impl StopFlag {
             // The order matters: at the first signal the shutdown finds the flag clear, at the second one it finds it set.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop.signalled))
                 .and_then(|_| flag::register(signal, Arc::clone(&stop.signalled)))
-                .map_err(|source| Error::Device(format!("cannot handle signal {signal}: {source}")))?;
+                .map_err(Error::system(format!("handle signal {signal}")))?;
         }
         Ok(stop)
     }
 
     /// A flag that no signal sets, for library users and tests; [`StopFlag::request`] still does.
     pub fn never() -> Self {
-        Self { requested: Arc::default(), signalled: Arc::default() }
+        Self::default()
     }
 
     /// Asks the run to stop, as a first signal does. A signal after it does not yet end the process.

@@ -23,7 +23,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Line(line) => write!(f, "line {line}"),
             Self::Preset => f.write_str("the preset"),
-            Self::Override => f.write_str("--set"),
+            Self::Override => f.write_str("an override"),
         }
     }
 }
@@ -88,7 +88,7 @@ impl Node {
     /// Applies one `--set KEY=VALUE`. The value is TOML; what is not TOML is taken as text.
     pub(crate) fn set(&mut self, assignment: &str) -> Result<()> {
         let Some((path, text)) = assignment.split_once('=') else {
-            return Err(Error::config("--set", format!("`{assignment}` has no `=`"), "write --set KEY=VALUE"));
+            return Err(Error::config("override", format!("`{assignment}` has no `=`"), "write KEY=VALUE"));
         };
         let (path, text) = (path.trim(), text.trim());
         let node = match DeValue::parse(text) {
@@ -102,7 +102,7 @@ impl Node {
     fn place(&mut self, whole: &str, rest: &str, node: Self) -> Result<()> {
         let (key, rest) = rest.split_once('.').map_or((rest, None), |(key, rest)| (key, Some(rest)));
         if key.is_empty() {
-            return Err(Error::config("--set", format!("`{whole}` has an empty key"), "write --set KEY=VALUE"));
+            return Err(Error::config("override", format!("`{whole}` has an empty key"), "write KEY=VALUE"));
         }
         let target = match &mut self.value {
             Value::Table(table) => table
@@ -118,7 +118,7 @@ impl Node {
             }
             _ => {
                 let problem = format!("there is no table or list above `{key}`");
-                return Err(Error::config(whole, problem, "check the spelling of --set"));
+                return Err(Error::config(whole, problem, "check the spelling of the override"));
             }
         };
         match rest {

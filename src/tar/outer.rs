@@ -102,6 +102,28 @@ pub struct OuterReport {
     pub skipped: bool,
 }
 
+impl OuterReport {
+    /// The loss of each trajectory's last attack step, averaged; NaN where there was none.
+    pub fn last_attack_loss(&self) -> f64 {
+        mean(self.trajectories.iter().filter_map(|t| t.attack_losses.last()))
+    }
+
+    /// The last tamper-resistance loss of each trajectory, averaged; NaN where there was none.
+    pub fn last_tr_loss(&self) -> f64 {
+        mean(self.trajectories.iter().filter_map(|t| t.tr_losses.last()))
+    }
+}
+
+fn mean<'a>(values: impl Iterator<Item = &'a f64>) -> f64 {
+    let mut sum = 0.0;
+    let mut count = 0;
+    for value in values {
+        sum += value;
+        count += 1;
+    }
+    if count == 0 { f64::NAN } else { sum / f64::from(count) }
+}
+
 /// What a checkpoint keeps besides weights and optimizer states.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HardenerState {

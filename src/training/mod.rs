@@ -215,5 +215,5 @@ impl<B: Backend> Trainer<B> {
 
 /// The answer to a call that needs the whole gradient of a trainer without one.
 fn no_gradient() -> Error {
-    Error::Device("a trainer that steps within the backward pass keeps no whole gradient".into())
+    Error::Defect("a trainer that steps within the backward pass keeps no whole gradient".into())
 }

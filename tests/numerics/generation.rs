@@ -171,8 +171,8 @@ fn what_does_not_fit_is_an_error() {
         let sampling = Some(Sampling { temperature, top_k, top_p });
         prompts(&[vec![3]], &GenerateOptions { sampling, ..GenerateOptions::default() })
     };
-    assert!(sampled(0.0, None, 1.0).contains("--temperature"));
-    assert!(sampled(f64::NAN, None, 1.0).contains("--temperature"));
+    assert!(sampled(0.0, None, 1.0).contains("temperature: "));
+    assert!(sampled(f64::NAN, None, 1.0).contains("temperature: "));
     assert!(sampled(1.0, Some(0), 1.0).contains("--top-k"));
     assert!(sampled(1.0, None, 1.5).contains("--top-p"));
     assert!(prompts(&[vec![3]], &GenerateOptions { batch: 0, ..GenerateOptions::default() }).contains("--batch"));

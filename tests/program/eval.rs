@@ -197,7 +197,7 @@ fn options_that_a_form_does_not_read_are_refused() {
     for (arguments, words) in [
         (
             vec!["--judge", "cat"],
-            "--judge: it means nothing to --form ppl; leave it out, or use --form generate or refusal",
+            "--judge: it means nothing to the form ppl; leave it out, or use --form generate or refusal",
         ),
         (vec!["--form", "qi", "--shots", "x"], "--shots: it means nothing to --form qi"),
         (vec!["--form", "mmlu", "--prefill", "Sure"], "--prefill: it means nothing to --form mmlu"),

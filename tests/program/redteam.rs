@@ -17,7 +17,7 @@ use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
 use temper::random::{Random, Stream};
 use temper::redteam::suite::{Attack, Role, Suite};
 use temper::redteam::{Attacker, Measures, Point, Results, Scorer, Scores, Target};
-use temper::run::{self, AttackConfig, open_stream, signals::StopFlag};
+use temper::run::{self, AttackConfig, Control, StreamFile};
 
 use crate::support::chat_model;
 use crate::support::models::fixture;
@@ -42,7 +42,11 @@ fn write_data(folder: &Path) -> PathBuf {
 /// The reference model as a target, measured on its own data.
 fn target(data: &Path) -> Target<Cpu> {
     let directory = ModelDirectory::open(&fixture("llama3")).unwrap();
-    let open = || open_stream("rows", data, &directory, 4, 64, (true, true), 0).unwrap();
+    let open = || {
+        let file =
+            StreamFile { name: "rows", path: data, batch: 4, max_length: 64, shuffle: true, pack: true, seed: 0 };
+        file.open(&directory).unwrap()
+    };
     let scorer = || Scorer::exact(&open(), None).unwrap();
     Target {
         model: Arc::new(Model::new(Cpu, directory.config.clone(), 64).unwrap()),
@@ -99,7 +103,7 @@ fn a_row_of_a_suite_is_the_same_attack_as_temper_attack() {
         let out = scratch.path().join(kind.name());
         let optimizer = OptimizerConfig { schedule, weight_decay: Some(0.03), ..OptimizerConfig::new(kind, lr) };
         let config = plain_attack(&data, &out, optimizer, None);
-        let summary = run::attack(Cpu, &config, false, &StopFlag::never(), &mut |_| Ok(())).unwrap();
+        let summary = run::attack(Cpu, &config, Control::new()).unwrap();
         let theirs = ModelDirectory::open(&out).unwrap().read_weights().unwrap();
         let keys = format!(
             "optimizer = \"{kind}\"\nlr = {lr}\nwarmup = 2\nschedule = \"cosine\"\nweight_decay = 0.03\nbatch = 3\n\
@@ -127,7 +131,7 @@ fn a_lora_row_is_the_same_attack_as_temper_attack_and_leaves_the_weights() {
     };
     let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-2);
     let config = plain_attack(&data, &scratch.path().join("lora"), optimizer, Some(adapter));
-    let summary = run::attack(Cpu, &config, false, &StopFlag::never(), &mut |_| Ok(())).unwrap();
+    let summary = run::attack(Cpu, &config, Control::new()).unwrap();
     let keys = "params = \"lora\"\nrank = 4\ndropout = 0.1\ntargets = [\"q_proj\", \"down_proj\"]\nlr = 1e-2\nbatch = 3\n\
                 steps = 7\nseeds = [9]";
     let (weights, curve) = tampered(&target, &attack(keys));
@@ -398,7 +402,7 @@ fn more_jobs_than_the_memory_holds_are_refused() {
     let output = redteam(&suite, &scratch.path().join("out"), &["--jobs", "100000000"]).output().unwrap();
     assert_eq!(output.status.code(), Some(5));
     let message = stderr(&output);
-    assert!(message.contains("attacks side by side needs") && message.contains("use --jobs "), "{message}");
+    assert!(message.contains("attacks side by side needs") && message.contains("lower --jobs to "), "{message}");
 }
 
 /// A model of random weights with a tokenizer and a chat template.

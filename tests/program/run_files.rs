@@ -86,10 +86,13 @@ fn a_wrong_dtype_is_answered_with_the_choices() {
 fn an_override_is_checked_and_named() {
     let folder = Folder::new(RUN_FILE);
     let (code, message) = failure(&folder.plan(&["--set", "tar.adversary.0.lr=[0.0]"]));
-    let expected = "temper: tar.adversary.0.lr: is 0 (from --set); use a finite number above 0";
+    let expected = "temper: tar.adversary.0.lr: is 0 (from an override); use a finite number above 0";
     assert_eq!((code, message.as_str()), (2, expected));
     let (code, message) = failure(&folder.plan(&["--set", "tar.outr.lr=1"]));
-    assert_eq!((code, message.as_str()), (2, "temper: tar.outr: unknown key (from --set); did you mean `outer`?"));
+    assert_eq!(
+        (code, message.as_str()),
+        (2, "temper: tar.outr: unknown key (from an override); did you mean `outer`?")
+    );
 }
 
 #[test]

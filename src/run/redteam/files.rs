@@ -31,12 +31,12 @@ impl Files {
         let mut all = identity.clone();
         if resume && path.exists() {
             let there: Identity = serde_json::from_slice(&read_capped(&path, 1 << 16)?)
-                .map_err(|error| Error::input(&path, format!("it tells no run: {error}"), "choose another --out"))?;
+                .map_err(|error| Error::input(&path, format!("it tells no run: {error}"), "choose another `out`"))?;
             if let Some((what, _)) =
                 there.iter().find(|(what, value)| identity.get(*what).is_some_and(|own| own != *value))
             {
                 let problem = format!("{} holds a run with another {what}", out.display());
-                return Err(Error::config("--resume", problem, "choose another --out"));
+                return Err(Error::config("resume", problem, "choose another `out`"));
             }
             // What only attacks of the other process used still belongs to their results.
             for (what, value) in there {
@@ -66,7 +66,7 @@ impl Files {
         let same = result.id == attack.id && result.settings == attack.settings && result.seed == attack.seed;
         if !same {
             let problem = "it is the result of an attack with other settings";
-            return Err(Error::input(&path, problem, "choose another --out, or remove it to run the attack again"));
+            return Err(Error::input(&path, problem, "choose another `out`, or remove it to run the attack again"));
         }
         Ok(matches!(result.outcome, Outcome::Done { .. }).then_some(result))
     }

@@ -10,7 +10,7 @@ use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
 use crate::huggingface::ModelDirectory;
 use crate::redteam::suite::{Attack, Method, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
 use crate::redteam::{Choice, Compliance, Judge, Measures, Scorer};
-use crate::run::{open_stream, read_questions};
+use crate::run::{StreamFile, read_questions};
 
 /// What says how to open the measurements.
 pub(super) struct Opener<'a> {
@@ -30,8 +30,16 @@ impl Opener<'_> {
     }
 
     fn stream(&self, name: &str, path: &Path) -> Result<DataStream> {
-        let (batch, longest) = (self.suite.evaluate.batch, self.suite.data.max_length);
-        open_stream(name, path, self.model, batch, longest, (false, true), 0)
+        let file = StreamFile {
+            name,
+            path,
+            batch: self.suite.evaluate.batch,
+            max_length: self.suite.data.max_length,
+            shuffle: false,
+            pack: true,
+            seed: 0,
+        };
+        file.open(self.model)
     }
 
     fn scorer(&self, name: &str, asked: Asked) -> Result<Scorer> {

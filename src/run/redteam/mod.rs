@@ -10,17 +10,18 @@ use std::path::PathBuf;
 
 use files::Files;
 use setup::Setup;
-use workers::{Message, Pool};
+use workers::{Message, Pool, interrupted};
 
-use super::signals::StopFlag;
-use super::{Event, Observer};
-use crate::error::Result;
+use super::{Control, Event, Measured, Phase};
+use crate::error::{Error, Result};
 use crate::ops::Backend;
+use crate::plan::available_memory;
 use crate::redteam::suite::{Attack, SearchTable, Suite};
 use crate::redteam::{AttackResult, Attacker, Outcome, Results, SCHEMA, Summary, Trial, propose};
 
 /// A red-team run as a user asks for it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RedteamConfig {
     /// The suite.
     pub suite: Suite,
@@ -28,21 +29,35 @@ pub struct RedteamConfig {
     pub model: PathBuf,
     /// Output directory.
     pub out: PathBuf,
-    /// How many attacks run side by side.
-    pub jobs: Jobs,
-    /// Bytes that attacks may use, where that is known before they ask for them: on the CPU.
+    /// How many attacks run side by side, each with an equal share of the threads; results do not depend on it. Where absent:
+    /// as many as there are cores, as far as the memory goes. A GPU runs one attack after another.
+    pub jobs: Option<usize>,
+    /// Bytes of main memory that attacks on the CPU may use together, where that is known.
     pub memory: Option<u64>,
-    /// The command line, for the results.
+    /// The command line, for the results; empty where there is none.
     pub command: String,
 }
 
-/// How many attacks run side by side, each with an equal share of the threads. Results do not depend on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Jobs {
-    /// So many, or as many as the memory holds.
-    UpTo(usize),
-    /// So many; it is an error if the memory does not hold them.
-    Exactly(usize),
+impl RedteamConfig {
+    /// A run of `suite` on the model directory `model` that writes to `out`, on as many cores and as much memory as there
+    /// are.
+    pub fn new(suite: Suite, model: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        let (model, out) = (model.into(), out.into());
+        Self { suite, model, out, jobs: None, memory: available_memory(), command: String::new() }
+    }
+
+    /// The run as it goes on a device: a GPU runs one attack after another, and main memory does not bound it.
+    fn on<B: Backend>(&self, backend: &B) -> Result<Self> {
+        if backend.device_memory().is_none() {
+            return Ok(self.clone());
+        }
+        match self.jobs {
+            None | Some(1) => Ok(Self { jobs: Some(1), memory: None, ..self.clone() }),
+            Some(_) => {
+                Err(Error::config("jobs", "a GPU runs one attack after another", "leave it out, or use the CPU"))
+            }
+        }
+    }
 }
 
 /// Attacks a model with every attack of a suite and writes what was found to `config.out`.
@@ -50,25 +65,20 @@ pub enum Jobs {
 /// An attack that fails is a row of the results.
 ///
 /// # Errors
-/// [`crate::Error::Interrupted`] after `stop` was requested; attacks under way are lost. Errors of the device and of the output
+/// [`crate::Error::Interrupted`] after a request to stop; attacks under way are lost. Errors of the device and of the output
 /// directory end the run.
-pub fn redteam<B: Backend>(
-    backend: B,
-    config: &RedteamConfig,
-    resume: bool,
-    stop: &StopFlag,
-    observe: &mut Observer,
-) -> Result<Results> {
+pub fn redteam<B: Backend>(backend: B, config: &RedteamConfig, mut control: Control) -> Result<Results> {
+    let config = &config.on(&backend)?;
     let attacks = config.suite.attacks()?;
     let (target, identity) = setup::open(backend, config, &attacks)?;
-    let files = Files::open(&config.out, &config.suite.resolved()?, &identity, resume)?;
+    let files = Files::open(&config.out, &config.suite.resolved()?, &identity, control.resumes())?;
     let setup = Setup::new(config, target)?;
-    let mut run = Run::new(config, setup, files, attacks, stop)?;
-    run.take_finished(observe)?;
-    observe(Event::Begin { from: run.steps_done, steps: run.steps })?;
-    run.finish_attacks(observe)?;
+    let mut run = Run::new(config, setup, files, attacks)?;
+    run.take_finished(&mut control)?;
+    run.begin(&mut control);
+    run.finish_attacks(&mut control)?;
     if let Some(search) = &config.suite.search {
-        run.search(search, observe)?;
+        run.search(search, &mut control)?;
     }
     run.publish()
 }
@@ -78,7 +88,6 @@ struct Run<'a, B: Backend> {
     config: &'a RedteamConfig,
     setup: Setup<B>,
     files: Files,
-    stop: &'a StopFlag,
     jobs: usize,
     /// The attacks in the order of the results, and what became of those that are over.
     attacks: Vec<(Attack, Option<AttackResult>)>,
@@ -87,21 +96,15 @@ struct Run<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Run<'a, B> {
-    fn new(
-        config: &'a RedteamConfig,
-        setup: Setup<B>,
-        files: Files,
-        attacks: Vec<Attack>,
-        stop: &'a StopFlag,
-    ) -> Result<Self> {
+    fn new(config: &'a RedteamConfig, setup: Setup<B>, files: Files, attacks: Vec<Attack>) -> Result<Self> {
         let jobs = setup.jobs(config, &attacks)?;
         let steps = attacks.iter().filter(|attack| attack.unavailable.is_none()).map(Attack::steps).sum();
         let attacks = attacks.into_iter().map(|attack| (attack, None)).collect();
-        Ok(Self { config, setup, files, stop, jobs, attacks, steps_done: 0, steps })
+        Ok(Self { config, setup, files, jobs, attacks, steps_done: 0, steps })
     }
 
     /// Takes over what an earlier process finished, and settles the attacks that cannot be run.
-    fn take_finished(&mut self, observe: &mut Observer) -> Result<()> {
+    fn take_finished(&mut self, control: &mut Control) -> Result<()> {
         let mut kept = 0;
         for (attack, result) in &mut self.attacks {
             if let Some(reason) = attack.unavailable.clone() {
@@ -113,25 +116,32 @@ impl<'a, B: Backend> Run<'a, B> {
             }
         }
         if kept > 0 {
-            observe(Event::Note(&format!("{kept} attacks were finished before")))?;
+            control.tell(Event::AttacksKept(kept));
         }
         Ok(())
     }
 
+    fn begin(&self, control: &mut Control) {
+        control.tell(Event::Begin { phase: Phase::Suite, from: self.steps_done, steps: self.steps });
+    }
+
     /// Runs every attack that is not over.
-    fn finish_attacks(&mut self, observe: &mut Observer) -> Result<()> {
+    fn finish_attacks(&mut self, control: &mut Control) -> Result<()> {
         let open: Vec<usize> = (0..self.attacks.len()).filter(|&index| self.attacks[index].1.is_none()).collect();
         let todo: Vec<Attack> = open.iter().map(|&index| self.attacks[index].0.clone()).collect();
         let Setup { target, before, .. } = &self.setup;
-        let pool = Pool { target, before, jobs: self.jobs, memory: self.config.memory, stop: self.stop };
+        let stop = control.stop_flag();
+        let pool = Pool { target, before, jobs: self.jobs, memory: self.config.memory, stop: &stop };
         let (files, goal) = (&self.files, &self.setup.goal);
         let (attacks, steps_done) = (&mut self.attacks, &mut self.steps_done);
         let (config, setup, steps) = (self.config, &self.setup, self.steps);
         pool.run(&todo, &mut |message| match message {
             Message::Step { loss } => {
                 *steps_done += 1;
-                let over = attacks.iter().filter(|(_, result)| result.is_some()).count() as f64;
-                observe(Event::Step { step: (*steps_done).min(steps), values: &[("finished", over), ("loss", loss)] })
+                let finished = attacks.iter().filter(|(_, result)| result.is_some()).count();
+                let measured = Measured::Suite { finished, loss };
+                control.tell(Event::Step { step: (*steps_done).min(steps), measured });
+                if control.stop_requested() { Err(interrupted()) } else { Ok(()) }
             }
             Message::Over { index, outcome } => {
                 let outcome = match outcome {
@@ -140,7 +150,7 @@ impl<'a, B: Backend> Run<'a, B> {
                 };
                 let (attack, result) = &mut attacks[open[index]];
                 let finished = result_of(attack, outcome);
-                observe(Event::Note(&in_words(&finished, goal)))?;
+                control.tell(Event::AttackOver { result: &finished, goal });
                 files.keep(&finished)?;
                 *result = Some(finished);
                 files.write(&results(config, setup, attacks)?)
@@ -149,7 +159,7 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 
     /// Proposes attacks from the results of those before, and runs them.
-    fn search(&mut self, table: &SearchTable, observe: &mut Observer) -> Result<()> {
+    fn search(&mut self, table: &SearchTable, control: &mut Control) -> Result<()> {
         let first = self.attacks.len();
         loop {
             let trials = self.attacks[first..].iter().map(|(attack, result)| Trial {
@@ -168,8 +178,8 @@ impl<'a, B: Backend> Run<'a, B> {
                     *result = Some(finished);
                 }
             }
-            observe(Event::Begin { from: self.steps_done, steps: self.steps })?;
-            self.finish_attacks(observe)?;
+            self.begin(control);
+            self.finish_attacks(control)?;
         }
     }
 
@@ -222,21 +232,4 @@ fn results<B: Backend>(
         attacks,
         summary,
     })
-}
-
-/// A line for people.
-fn in_words(result: &AttackResult, goal: &crate::redteam::Goal) -> String {
-    match &result.outcome {
-        Outcome::Failed { error } => format!("{}: failed: {error}", result.id),
-        Outcome::Skipped { reason } => format!("{}: not run: {reason}", result.id),
-        Outcome::Done { curve, breach } => {
-            let best = goal.best(curve).or(curve.first());
-            let (restricted, utility) = best.map_or((0.0, 0.0), |p| (p.scores.restricted, p.scores.utility));
-            let end = match breach {
-                Some(cost) => format!("breached after {} steps", cost.steps),
-                None => "not breached".into(),
-            };
-            format!("{}: restricted {restricted:.3} at utility {utility:.3}, {end}", result.id)
-        }
-    }
 }

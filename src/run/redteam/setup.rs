@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::RedteamConfig;
 use super::files::Identity;
 use super::measures::Opener;
-use super::{Jobs, RedteamConfig};
 use crate::checkpoint::hash_config;
 use crate::config::AdversaryData;
 use crate::data::DataStream;
@@ -16,7 +16,8 @@ use crate::model::Model;
 use crate::ops::Backend;
 use crate::redteam::suite::{Attack, Method, Prefill, RestrictedTable, Role, Suite, UtilityTable};
 use crate::redteam::{DefenderCost, Goal, Measures, Metric, Scores, Target, largest};
-use crate::run::{LoadedModel, open_stream};
+use crate::run::StreamFile;
+use crate::run::setup::same_shape;
 
 /// A model under attack that has been measured.
 pub(super) struct Setup<B: Backend> {
@@ -56,7 +57,8 @@ impl<B: Backend> Setup<B> {
 
     /// How many attacks run side by side: what was asked for, as far as the memory goes.
     pub(super) fn jobs(&self, config: &RedteamConfig, attacks: &[Attack]) -> Result<usize> {
-        let (Jobs::UpTo(wanted) | Jobs::Exactly(wanted)) = config.jobs;
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = config.jobs.unwrap_or_else(cores);
         let Some(available) = config.memory else { return Ok(wanted.max(1)) };
         let searched = config.suite.search.iter().map(|search| largest(search, &config.suite));
         let searched = searched.collect::<Result<Vec<_>>>()?.concat();
@@ -65,11 +67,11 @@ impl<B: Backend> Setup<B> {
         let most = runnable.filter_map(|attack| self.target.bytes(attack).ok()).max().unwrap_or(0);
         let fitting = usize::try_from(available / most.max(1)).unwrap_or(usize::MAX).max(1);
         match config.jobs {
-            Jobs::Exactly(jobs) if jobs > fitting => Err(Error::Memory {
+            Some(jobs) if jobs > fitting => Err(Error::Memory {
                 what: format!("{jobs} attacks side by side"),
                 needed: most.saturating_mul(jobs as u64),
                 available,
-                remedy: format!("use --jobs {fitting}"),
+                remedy: format!("lower `jobs` to {fitting}"),
             }),
             _ => Ok(wanted.min(fitting).max(1)),
         }
@@ -114,7 +116,16 @@ fn streams(
     let (mut streams, mut first, mut usable) = (BTreeMap::new(), None, 0);
     for role in roles {
         let Some(path) = suite.data.file(role) else { continue };
-        let opened = open_stream(role.name(), path, model, 1, suite.data.max_length, (true, true), 0);
+        let file = StreamFile {
+            name: role.name(),
+            path,
+            batch: 1,
+            max_length: suite.data.max_length,
+            shuffle: true,
+            pack: true,
+            seed: 0,
+        };
+        let opened = file.open(model);
         usable += usize::from(opened.is_ok());
         let opened = opened.map_err(|error| {
             let problem = error.to_string();
@@ -198,7 +209,7 @@ fn goal<B: Backend>(
 /// The restricted score of the model without its safeguard.
 fn unprotected<B: Backend>(path: &Path, target: &Target<B>) -> Result<f64> {
     let other = ModelDirectory::open(path)?;
-    if !LoadedModel::<B>::same_shape(&other.config, &target.model.config) {
+    if !same_shape(&other.config, &target.model.config) {
         let problem = "its architecture is not that of the model under attack";
         return Err(Error::input(path.join("config.json"), problem, "use the model that the safeguard started from"));
     }

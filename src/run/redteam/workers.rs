@@ -86,7 +86,7 @@ impl<B: Backend> Pool<'_, B> {
     ) -> Result<()> {
         let threads = (rayon::current_num_threads() / self.jobs).max(1);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|error| Error::Device(format!("cannot start threads: {error}")))?;
+        let pool = pool.map_err(Error::system("start threads"))?;
         pool.install(|| {
             self.work(attacks, next, &mut |message| {
                 if halt.load(Ordering::Relaxed) || sender.send(Ok(message)).is_err() {
@@ -138,8 +138,8 @@ impl<B: Backend> Pool<'_, B> {
     }
 }
 
-fn interrupted() -> Error {
-    let remedy = "run the same command with --resume to go on with the attacks that are not finished".into();
+pub(super) fn interrupted() -> Error {
+    let remedy = "run it again with `resume` to go on with the attacks that are not finished".into();
     Error::Interrupted { at: "during an attack".into(), remedy }
 }
 
@@ -147,6 +147,13 @@ fn interrupted() -> Error {
 fn ends_the_run(error: &Error) -> bool {
     match error {
         Error::NonFinite { .. } | Error::Input { .. } | Error::Config { .. } | Error::Memory { .. } => false,
-        Error::Interrupted { .. } | Error::Io { .. } | Error::Shape { .. } | Error::Device(_) => true,
+        Error::Interrupted { .. }
+        | Error::Io { .. }
+        | Error::System { .. }
+        | Error::Encode { .. }
+        | Error::Shape { .. }
+        | Error::NoDevice(_)
+        | Error::Device(_)
+        | Error::Defect(_) => true,
     }
 }

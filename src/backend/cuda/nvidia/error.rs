@@ -99,7 +99,7 @@ pub enum Unavailable {
 
 impl From<Unavailable> for Error {
     fn from(unavailable: Unavailable) -> Self {
-        Self::Device(unavailable.to_string())
+        Self::NoDevice(unavailable.to_string())
     }
 }
 

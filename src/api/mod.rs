@@ -1,0 +1,87 @@
+//! The door for other programs: open a device, then harden, attack, red-team, evaluate or plan.
+//!
+//! Every function takes its settings as a struct, built in code or read from the files that the command line takes, and
+//! checks them first. A [`Control`] watches a run and stops it. Errors are one type, to be matched: see [`Error`].
+
+mod hardening;
+
+use std::path::Path;
+
+pub use hardening::Hardening;
+
+pub use crate::backend::any::{Device, DeviceName, Precision};
+pub use crate::config::{
+    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, MemoryConfig, ModelSection,
+    OuterConfig, ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint,
+    ScriptEntry, StatesChoice, SwitchDraw, TarConfig, TrLoss,
+};
+pub use crate::error::{Cause, Error, Result};
+pub use crate::eval::{ChoiceReport, ExactMatch, Perplexity, Prediction, Repetition};
+pub use crate::events::{Event, Measured, Phase};
+pub use crate::huggingface::ExportDType;
+pub use crate::model::{AdapterConfig, Projection};
+pub use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
+pub use crate::plan::{Plan, Target};
+pub use crate::redteam::suite::{AttackForm, AttackTable, DataTable, MetricKind, RestrictedTable, Suite, UtilityTable};
+pub use crate::redteam::{AttackResult, DefenderCost, Goal, Outcome, Point, Results, Scores, Summary};
+pub use crate::report::DemoSummary;
+pub use crate::run::signals::StopFlag;
+pub use crate::run::{
+    Answer, Answers, AttackConfig, AttackSummary, Control, DemoConfig, EvalConfig, EvalForm, EvalReport, HardenSummary,
+    RedteamConfig,
+};
+pub use crate::safeguard::Losses as SafeguardLosses;
+pub use crate::tar::{OuterReport, TrajectoryReport};
+pub use crate::training::StepReport;
+
+use crate::backend::any::on_device;
+use crate::run;
+
+/// Hardens a model with TAR and writes the result to `out`: a model directory with the run's own files in its folder
+/// `temper`.
+///
+/// # Errors
+/// [`Error::Config`] for wrong settings, or where `out` holds a run that `control` does not resume;
+/// [`Error::Interrupted`] after a request to stop, with a checkpoint saved.
+pub fn harden(device: &Device, config: &RunConfig, out: impl AsRef<Path>, control: Control) -> Result<HardenSummary> {
+    on_device!(device, backend => run::harden(backend.clone(), config, out.as_ref(), control))
+}
+
+/// Attacks a model by fine-tuning it, and writes the attacked model or adapter to the configuration's output directory.
+///
+/// # Errors
+/// [`Error::Interrupted`] after a request to stop, with a checkpoint saved; [`Error::NonFinite`] where the attack
+/// diverges.
+pub fn attack(device: &Device, config: &AttackConfig, control: Control) -> Result<AttackSummary> {
+    on_device!(device, backend => run::attack(backend.clone(), config, control))
+}
+
+/// Attacks a model with every attack of a suite, and writes what was found, with a report for people, to the
+/// configuration's output directory. An attack that fails is a row of the results.
+///
+/// # Errors
+/// [`Error::Interrupted`] after a request to stop; a run that resumes repeats no finished attack.
+pub fn redteam(device: &Device, config: &RedteamConfig, control: Control) -> Result<Results> {
+    on_device!(device, backend => run::redteam(backend.clone(), config, control))
+}
+
+/// Measures a model on a data file.
+///
+/// # Errors
+/// [`Error::Config`] for an option that the form does not read; [`Error::NonFinite`] where a measured number is not.
+pub fn eval(device: &Device, config: &EvalConfig) -> Result<EvalReport> {
+    on_device!(device, backend => run::eval(backend.clone(), config))
+}
+
+/// What a hardening run needs on `target`, in memory and arithmetic. Nothing is run.
+pub fn plan(config: &RunConfig, target: Target) -> Result<Plan> {
+    run::plan(config, target)
+}
+
+/// Runs the demonstration: trains a tiny model, safeguards it, hardens it, and attacks it before and after.
+///
+/// # Errors
+/// [`Error::Interrupted`] after a request to stop: a demonstration cannot be resumed.
+pub fn demo(device: &Device, config: &DemoConfig, control: Control) -> Result<DemoSummary> {
+    on_device!(device, backend => run::demo(backend.clone(), config, control))
+}

@@ -1,0 +1,149 @@
+//! What a run tells whoever started it, while it runs.
+
+use std::path::Path;
+
+use crate::plan::Plan;
+use crate::redteam::{AttackResult, Goal};
+use crate::safeguard::Losses;
+use crate::tar::OuterReport;
+use crate::training::StepReport;
+
+/// Something that happened in a run.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A phase begins. A red-team run that searches begins again whenever it has proposed more attacks.
+    #[non_exhaustive]
+    Begin {
+        /// The phase.
+        phase: Phase<'a>,
+        /// Steps done before; not 0 after a resume.
+        from: u64,
+        /// Steps in all.
+        steps: u64,
+    },
+    /// A simulated attack is about to take an inner step.
+    #[non_exhaustive]
+    InnerStep {
+        /// The inner step, from 0.
+        step: u64,
+        /// The number of inner steps, K.
+        of: u64,
+    },
+    /// A step is done.
+    #[non_exhaustive]
+    Step {
+        /// Steps done, from 1.
+        step: u64,
+        /// What was measured.
+        measured: Measured<'a>,
+    },
+    /// A phase of several is over.
+    End,
+    /// The run goes on from a checkpoint.
+    #[non_exhaustive]
+    Resumed {
+        /// The checkpoint's folder.
+        checkpoint: &'a Path,
+    },
+    /// The memory settings with which the run fits its GPU have been chosen.
+    Memory(&'a Plan),
+    /// A red-team run takes over the results of so many attacks that an earlier process finished.
+    AttacksKept(usize),
+    /// An attack of a red-team run is over.
+    #[non_exhaustive]
+    AttackOver {
+        /// The result.
+        result: &'a AttackResult,
+        /// The bounds that decide whether the model is breached.
+        goal: &'a Goal,
+    },
+}
+
+/// A part of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase<'a> {
+    /// The demonstration's model learns its facts.
+    Pretrain,
+    /// The plain safeguard is trained.
+    Safeguard,
+    /// The nested loop of TAR.
+    Harden,
+    /// One attack on one model.
+    Attack,
+    /// The demonstration's attack of this name on the model with the plain safeguard.
+    AttackUnlearned(&'a str),
+    /// The demonstration's attack of this name on the hardened model.
+    AttackHardened(&'a str),
+    /// The attacks of a suite.
+    Suite,
+}
+
+/// What a step measured.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Measured<'a> {
+    /// A step of pre-training, with its mean cross-entropy in nats.
+    Pretrain {
+        /// The loss.
+        loss: f64,
+    },
+    /// A step of the plain safeguard.
+    Safeguard(Losses),
+    /// An outer step of TAR.
+    Outer(&'a OuterReport),
+    /// A step of an attack.
+    Attack(StepReport),
+    /// A step of an attack of the demonstration.
+    DemoAttack {
+        /// Mean cross-entropy, in nats.
+        loss: f64,
+        /// The restricted accuracy when it was measured last, 0 to 1.
+        restricted: f64,
+    },
+    /// A step of one of the attacks of a suite.
+    Suite {
+        /// Attacks that are over.
+        finished: usize,
+        /// The step's loss, in nats.
+        loss: f64,
+    },
+}
+
+impl Measured<'_> {
+    /// The numbers by the names that the metrics stream of the run gives them.
+    pub fn numbers(&self) -> Vec<(&'static str, f64)> {
+        match *self {
+            Self::Pretrain { loss } => vec![("loss", loss)],
+            Self::Safeguard(losses) => vec![("removal_loss", losses.removal), ("retain_loss", losses.retain)],
+            Self::Outer(report) => vec![
+                ("attack_loss", report.last_attack_loss()),
+                ("tr_loss", report.last_tr_loss()),
+                ("retain_loss", report.retain_loss),
+                ("retain_distance", report.retain_distance),
+                ("gradient_norm", report.gradient_norm),
+                ("lr", report.lr),
+            ],
+            Self::Attack(report) => {
+                vec![("loss", report.loss), ("gradient_norm", report.gradient_norm), ("lr", report.lr)]
+            }
+            Self::DemoAttack { loss, restricted } => vec![("loss", loss), ("restricted", restricted)],
+            Self::Suite { finished, loss } => vec![("finished", finished as f64), ("loss", loss)],
+        }
+    }
+
+    /// The record of the metrics stream: the numbers, and what holds or not as 1 or 0.
+    pub(crate) fn record(&self) -> Vec<(&'static str, f64)> {
+        let number = |flag: bool| f64::from(u8::from(flag));
+        let mut record = self.numbers();
+        match self {
+            Self::Outer(report) => {
+                record.extend([("skipped", number(report.skipped)), ("bounded", number(report.bounded))]);
+            }
+            Self::Attack(report) => record.push(("skipped", number(report.skipped))),
+            _ => {}
+        }
+        record
+    }
+}

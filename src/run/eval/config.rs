@@ -1,0 +1,196 @@
+//! What is measured, and how: the options of a measurement, and which of them go with which form.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A measurement as a user asks for it.
+///
+/// ```
+/// use temper::api::{EvalConfig, EvalForm};
+///
+/// let mut config = EvalConfig::new("model", "prompts.jsonl", EvalForm::Refusal);
+/// config.temperature = Some(0.7);
+/// assert!(config.check().is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct EvalConfig {
+    /// The model: a Hugging Face directory.
+    pub model: PathBuf,
+    /// The data: a JSONL or Parquet file, or a directory of them.
+    pub data: PathBuf,
+    /// LoRA adapter on the model: a PEFT directory.
+    #[serde(default)]
+    pub adapter: Option<PathBuf>,
+    /// Sequences of one batch; 8 unless set.
+    #[serde(default = "default_batch")]
+    pub batch: usize,
+    /// Longest sequence in tokens, 2048 unless set. Longer ones are cut (text), left out (questions) or refused (prompts).
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// What is measured.
+    #[serde(default)]
+    pub form: EvalForm,
+    /// Questions with answers to show as examples, of the same subject where they have one.
+    #[serde(default)]
+    pub shots: Option<PathBuf>,
+    /// How many examples; 5 unless set.
+    #[serde(default)]
+    pub num_shots: Option<usize>,
+    /// Longest answer in tokens; 256 unless set, and 4 for [`EvalForm::Qi`].
+    #[serde(default)]
+    pub max_new_tokens: Option<usize>,
+    /// Draws tokens, with logits divided by this, instead of taking the most probable one.
+    #[serde(default)]
+    pub temperature: Option<f64>,
+    /// Draws from the most probable tokens that have this probability together.
+    #[serde(default)]
+    pub top_p: Option<f64>,
+    /// Draws from so many of the most probable tokens.
+    #[serde(default)]
+    pub top_k: Option<usize>,
+    /// Seed of the draws; 0 unless set.
+    #[serde(default)]
+    pub seed: Option<u64>,
+    /// Beginning of every answer, put into the model's mouth.
+    #[serde(default)]
+    pub prefill: Option<String>,
+    /// Program with arguments that scores answers: {"prompt", "response"} a line in, a number a line out.
+    #[serde(default)]
+    pub judge: Option<String>,
+    /// How many seconds the judge may take; 3600 unless set.
+    #[serde(default)]
+    pub judge_seconds: Option<f64>,
+    /// Where every prediction or answer is written, as JSONL.
+    #[serde(default)]
+    pub predictions: Option<PathBuf>,
+}
+
+fn default_batch() -> usize {
+    8
+}
+
+fn default_max_length() -> usize {
+    2048
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum EvalForm {
+    /// `ppl`: perplexity of the text.
+    #[default]
+    #[serde(rename = "ppl")]
+    Perplexity,
+    /// `exact`: share of the sequences whose learned tokens greedy decoding writes.
+    Exact,
+    /// `mmlu`: multiple choice as the TAR authors ask it, the letter without a space before it.
+    Mmlu,
+    /// `lm-eval`: multiple choice as lm-evaluation-harness asks it, the letter after a space.
+    LmEval,
+    /// `qi`: multiple choice as Qi et al. ask it: no examples, the answer is written and has to be the letter.
+    Qi,
+    /// `generate`: answers to prompts.
+    Generate,
+    /// `refusal`: share of prompts that the model refuses.
+    Refusal,
+}
+
+impl EvalForm {
+    /// The name that files and the command line use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Perplexity => "ppl",
+            Self::Exact => "exact",
+            Self::Mmlu => "mmlu",
+            Self::LmEval => "lm-eval",
+            Self::Qi => "qi",
+            Self::Generate => "generate",
+            Self::Refusal => "refusal",
+        }
+    }
+}
+
+/// Forms that compare the probabilities of answers after examples.
+const COMPARES: &[EvalForm] = &[EvalForm::Mmlu, EvalForm::LmEval];
+/// Forms whose model writes.
+const WRITES: &[EvalForm] = &[EvalForm::Qi, EvalForm::Generate, EvalForm::Refusal];
+/// Forms that answer prompts.
+const ANSWERS: &[EvalForm] = &[EvalForm::Generate, EvalForm::Refusal];
+/// Forms that predict row by row.
+const PREDICTS: &[EvalForm] =
+    &[EvalForm::Exact, EvalForm::Mmlu, EvalForm::LmEval, EvalForm::Qi, EvalForm::Generate, EvalForm::Refusal];
+
+impl EvalConfig {
+    /// The measurement of `form` on `data`, with every option as it is unless set.
+    pub fn new(model: impl Into<PathBuf>, data: impl Into<PathBuf>, form: EvalForm) -> Self {
+        Self {
+            model: model.into(),
+            data: data.into(),
+            adapter: None,
+            batch: default_batch(),
+            max_length: default_max_length(),
+            form,
+            shots: None,
+            num_shots: None,
+            max_new_tokens: None,
+            temperature: None,
+            top_p: None,
+            top_k: None,
+            seed: None,
+            prefill: None,
+            judge: None,
+            judge_seconds: None,
+            predictions: None,
+        }
+    }
+
+    /// Fails if a value is out of its range, or if an option is set that the form does not read: silence would let it seem
+    /// to count.
+    pub fn check(&self) -> Result<()> {
+        self.check_form()?;
+        if self.batch == 0 {
+            return Err(Error::config("batch", "is 0", "use at least 1"));
+        }
+        if self.max_length == 0 {
+            return Err(Error::config("max_length", "is 0", "use at least 1"));
+        }
+        let drawn = [("top_p", self.top_p.is_some()), ("top_k", self.top_k.is_some()), ("seed", self.seed.is_some())];
+        match drawn.iter().find(|(_, given)| *given && self.temperature.is_none()) {
+            None => Ok(()),
+            Some((option, _)) => {
+                let problem = "it means nothing where the most probable token is taken";
+                Err(Error::config(*option, problem, "leave it out, or draw with `temperature`"))
+            }
+        }
+    }
+
+    fn check_form(&self) -> Result<()> {
+        for (option, given, forms) in [
+            ("shots", self.shots.is_some(), COMPARES),
+            ("num_shots", self.num_shots.is_some(), COMPARES),
+            ("max_new_tokens", self.max_new_tokens.is_some(), WRITES),
+            ("temperature", self.temperature.is_some(), WRITES),
+            ("top_p", self.top_p.is_some(), WRITES),
+            ("top_k", self.top_k.is_some(), WRITES),
+            ("seed", self.seed.is_some(), WRITES),
+            ("prefill", self.prefill.is_some(), ANSWERS),
+            ("judge", self.judge.is_some(), ANSWERS),
+            ("judge_seconds", self.judge_seconds.is_some(), ANSWERS),
+            ("predictions", self.predictions.is_some(), PREDICTS),
+        ] {
+            if given && !forms.contains(&self.form) {
+                let problem = format!("it means nothing to the form {}", self.form.name());
+                let known: Vec<&str> = forms.iter().map(|form| form.name()).collect();
+                let remedy = format!("leave it out, or use `form` {}", known.join(" or "));
+                return Err(Error::config(option, problem, remedy));
+            }
+        }
+        Ok(())
+    }
+}

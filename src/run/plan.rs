@@ -1,0 +1,12 @@
+//! `temper plan`: what a run will need, from its configuration and its model's architecture.
+
+use crate::config::RunConfig;
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::plan::{Plan, Target};
+
+/// The plan of a hardening run on `target`. Of the model only `config.json` is read.
+pub fn plan(config: &RunConfig, target: Target) -> Result<Plan> {
+    let model = ModelConfig::from_directory(&config.model.path)?;
+    Plan::new(config, &model, target)
+}
