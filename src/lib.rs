@@ -7,7 +7,7 @@
 //! # The house
 //!
 //! Each module is a room with one job, which its first lines say. A room uses rooms on lower lines only; a test keeps that
-//! (`tests/structure.rs`). Data goes from the top down; gradients and results come back as return values.
+//! (`tests/files/structure.rs`). Data goes from the top down; gradients and results come back as return values.
 //!
 //! ```text
 //! cli                                            arguments in, exit code out (the program)

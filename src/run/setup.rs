@@ -33,7 +33,7 @@ impl<B: Backend> LoadedModel<B> {
     pub(super) fn reference(&self, path: Option<&Path>) -> Result<Parameters<B>> {
         let (backend, layout) = (&self.model.backend, self.model.layout());
         let Some(path) = path.filter(|path| *path != self.directory.path) else {
-            let mut copy = Parameters::zeros_shared(backend, "reference weights", layout)?;
+            let mut copy = Parameters::zeros(backend, "reference weights", layout)?;
             copy.copy_from(backend, &self.weights)?;
             return Ok(copy);
         };

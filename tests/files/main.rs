@@ -17,6 +17,8 @@ mod model_config;
 mod prompts;
 /// No change to a valid file makes a reader panic, whatever the change.
 mod properties;
+/// The crate's own source has the structure that its map shows.
+mod structure;
 
 #[path = "../support/mod.rs"]
 mod support;
