@@ -3,7 +3,6 @@
 //! There is no autograd. [`Model::forward`] keeps named activations in a [`Workspace`], and [`Model::backward`] walks
 //! them in reverse; both are written once, for every backend.
 
-mod activations;
 mod adapter;
 mod backward;
 mod batch;
@@ -17,9 +16,10 @@ mod merge;
 mod parameters;
 mod per_layer;
 mod rope;
+mod shapes;
 mod stepping;
+mod workspace;
 
-pub use activations::{Activations, HeadOperands, HiddenStates, Recompute, Workspace};
 pub use adapter::{Adapter, AdapterConfig, Projection};
 pub use backward::{GradientDestinations, HiddenGradient};
 pub use batch::{Batch, DeviceBatch};
@@ -32,4 +32,6 @@ pub use layout::{AdapterLayout, Block, FactorBlocks, LayerBlocks, ModelLayout, P
 pub use merge::merge_adapter;
 pub use parameters::{Parameters, ParkedParameters};
 pub use per_layer::{PerLayer, kept_layers};
+pub use shapes::WorkspaceShapes;
 pub use stepping::{PartGradients, PartStep};
+pub use workspace::{Activations, HeadOperands, HiddenStates, Recompute, Workspace, hidden_states_bytes};

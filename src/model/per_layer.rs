@@ -1,20 +1,24 @@
-//! Where the activations of each layer lie, in as many buffers as there is memory for.
+//! Memory for the activations of each layer, in as many buffers as there is room for.
 
-use crate::error::Result;
 use crate::ops::{Backend, Matrix, MatrixMut, Tensor};
 
-/// One kind of activation of all layers: slots with room for one layer on the largest batch each. On a smaller batch
-/// several layers share a slot without overlapping; where there is not room for all even so, the last layers have a place
-/// of their own and the others overwrite one another in the first place.
+/// One kind of activation of all layers, in slots that each have room for one layer on the largest batch. A smaller batch
+/// divides each slot into several places. Layers have a place of their own from the last one down; where places run out,
+/// the first layers overwrite one another in the first place. Five layers on a batch of half the largest, in two slots:
+///
+/// ```text
+/// slot 0 | layer 0, then layer 1 | layer 2 |
+/// slot 1 | layer 3               | layer 4 |
+/// ```
 pub struct PerLayer<B: Backend> {
     slots: Vec<Tensor<B>>,
     layers: usize,
 }
 
 impl<B: Backend> PerLayer<B> {
-    /// `slots` (at least one) for `layers` layers.
-    pub(super) fn new(layers: usize, slots: usize, make: impl Fn() -> Result<Tensor<B>>) -> Result<Self> {
-        Ok(Self { slots: (0..slots.max(1)).map(|_| make()).collect::<Result<_>>()?, layers })
+    /// At least one slot, for `layers` layers.
+    pub(super) fn new(layers: usize, slots: Vec<Tensor<B>>) -> Self {
+        Self { slots, layers }
     }
 
     /// The slot of a layer and its first row there.
@@ -25,7 +29,7 @@ impl<B: Backend> PerLayer<B> {
         (place / each, place % each * tokens)
     }
 
-    /// That of `layer` on a batch of `tokens` tokens, [tokens, cols].
+    /// The activation of `layer` on a batch of `tokens` tokens, [tokens, cols].
     pub fn top(&self, layer: usize, tokens: usize) -> Matrix<'_, B> {
         let cols = self.slots[0].cols();
         self.shaped(layer, tokens, cols)
@@ -66,13 +70,13 @@ fn layers_of_slot(capacity: usize, tokens: usize) -> usize {
     (capacity / tokens.max(1)).max(1)
 }
 
-/// How many of the layers have a place of their own among so many places: all, or all places but the shared one.
+/// The number of layers that have a place of their own: all, or one for each place but the shared one.
 fn own_layers(layers: usize, places: usize) -> usize {
     if places >= layers { layers } else { places - 1 }
 }
 
-/// How many of `layers` layers, the last ones, keep what they compute on a batch of `tokens` tokens, with `slots` for
-/// `capacity` tokens.
+/// The number of layers, of `layers` and from the last one down, that keep what they compute on a batch of `tokens` tokens,
+/// with `slots` slots for `capacity` tokens.
 pub fn kept_layers(layers: usize, slots: usize, capacity: usize, tokens: usize) -> usize {
     own_layers(layers, slots * layers_of_slot(capacity, tokens))
 }
@@ -89,8 +93,8 @@ mod tests {
         const CAPACITY: usize = 12;
         for layers in 1..7 {
             for slots in 1..=layers {
-                let make = || Tensor::zeros(&Cpu, "slot", CAPACITY, 2, DType::F32);
-                let all = PerLayer::<Cpu>::new(layers, slots, make).unwrap();
+                let make = |_| Tensor::zeros(&Cpu, "slot", CAPACITY, 2, DType::F32).unwrap();
+                let all = PerLayer::<Cpu>::new(layers, (0..slots).map(make).collect());
                 for tokens in 1..=CAPACITY {
                     let kept = kept_layers(layers, slots, CAPACITY, tokens);
                     let mut used = vec![false; slots * CAPACITY];

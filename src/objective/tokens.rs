@@ -23,3 +23,16 @@ impl<B: Backend> TokenLosses<B> {
 pub fn token_loss_bytes(capacity: u64) -> u64 {
     capacity.saturating_mul(2 * DType::F32.bytes() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+
+    #[test]
+    fn planned_bytes_are_the_allocated_ones() {
+        let losses = TokenLosses::new(&Cpu, 21).unwrap();
+        let elements = Cpu.len(losses.values.buffer()) + Cpu.len(losses.weights.buffer());
+        assert_eq!(token_loss_bytes(21), (elements * DType::F32.bytes()) as u64);
+    }
+}

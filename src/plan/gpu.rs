@@ -88,7 +88,7 @@ pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Res
 /// the memory free.
 fn with_kept_layers(needs: &Needs, choice: MemorySettings, capacity: Capacity, total: u64) -> MemorySettings {
     let Recompute::Layers { .. } = choice.recompute else { return choice };
-    let bytes = |kept| needs.workspace_bytes(needs.adapter_columns, capacity.compute, Recompute::Layers { kept });
+    let bytes = |kept| needs.activation_bytes(capacity.compute, Recompute::Layers { kept });
     let room = (capacity.memory - capacity.memory / 20).saturating_sub(total);
     let kept = (room / (bytes(1) - bytes(0)).max(1)).min(needs.model.num_hidden_layers as u64 - 1);
     MemorySettings { recompute: Recompute::Layers { kept: kept as usize }, ..choice }
@@ -150,7 +150,7 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
         Recompute::Cheap => "norms and silu(gate)·up computed again",
         Recompute::Layers { .. } => "layers' inputs and some whole layers; the others run forward again",
     };
-    let activations = needs.workspace_bytes(needs.adapter_columns, compute, choice.recompute);
+    let activations = needs.activation_bytes(compute, choice.recompute);
     add(Place::Device, "activations", activations, &format!("{stored}, {how}, {tokens} tokens"));
     if needs.representations {
         let states = needs.hidden_states_bytes(compute);
@@ -174,7 +174,7 @@ pub(super) fn safeguard_bytes(needs: &Needs, choice: MemorySettings, compute: DT
     let (vocabulary, d, tokens) = (needs.model.vocab_size, needs.model.hidden_size, needs.largest_batch);
     let directions = 4 * (vocabulary * d) as u64;
     4 * needs.parameters * (3 + states)
-        + needs.workspace_bytes(0, compute, choice.recompute)
+        + needs.plain_activation_bytes(compute, choice.recompute)
         + needs.hidden_states_bytes(compute).max(directions)
         + loss_head_bytes(tokens as usize, vocabulary, d, compute) as u64
         + ALLOWANCE

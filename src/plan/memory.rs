@@ -5,7 +5,9 @@ use super::{Buffer, Place};
 use crate::backend::cpu::LOSS_HEAD_CHUNK;
 use crate::config::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, TrLoss};
 use crate::error::{Error, Result};
-use crate::model::{AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Projection, Recompute};
+use crate::model::{
+    AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Recompute, WorkspaceShapes, hidden_states_bytes,
+};
 use crate::objective::token_loss_bytes;
 use crate::ops::DType;
 use crate::optimizer::OptimizerKind;
@@ -27,8 +29,8 @@ pub(super) struct Needs<'a> {
     pub(super) full_optimizers: Vec<OptimizerKind>,
     /// LoRA adversaries: elements of the factors, states of the optimizer.
     pub(super) adapters: Vec<(u64, u64)>,
-    /// Columns that LoRA adds to what a layer keeps.
-    pub(super) adapter_columns: u64,
+    /// The adapters of LoRA adversaries.
+    lora: Vec<AdapterConfig>,
     /// States of the outer optimizer.
     pub(super) outer_states: u64,
     /// States of the optimizer of a safeguard that is trained first.
@@ -71,8 +73,8 @@ impl<'a> Needs<'a> {
             part_gradients: (layout.largest_part() + tied) as u64,
             largest_batch: streams.iter().map(batch).max().unwrap_or(0),
             full_optimizers,
-            adapter_columns: adapter_columns(&lora),
             adapters: factors.into_iter().zip(lora_states).collect(),
+            lora,
             outer_states: tar.outer.optimizer.rule().states() as u64,
             safeguard_states: run.safeguard.as_ref().map(|table| table.optimizer.rule().states() as u64),
             representations: tar.retain_representations && tar.retain_scale > 0.0,
@@ -90,39 +92,32 @@ impl<'a> Needs<'a> {
         self.full_optimizers.iter().map(states).max().unwrap_or(0)
     }
 
-    /// Bytes of a workspace for the largest batch, with adapters of so many columns.
-    pub(super) fn workspace_bytes(&self, adapter_columns: u64, compute: DType, recompute: Recompute) -> u64 {
-        workspace_bytes(self.model, self.largest_batch, adapter_columns, compute, recompute)
+    /// Bytes of an evaluator for the largest batch and any of the adapters, hidden states of the reference not counted.
+    pub(super) fn activation_bytes(&self, compute: DType, recompute: Recompute) -> u64 {
+        activation_bytes(self.model, &self.lora, self.largest_batch, compute, recompute)
+    }
+
+    /// Bytes of an evaluator for the largest batch without an adapter.
+    pub(super) fn plain_activation_bytes(&self, compute: DType, recompute: Recompute) -> u64 {
+        activation_bytes(self.model, &[], self.largest_batch, compute, recompute)
     }
 
     /// Bytes of the reference model's hidden states.
     pub(super) fn hidden_states_bytes(&self, compute: DType) -> u64 {
-        let states = (self.model.num_hidden_layers as u64 + 1) * self.model.hidden_size as u64;
-        self.largest_batch.saturating_mul(states * compute.bytes() as u64)
+        hidden_states_bytes(self.model, self.largest_batch, compute)
     }
 }
 
-/// Bytes of a workspace for batches of `tokens`, as `crate::model::Workspace` allocates it.
-fn workspace_bytes(
+/// Bytes of an evaluator for batches of `tokens`: its workspace and its per-token losses.
+fn activation_bytes(
     model: &ModelConfig,
+    adapters: &[AdapterConfig],
     tokens: u64,
-    adapter_columns: u64,
     compute: DType,
     recompute: Recompute,
 ) -> u64 {
-    let attention = model.attention();
-    let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
-    let (qkv, query) = (attention.qkv_cols() as u64, attention.query_cols() as u64);
-    let (layers, heads) = (model.num_hidden_layers as u64, attention.num_attention_heads as u64);
-    let (cheap, rest) = recompute.slots(model.num_hidden_layers);
-    let (cheap, rest) = (cheap as u64, rest as u64);
-    let every_layer = (d + qkv + query + 2 * f).saturating_add(adapter_columns);
-    let kept = (layers * d + cheap * (2 * d + f)).saturating_add(rest.saturating_mul(every_layer));
-    let outside = (6 * d + qkv + query + 3 * f).saturating_add(adapter_columns);
-    let per_token = kept.saturating_add(outside).saturating_mul(compute.bytes() as u64);
-    tokens
-        .saturating_mul(per_token.saturating_add(F32 * (rest * (2 + heads) + 1)))
-        .saturating_add(token_loss_bytes(tokens))
+    let workspace = WorkspaceShapes::new(model, adapters, compute, recompute).bytes(tokens);
+    workspace.saturating_add(token_loss_bytes(tokens))
 }
 
 /// Bytes that one fine-tuning attack needs on the CPU backend, with weights of its own, for batches of `tokens`.
@@ -138,25 +133,16 @@ pub(crate) fn attack_bytes(
         None => weights.saturating_mul(1 + states),
         Some(adapter) => adapter.parameter_count(model).saturating_mul(2 + states),
     };
-    let columns = adapter_columns(adapter.map_or(&[], std::slice::from_ref));
+    let adapters = adapter.map_or(&[][..], std::slice::from_ref);
+    let activations = activation_bytes(model, adapters, tokens, DType::F32, Recompute::Nothing);
     let logits = LOSS_HEAD_CHUNK as u64 * (model.vocab_size + 2 * model.hidden_size) as u64;
     let elements = weights.saturating_add(trained).saturating_add(logits);
-    elements.saturating_mul(F32).saturating_add(workspace_bytes(model, tokens, columns, DType::F32, Recompute::Nothing))
+    elements.saturating_mul(F32).saturating_add(activations)
 }
 
 fn too_long(stream: &str, positions: usize) -> Error {
     let problem = format!("is more than the model's max_position_embeddings = {positions}");
     Error::config(format!("data.{stream}.max_length"), problem, format!("use at most {positions}"))
-}
-
-/// A workspace has room for any of the adapters: at each of its four sites for the widest.
-fn adapter_columns(adapters: &[AdapterConfig]) -> u64 {
-    use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
-    let sites = [&[QProj, KProj, VProj][..], &[OProj], &[GateProj, UpProj], &[DownProj]];
-    let columns = |adapter: &AdapterConfig, site: &[Projection]| {
-        (site.iter().filter(|p| adapter.targets.contains(p)).count() * adapter.rank) as u64
-    };
-    sites.iter().map(|site| adapters.iter().map(|a| columns(a, site)).max().unwrap_or(0)).sum()
 }
 
 /// The buffers of a run on the CPU backend with these settings.
@@ -189,7 +175,7 @@ pub(super) fn on_cpu(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     let logits = LOSS_HEAD_CHUNK as u64 * (needs.model.vocab_size + 2 * needs.model.hidden_size) as u64;
     add("logits of the loss head", logits, &format!("f32, {LOSS_HEAD_CHUNK} tokens at once"));
     let tokens = needs.largest_batch;
-    let activations = needs.workspace_bytes(needs.adapter_columns, DType::F32, choice.recompute);
+    let activations = needs.activation_bytes(DType::F32, choice.recompute);
     let how = if choice.recompute == Recompute::Nothing { "every one kept" } else { "some computed again" };
     add("activations", activations / F32, &format!("f32, {how}, {tokens} tokens"));
     if needs.representations {

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::*;
 use crate::backend::cpu::Cpu;
-use crate::model::{Adapter, PerLayer, Recompute, Workspace};
-use crate::ops::{Backend, Buffer, DType, Tensor};
+use crate::model::{Adapter, Recompute, Workspace};
+use crate::objective::token_loss_bytes;
+use crate::ops::{Backend, DType};
 use crate::training::{MemorySettings, Moments};
 
 fn tiny() -> ModelConfig {
@@ -240,38 +241,11 @@ fn activations_are_as_planned<B: Backend>(backend: &B, run: &RunConfig, needs: &
     let layers = |kept| Recompute::Layers { kept };
     for recompute in [Recompute::Nothing, Recompute::Cheap, layers(0), layers(1), layers(9)] {
         let workspace = Workspace::new(backend, needs.model, 21, &adapters, recompute).unwrap();
-        let planned = needs.workspace_bytes(needs.adapter_columns, compute, recompute);
-        assert_eq!(planned, allocated(backend, &workspace) + crate::objective::token_loss_bytes(21), "{recompute:?}");
+        let allocated = workspace.allocated_bytes(backend) + token_loss_bytes(21);
+        assert_eq!(needs.activation_bytes(compute, recompute), allocated, "{recompute:?}");
     }
     let states = (needs.model.num_hidden_layers + 1) * needs.model.hidden_size * 21 * compute.bytes();
     assert_eq!(needs.hidden_states_bytes(compute), states as u64);
-}
-
-fn allocated<B: Backend>(backend: &B, workspace: &Workspace<B>) -> u64 {
-    let compute = backend.compute_dtype().bytes();
-    let bytes = |tensor: &Tensor<B>, each: usize| (each * tensor.buffer().len()) as u64;
-    let (w, a) = (workspace, &workspace.layers);
-    let matrices = [&a.attention_input, &a.qkv, &a.attention, &a.middle, &a.mlp_input, &a.gate_up, &a.mlp_hidden];
-    let statistics = [&a.attention_inverse_rms, &a.log_sum_exp, &a.mlp_inverse_rms];
-    let low_rank = a.low_rank.iter().flatten().flat_map(PerLayer::slots).chain(w.d_low_rank.iter().flatten());
-    let outside = [
-        &w.last_residual,
-        &w.normed,
-        &w.delta,
-        &w.d_normed,
-        &w.d_residual,
-        &w.d_input,
-        &w.d_qkv,
-        &w.d_attention,
-        &w.d_gate_up,
-        &w.d_mlp_hidden,
-    ];
-    let all = |of: &[&PerLayer<B>], each| -> u64 {
-        of.iter().flat_map(|tensors| tensors.slots()).map(|tensor| bytes(tensor, each)).sum()
-    };
-    let columns = std::iter::once(bytes(&w.inverse_rms, 4));
-    let rest = outside.into_iter().chain(&a.input).chain(low_rank).map(|tensor| bytes(tensor, compute));
-    all(&matrices, compute) + all(&statistics, 4) + columns.chain(rest).sum::<u64>()
 }
 
 /// 600 steps of 32 restricted and 64 retain sequences, as published for random mapping; the other methods also need what the

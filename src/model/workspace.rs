@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-use super::adapter::Site;
 use super::per_layer::{PerLayer, kept_layers};
+use super::shapes::{TensorKind, WorkspaceShapes};
 use super::{Adapter, ModelConfig};
 use crate::error::Result;
 use crate::ops::{Backend, Clear, DType, Matrix, MatrixMut, Tensor};
 
-/// What the backward pass computes a second time instead of reading what forward kept. Gradients are the same bits in
-/// every case: the same operations on the same numbers.
+/// The activations that the backward pass computes a second time instead of keeping them from the forward pass. Gradients
+/// are the same bits in every case: the same operations on the same numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
@@ -18,18 +18,18 @@ pub enum Recompute {
     Nothing,
     /// The outputs of both norms and silu(gate)·up, which cost passes over memory and no matrix product.
     Cheap,
-    /// Besides, all but the inputs of layers that there is no room for: they run forward again (without their last product)
-    /// before they run backward.
+    /// Besides, everything but their inputs in the layers that there is no room for. Such a layer runs forward again,
+    /// without its last product, before it runs backward.
     Layers {
-        /// Layers that keep what [`Recompute::Cheap`] keeps on the largest batch, besides one that runs again. On smaller
-        /// batches their memory holds more layers.
+        /// The number of layers that keep what [`Recompute::Cheap`] keeps. It holds for the largest batch: memory for as
+        /// many layers and one more, which the others share, has room for more layers of a smaller batch.
         kept: usize,
     },
 }
 
 impl Recompute {
-    /// For how many of `layers` layers there is room on the largest batch: for the outputs of norms and silu(gate)·up, and
-    /// for what else is kept.
+    /// The number of layers, of `layers`, that there is room for on the largest batch: first for the outputs of norms and
+    /// silu(gate)·up, then for everything else that is kept.
     pub fn slots(self, layers: usize) -> (usize, usize) {
         match self {
             Self::Nothing => (layers, layers),
@@ -39,7 +39,7 @@ impl Recompute {
     }
 }
 
-/// What the layers keep, or share where it is computed again. T is the number of tokens.
+/// The activations of all layers. Layers share those that are computed again. T is the number of tokens.
 pub struct Activations<B: Backend> {
     /// Residual stream at the layer's input, [T, d]: the hidden state of this depth. Never shared.
     pub input: Vec<Tensor<B>>,
@@ -67,7 +67,7 @@ pub struct Activations<B: Backend> {
     pub(crate) low_rank: [Option<PerLayer<B>>; 4],
 }
 
-/// The hidden states of a model, apart from the workspace that computed them.
+/// The hidden states of a model on one batch, taken out of the workspace that computed them.
 pub struct HiddenStates<B: Backend> {
     inputs: Vec<Tensor<B>>,
     normed: Tensor<B>,
@@ -76,16 +76,22 @@ pub struct HiddenStates<B: Backend> {
 impl<B: Backend> HiddenStates<B> {
     /// Room for batches of up to `capacity` tokens.
     pub fn new(backend: &B, config: &ModelConfig, capacity: usize) -> Result<Self> {
-        let (d, dtype) = (config.hidden_size, backend.compute_dtype());
-        let matrix = || Tensor::zeros(backend, "hidden state", capacity, d, dtype);
+        let dtype = backend.compute_dtype();
+        let matrix = || Tensor::zeros(backend, "hidden state", capacity, config.hidden_size, dtype);
         let inputs = (0..config.num_hidden_layers).map(|_| matrix()).collect::<Result<_>>()?;
         Ok(Self { inputs, normed: matrix()? })
     }
 
-    /// That of depth `level`, numbered as those of [`Workspace::hidden_state`].
+    /// The hidden state of depth `level`, numbered as in [`Workspace::hidden_state`].
     pub fn at(&self, level: usize, tokens: usize) -> Matrix<'_, B> {
         hidden_state(&self.inputs, &self.normed, level, tokens)
     }
+}
+
+/// Bytes of [`HiddenStates`] for batches of up to `capacity` tokens.
+pub fn hidden_states_bytes(config: &ModelConfig, capacity: u64, compute: DType) -> u64 {
+    let states = config.num_hidden_layers as u64 + 1;
+    capacity.saturating_mul(states * config.hidden_size as u64 * compute.bytes() as u64)
 }
 
 fn hidden_state<'a, B: Backend>(
@@ -122,7 +128,7 @@ pub struct Workspace<B: Backend> {
     pub(crate) d_low_rank: [Option<Tensor<B>>; 4],
 }
 
-/// What a loss head reads and writes of a [`Workspace`].
+/// The part of a [`Workspace`] that a loss head reads and writes.
 pub struct HeadOperands<'a, B: Backend> {
     /// Output of the final norm, [T, d].
     pub normed: Matrix<'a, B>,
@@ -139,52 +145,46 @@ impl<B: Backend> Workspace<B> {
         adapters: &[&Adapter<B>],
         recompute: Recompute,
     ) -> Result<Self> {
-        let compute = backend.compute_dtype();
-        let matrix = |name: &str, cols: usize| Tensor::zeros(backend, name, capacity, cols, compute);
-        let column = |name: &str| Tensor::zeros(backend, name, capacity, 1, DType::F32);
-        let (d, f, shape) = (config.hidden_size, config.intermediate_size, config.attention());
-        let rank = |site| adapters.iter().map(|a| a.config.site_rank(site)).max().filter(|rank| *rank > 0);
+        let configs = adapters.iter().map(|adapter| &adapter.config);
+        let shapes = WorkspaceShapes::new(config, configs, backend.compute_dtype(), recompute);
         let layers = config.num_hidden_layers;
-        let (cheap, rest) = recompute.slots(layers);
-        let matrices = |slots, name: &str, cols| PerLayer::new(layers, slots, || matrix(name, cols));
-        let columns =
-            |name: &str, cols| PerLayer::new(layers, rest, || Tensor::zeros(backend, name, capacity, cols, DType::F32));
+        let slots = |kind: &TensorKind| kind.slots(backend, capacity, layers);
+        let one = |kind: &TensorKind| kind.tensor(backend, capacity);
         let mut low_rank = [None, None, None, None];
         let mut d_low_rank = [None, None, None, None];
-        for site in Site::ALL {
-            let Some(rank) = rank(site) else { continue };
-            low_rank[site as usize] = Some(matrices(rest, "low rank", rank)?);
-            d_low_rank[site as usize] = Some(matrix("gradient of low rank", rank)?);
+        for site in (0..4).filter(|&site| !shapes.low_rank[site].is_empty()) {
+            low_rank[site] = Some(slots(&shapes.low_rank[site])?);
+            d_low_rank[site] = Some(one(&shapes.d_low_rank[site])?);
         }
         let activations = Activations {
-            input: (0..layers).map(|_| matrix("layer input", d)).collect::<Result<_>>()?,
-            attention_input: matrices(cheap, "attention input", d)?,
-            attention_inverse_rms: columns("attention inverse rms", 1)?,
-            qkv: matrices(rest, "qkv", shape.qkv_cols())?,
-            attention: matrices(rest, "attention", shape.query_cols())?,
-            log_sum_exp: columns("log sum exp", shape.num_attention_heads)?,
-            middle: matrices(rest, "layer middle", d)?,
-            mlp_input: matrices(cheap, "mlp input", d)?,
-            mlp_inverse_rms: columns("mlp inverse rms", 1)?,
-            gate_up: matrices(rest, "gate and up", 2 * f)?,
-            mlp_hidden: matrices(cheap, "mlp hidden", f)?,
+            input: shapes.input.tensors(backend, capacity)?,
+            attention_input: slots(&shapes.attention_input)?,
+            attention_inverse_rms: slots(&shapes.attention_inverse_rms)?,
+            qkv: slots(&shapes.qkv)?,
+            attention: slots(&shapes.attention)?,
+            log_sum_exp: slots(&shapes.log_sum_exp)?,
+            middle: slots(&shapes.middle)?,
+            mlp_input: slots(&shapes.mlp_input)?,
+            mlp_inverse_rms: slots(&shapes.mlp_inverse_rms)?,
+            gate_up: slots(&shapes.gate_up)?,
+            mlp_hidden: slots(&shapes.mlp_hidden)?,
             low_rank,
         };
         Ok(Self {
             capacity,
             recompute,
             layers: activations,
-            last_residual: matrix("last residual", d)?,
-            normed: matrix("normed", d)?,
-            inverse_rms: column("inverse rms")?,
-            delta: matrix("delta", d)?,
-            d_normed: matrix("gradient of normed", d)?,
-            d_residual: matrix("gradient of residual", d)?,
-            d_input: matrix("gradient of norm output", d)?,
-            d_qkv: matrix("gradient of qkv", shape.qkv_cols())?,
-            d_attention: matrix("gradient of attention", shape.query_cols())?,
-            d_gate_up: matrix("gradient of gate and up", 2 * f)?,
-            d_mlp_hidden: matrix("gradient of mlp hidden", f)?,
+            last_residual: one(&shapes.last_residual)?,
+            normed: one(&shapes.normed)?,
+            inverse_rms: one(&shapes.inverse_rms)?,
+            delta: one(&shapes.delta)?,
+            d_normed: one(&shapes.d_normed)?,
+            d_residual: one(&shapes.d_residual)?,
+            d_input: one(&shapes.d_input)?,
+            d_qkv: one(&shapes.d_qkv)?,
+            d_attention: one(&shapes.d_attention)?,
+            d_gate_up: one(&shapes.d_gate_up)?,
+            d_mlp_hidden: one(&shapes.d_mlp_hidden)?,
             d_low_rank,
         })
     }
@@ -242,5 +242,52 @@ impl<B: Backend> Workspace<B> {
             "Workspace",
             format!("a batch of {tokens} tokens needs more than {}", self.capacity),
         ))
+    }
+
+    /// Bytes of all tensors, asked of the backend.
+    #[cfg(test)]
+    pub(crate) fn allocated_bytes(&self, backend: &B) -> u64 {
+        // Without `..`, so that no tensor can be forgotten.
+        let Self {
+            capacity: _,
+            recompute: _,
+            layers,
+            last_residual,
+            normed,
+            inverse_rms,
+            delta,
+            d_normed,
+            d_residual,
+            d_input,
+            d_qkv,
+            d_attention,
+            d_gate_up,
+            d_mlp_hidden,
+            d_low_rank,
+        } = self;
+        let Activations {
+            input,
+            attention_input,
+            attention_inverse_rms,
+            qkv,
+            attention,
+            log_sum_exp,
+            middle,
+            mlp_input,
+            mlp_inverse_rms,
+            gate_up,
+            mlp_hidden,
+            low_rank,
+        } = layers;
+        let matrices = [attention_input, qkv, attention, middle, mlp_input, gate_up, mlp_hidden];
+        let statistics = [attention_inverse_rms, log_sum_exp, mlp_inverse_rms];
+        let outside =
+            [last_residual, normed, delta, d_normed, d_residual, d_input, d_qkv, d_attention, d_gate_up, d_mlp_hidden];
+        let in_compute = matrices.into_iter().chain(low_rank.iter().flatten()).flat_map(PerLayer::slots);
+        let in_compute = in_compute.chain(outside).chain(input).chain(d_low_rank.iter().flatten());
+        let in_f32 = statistics.into_iter().flat_map(PerLayer::slots).chain([inverse_rms]);
+        let elements = |tensor: &Tensor<B>| backend.len(tensor.buffer());
+        let compute = in_compute.map(elements).sum::<usize>() * backend.compute_dtype().bytes();
+        (compute + in_f32.map(elements).sum::<usize>() * DType::F32.bytes()) as u64
     }
 }
