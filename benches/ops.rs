@@ -4,7 +4,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use temper::backend::cpu::Cpu;
 use temper::model::{
     Batch, DeviceBatch, GradientDestinations, Gradients, Model, ModelConfig, ModelFamily, Parameters, Recompute,
-    RopeScaling, Workspace,
+    RopeScaling, Subject, Workspace,
 };
 use temper::ops::{self, Backend, DType, HeadGradients, HeadLoss, Matrix, Tensor};
 use temper::random::{Random, Stream};
@@ -90,7 +90,7 @@ impl Step {
     }
 
     fn forward(&mut self) {
-        self.model.forward(&self.weights, None, None, &self.batch, &mut self.workspace).unwrap();
+        self.model.forward(Subject::plain(&self.weights), &self.batch, &mut self.workspace).unwrap();
     }
 
     fn loss(&mut self) {
@@ -112,7 +112,9 @@ impl Step {
 
     fn backward(&mut self) {
         let destinations = GradientDestinations::of_weights(&mut self.gradients);
-        self.model.backward(&self.weights, None, None, &self.batch, &mut self.workspace, destinations, None).unwrap();
+        self.model
+            .backward(Subject::plain(&self.weights), &self.batch, &mut self.workspace, destinations, None)
+            .unwrap();
     }
 }
 

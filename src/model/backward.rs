@@ -4,10 +4,10 @@ use super::adapter::Site;
 use super::forward::{LayerPass, Linear, Residual};
 use super::per_layer::PerLayer;
 use super::{
-    Adapter, Block, DeviceBatch, GradientViewMut, Gradients, Model, Parameters, PartGradient, Recompute, Workspace,
+    Block, DeviceBatch, GradientViewMut, Gradients, Model, Parameters, PartGradient, Recompute, Subject, Workspace,
 };
 use crate::error::Result;
-use crate::ops::{self, Backend, Dropout, Matrix, MatrixMut, Tensor};
+use crate::ops::{self, Backend, Matrix, MatrixMut, Tensor};
 
 /// Where a backward pass adds its gradients; a gradient without a destination is not computed.
 pub struct GradientDestinations<'a, B: Backend> {
@@ -61,13 +61,10 @@ pub trait HiddenGradient<B: Backend> {
 
 impl<B: Backend> Model<B> {
     /// Gradients of the loss whose gradient with respect to the final norm's output is in the workspace (a loss head put
-    /// it there). `weights`, `adapter`, `dropout` and `batch` are those of the forward pass.
-    #[allow(clippy::too_many_arguments)]
+    /// it there). `subject` and `batch` are the forward pass's.
     pub fn backward(
         &self,
-        weights: &Parameters<B>,
-        adapter: Option<&Adapter<B>>,
-        dropout: Option<Dropout>,
+        subject: Subject<B>,
         batch: &DeviceBatch<B>,
         workspace: &mut Workspace<B>,
         mut destinations: GradientDestinations<B>,
@@ -78,9 +75,9 @@ impl<B: Backend> Model<B> {
         if let Some(hidden) = hidden.as_deref_mut() {
             hidden.add(layers, workspace.normed.top(tokens), workspace.d_normed.top_mut(tokens))?;
         }
-        self.backward_final_norm(weights, tokens, workspace, &mut destinations)?;
+        self.backward_final_norm(subject.weights, tokens, workspace, &mut destinations)?;
         for layer in (0..layers).rev() {
-            let pass = LayerPass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
+            let pass = LayerPass { linear: Linear { model: self, subject, layer }, tokens };
             pass.backward(batch, workspace, &mut destinations)?;
             if let Some(hidden) = hidden.as_deref_mut() {
                 let Workspace { layers, d_residual, .. } = workspace;
@@ -183,7 +180,7 @@ impl<B: Backend> LayerPass<'_, B> {
         backend.run(ops::RmsNormBackward {
             d_normed: d_input.top(tokens),
             x: a.middle.top(layer, tokens),
-            weight: self.linear.weights.matrix(norm),
+            weight: self.linear.subject.weights.matrix(norm),
             inverse_rms: a.mlp_inverse_rms.top(layer, tokens),
             d_residual: d_residual.top_mut(tokens),
             d_weight: destinations.weight(norm),
@@ -234,7 +231,7 @@ impl<B: Backend> LayerPass<'_, B> {
         backend.run(ops::RmsNormBackward {
             d_normed: d_input.top(tokens),
             x: a.input[layer].top(tokens),
-            weight: self.linear.weights.matrix(norm),
+            weight: self.linear.subject.weights.matrix(norm),
             inverse_rms: a.attention_inverse_rms.top(layer, tokens),
             d_residual: d_residual.top_mut(tokens),
             d_weight: destinations.weight(norm),
@@ -254,14 +251,15 @@ impl<B: Backend> LayerPass<'_, B> {
         let backend = &self.linear.model.backend;
         backend.run(ops::LinearBackwardInput {
             dy,
-            w: self.linear.weights.matrix(block),
+            w: self.linear.subject.weights.matrix(block),
             dx: dx.reborrow(),
             accumulate: false,
         })?;
         if let Some(dw) = destinations.weight(block) {
             backend.run(ops::LinearBackwardWeight { dy, x, dw })?;
         }
-        let (Some(adapter), Some(s), Some(ds)) = (self.linear.adapter, s, &mut d_low_rank[site as usize]) else {
+        let (Some(adapter), Some(s), Some(ds)) = (self.linear.subject.adapter, s, &mut d_low_rank[site as usize])
+        else {
             return Ok(());
         };
         let rank = self.linear.rank(site);

@@ -2,7 +2,7 @@
 
 use super::adapter::Site;
 use super::forward::Linear;
-use super::{Adapter, CachedSequence, KeyValueCache, Model, ModelConfig, Parameters};
+use super::{Adapter, CachedSequence, KeyValueCache, Model, ModelConfig, Parameters, Subject};
 use crate::error::{Error, Result};
 use crate::ops::{self, Backend, CachedSegments, DType, HeadLoss, Tensor};
 
@@ -105,7 +105,7 @@ impl<B: Backend> Model<B> {
             out: workspace.residual.top_mut(rows),
         })?;
         for layer in 0..self.config.num_hidden_layers {
-            let linear = Linear { model: self, weights, adapter, dropout: None, layer };
+            let linear = Linear { model: self, subject: Subject { weights, adapter, dropout: None }, layer };
             self.extend_attention(&linear, &new, &mut cache.layers[layer], workspace)?;
             self.extend_mlp(&linear, workspace, rows)?;
         }
@@ -222,7 +222,7 @@ impl<B: Backend> Model<B> {
         workspace: &mut ExtendWorkspace<B>,
     ) -> Result<()> {
         let (backend, rows, blocks) = (&self.backend, new.segments.tokens(), self.layout.layer(linear.layer));
-        self.add_and_norm(linear.weights, blocks.input_layernorm, workspace, rows, linear.layer > 0)?;
+        self.add_and_norm(linear.subject.weights, blocks.input_layernorm, workspace, rows, linear.layer > 0)?;
         let w = workspace;
         let [low_qkv, low_output, ..] = &mut w.low_rank;
         let low_qkv = low_qkv.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Qkv)));
@@ -249,7 +249,7 @@ impl<B: Backend> Model<B> {
     /// residual = residual + delta; h = silu(gate)·up of norm(residual); delta = h Wᵀ.
     fn extend_mlp(&self, linear: &Linear<B>, workspace: &mut ExtendWorkspace<B>, rows: usize) -> Result<()> {
         let blocks = self.layout.layer(linear.layer);
-        self.add_and_norm(linear.weights, blocks.post_attention_layernorm, workspace, rows, true)?;
+        self.add_and_norm(linear.subject.weights, blocks.post_attention_layernorm, workspace, rows, true)?;
         let w = workspace;
         let [.., low_gate_up, low_down] = &mut w.low_rank;
         let low_gate_up = low_gate_up.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::GateUp)));

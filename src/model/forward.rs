@@ -2,7 +2,7 @@
 
 use super::adapter::Site;
 use super::per_layer::PerLayer;
-use super::{Activations, Adapter, Block, DeviceBatch, ModelConfig, ModelLayout, Parameters, Workspace};
+use super::{Activations, Block, DeviceBatch, ModelConfig, ModelLayout, Parameters, Subject, Workspace};
 use crate::error::Result;
 use crate::ops::{self, Backend, Dropout, Matrix, MatrixMut, RopeTable, Tensor};
 
@@ -42,22 +42,17 @@ impl<B: Backend> Model<B> {
 
     /// Computes all activations of `batch` into `workspace`; the last one is the final norm's output, which the loss
     /// heads of [`crate::objective`] read.
-    pub fn forward(
-        &self,
-        weights: &Parameters<B>,
-        adapter: Option<&Adapter<B>>,
-        dropout: Option<Dropout>,
-        batch: &DeviceBatch<B>,
-        workspace: &mut Workspace<B>,
-    ) -> Result<()> {
-        let (backend, tokens) = (&self.backend, batch.len());
+    pub fn forward(&self, subject: Subject<B>, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
+        let weights = subject.weights;
+        let backend = &self.backend;
+        let tokens = batch.len();
         workspace.check_fits(tokens)?;
         let embedding = weights.matrix(self.layout.embed_tokens());
         let first = &mut workspace.layers.input[0];
         backend.run(ops::GatherRows { from: embedding, indices: batch.tokens.view(), out: first.top_mut(tokens) })?;
         let layers = self.config.num_hidden_layers;
         for layer in 0..layers {
-            let pass = LayerPass { linear: Linear { model: self, weights, adapter, dropout, layer }, tokens };
+            let pass = LayerPass { linear: Linear { model: self, subject, layer }, tokens };
             pass.forward(batch, workspace)?;
         }
         let Workspace { layers: a, last_residual, normed, inverse_rms, delta, .. } = workspace;
@@ -134,7 +129,7 @@ impl<B: Backend> LayerPass<'_, B> {
         model.backend.run(ops::RmsNormForward {
             residual,
             delta: added,
-            weight: self.linear.weights.matrix(model.layout.layer(layer).input_layernorm),
+            weight: self.linear.subject.weights.matrix(model.layout.layer(layer).input_layernorm),
             epsilon: model.config.rms_norm_eps,
             sum,
             normed: attention_input.top_mut(layer, tokens),
@@ -184,7 +179,7 @@ impl<B: Backend> LayerPass<'_, B> {
         model.backend.run(ops::RmsNormForward {
             residual,
             delta: added,
-            weight: self.linear.weights.matrix(model.layout.layer(layer).post_attention_layernorm),
+            weight: self.linear.subject.weights.matrix(model.layout.layer(layer).post_attention_layernorm),
             epsilon: model.config.rms_norm_eps,
             sum,
             normed: mlp_input.top_mut(layer, tokens),
@@ -229,21 +224,19 @@ impl<B: Backend> LayerPass<'_, B> {
 /// A fused linear layer with its adapters; one value per pass and layer.
 pub(super) struct Linear<'a, B: Backend> {
     pub model: &'a Model<B>,
-    pub weights: &'a Parameters<B>,
-    pub adapter: Option<&'a Adapter<B>>,
-    pub dropout: Option<Dropout>,
+    pub subject: Subject<'a, B>,
     pub layer: usize,
 }
 
 impl<B: Backend> Linear<'_, B> {
     /// The dropout of a site: the same key with the site's number.
     pub(super) fn dropout_at(&self, site: Site) -> Option<Dropout> {
-        self.dropout.map(|dropout| Dropout { site: (self.layer * 4 + site as usize) as u32, ..dropout })
+        self.subject.dropout.map(|dropout| Dropout { site: (self.layer * 4 + site as usize) as u32, ..dropout })
     }
 
     /// Rows of all adapters' A at a site.
     pub(super) fn rank(&self, site: Site) -> usize {
-        self.adapter.map_or(0, |adapter| adapter.config.site_rank(site))
+        self.subject.adapter.map_or(0, |adapter| adapter.config.site_rank(site))
     }
 
     /// y = x wᵀ + Σ scale · (x aᵀ) bᵀ; x aᵀ goes to `low_rank` [T, rank of the site].
@@ -256,8 +249,8 @@ impl<B: Backend> Linear<'_, B> {
         mut y: MatrixMut<B>,
     ) -> Result<()> {
         let backend = &self.model.backend;
-        backend.run(ops::LinearForward { x, w: self.weights.matrix(block), y: y.reborrow() })?;
-        let Some(adapter) = self.adapter else { return Ok(()) };
+        backend.run(ops::LinearForward { x, w: self.subject.weights.matrix(block), y: y.reborrow() })?;
+        let Some(adapter) = self.subject.adapter else { return Ok(()) };
         let rank = self.rank(site);
         if rank == 0 {
             return Ok(());

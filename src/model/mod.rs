@@ -18,6 +18,7 @@ mod per_layer;
 mod rope;
 mod shapes;
 mod stepping;
+mod subject;
 mod workspace;
 
 pub use adapter::{Adapter, AdapterConfig, Projection};
@@ -34,4 +35,5 @@ pub use parameters::{Parameters, ParkedParameters};
 pub use per_layer::{PerLayer, kept_layers};
 pub use shapes::WorkspaceShapes;
 pub use stepping::{PartGradients, PartStep};
+pub use subject::Subject;
 pub use workspace::{Activations, HeadOperands, HiddenStates, Recompute, Workspace, hidden_states_bytes};

@@ -7,7 +7,9 @@
 use std::ops::Range;
 
 use super::forward::{LayerPass, Linear};
-use super::{DeviceBatch, GradientDestinations, GradientView, Model, ModelLayout, Parameters, PartGradient, Workspace};
+use super::{
+    DeviceBatch, GradientDestinations, GradientView, Model, ModelLayout, Parameters, PartGradient, Subject, Workspace,
+};
 use crate::error::Result;
 use crate::ops::Backend;
 
@@ -72,7 +74,7 @@ impl<B: Backend> Model<B> {
         stepper.step_part(backend, weights, part.view())?;
         for layer in (0..self.config.num_hidden_layers).rev() {
             part.move_to(backend, layout.layer(layer).range())?;
-            let linear = Linear { model: self, weights, adapter: None, dropout: None, layer };
+            let linear = Linear { model: self, subject: Subject::plain(weights), layer };
             LayerPass { linear, tokens }.backward(batch, workspace, &mut GradientDestinations::of_part(part))?;
             stepper.step_part(backend, weights, part.view())?;
         }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
-use super::pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass, Subject};
+use super::pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
 use super::recordings::{Key, Recordable, Recordings};
 use super::tape::WeightedLosses;
 use super::{EntropyOver, LossBatch, LossSlot, LossTape, TokenLosses, learned_weights, position_weights};
 use crate::error::Result;
 use crate::model::{
-    Adapter, GradientDestinations, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Workspace,
+    Adapter, GradientDestinations, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Subject, Workspace,
 };
 use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, Tensor};
 
@@ -58,7 +58,7 @@ impl<B: Backend> Evaluator<B> {
 
     /// Runs the forward pass alone.
     pub fn forward(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<()> {
-        self.model.forward(subject.weights, subject.adapter, subject.dropout, &batch.device, &mut self.workspace)
+        self.model.forward(subject, &batch.device, &mut self.workspace)
     }
 
     /// Mean cross-entropy of the learned tokens.
@@ -107,7 +107,7 @@ impl<B: Backend> Evaluator<B> {
             Some(states) => states,
             None => HiddenStates::new(&model.backend, &model.config, self.capacity())?,
         };
-        model.forward(reference, None, None, &batch.device, &mut self.workspace)?;
+        model.forward(Subject::plain(reference), &batch.device, &mut self.workspace)?;
         self.workspace.exchange_hidden_states(&mut states);
         Ok(states)
     }
@@ -259,8 +259,7 @@ impl<B: Backend> Evaluator<B> {
         destinations: GradientDestinations<B>,
         hidden: Option<&mut dyn HiddenGradient<B>>,
     ) -> Result<()> {
-        let Subject { weights, adapter, dropout } = subject;
-        self.model.backward(weights, adapter, dropout, &batch.device, &mut self.workspace, destinations, hidden)
+        self.model.backward(subject, &batch.device, &mut self.workspace, destinations, hidden)
     }
 
     /// Sends the weights of the tokens, with the scale in them, to the device: before what may be a recording.

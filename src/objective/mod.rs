@@ -13,9 +13,10 @@ mod tape;
 mod tokens;
 mod weights;
 
+pub use crate::model::Subject;
 pub use batch::LossBatch;
 pub use evaluator::Evaluator;
-pub use pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass, Subject};
+pub use pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
 pub use tape::{LossSlot, LossTape};
 use tokens::TokenLosses;
 pub use tokens::token_loss_bytes;

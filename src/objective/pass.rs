@@ -1,33 +1,8 @@
 //! What a loss is called with: at which weights, on which batch, and where its number and its gradient go.
 
 use super::{EntropyOver, LossBatch, LossSlot};
-use crate::model::{Adapter, GradientDestinations, HiddenStates, Parameters, PartGradients, PartStep};
-use crate::ops::{Backend, Dropout, Tensor};
-
-/// The weights that a loss is taken at.
-pub struct Subject<'a, B: Backend> {
-    /// The model's weights.
-    pub weights: &'a Parameters<B>,
-    /// Low-rank factors on top of them.
-    pub adapter: Option<&'a Adapter<B>>,
-    /// Dropout of the adapter's input.
-    pub dropout: Option<Dropout>,
-}
-
-impl<B: Backend> Clone for Subject<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Subject<'_, B> {}
-
-impl<'a, B: Backend> Subject<'a, B> {
-    /// Weights without an adapter.
-    pub fn plain(weights: &'a Parameters<B>) -> Self {
-        Self { weights, adapter: None, dropout: None }
-    }
-}
+use crate::model::{GradientDestinations, HiddenStates, Parameters, PartGradients, PartStep, Subject};
+use crate::ops::{Backend, Tensor};
 
 /// The operands that every loss has.
 pub struct LossPass<'a, B: Backend> {

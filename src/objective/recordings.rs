@@ -1,8 +1,8 @@
 //! The recorded passes of an evaluator. A recording fits a pass with the same loss on the same memory and a batch of the
 //! same shape.
 
-use super::{LossBatch, Subject};
-use crate::model::Workspace;
+use super::LossBatch;
+use crate::model::{Subject, Workspace};
 use crate::ops::{Backend, HeadLoss};
 
 /// Passes that are kept. A further one takes the place of the one that was not used for the longest time.
