@@ -44,7 +44,8 @@ impl CachedSequence {
 impl<B: Backend> KeyValueCache<B> {
     /// Memory for `slots` tokens of `model`.
     pub fn new(model: &Model<B>, slots: usize) -> Result<Self> {
-        let (backend, width) = (&model.backend, 2 * model.config.attention().key_value_cols());
+        let backend = &model.backend;
+        let width = 2 * model.config.attention().key_value_cols();
         let count = u32::try_from(slots).ok().filter(|count| i32::try_from(*count).is_ok());
         let Some(count) = count else {
             let problem = format!("a cache of {slots} tokens is more than can be addressed");

@@ -244,9 +244,11 @@ impl<B: Backend> Workspace<B> {
         ))
     }
 
-    /// Bytes of all tensors, asked of the backend.
+    /// Bytes of all buffers as they are.
     #[cfg(test)]
-    pub(crate) fn allocated_bytes(&self, backend: &B) -> u64 {
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        use crate::ops::Buffer;
+
         // Without `..`, so that no tensor can be forgotten.
         let Self {
             capacity: _,
@@ -279,15 +281,33 @@ impl<B: Backend> Workspace<B> {
             mlp_hidden,
             low_rank,
         } = layers;
-        let matrices = [attention_input, qkv, attention, middle, mlp_input, gate_up, mlp_hidden];
-        let statistics = [attention_inverse_rms, log_sum_exp, mlp_inverse_rms];
-        let outside =
-            [last_residual, normed, delta, d_normed, d_residual, d_input, d_qkv, d_attention, d_gate_up, d_mlp_hidden];
-        let in_compute = matrices.into_iter().chain(low_rank.iter().flatten()).flat_map(PerLayer::slots);
-        let in_compute = in_compute.chain(outside).chain(input).chain(d_low_rank.iter().flatten());
-        let in_f32 = statistics.into_iter().flat_map(PerLayer::slots).chain([inverse_rms]);
-        let elements = |tensor: &Tensor<B>| backend.len(tensor.buffer());
-        let compute = in_compute.map(elements).sum::<usize>() * backend.compute_dtype().bytes();
-        (compute + in_f32.map(elements).sum::<usize>() * DType::F32.bytes()) as u64
+        let per_layer = [
+            attention_input,
+            attention_inverse_rms,
+            qkv,
+            attention,
+            log_sum_exp,
+            middle,
+            mlp_input,
+            mlp_inverse_rms,
+            gate_up,
+            mlp_hidden,
+        ];
+        let outside = [
+            last_residual,
+            normed,
+            inverse_rms,
+            delta,
+            d_normed,
+            d_residual,
+            d_input,
+            d_qkv,
+            d_attention,
+            d_gate_up,
+            d_mlp_hidden,
+        ];
+        let in_layers = per_layer.into_iter().chain(low_rank.iter().flatten()).flat_map(PerLayer::slots);
+        let all = in_layers.chain(outside).chain(input).chain(d_low_rank.iter().flatten());
+        all.map(|tensor| (tensor.buffer().len() * tensor.buffer().dtype().bytes()) as u64).sum()
     }
 }

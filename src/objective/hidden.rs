@@ -34,7 +34,8 @@ impl<B: Backend> HiddenGradient<B> for RepresentationDistance<'_, B> {
     fn add(&mut self, level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
         let Self { recorder, reference } = self;
         let reference = reference.at(level, hidden.rows);
-        let (weights, values) = (recorder.weights.view(), recorder.values.view_mut());
+        let weights = recorder.weights.view();
+        let values = recorder.values.view_mut();
         recorder.backend.run(ops::RepresentationDistance {
             hidden,
             reference,
@@ -58,7 +59,8 @@ pub(super) struct RandomMapping<'a, B: Backend> {
 impl<B: Backend> HiddenGradient<B> for RandomMapping<'_, B> {
     fn add(&mut self, _level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
         let Self { recorder, table, ids } = self;
-        let (weights, values) = (recorder.weights.view(), recorder.values.view_mut());
+        let weights = recorder.weights.view();
+        let values = recorder.values.view_mut();
         recorder.backend.run(ops::RandomMapping {
             hidden,
             table: table.view(),

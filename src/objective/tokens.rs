@@ -28,11 +28,13 @@ pub fn token_loss_bytes(capacity: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
+    use crate::ops::Buffer;
 
     #[test]
     fn planned_bytes_are_the_allocated_ones() {
         let losses = TokenLosses::new(&Cpu, 21).unwrap();
-        let elements = Cpu.len(losses.values.buffer()) + Cpu.len(losses.weights.buffer());
-        assert_eq!(token_loss_bytes(21), (elements * DType::F32.bytes()) as u64);
+        let buffers = [losses.values.buffer(), losses.weights.buffer()];
+        let allocated: usize = buffers.map(|buffer| buffer.len() * buffer.dtype().bytes()).iter().sum();
+        assert_eq!(token_loss_bytes(21), allocated as u64);
     }
 }

@@ -28,7 +28,8 @@ pub(super) fn coefficients(config: &OptimizerConfig, before: OptimizerProgress) 
             [config.lr_at(before.step), config.epsilon(), config.weight_decay(), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
         }
         OptimizerKind::Adadelta => {
-            let (lr, decay) = (config.lr_at(before.step), config.weight_decay());
+            let lr = config.lr_at(before.step);
+            let decay = config.weight_decay();
             [lr, ADADELTA_RHO, 1.0 - ADADELTA_RHO, config.epsilon(), decay, 0.0, 0.0, 0.0, 0.0]
         }
         OptimizerKind::NAdam => nadam(config, &mut progress),
@@ -51,12 +52,15 @@ fn power(x: f64, step: u64) -> f64 {
 
 /// Adam and AdamW: `torch/optim/adam.py`. `t` counts steps from 1.
 fn adam(config: &OptimizerConfig, t: u64) -> [f64; COEFFICIENTS] {
-    let ([beta1, beta2], lr, decay) = (config.betas, config.lr_at(t - 1), config.weight_decay());
+    let [beta1, beta2] = config.betas;
+    let lr = config.lr_at(t - 1);
+    let decay = config.weight_decay();
     let (decoupled, coupled) = match config.kind {
         OptimizerKind::AdamW => (lr * decay, 0.0),
         _ => (0.0, decay),
     };
-    let (step_size, correction) = (lr / (1.0 - power(beta1, t)), 1.0 / (1.0 - power(beta2, t)).sqrt());
+    let step_size = lr / (1.0 - power(beta1, t));
+    let correction = 1.0 / (1.0 - power(beta2, t)).sqrt();
     [1.0 - beta1, beta2, 1.0 - beta2, config.epsilon(), decoupled, coupled, step_size, correction, 0.0]
 }
 
@@ -68,13 +72,16 @@ fn sgd(config: &OptimizerConfig, t: u64, nesterov: bool) -> [f64; COEFFICIENTS] 
 
 /// NAdam (Dozat 2016): `torch/optim/nadam.py`.
 fn nadam(config: &OptimizerConfig, progress: &mut OptimizerProgress) -> [f64; COEFFICIENTS] {
-    let ([beta1, beta2], t) = (config.betas, progress.step);
+    let [beta1, beta2] = config.betas;
+    let t = progress.step;
     let lr = config.lr_at(t - 1);
     let mu = |t: f64| beta1 * (1.0 - 0.5 * 0.96f64.powf(t * NADAM_MOMENTUM_DECAY));
-    let (now, next) = (mu(t as f64), mu(t as f64 + 1.0));
+    let now = mu(t as f64);
+    let next = mu(t as f64 + 1.0);
     progress.accumulated = now * if t == 1 { 1.0 } else { progress.accumulated };
     let product = progress.accumulated;
-    let (gradient, moment) = (lr * (1.0 - now) / (1.0 - product), lr * next / (1.0 - product * next));
+    let gradient = lr * (1.0 - now) / (1.0 - product);
+    let moment = lr * next / (1.0 - product * next);
     let correction = 1.0 / (1.0 - power(beta2, t));
     [1.0 - beta1, beta2, 1.0 - beta2, config.epsilon(), config.weight_decay(), correction, gradient, moment, 0.0]
 }
@@ -82,7 +89,8 @@ fn nadam(config: &OptimizerConfig, progress: &mut OptimizerProgress) -> [f64; CO
 /// RAdam (Liu et al., arXiv 1908.03265): `torch/optim/radam.py`.
 fn radam(config: &OptimizerConfig, t: u64) -> [f64; COEFFICIENTS] {
     let [beta1, beta2] = config.betas;
-    let (correction1, correction2) = (1.0 - power(beta1, t), 1.0 - power(beta2, t));
+    let correction1 = 1.0 - power(beta1, t);
+    let correction2 = 1.0 - power(beta2, t);
     let step_size = config.lr_at(t - 1) / correction1;
     // The length of the simple moving average that has the exponential one's centre of mass.
     let longest = 2.0 / (1.0 - beta2) - 1.0;
@@ -98,7 +106,8 @@ fn radam(config: &OptimizerConfig, t: u64) -> [f64; COEFFICIENTS] {
 
 /// Schedule-free AdamW (arXiv 2405.15682): schedulefree 1.4's `AdamWScheduleFree` with r = 0 and weight_lr_power = 2.
 fn schedule_free(config: &OptimizerConfig, progress: &mut OptimizerProgress) -> [f64; COEFFICIENTS] {
-    let ([beta1, beta2], t) = (config.betas, progress.step);
+    let [beta1, beta2] = config.betas;
+    let t = progress.step;
     let lr = config.lr_at(t - 1);
     progress.lr_max = progress.lr_max.max(lr);
     let weight = progress.lr_max * progress.lr_max;
@@ -106,6 +115,7 @@ fn schedule_free(config: &OptimizerConfig, progress: &mut OptimizerProgress) -> 
     // No weight at all while the learning rate has been 0: the average stays where it is.
     let average = if progress.accumulated > 0.0 { weight / progress.accumulated } else { 0.0 };
     let point = lr * (beta1 * (1.0 - average) - 1.0);
-    let (correction, first) = (1.0 / (1.0 - power(beta2, t)), if t == 1 { 1.0 } else { 0.0 });
+    let correction = 1.0 / (1.0 - power(beta2, t));
+    let first = if t == 1 { 1.0 } else { 0.0 };
     [beta2, 1.0 - beta2, config.epsilon(), config.weight_decay(), average, lr, point, correction, first]
 }

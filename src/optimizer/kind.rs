@@ -142,7 +142,10 @@ impl OptimizerConfig {
 
     /// Fails where a number lies outside of what its formula allows.
     pub fn validate(&self) -> Result<()> {
-        let (lr, decay, epsilon, [beta1, beta2]) = (self.lr, self.weight_decay(), self.epsilon(), self.betas);
+        let lr = self.lr;
+        let decay = self.weight_decay();
+        let epsilon = self.epsilon();
+        let [beta1, beta2] = self.betas;
         // 1 − 1/β1 leads to the averaged point.
         let beta1_may_be_0 = self.kind != OptimizerKind::ScheduleFreeAdamW;
         let checks = [

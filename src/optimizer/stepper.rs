@@ -93,7 +93,8 @@ impl<B: Backend> Optimizer<B> {
     fn with_states(backend: &B, name: &str, config: OptimizerConfig, len: usize, states: States<B>) -> Result<Self> {
         config.validate()?;
         let coefficients = Tensor::zeros(backend, &format!("{name} coefficients"), 1, COEFFICIENTS, DType::F32)?;
-        let (name, progress) = (name.to_string(), OptimizerProgress::default());
+        let name = name.to_string();
+        let progress = OptimizerProgress::default();
         Ok(Self { name, config, progress, len, states, coefficients, rounding: None })
     }
 
@@ -242,11 +243,14 @@ impl<B: Backend> PartStep<B> for Optimizer<B> {
     /// The step that [`Optimizer::begin`] prepared, on the parameters that `gradients` holds.
     fn step_part(&mut self, backend: &B, parameters: &mut Parameters<B>, part: GradientView<B>) -> Result<()> {
         ops::expect("Optimizer::step_part", "number of parameters", parameters.layout().len(), self.len)?;
-        let (rule, coefficients, range) = (self.config.kind.rule(), self.coefficients.view(), part.range);
+        let rule = self.config.kind.rule();
+        let coefficients = self.coefficients.view();
+        let range = part.range;
         let (mut weights, mut remainder) = parameters.flat_mut();
         match &mut self.states {
             States::Resident(states) => {
-                let (start, len) = (range.start, range.len());
+                let start = range.start;
+                let len = range.len();
                 let states: Vec<_> = states
                     .iter_mut()
                     .map(|state| MatrixMut { buffer: state.buffer_mut(), offset: start, rows: 1, cols: len })

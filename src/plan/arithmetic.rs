@@ -116,7 +116,8 @@ fn shares(adversary: &AdversaryConfig, steps: f64) -> Vec<(&str, f64)> {
 /// The layers that run forward a second time, without their last product, in passes that have a backward one.
 fn again(run: &RunConfig, costs: &Costs, recompute: Recompute, largest_batch: u64) -> Work {
     let tar = &run.tar;
-    let (tasks, steps) = (tar.tasks_per_step as f64, tar.inner_steps as f64);
+    let tasks = tar.tasks_per_step as f64;
+    let steps = tar.inner_steps as f64;
     let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
     let mut passes: Vec<(&str, usize, f64)> = Vec::new();
     for adversary in &tar.adversary {
@@ -171,7 +172,8 @@ pub(crate) struct Costs<'a> {
 impl<'a> Costs<'a> {
     pub(crate) fn new(model: &'a ModelConfig) -> Self {
         let attention = model.attention();
-        let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
+        let d = model.hidden_size as f64;
+        let f = model.intermediate_size as f64;
         let layer = d * attention.qkv_cols() as f64 + d * attention.query_cols() as f64 + 3.0 * d * f;
         let matmul_weights = layer * model.num_hidden_layers as f64 + d * model.vocab_size as f64;
         Self { model, matmul_weights }
@@ -203,7 +205,8 @@ impl<'a> Costs<'a> {
     /// The forward pass of `layers` layers without their last product.
     fn layers_again(&self, layers: usize, length: usize) -> f64 {
         let all = self.model.num_hidden_layers as f64;
-        let (d, f) = (self.model.hidden_size as f64, self.model.intermediate_size as f64);
+        let d = self.model.hidden_size as f64;
+        let f = self.model.intermediate_size as f64;
         let linear = (self.matmul_weights - d * self.model.vocab_size as f64) / all - d * f;
         layers as f64 * (2.0 * linear + self.attention_forward(length) / all)
     }

@@ -124,7 +124,8 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
             buffers.push(Buffer { name: name.into(), place, bytes, choice: choice.into() });
         }
     };
-    let (parameters, element) = (needs.parameters, compute.bytes() as u64);
+    let parameters = needs.parameters;
+    let element = compute.bytes() as u64;
     let stored = if compute == DType::Bf16 { "bf16" } else { "f32" };
     add(Place::Device, "attacked weights", element * parameters, stored);
     if compute == DType::Bf16 {
@@ -156,7 +157,8 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
         let states = needs.hidden_states_bytes(compute);
         add(Place::Device, "reference hidden states", states, &format!("{stored}, for the retain loss"));
     }
-    let (vocabulary, d) = (needs.model.vocab_size, needs.model.hidden_size);
+    let vocabulary = needs.model.vocab_size;
+    let d = needs.model.hidden_size;
     let logits = loss_head_bytes(tokens as usize, vocabulary, d, compute);
     add(Place::Device, "logits of the loss head", logits as u64, "f32, of a chunk of tokens");
     let window = 4 * needs.outer_states * parameters.min(OUTER_WINDOW as u64);
@@ -171,7 +173,9 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
 /// what a pass needs. 0 without one.
 pub(super) fn safeguard_bytes(needs: &Needs, choice: MemorySettings, compute: DType) -> u64 {
     let Some(states) = needs.safeguard_states else { return 0 };
-    let (vocabulary, d, tokens) = (needs.model.vocab_size, needs.model.hidden_size, needs.largest_batch);
+    let vocabulary = needs.model.vocab_size;
+    let d = needs.model.hidden_size;
+    let tokens = needs.largest_batch;
     let directions = 4 * (vocabulary * d) as u64;
     4 * needs.parameters * (3 + states)
         + needs.plain_activation_bytes(compute, choice.recompute)
@@ -181,7 +185,8 @@ pub(super) fn safeguard_bytes(needs: &Needs, choice: MemorySettings, compute: DT
 }
 
 fn add_host(needs: &Needs, element: u64, add: &mut impl FnMut(Place, &str, u64, &str)) {
-    let (parameters, states) = (needs.parameters, needs.outer_states);
+    let parameters = needs.parameters;
+    let states = needs.outer_states;
     add(Place::Host, "unattacked weights", 4 * parameters, "f32, pinned");
     add(Place::Host, "outer optimizer", 4 * states * parameters, "f32 states, pinned, touched once an outer step");
     add(Place::Host, "reference weights", element * parameters, "as the device reads them, pinned");

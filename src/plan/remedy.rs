@@ -63,7 +63,8 @@ fn with_smaller_batches(run: &RunConfig, fits: &impl Fn(&RunConfig) -> bool) -> 
     let size = |data: &DataConfig| data.batch * data.max_length;
     let mut limit = run.data.values().map(size).max()? / 2;
     while limit > 0 {
-        let (mut changed, mut words) = (run.clone(), Vec::new());
+        let mut changed = run.clone();
+        let mut words = Vec::new();
         for (name, data) in &mut changed.data {
             if size(data) > limit {
                 data.batch = limit / data.max_length;

@@ -148,7 +148,8 @@ fn settings_get_cheaper_as_memory_gets_less() {
         assert_eq!(plan.fits(), plan.device_bytes <= gigabytes * 1_000_000_000);
         plan.fits().then_some((plan.memory.states, plan.memory.recompute))
     };
-    let (f32, bf16) = (Moments::F32, Moments::Bf16);
+    let f32 = Moments::F32;
+    let bf16 = Moments::Bf16;
     assert_eq!(chosen(220, DType::Bf16), Some((f32, Recompute::Nothing)));
     assert_eq!(chosen(195, DType::Bf16), Some((f32, Recompute::Cheap)));
     assert_eq!(chosen(185, DType::Bf16), Some((bf16, Recompute::Nothing)));
@@ -241,7 +242,7 @@ fn activations_are_as_planned<B: Backend>(backend: &B, run: &RunConfig, needs: &
     let layers = |kept| Recompute::Layers { kept };
     for recompute in [Recompute::Nothing, Recompute::Cheap, layers(0), layers(1), layers(9)] {
         let workspace = Workspace::new(backend, needs.model, 21, &adapters, recompute).unwrap();
-        let allocated = workspace.allocated_bytes(backend) + token_loss_bytes(21);
+        let allocated = workspace.allocated_bytes() + token_loss_bytes(21);
         assert_eq!(needs.activation_bytes(compute, recompute), allocated, "{recompute:?}");
     }
     let states = (needs.model.num_hidden_layers + 1) * needs.model.hidden_size * 21 * compute.bytes();
@@ -259,7 +260,8 @@ fn the_safeguard_costs_its_gradients_and_what_the_reference_computes() {
         Plan::new(&run, &model, Target::Cpu { available: None }).unwrap().safeguard_flop
     };
     // 45.4 GFLOP for a token forward and backward (research on the published runs), and a third of it forward.
-    let (token, tokens) = (45.4e9, 256.0 * 600.0);
+    let token = 45.4e9;
+    let tokens = 256.0 * 600.0;
     close(flop("random_mapping"), 96.0 * tokens * token, 0.01);
     close(flop("max_entropy"), (96.0 + 64.0 / 3.0) * tokens * token, 0.01);
     close(flop("refusal"), (128.0 + 64.0 / 3.0 + 64.0 / 3.0) * tokens * token, 0.01);
