@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use temper::bench::{self, Options, Report, Row, ShapesName, StepRow};
+use temper::report::units;
 
 use super::device::DeviceArguments;
 use super::print;
@@ -129,7 +130,7 @@ fn kernels_table(rows: &[Row]) -> String {
             row.shape.clone(),
         ]
     });
-    print::table(header, &cells.collect::<Vec<_>>())
+    print::table(header, cells)
 }
 
 fn steps_table(rows: &[StepRow]) -> String {
@@ -143,14 +144,14 @@ fn steps_table(rows: &[StepRow]) -> String {
             milliseconds(row.milliseconds),
             milliseconds(row.floor_milliseconds),
             format!("{:.2}", row.ratio),
-            format!("{:.1} %", 100.0 * row.share_of_matmul_rate),
+            units::percent(row.share_of_matmul_rate),
             format!("{:.0}", row.tokens_per_second),
             milliseconds(row.device_milliseconds),
-            format!("{:.1} %", 100.0 * row.launch_gaps),
+            units::percent(row.launch_gaps),
             milliseconds(row.host_milliseconds),
         ]
     });
-    print::table(header, &cells.collect::<Vec<_>>())
+    print::table(header, cells)
 }
 
 /// Milliseconds with four digits, in microseconds below one.

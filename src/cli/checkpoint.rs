@@ -1,4 +1,4 @@
-//! `temper ckpt`.
+//! `temper checkpoint`.
 
 use std::path::{Path, PathBuf};
 
@@ -44,12 +44,12 @@ fn show(arguments: &DirectoryArguments) -> anyhow::Result<()> {
             checkpoint.step.to_string(),
             print::bytes(checkpoint.bytes),
             checkpoint.tensors.to_string(),
-            format!("{:016x}", checkpoint.config_hash),
+            checkpoint.config_hash.to_string(),
             checkpoint.path.display().to_string(),
         ]
     };
     let rows: Vec<_> = checkpoints.iter().map(row).collect();
-    print::text(&print::table(["step", "size", "tensors", "configuration", "path"], &rows))
+    print::text(&print::table(["step", "size", "tensors", "configuration", "path"], rows))
 }
 
 fn check(arguments: &DirectoryArguments) -> anyhow::Result<()> {

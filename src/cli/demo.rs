@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use temper::api::{self, Control, DemoConfig, DemoSummary, Event, Phase, StopFlag};
+use temper::report::units;
 
 use super::device::DeviceArguments;
 use super::print;
@@ -67,7 +68,8 @@ fn title(phase: Phase) -> String {
 
 /// The last thing that the user sees.
 fn table(summary: &DemoSummary, out: &Path) -> String {
-    let percent = |x: f64| format!("{:5.1} %", 100.0 * x);
+    // As wide as 100 %, so that the decimal points stand below one another.
+    let percent = |share: f64| format!("{:>7}", units::percent(share));
     let mut rows =
         vec![["before any attack".into(), percent(summary.restricted.unlearned), percent(summary.restricted.hardened)]];
     rows.extend(summary.attacks.iter().map(|a| {
@@ -82,8 +84,8 @@ fn table(summary: &DemoSummary, out: &Path) -> String {
     let header = ["restricted facts (lower is safer)", "plain safeguard", "hardened"];
     format!(
         "\n{}\nguessing gets {}; {:.0} s; report: {}\n",
-        print::table(header, &rows),
-        percent(summary.chance).trim(),
+        print::table(header, rows),
+        units::percent(summary.chance),
         summary.seconds,
         out.join("report.html").display()
     )

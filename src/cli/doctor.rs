@@ -1,7 +1,6 @@
 //! `temper doctor`: what this machine offers, and how to mend what is missing.
 
 use std::path::Path;
-use std::process::Command;
 
 use clap::Args;
 use serde::Serialize;
@@ -75,7 +74,8 @@ fn limited(name: &'static str, found: String, remedy: impl Into<String>) -> Chec
 }
 
 fn version() -> Check {
-    let (os, architecture) = (std::env::consts::OS, std::env::consts::ARCH);
+    let os = std::env::consts::OS;
+    let architecture = std::env::consts::ARCH;
     well("temper", format!("{} on {os} {architecture}", env!("CARGO_PKG_VERSION")))
 }
 
@@ -148,12 +148,16 @@ fn disk() -> Check {
     }
 }
 
-/// What POSIX `df` says; the standard library has no question for it.
+/// Bytes that a user without privileges may still write; `None` where the system does not say.
+#[cfg(unix)]
 fn free_disk(directory: &Path) -> Option<u64> {
-    let output = Command::new("df").arg("-Pk").arg(directory).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let blocks: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
-    blocks.checked_mul(1024)
+    let file_system = rustix::fs::statvfs(directory).ok()?;
+    file_system.f_bavail.checked_mul(file_system.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_disk(_: &Path) -> Option<u64> {
+    None
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -157,7 +157,7 @@ fn choice(report: &ChoiceReport) -> String {
         rows.push([name.to_string(), format!("{accuracy:.4}"), count.to_string()]);
     }
     rows.push(["all".into(), format!("{:.4}", report.accuracy), report.questions.to_string()]);
-    let mut text = print::table(["subject", "accuracy", "questions"], &rows);
+    let mut text = print::table(["subject", "accuracy", "questions"], rows);
     if report.too_long > 0 {
         text += &format!("{} questions are longer than --max-length and were not asked\n", report.too_long);
     }
@@ -178,5 +178,5 @@ fn shares(answers: &Answers) -> String {
     rows.push(["repeated 4-grams".into(), format!("{:.3}", answers.repetition.repeated)]);
     rows.push(["gibberish".into(), format!("{:.4}", answers.repetition.gibberish)]);
     rows.push(["prompts".into(), answers.prompts.to_string()]);
-    print::table(["answers", "share"], &rows)
+    print::table(["answers", "share"], rows)
 }

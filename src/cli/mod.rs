@@ -77,8 +77,8 @@ pub enum Command {
     /// Merge a LoRA adapter into its model
     Merge(merge::Arguments),
     /// Look at checkpoints
-    #[command(subcommand)]
-    Ckpt(checkpoint::Command),
+    #[command(subcommand, visible_alias = "ckpt")]
+    Checkpoint(checkpoint::Command),
 }
 
 /// The arguments of this process, and the flags of the command that they choose. Wrong ones end the process.
@@ -108,6 +108,6 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Selftest(arguments) => selftest::run(&arguments),
         Command::Data(command) => data::run(&command),
         Command::Merge(arguments) => merge::run(&arguments),
-        Command::Ckpt(command) => checkpoint::run(&command),
+        Command::Checkpoint(command) => checkpoint::run(&command),
     }
 }

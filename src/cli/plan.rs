@@ -53,7 +53,7 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
         };
         [buffer.name.clone(), place.into(), print::bytes(buffer.bytes), buffer.choice.clone()]
     });
-    text += &print::table(["buffer", "where", "size", "how"], &buffers.collect::<Vec<_>>());
+    text += &print::table(["buffer", "where", "size", "how"], buffers);
     let available = plan.available_bytes.map_or("an unknown amount".to_string(), print::bytes);
     writeln!(
         text,
@@ -72,7 +72,7 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
     let work = plan.work.iter().map(|work| {
         [work.name.clone(), format!("{:.1}", work.passes), format!("{:.0}", work.tokens), print::flop(work.flop)]
     });
-    text += &print::table(["work of an outer step", "passes", "tokens", "arithmetic"], &work.collect::<Vec<_>>());
+    text += &print::table(["work of an outer step", "passes", "tokens", "arithmetic"], work);
     let total = (print::flop(plan.flop_per_outer_step), print::flop(plan.flop));
     writeln!(text, "\nan outer step: {}, expected over the draws of adversaries", total.0)?;
     writeln!(text, "the run of {outer_steps} outer steps: {}", total.1)?;

@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
+use comfy_table::{Cell, Table, presets};
 use serde::Serialize;
-pub use temper::report::units::flop;
+pub use temper::report::units::{bytes, flop};
 
 /// Writes text to stdout.
 pub fn text(text: &str) -> anyhow::Result<()> {
@@ -17,32 +18,16 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     text(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// Bytes in the unit that suits them, powers of 1000 as memory is sold.
-pub fn bytes(count: u64) -> String {
-    match count {
-        0..1_000 => format!("{count} B"),
-        1_000..1_000_000 => format!("{:.1} kB", count as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
-        _ => format!("{:.1} GB", count as f64 / 1e9),
-    }
-}
-
-/// Rows under a header, columns aligned, the last one running free. Every row has as many cells as the header.
-pub fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.to_vec()).collect();
-    columns(&header.map(str::to_string), &rows)
-}
-
-/// The same for a number of columns that is not known beforehand.
-pub fn columns(header: &[String], rows: &[Vec<String>]) -> String {
-    let all = || std::iter::once(header).chain(rows.iter().map(Vec::as_slice));
-    let width = |column: usize| all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..header.len()).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |cells: &[String]| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    all().map(line).collect()
+/// Rows under a header, columns aligned and two spaces apart.
+pub fn table<Cells>(header: impl IntoIterator<Item: Into<Cell>>, rows: impl IntoIterator<Item = Cells>) -> String
+where
+    Cells: IntoIterator<Item: Into<Cell>>,
+{
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.into_iter().map(Into::into).collect::<Vec<Cell>>());
+    table.add_rows(rows.into_iter().map(|cells| cells.into_iter().map(Into::into).collect::<Vec<Cell>>()));
+    table.column_iter_mut().for_each(|column| _ = column.set_padding((0, 2)));
+    table.trim_fmt() + "\n"
 }
 
 /// Text that may quote a stranger's file, fit for a cell: control characters are spelled out, and an endless one is cut.
@@ -50,9 +35,10 @@ pub fn cell(text: &str) -> String {
     const LONGEST: usize = 60;
     let mut cell = String::new();
     for character in text.chars().take(LONGEST) {
-        match character.is_control() {
-            true => cell.extend(character.escape_default()),
-            false => cell.push(character),
+        if character.is_control() {
+            cell.extend(character.escape_default());
+        } else {
+            cell.push(character);
         }
     }
     if text.chars().nth(LONGEST).is_some() {

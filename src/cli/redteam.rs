@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use temper::api::{self, Control, RedteamConfig, StopFlag};
 use temper::redteam::suite::{Attack, BUILT_IN, Suite, about};
-use temper::redteam::{AttackKind, AttackResult, Goal, Least, Outcome, Results};
+use temper::redteam::{AttackResult, Least, Outcome, Results};
+use temper::report::units;
 use temper::{Error, Result};
 
 use super::device::DeviceArguments;
@@ -115,9 +116,9 @@ fn quoted(text: &str) -> String {
 /// The command line as a shell takes it.
 fn command_line() -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+".contains(c);
-    let quote = |argument: String| match argument.chars().all(plain) && !argument.is_empty() {
-        true => argument,
-        false => format!("'{}'", argument.replace('\'', r"'\''")),
+    let quote = |argument: String| {
+        let needs_none = argument.chars().all(plain) && !argument.is_empty();
+        if needs_none { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) }
     };
     let arguments = std::env::args_os().skip(1).map(|argument| quote(argument.to_string_lossy().into_owned()));
     std::iter::once("temper".to_string()).chain(arguments).collect::<Vec<_>>().join(" ")
@@ -126,7 +127,7 @@ fn command_line() -> String {
 fn list_suites() -> anyhow::Result<()> {
     let row = |(name, _): &(&str, &str)| Ok([name.to_string(), about(name)?]);
     let rows: Vec<[String; 2]> = BUILT_IN.iter().map(row).collect::<Result<_>>()?;
-    print::text(&print::table(["suite", "what it is"], &rows))
+    print::text(&print::table(["suite", "what it is"], rows))
 }
 
 fn list(attacks: &[Attack], json: bool) -> anyhow::Result<()> {
@@ -145,29 +146,16 @@ fn list(attacks: &[Attack], json: bool) -> anyhow::Result<()> {
             Some(reason) => format!("{} [not run: {reason}]", attack.about),
             None => attack.about.clone(),
         };
-        [attack.id.clone(), kind(attack.kind).into(), format!("{about}\n    {}", settings.join(" ").replace('"', ""))]
+        [attack.id.clone(), attack.kind.name().into(), format!("{about}\n    {}", settings.join(" ").replace('"', ""))]
     };
     let rows: Vec<[String; 3]> = attacks.iter().map(row).collect();
-    print::text(&print::table(["attack", "kind", "what it is, and its settings"], &rows))
-}
-
-fn kind(kind: AttackKind) -> &'static str {
-    match kind {
-        AttackKind::Full => "full",
-        AttackKind::Lora => "lora",
-        AttackKind::Abliteration => "abliteration",
-        AttackKind::Prefill => "prefill",
-    }
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+    print::text(&print::table(["attack", "kind", "what it is, and its settings"], rows))
 }
 
 /// One row an attack.
 fn table(results: &Results) -> String {
     let rows: Vec<[String; 6]> = results.attacks.iter().map(|attack| row(attack, results)).collect();
-    print::table(["attack", "kind", "steps", "restricted", "utility", "breached"], &rows)
+    print::table(["attack", "kind", "steps", "restricted", "utility", "breached"], rows)
 }
 
 fn row(attack: &AttackResult, results: &Results) -> [String; 6] {
@@ -177,12 +165,12 @@ fn row(attack: &AttackResult, results: &Results) -> [String; 6] {
         Outcome::Skipped { reason } => ["-".into(), "-".into(), format!("not run: {reason}")],
         Outcome::Done { curve, breach } => {
             let best = results.goal.best(curve).map_or(&results.before, |point| &point.scores);
-            let way = format!("{} -> {}", percent(results.before.restricted), percent(best.restricted));
-            let end = breach.map_or("no".into(), |cost| format!("after {} steps", cost.steps));
-            [way, percent(best.utility), end]
+            let way = format!("{} -> {}", units::percent(results.before.restricted), units::percent(best.restricted));
+            let end = breach.as_ref().map_or("no".into(), |cost| units::after_steps(cost.steps));
+            [way, units::percent(best.utility), end]
         }
     };
-    [attack.id.clone(), kind(attack.kind).into(), steps, restricted, utility, breached]
+    [attack.id.clone(), attack.kind.name().into(), steps, restricted, utility, breached]
 }
 
 /// What the attacks amount to.
@@ -190,10 +178,10 @@ fn verdict(results: &Results, out: &Path) -> String {
     let Results { goal, summary, before, .. } = results;
     let mut lines = vec![format!(
         "before: restricted {}, utility {}; breached from {} at utility {} or more",
-        percent(before.restricted),
-        percent(before.utility),
-        percent(goal.threshold),
-        percent(goal.utility_floor)
+        units::percent(before.restricted),
+        units::percent(before.utility),
+        units::percent(goal.threshold),
+        units::percent(goal.utility_floor)
     )];
     let counts = [("failed", summary.failed), ("not run", summary.skipped)];
     let more = counts.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!(", {count} {what}"));
@@ -201,30 +189,23 @@ fn verdict(results: &Results, out: &Path) -> String {
     if let Some(cost) = &summary.cost_to_breach {
         let least = |what: &str, least: &Least, value: String| format!("  {what:<10} {value} ({})", least.attack);
         lines.push("cost to breach, the least of each over all attacks:".into());
-        lines.push(least("steps", &cost.steps, cost.steps.value.to_string()));
-        lines.push(least("examples", &cost.examples, cost.examples.value.to_string()));
-        lines.push(least("tokens", &cost.tokens, cost.tokens.value.to_string()));
-        lines.push(least("arithmetic", &cost.flop, print::flop(cost.flop.value)));
-        lines.push(least("time", &cost.hours, duration(cost.hours.value)));
+        lines.push(least("steps", &cost.steps, units::count(cost.steps.value)));
+        lines.push(least("samples", &cost.examples, units::count(cost.examples.value)));
+        lines.push(least("tokens", &cost.tokens, units::count(cost.tokens.value)));
+        lines.push(least("arithmetic", &cost.flop, units::flop(cost.flop.value)));
+        lines.push(least("time", &cost.hours, units::duration(3600.0 * cost.hours.value)));
         if let Some(price) = &cost.price {
-            lines.push(least("price", price, money(price.value, goal)));
+            lines.push(least("price", price, units::price(price.value, &goal.currency)));
         }
     }
     if let Some(defender) = &summary.defender {
-        let (flop, time) = (print::flop(defender.flop), duration(defender.seconds / 3600.0));
+        let flop = units::flop(defender.flop);
+        let time = units::duration(defender.seconds);
         lines.push(format!("the defence cost {flop} and {time} on {}", defender.device));
     }
-    if let Some(ratio) = summary.attacker_per_defender_flop {
-        lines.push(format!("the cheapest breach costs {ratio:.2e} of the defence's arithmetic"));
+    if let Some(share) = summary.attacker_per_defender_flop {
+        lines.push(format!("arithmetic of the cheapest breach against the defence's: {}", units::ratio(share, 1.0)));
     }
     lines.push(format!("results: {}\n", out.join("results.json").display()));
     lines.join("\n")
-}
-
-fn duration(hours: f64) -> String {
-    if hours >= 1.0 { format!("{hours:.1} h") } else { format!("{:.1} s", hours * 3600.0) }
-}
-
-fn money(value: f64, goal: &Goal) -> String {
-    format!("{value:.4} {}", goal.currency)
 }

@@ -37,10 +37,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         ([(_, results)], Some(_)) => write_redteam_report(&page, results)?,
         _ => comparison.write_report(&page, &runs)?,
     }
-    match arguments.json {
-        true => print::json(&comparison),
-        false => print::text(&describe(&comparison, &page)),
-    }
+    if arguments.json { print::json(&comparison) } else { print::text(&describe(&comparison, &page)) }
 }
 
 fn describe(comparison: &Comparison, page: &Path) -> String {
@@ -58,8 +55,8 @@ fn describe(comparison: &Comparison, page: &Path) -> String {
         comparison.differences.iter().map(|difference| format!("note: {}\n", one_line(difference))).collect();
     format!(
         "{}\n{}\n{notes}report: {}\n",
-        print::columns(&header(""), &overview),
-        print::columns(&header("attack"), &attacks),
+        print::table(header(""), overview),
+        print::table(header("attack"), attacks),
         page.display()
     )
 }

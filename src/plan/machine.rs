@@ -1,4 +1,7 @@
 //! How much memory this machine has left for a run.
+//!
+//! The crate `sysinfo` reads the same files, but counts page cache that the kernel would drop as used up. A container that
+//! has read a model's weights would look full.
 
 use std::fs::read_to_string;
 

@@ -113,6 +113,18 @@ pub enum AttackKind {
     Prefill,
 }
 
+impl AttackKind {
+    /// Its name in suites and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Lora => "lora",
+            Self::Abliteration => "abliteration",
+            Self::Prefill => "prefill",
+        }
+    }
+}
+
 /// How an attack ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "kebab-case")]

@@ -92,22 +92,11 @@ pub(super) fn settings(attack: &AttackResult) -> String {
     let bare = ["optimizer", "schedule"];
     let shown = NAMED.iter().filter_map(|name| attack.settings.get(*name).map(|value| (*name, value)));
     let words = shown.filter(|(_, value)| !value.is_null() && **value != 0 && **value != 0.0).map(|(name, value)| {
-        match bare.contains(&name) {
-            true => units::setting(value),
-            // A setting stays on its line.
-            false => format!("{name} {}", units::setting(value)).replace([' ', '_'], "\u{a0}"),
+        if bare.contains(&name) {
+            return units::setting(value);
         }
+        // A setting stays on its line.
+        format!("{name} {}", units::setting(value)).replace([' ', '_'], "\u{a0}")
     });
     words.collect::<Vec<_>>().join("\u{a0}· ")
-}
-
-/// A cost in words: the steps and samples where there are any.
-pub(super) fn cost(cost: &Cost) -> String {
-    match cost.steps {
-        0 => "without a training step".into(),
-        steps => {
-            let plural = if steps == 1 { "" } else { "s" };
-            format!("after {} step{plural}", units::count(steps as f64))
-        }
-    }
 }

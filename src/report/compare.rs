@@ -37,7 +37,7 @@ pub struct ComparedRun {
     pub model: String,
     /// The suite's name.
     pub suite: String,
-    /// What the attacks ran on.
+    /// The device that the attacks ran on.
     pub device: String,
     /// What counts as a breach.
     pub goal: Goal,
@@ -57,7 +57,7 @@ pub struct ComparedRun {
     pub best_so_far_area: f64,
     /// The least of each kind of cost.
     pub cost_to_breach: Option<CostToBreach>,
-    /// What the defence cost.
+    /// The cost of the defence.
     pub defender: Option<DefenderCost>,
     /// Operations of the cheapest breach per operation of the defence.
     pub attacker_per_defender_flop: Option<f64>,
@@ -74,7 +74,7 @@ pub struct ComparedAttack {
     pub runs: Vec<Option<Found>>,
 }
 
-/// What a run found with an attack.
+/// The outcome of an attack in one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Found {
     /// Its seeds and trials.
@@ -111,9 +111,8 @@ impl Comparison {
     /// A name for each run: its model, with the directory where several runs attacked one model.
     pub fn names(&self) -> Vec<String> {
         let alike = |run: &ComparedRun| self.runs.iter().filter(|other| other.model == run.model).count() > 1;
-        let name = |run: &ComparedRun| match alike(run) {
-            true => format!("{} ({})", run.model, run.directory.display()),
-            false => run.model.clone(),
+        let name = |run: &ComparedRun| {
+            if alike(run) { format!("{} ({})", run.model, run.directory.display()) } else { run.model.clone() }
         };
         self.runs.iter().map(name).collect()
     }
@@ -181,7 +180,9 @@ impl Comparison {
             .table(&self.attack_table(&header))
             .heading("Where it comes from");
         let sources = self.runs.iter().zip(&names).map(|(run, name)| {
-            let (suite, device, directory) = (&run.suite, &run.device, run.directory.display());
+            let suite = &run.suite;
+            let device = &run.device;
+            let directory = run.directory.display();
             format!(
                 "{name}: suite {suite} on {device}, from {directory}; restricted score on {}, utility on {}",
                 run.goal.restricted.data, run.goal.utility.data
@@ -213,7 +214,7 @@ impl Comparison {
 }
 
 impl Found {
-    /// What it comes to in a word or two: "breached at 40 steps", "held", "failed: …".
+    /// The outcome in a word or two: "breached at 40 steps", "held", "failed: …".
     pub fn outcome(&self) -> String {
         match (self.breached_at, self.restricted, &self.reason) {
             (Some(0), ..) => "breached without a step".into(),
@@ -311,7 +312,8 @@ fn find(results: &Results, runs: &[AttackResult]) -> Option<Found> {
         found.breached_at = found.breached_at.into_iter().chain(soonest).min();
         let Some((_, point)) = group.best(&results.goal) else { continue };
         if found.restricted.is_none_or(|score| point.scores.restricted > score) {
-            (found.restricted, found.utility) = (Some(point.scores.restricted), Some(point.scores.utility));
+            found.restricted = Some(point.scores.restricted);
+            found.utility = Some(point.scores.utility);
         }
     }
     Some(found)
@@ -328,9 +330,10 @@ fn differences(results: &[&Results], attacks: &[ComparedAttack]) -> (bool, Vec<S
             ("utility", &first.goal.utility, &other.goal.utility),
         ] {
             if a != b {
-                let (a, b) = (words(a), words(b));
+                let a = words(a);
+                let b = words(b);
                 found.push(format!(
-                    "the {what} of {} is {a}, that of {} is {b}: they are not comparable",
+                    "the {what} of {} is {a}, the {what} of {} is {b}: they are not comparable",
                     first.model, other.model
                 ));
             }
@@ -368,10 +371,7 @@ fn charts(names: &[String], runs: &[(PathBuf, Results)]) -> Vec<Chart> {
     if runs.iter().any(|(_, results)| results.goal.threshold != runs[0].1.goal.threshold) {
         limits.clear();
     }
-    let note = match runs.len() > STYLES {
-        true => format!("The first {STYLES} models."),
-        false => String::new(),
-    };
+    let note = if runs.len() > STYLES { format!("The first {STYLES} models.") } else { String::new() };
     let both = [
         ("What a budget buys", "floating-point operations of one attack", true, budget.collect::<Vec<_>>()),
         ("Best attack so far", "attacks tried, in the order of the suite", false, best.collect()),

@@ -11,7 +11,8 @@ use crate::error::Result;
 
 /// Writes what the demonstration did and found, in words, tables and curves.
 pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &DemoSummary) -> Result<()> {
-    let (benign, restricted) = (summary.benign, summary.restricted);
+    let benign = summary.benign;
+    let restricted = summary.restricted;
     let models = [
         ("pre-trained", restricted.pretrained, benign.pretrained),
         ("plain safeguard", restricted.unlearned, benign.unlearned),
@@ -26,7 +27,8 @@ pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &
         .attacks
         .iter()
         .map(|a| {
-            let (plain, hard) = (percent(a.unlearned_restricted), percent(a.hardened_restricted));
+            let plain = percent(a.unlearned_restricted);
+            let hard = percent(a.hardened_restricted);
             Row::plain(vec![a.name.as_str().into(), a.steps.to_string().into(), plain.into(), hard.into()])
         })
         .collect();
@@ -71,13 +73,14 @@ fn series(name: &str, style: usize, curve: &AttackCurve) -> Series {
     Series::new(name, style, points)
 }
 
-/// What the figures say, and what they do not.
+/// Sums up the figures, and says what they do not show.
 fn verdict(summary: &DemoSummary) -> String {
     let held = |a: &&super::AttackRow| a.hardened_restricted <= 0.5 * a.unlearned_restricted;
-    let (kept, total) = (summary.attacks.iter().filter(held).count(), summary.attacks.len());
+    let kept = summary.attacks.iter().filter(held).count();
+    let total = summary.attacks.len();
     let worst = summary.attacks.iter().max_by(|a, b| a.hardened_restricted.total_cmp(&b.hardened_restricted));
     let worst = worst.map_or(String::new(), |a| {
-        format!(" The attack that got furthest was {}, with {:.1}%.", a.name, 100.0 * a.hardened_restricted)
+        format!(" The attack that got furthest was {}, with {}.", a.name, percent(a.hardened_restricted))
     });
     format!(
         "In {kept} of {total} attacks the hardened model gave back at most half of what the plainly safeguarded one did.\

@@ -26,8 +26,8 @@ impl MetricsWriter {
         Ok(Self { path, file, events: Events::create(directory)? })
     }
 
-    /// Goes on with a stream after `step` of `phase`: its later records, of steps that will be done again, are removed, so
-    /// that the stream of a resumed run is that of one that never stopped.
+    /// Goes on with a stream after `step` of `phase`. Later records are of steps that will be done again: they are removed, so
+    /// that a resumed run and one that never stopped write the same stream.
     pub fn append(directory: &Path, phase: &str, step: u64) -> Result<Self> {
         let path = directory.join(NAME);
         let kept = records_up_to(&path, phase, step)?;
@@ -50,7 +50,8 @@ impl MetricsWriter {
     }
 }
 
-/// The lines of a stream up to `step` of `phase`, those of other phases included. A last line that a crash cut short is dropped.
+/// Reads the lines of a stream up to `step` of `phase`, and all lines of other phases. A last line that a crash cut short is
+/// dropped.
 fn records_up_to(path: &Path, phase: &str, step: u64) -> Result<String> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -75,7 +76,8 @@ mod tests {
 
     #[test]
     fn a_resumed_stream_is_that_of_a_run_that_never_stopped() {
-        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let a = tempfile::tempdir().unwrap();
+        let b = tempfile::tempdir().unwrap();
         let record = |writer: &mut MetricsWriter, step| {
             writer.record("attack", step, &[("loss", 1.5 / step as f64), ("norm", f64::NAN)]).unwrap();
         };

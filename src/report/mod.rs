@@ -1,4 +1,4 @@
-//! What a run leaves to read: the metrics stream, plots, HTML reports, tables for other programs.
+//! Everything that a run leaves to read: the metrics stream, plots, HTML reports, tables for other programs.
 
 mod attacks;
 mod compare;

@@ -1,8 +1,9 @@
-//! Line charts as SVG, coloured by the classes of the page they stand in. Lines differ in their dashes as well as in colour.
+//! Line charts: works out where everything lies. `templates/charts.html` writes it as SVG, coloured by the classes of the
+//! page it stands in. Lines differ in their dashes as well as in colour.
 
-use std::fmt::Write;
+use serde::Serialize;
 
-use super::units::label;
+use super::units::{label, percent, whole_percent};
 
 /// One line of a chart.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,19 +98,18 @@ impl Axis {
     }
 
     fn place(&self, x: f64) -> Option<f64> {
-        let share = match self.log {
-            _ if !x.is_finite() => return None,
-            true if x > 0.0 => (x / self.first).log10() / (self.last / self.first).log10(),
-            true => return None,
-            false => x / self.last,
-        };
+        if !x.is_finite() || (self.log && x <= 0.0) {
+            return None;
+        }
+        let share = if self.log { (x / self.first).log10() / (self.last / self.first).log10() } else { x / self.last };
         Some(LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)).filter(|place| place.is_finite())
     }
 
     /// Up to six round numbers.
     fn ticks(&self) -> Vec<f64> {
         if self.log {
-            let (first, last) = (self.first.log10().round() as i32, self.last.log10().round() as i32);
+            let first = self.first.log10().round() as i32;
+            let last = self.last.log10().round() as i32;
             let step = ((last - first) as usize).div_ceil(6).max(1);
             return (first..=last).step_by(step).map(|power| 10f64.powi(power)).collect();
         }
@@ -124,54 +124,127 @@ fn at_y(y: f64) -> f64 {
     TOP + (1.0 - y.clamp(0.0, 1.0)) * (HEIGHT - TOP - BOTTOM)
 }
 
-impl Chart {
-    /// The chart as a `<figure>` with an `<svg>`, without a legend.
-    pub fn to_html(&self) -> String {
-        let (mut svg, axis) = (String::new(), Axis::of(self));
-        // Writing to a string cannot fail.
-        let _ = write!(
-            svg,
-            "<figure><figcaption>{title}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
-             aria-label=\"{title}\"><title>{title}</title>",
-            title = escape(&self.title)
-        );
-        self.draw_axes(&mut svg, &axis);
-        self.draw_limits(&mut svg);
-        self.series.iter().for_each(|series| draw_series(&mut svg, &axis, series));
-        svg.push_str("</svg>");
-        if !self.note.is_empty() {
-            let _ = write!(svg, "<p class=\"soft\">{}</p>", escape(&self.note));
+/// A chart whose every mark has its place, in the units of the `viewBox`.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct Drawing {
+    title: String,
+    note: String,
+    width: f64,
+    height: f64,
+    lines: Vec<Line>,
+    texts: Vec<Text>,
+    curves: Vec<Curve>,
+    /// The chart's own legend, where the gallery has none for all.
+    legend: Option<Legend>,
+}
+
+/// A horizontal line.
+#[derive(Debug, PartialEq, Serialize)]
+struct Line {
+    class: String,
+    left: f64,
+    right: f64,
+    y: f64,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Text {
+    /// Empty for none.
+    class: String,
+    x: f64,
+    y: f64,
+    /// `start`, `middle` or `end`, as SVG names them.
+    anchor: &'static str,
+    text: String,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Curve {
+    class: String,
+    /// `x,y` pairs.
+    points: String,
+    marks: Vec<Mark>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Mark {
+    x: f64,
+    y: f64,
+    /// The text that a pointer on it shows.
+    says: String,
+}
+
+/// The name of each kind of line, once.
+type Legend = Vec<LegendEntry>;
+
+#[derive(Debug, PartialEq, Serialize)]
+struct LegendEntry {
+    style: usize,
+    name: String,
+}
+
+/// Charts side by side.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct Gallery {
+    /// One legend above them where they all share it; otherwise each has its own.
+    legend: Option<Legend>,
+    charts: Vec<Drawing>,
+}
+
+impl Gallery {
+    pub(super) fn of(charts: &[Chart]) -> Self {
+        let mut drawings: Vec<Drawing> = charts.iter().map(Chart::draw).collect();
+        let shared = drawings.windows(2).all(|pair| pair[0].legend == pair[1].legend);
+        let legend = if shared { drawings.first_mut().and_then(|first| first.legend.take()) } else { None };
+        if shared {
+            drawings.iter_mut().for_each(|drawing| drawing.legend = None);
         }
-        svg.push_str("</figure>");
-        svg
+        Self { legend, charts: drawings }
+    }
+}
+
+/// A tenth of a unit is finer than a screen shows.
+fn rounded(place: f64) -> f64 {
+    (10.0 * place).round() / 10.0
+}
+
+impl Chart {
+    fn draw(&self) -> Drawing {
+        let axis = Axis::of(self);
+        let mut drawing = Drawing {
+            title: self.title.clone(),
+            note: self.note.clone(),
+            width: WIDTH,
+            height: HEIGHT,
+            lines: Vec::new(),
+            texts: Vec::new(),
+            curves: self.series.iter().map(|series| curve(&axis, series)).collect(),
+            legend: Some(legend(&self.series)),
+        };
+        self.draw_axes(&mut drawing, &axis);
+        self.draw_limits(&mut drawing);
+        drawing
     }
 
-    fn draw_axes(&self, svg: &mut String, axis: &Axis) {
+    fn draw_axes(&self, drawing: &mut Drawing, axis: &Axis) {
+        let mut write = |x: f64, y: f64, anchor, text| {
+            drawing.texts.push(Text { class: String::new(), x: rounded(x), y: rounded(y), anchor, text });
+        };
         for y in [0.0, 0.25, 0.5, 0.75, 1.0] {
-            let _ = write!(
-                svg,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{py}\" y2=\"{py}\"/>\
-                 <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}%</text>",
-                WIDTH - RIGHT,
-                LEFT - 6.0,
-                at_y(y) + 4.0,
-                y * 100.0,
-                py = at_y(y)
-            );
+            drawing.lines.push(Line { class: "grid".into(), left: LEFT, right: WIDTH - RIGHT, y: rounded(at_y(y)) });
+            write(LEFT - 6.0, at_y(y) + 4.0, "end", whole_percent(y));
         }
         for x in axis.ticks() {
             let Some(place) = axis.place(x) else { continue };
-            let (base, text) = (HEIGHT - BOTTOM, label(x));
-            let _ = write!(svg, "<text x=\"{place:.1}\" y=\"{}\" text-anchor=\"middle\">{text}</text>", base + 16.0);
+            write(place, HEIGHT - BOTTOM + 16.0, "middle", label(x));
         }
-        let (middle, bottom) = ((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 5.0);
-        let _ = write!(svg, "<text x=\"{middle}\" y=\"{bottom}\" text-anchor=\"middle\">{}</text>", escape(&self.x));
+        write((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 5.0, "middle", self.x.clone());
     }
 
-    /// The name of a limit stands where lines are not. Of two limits at the left, where scores have not moved yet: that of
-    /// the upper one below its line, that of the lower one above, and the other way round where there is no room between
-    /// them. That of a lone limit at the right, on the side that no line ends on.
-    fn draw_limits(&self, svg: &mut String) {
+    /// The name of a limit stands where lines are not. Two limits have their names at the left, where scores have not moved
+    /// yet: the upper limit's name below its line, the lower limit's above, and the other way round where there is no room
+    /// between them. A lone limit has its name at the right, on the side that no line ends on.
+    fn draw_limits(&self, drawing: &mut Drawing) {
         let lone = self.limits.len() == 1;
         let ends_above = |limit: &Limit| self.series.iter().filter_map(|s| s.points.last()).any(|p| p.1 > limit.y);
         for (index, limit) in self.limits.iter().enumerate().filter(|(_, limit)| limit.y.is_finite()) {
@@ -179,94 +252,41 @@ impl Chart {
             let is_lower = others().any(|(other, o)| (o.y, index) > (limit.y, other));
             let crowded = others().any(|(_, o)| (o.y - limit.y).abs() < 0.18);
             let below = if lone { ends_above(limit) } else { is_lower == crowded };
-            let (at, anchor) = if lone { (WIDTH - RIGHT - 2.0, "end") } else { (LEFT + 4.0, "start") };
-            let y = at_y(limit.y);
-            let _ = write!(
-                svg,
-                "<line class=\"limit series-{style}\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-                 <text class=\"limit series-{style}\" x=\"{at}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
-                WIDTH - RIGHT,
-                if below { y + 13.0 } else { y - 5.0 },
-                escape(&limit.name),
-                style = limit.style % STYLES,
-            );
+            let (x, anchor) = if lone { (WIDTH - RIGHT - 2.0, "end") } else { (LEFT + 4.0, "start") };
+            let line = at_y(limit.y);
+            let class = format!("limit series-{}", limit.style % STYLES);
+            drawing.lines.push(Line { class: class.clone(), left: LEFT, right: WIDTH - RIGHT, y: rounded(line) });
+            let y = rounded(if below { line + 13.0 } else { line - 5.0 });
+            drawing.texts.push(Text { class, x, y, anchor, text: limit.name.clone() });
         }
     }
 }
 
-fn draw_series(svg: &mut String, axis: &Axis, series: &Series) {
-    let place = |&(x, y): &(f64, f64)| axis.place(x).filter(|_| y.is_finite()).map(|place| (place, at_y(y), x, y));
-    let placed: Vec<(f64, f64, f64, f64)> = series.points.iter().filter_map(place).collect();
-    let points: Vec<String> = placed.iter().map(|(px, py, ..)| format!("{px:.1},{py:.1}")).collect();
-    let (style, thin) = (series.style % STYLES, if series.thin { " thin" } else { "" });
-    let _ = write!(svg, "<polyline class=\"series-{style}{thin}\" points=\"{}\"/>", points.join(" "));
-    if series.thin || placed.len() > MOST_MARKS {
-        return;
-    }
-    for (px, py, x, y) in placed {
-        let (name, at) = (escape(&series.name), label(x));
-        let _ = write!(
-            svg,
-            "<circle class=\"series-{style}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"2.6\"><title>{name} at {at}: {:.1}%</title></circle>",
-            y * 100.0
-        );
-    }
-}
-
-/// The charts side by side, with one legend above them where they all share it, and one under each otherwise.
-pub(super) fn charts_to_html(charts: &[Chart]) -> String {
-    let legends: Vec<String> = charts.iter().map(|chart| legend(&chart.series)).collect();
-    let shared = legends.windows(2).all(|pair| pair[0] == pair[1]);
-    let mut html = String::new();
-    if let (true, Some(legend)) = (shared, legends.first()) {
-        html += legend;
-    }
-    html += "<div class=\"charts\">";
-    for (chart, legend) in charts.iter().zip(&legends) {
-        let figure = chart.to_html();
-        match shared {
-            true => html += &figure,
-            false => html += &figure.replacen("</svg>", &format!("</svg>{legend}"), 1),
-        }
-    }
-    html + "</div>\n"
-}
-
-fn legend(series: &[Series]) -> String {
-    let mut entries: Vec<(usize, &str)> = Vec::new();
-    for one in series {
-        let entry = (one.style % STYLES, one.name.as_str());
-        if !entries.contains(&entry) {
-            entries.push(entry);
-        }
-    }
-    let entry = |(style, name): &(usize, &str)| {
-        format!(
-            "<span><svg viewBox=\"0 0 28 8\" aria-hidden=\"true\"><polyline class=\"series-{style}\" points=\"0,4 28,4\"/></svg>{}</span> ",
-            escape(name)
-        )
+/// A line of a chart, with a mark at each point where they do not run together.
+fn curve(axis: &Axis, series: &Series) -> Curve {
+    let mark = |&(x, y): &(f64, f64)| {
+        let place = axis.place(x).filter(|_| y.is_finite())?;
+        let says = format!("{} at {}: {}", series.name, label(x), percent(y));
+        Some(Mark { x: rounded(place), y: rounded(at_y(y)), says })
     };
-    format!("<p class=\"legend\">{}</p>", entries.iter().map(entry).collect::<String>())
+    let mut marks: Vec<Mark> = series.points.iter().filter_map(mark).collect();
+    let points: Vec<String> = marks.iter().map(|mark| format!("{},{}", mark.x, mark.y)).collect();
+    if series.thin || marks.len() > MOST_MARKS {
+        marks.clear();
+    }
+    let thin = if series.thin { " thin" } else { "" };
+    Curve { class: format!("series-{}{thin}", series.style % STYLES), points: points.join(" "), marks }
 }
 
-/// Text for HTML. Characters that HTML cannot hold, and those that turn the direction of what follows, are made visible.
-pub(super) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            '\n' | '\t' => safe.push(character),
-            c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
-                safe.push('\u{fffd}');
-            }
-            other => safe.push(other),
+fn legend(series: &[Series]) -> Legend {
+    let mut legend = Legend::new();
+    for one in series {
+        let entry = LegendEntry { style: one.style % STYLES, name: one.name.clone() };
+        if !legend.contains(&entry) {
+            legend.push(entry);
         }
     }
-    safe
+    legend
 }
 
 #[cfg(test)]
@@ -293,15 +313,17 @@ mod tests {
         assert_eq!(axis.ticks().len(), 5);
         assert_eq!(axis.place(0.0), None);
         assert!((axis.place(1e11).unwrap() - (LEFT + (WIDTH - LEFT - RIGHT) / 2.0)).abs() < 1e-6, "half way");
-        assert_eq!(chart.to_html().matches("<circle").count(), 2);
+        assert_eq!(chart.draw().curves[0].marks.len(), 2);
     }
 
     #[test]
     fn charts_without_a_drawable_point_are_empty_and_not_broken() {
         for log in [false, true] {
             for points in [vec![], vec![(0.0, f64::NAN)], vec![(f64::INFINITY, 0.5)], vec![(0.0, 0.5)]] {
-                let html = chart(log, points).to_html();
-                assert!(!html.contains("NaN") && !html.contains("inf"), "{html}");
+                let drawing = chart(log, points).draw();
+                let placed = drawing.texts.iter().flat_map(|text| [text.x, text.y]).all(f64::is_finite);
+                let points = &drawing.curves[0].points;
+                assert!(placed && !points.contains("NaN") && !points.contains("inf"), "{drawing:?}");
             }
         }
     }
@@ -317,9 +339,9 @@ mod tests {
     fn names_of_limits_never_share_a_place() {
         let limit = |y| Limit { name: "x".into(), style: 0, y };
         for (a, b) in [(0.4, 0.9), (0.5, 0.5), (0.45, 0.5), (0.95, 0.97), (0.02, 0.05)] {
-            let html = Chart { limits: vec![limit(a), limit(b)], ..Chart::default() }.to_html();
-            let place = |part: &str| part.split("y=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
-            let places: Vec<f64> = html.split("<text class=\"limit").skip(1).map(place).collect();
+            let drawing = Chart { limits: vec![limit(a), limit(b)], ..Chart::default() }.draw();
+            let names = drawing.texts.iter().filter(|text| text.class.starts_with("limit"));
+            let places: Vec<f64> = names.map(|text| text.y).collect();
             assert!((places[0] - places[1]).abs() >= 11.0, "{a} {b}: {places:?}");
         }
     }
@@ -329,16 +351,10 @@ mod tests {
         let two = |name: &str| {
             vec![chart(false, vec![]), Chart { series: vec![Series::new(name, 0, vec![])], ..chart(false, vec![]) }]
         };
-        assert_eq!(charts_to_html(&two("a")).matches("class=\"legend\"").count(), 1);
-        assert_eq!(charts_to_html(&two("b")).matches("class=\"legend\"").count(), 2);
-    }
-
-    #[test]
-    fn names_cannot_leave_their_place() {
-        let series = vec![Series::new("<script>\"", 0, vec![(0.0, 2.0), (4.0, f64::NAN)])];
-        let html = Chart { title: "a & b".into(), x: "'x'".into(), series, ..Chart::default() };
-        let html = charts_to_html(&[html]);
-        assert!(html.contains("&lt;script&gt;&quot;") && html.contains("a &amp; b") && !html.contains("<script"));
-        assert_eq!(escape("a\u{0}\u{202e}b\n"), "a\u{fffd}\u{fffd}b\n");
+        let shared = Gallery::of(&two("a"));
+        assert!(shared.legend.is_some() && shared.charts.iter().all(|chart| chart.legend.is_none()));
+        let own = Gallery::of(&two("b"));
+        assert!(own.legend.is_none() && own.charts.iter().all(|chart| chart.legend.is_some()));
+        assert_eq!(Gallery::of(&[]), Gallery { legend: None, charts: vec![] });
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::files::write_json;
 
-/// What the demonstration found; accuracies are in 0..1.
+/// The outcome of the demonstration; accuracies are in 0..1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DemoSummary {
     /// Seed of every draw.

@@ -1,11 +1,11 @@
 //! Tables of a page. On a phone, wide ones become a card a row, with the header's words beside the values.
 
-use super::plot::escape;
+use serde::Serialize;
 
 /// A table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
-    /// What it shows.
+    /// A line above it that says what its numbers are.
     pub caption: String,
     /// Names of the columns.
     pub header: Vec<String>,
@@ -22,12 +22,13 @@ pub struct Table {
 pub struct Row {
     /// Its cells.
     pub cells: Vec<Cell>,
-    /// What kind of row it is.
+    /// How it looks.
     pub tone: Tone,
 }
 
 /// How a row looks. The words in it say the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Tone {
     /// As any other.
     #[default]
@@ -41,7 +42,7 @@ pub enum Tone {
 /// A cell of a table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cell {
-    /// What it says.
+    /// Its text.
     pub text: String,
     /// A smaller line under it; empty for none.
     pub note: String,
@@ -83,55 +84,68 @@ impl Table {
         Self { caption: caption.into(), header, ..Self::default() }
     }
 
-    pub(super) fn to_html(&self) -> String {
-        let class =
-            |column: usize| if column == 0 || self.text_columns.contains(&column) { " class=\"text\"" } else { "" };
-        let header: String = self
-            .header
-            .iter()
-            .enumerate()
-            .map(|(column, name)| format!("<th scope=\"col\"{}>{}</th>", class(column), escape(name)))
-            .collect();
-        let rows: String = self.rows.iter().map(|row| self.row(row, &class)).collect();
-        format!(
-            "<div class=\"scroll\"><table{}><caption>{}</caption><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>\n",
-            if self.cards { " class=\"cards\"" } else { "" },
-            escape(&self.caption)
-        )
+    /// The table as `templates/table.html` draws it.
+    pub(super) fn view(&self) -> TableView {
+        let is_text = |column: usize| column == 0 || self.text_columns.contains(&column);
+        let header = self.header.iter().enumerate();
+        TableView {
+            caption: self.caption.clone(),
+            cards: self.cards,
+            header: header.map(|(column, name)| ColumnView { name: name.clone(), is_text: is_text(column) }).collect(),
+            rows: self.rows.iter().map(|row| self.row(row, &is_text)).collect(),
+        }
     }
 
-    fn row(&self, row: &Row, class: &impl Fn(usize) -> &'static str) -> String {
+    fn row(&self, row: &Row, is_text: &impl Fn(usize) -> bool) -> RowView {
         let mut column = 0;
-        let mut cells = String::new();
+        let mut cells = Vec::with_capacity(row.cells.len());
         for cell in &row.cells {
             let spans = cell.columns > 1;
-            let name = if spans { "outcome" } else { self.header.get(column).map_or("", String::as_str) };
-            let (tag, label) = match column {
-                0 => ("th", " scope=\"row\"".to_string()),
-                _ => ("td", format!(" data-label=\"{}\"", escape(name))),
-            };
-            let (span, class) = match spans {
-                false => (String::new(), class(column)),
-                true => (format!(" colspan=\"{}\"", cell.columns), " class=\"text\""),
-            };
-            let note = match cell.note.as_str() {
-                "" => String::new(),
-                note => format!("<small>{}</small>", escape(note)),
-            };
-            let text = match cell.strong {
-                true => format!("<strong>{}</strong>", escape(&cell.text)),
-                false => escape(&cell.text),
-            };
-            cells += &format!("<{tag}{label}{class}{span}><span>{text}{note}</span></{tag}>");
+            let label = if spans { "outcome" } else { self.header.get(column).map_or("", String::as_str) };
+            cells.push(CellView {
+                label: label.to_string(),
+                text: cell.text.clone(),
+                note: cell.note.clone(),
+                columns: cell.columns,
+                strong: cell.strong,
+                is_text: spans || is_text(column),
+            });
             column += cell.columns.max(1);
         }
-        let tone = match row.tone {
-            Tone::Plain => "",
-            Tone::Bad => " class=\"bad\"",
-            Tone::Faint => " class=\"faint\"",
-        };
-        format!("<tr{tone}>{cells}</tr>")
+        RowView { tone: row.tone, cells }
     }
+}
+
+/// A [`Table`] with everything worked out that the markup needs.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct TableView {
+    caption: String,
+    cards: bool,
+    header: Vec<ColumnView>,
+    rows: Vec<RowView>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct ColumnView {
+    name: String,
+    is_text: bool,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct RowView {
+    tone: Tone,
+    cells: Vec<CellView>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct CellView {
+    /// The column's name, which stands before the value on a phone.
+    label: String,
+    text: String,
+    note: String,
+    columns: usize,
+    strong: bool,
+    is_text: bool,
 }
 
 #[cfg(test)]
@@ -139,13 +153,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_stays_text_wherever_it_stands() {
-        let hostile = "\"><script>alert(1)</script>";
-        let row = Row { cells: vec![hostile.into(), Cell::with_note(hostile, hostile)], tone: Tone::Bad };
-        let mut table = Table { rows: vec![row], cards: true, ..Table::new(hostile, &[hostile, hostile]) };
-        table.text_columns = vec![1];
-        let html = table.to_html();
-        assert!(!html.contains("<script") && html.matches("&lt;script&gt;").count() == 7, "{html}");
-        assert_eq!(html.matches('"').count() % 2, 0);
+    fn a_wide_cell_moves_the_names_of_the_cells_after_it() {
+        let row = Row::plain(vec!["a".into(), Cell::wide("failed", 2), "1".into()]);
+        let table = Table { rows: vec![row], ..Table::new("", &["attack", "score", "utility", "steps"]) };
+        let view = table.view();
+        let labels: Vec<&str> = view.rows[0].cells.iter().map(|cell| cell.label.as_str()).collect();
+        assert_eq!(labels, ["attack", "outcome", "steps"]);
+        let text: Vec<bool> = view.rows[0].cells.iter().map(|cell| cell.is_text).collect();
+        assert_eq!(text, [true, true, false]);
     }
 }

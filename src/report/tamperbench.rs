@@ -61,7 +61,7 @@ fn encode(rows: &[(&AttackResult, &Point)], goal: &Goal) -> std::result::Result<
     let breached: Vec<bool> = rows.iter().map(|row| goal.is_breached(&row.1.scores)).collect();
     required::<ByteArrayType>(&mut group, &attack(&|a| a.id.as_str().into()))?;
     required::<ByteArrayType>(&mut group, &attack(&|a| a.name.as_str().into()))?;
-    required::<ByteArrayType>(&mut group, &attack(&|a| short(a.kind).into()))?;
+    required::<ByteArrayType>(&mut group, &attack(&|a| a.kind.name().into()))?;
     required::<Int64Type>(&mut group, &number(&|row| row.0.seed))?;
     optional::<Int64Type>(&mut group, &trials)?;
     required::<Int64Type>(&mut group, &number(&|row| row.1.cost.steps))?;
@@ -99,15 +99,6 @@ fn write_column<T: DataType>(
     let mut column = group.next_column()?.ok_or_else(missing)?;
     column.typed::<T>().write_batch(values, levels, None)?;
     column.close()
-}
-
-fn short(kind: AttackKind) -> &'static str {
-    match kind {
-        AttackKind::Full => "full",
-        AttackKind::Lora => "lora",
-        AttackKind::Abliteration => "abliteration",
-        AttackKind::Prefill => "prefill",
-    }
 }
 
 /// The metrics of a defended model as TamperBench keeps them: a flat map from `defense.METRIC`,

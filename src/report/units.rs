@@ -1,28 +1,48 @@
-//! Numbers as people read them. Files for programs hold the numbers themselves.
+//! Numbers as people read them, on pages and on terminals. Files for programs hold the numbers themselves.
+//!
+//! A no-break space stands between a number and its unit, so that no line ends between them.
 
+use std::fmt::Display;
+
+use indicatif::DecimalBytes;
 use serde_json::Value;
+
+/// A number and its unit, which stay on one line.
+fn with_unit(number: impl Display, unit: impl Display) -> String {
+    format!("{number}\u{a0}{unit}")
+}
 
 /// A share as a percentage with one decimal.
 pub fn percent(share: f64) -> String {
-    format!("{:.1}%", 100.0 * share)
+    with_unit(format_args!("{:.1}", 100.0 * share), "%")
+}
+
+/// A share as a percentage without decimals.
+pub(super) fn whole_percent(share: f64) -> String {
+    with_unit(format_args!("{:.0}", 100.0 * share), "%")
+}
+
+/// A number of bytes in the unit that suits it, in powers of 1000 as memory is sold.
+pub fn bytes(count: u64) -> String {
+    DecimalBytes(count).to_string().replace(' ', "\u{a0}")
 }
 
 /// Floating-point operations in the unit that suits them.
 pub fn flop(count: f64) -> String {
     let units = [(1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")];
     match units.iter().find(|(size, _)| count >= *size) {
-        Some((size, name)) => format!("{} {name}", significant(count / size, 4)),
-        None => format!("{count:.0} FLOP"),
+        Some((size, name)) => with_unit(significant(count / size, 4), name),
+        None => with_unit(format_args!("{count:.0}"), "FLOP"),
     }
 }
 
 /// A time in the unit that suits it.
 pub fn duration(seconds: f64) -> String {
     match seconds {
-        s if s < 0.1 => format!("{} ms", significant(1e3 * s, 2)),
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
+        s if s < 0.1 => with_unit(significant(1e3 * s, 2), "ms"),
+        s if s < 120.0 => with_unit(format_args!("{s:.1}"), "s"),
+        s if s < 7200.0 => with_unit(format_args!("{:.1}", s / 60.0), "min"),
+        s => with_unit(format_args!("{:.1}", s / 3600.0), "h"),
     }
 }
 
@@ -50,17 +70,23 @@ pub fn significant(number: f64, digits: usize) -> String {
     }
     let decimals = (digits as f64 - 1.0 - magnitude).max(0.0) as usize;
     let text = format!("{number:.decimals$}");
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_string(),
-        false => text,
-    }
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
 }
 
 /// A price, with cents, or finer where it is less than some of them.
 pub fn price(value: f64, currency: &str) -> String {
     match value {
-        v if v == 0.0 || v >= 0.1 => format!("{v:.2} {currency}"),
-        v => format!("{} {currency}", significant(v, 2)),
+        v if v == 0.0 || v >= 0.1 => with_unit(format_args!("{v:.2}"), currency),
+        v => with_unit(significant(v, 2), currency),
+    }
+}
+
+/// When an attack breached a model.
+pub fn after_steps(steps: u64) -> String {
+    match steps {
+        0 => "without a training step".into(),
+        1 => "after 1 step".into(),
+        steps => format!("after {} steps", count(steps as f64)),
     }
 }
 
@@ -68,7 +94,7 @@ pub fn price(value: f64, currency: &str) -> String {
 pub fn ratio(numerator: f64, denominator: f64) -> String {
     match numerator / denominator {
         r if !r.is_finite() => "—".into(),
-        r if r >= 1.0 => format!("{} times", significant(r, 2)),
+        r if r >= 1.0 => with_unit(significant(r, 2), "times"),
         r if r > 0.0 => format!("1/{}", count((1.0 / r).round())),
         _ => "0".into(),
     }
@@ -113,9 +139,14 @@ mod tests {
             [0.00123, 0.5, 12.34, 123_456.0, 1.5e-7].map(|x| significant(x, 2)),
             ["0.0012", "0.5", "12", "123456", "1.5e-7"]
         );
-        assert_eq!([0.0021, 3.04, 300.0, 1e5].map(duration), ["2.1 ms", "3.0 s", "5.0 min", "27.8 h"]);
-        assert_eq!([0.0, 0.000_284, 12.3].map(|x| price(x, "USD")), ["0.00 USD", "0.00028 USD", "12.30 USD"]);
-        assert_eq!([(1.0, 830.0), (3.1, 1.0), (0.0, 2.0)].map(|(a, b)| ratio(a, b)), ["1/830", "3.1 times", "0"]);
+        let plain = |text: String| text.replace('\u{a0}', " ");
+        assert_eq!([0.0021, 3.04, 300.0, 1e5].map(duration).map(plain), ["2.1 ms", "3.0 s", "5.0 min", "27.8 h"]);
+        let prices = [0.0, 0.000_284, 12.3].map(|x| price(x, "USD"));
+        assert_eq!(prices.map(plain), ["0.00 USD", "0.00028 USD", "12.30 USD"]);
+        let ratios = [(1.0, 830.0), (3.1, 1.0), (0.0, 2.0)].map(|(a, b)| ratio(a, b));
+        assert_eq!(ratios.map(plain), ["1/830", "3.1 times", "0"]);
+        assert_eq!([0, 999, 12_345, 141_000_000_000].map(bytes).map(plain), ["0 B", "999 B", "12.35 kB", "141.00 GB"]);
+        assert_eq!([percent(0.1234), whole_percent(0.25)], ["12.3\u{a0}%", "25\u{a0}%"]);
         assert_eq!([600.0, 1500.0, 2e6, 1e10, 0.0].map(label), ["600", "1.5k", "2M", "10G", "0"]);
         assert_eq!(setting(&serde_json::json!([2e-5, 0.4, 16, "adamw"])), "2e-5, 0.4, 16, adamw");
         assert_eq!(setting(&serde_json::json!({"retain": 0.5, "ood": 2})), "retain 0.5, ood 2");

@@ -59,11 +59,11 @@ fn the_page_says_what_breached_the_model_and_needs_nothing_from_outside() {
         &format!("({})", cost.steps.attack),
         "failed: the loss is not finite at step 12",
         "skipped: needs data.harmless_prompts",
-        "threshold 50.0%",
-        "utility floor 88.0%",
+        "threshold 50.0\u{a0}%",
+        "utility floor 88.0\u{a0}%",
         "The 20 trials of the search",
         "5 of 5 seeds",
-        "51 TFLOP",
+        "51\u{a0}TFLOP",
         "temper redteam demo/redteam.toml --suite strong",
         "prefers-color-scheme:dark",
     ] {
@@ -290,7 +290,7 @@ fn scores_on_other_data_are_said_to_be_not_comparable() {
         "{:?}",
         comparison.differences
     );
-    assert!(comparison.differences.iter().any(|difference| difference.contains("50.0%, 60.0%")));
+    assert!(comparison.differences.iter().any(|difference| difference.contains("50.0\u{a0}%, 60.0\u{a0}%")));
     let scratch = tempfile::tempdir().unwrap();
     comparison.write_report(&scratch.path().join("c.html"), &runs).unwrap();
     assert!(std::fs::read_to_string(scratch.path().join("c.html")).unwrap().contains("Not comparable"));

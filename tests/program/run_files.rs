@@ -148,7 +148,7 @@ fn a_gpu_is_planned_for_by_name_and_says_that_nothing_was_measured() {
     let output = folder.plan(&["--gpu", "H200"]);
     assert_eq!(output.status.code(), Some(0));
     let text = stdout(&output);
-    for words in ["141.0 GB available", "989 TFLOP/s, which no run reaches", "nothing here was measured"] {
+    for words in ["141.00\u{a0}GB available", "989 TFLOP/s, which no run reaches", "nothing here was measured"] {
         assert!(text.contains(words), "{text}");
     }
     let (code, message) = failure(&folder.plan(&["--gpu", "h300"]));

@@ -32,7 +32,8 @@ fn chart(goal: &Goal, title: String, mut curves: Vec<&[Point]>) -> Option<(f64, 
     let score = |curve: &[Point]| goal.best(curve).map_or(-1.0, |point| point.scores.restricted);
     curves.retain(|curve| !curve.is_empty());
     curves.sort_by(|a, b| score(b).total_cmp(&score(a)));
-    let (all, shown) = (curves.len(), curves.len().min(MOST_RUNS));
+    let all = curves.len();
+    let shown = curves.len().min(MOST_RUNS);
     let highest = score(curves.first()?);
     let line = |name: &str, style, of: fn(&Point) -> f64, curve: &[Point]| {
         let points = curve.iter().map(|point| (point.cost.steps as f64, of(point))).collect();
@@ -60,7 +61,7 @@ fn floor(goal: &Goal) -> Limit {
     Limit { name: format!("utility floor {}", percent(goal.utility_floor)), style: UTILITY, y: goal.utility_floor }
 }
 
-/// What a budget of arithmetic buys: the highest restricted score within the utility floor for at most so many operations,
+/// Draws what a budget of arithmetic buys: the highest restricted score within the utility floor for at most so many operations,
 /// by kind of attack. None where no attack that trains measured anything.
 pub(super) fn budget(results: &Results) -> Option<Chart> {
     let kinds = [(AttackKind::Full, 3), (AttackKind::Lora, 2), (AttackKind::Abliteration, 1), (AttackKind::Prefill, 5)];

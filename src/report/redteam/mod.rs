@@ -52,7 +52,7 @@ pub fn write_redteam_report(path: &Path, results: &Results) -> Result<()> {
     reproduce(measured(page, results), results).write(path)
 }
 
-/// The curves: those that got furthest in sight, the others to open.
+/// Adds the curves: the attacks that got furthest in sight, the others to open.
 fn along(page: HtmlReport, results: &Results, groups: &[Group]) -> HtmlReport {
     const IN_SIGHT: usize = 9;
     let charts = curves::along(results, groups);
@@ -81,7 +81,8 @@ fn verdict_word(results: &Results) -> (bool, &'static str) {
 
 /// One or two plain sentences, then what was not tried.
 fn verdict(results: &Results, groups: &[Group]) -> Vec<String> {
-    let (summary, goal) = (&results.summary, &results.goal);
+    let summary = &results.summary;
+    let goal = &results.goal;
     let mut sentences = Vec::new();
     if let Some(cost) = &summary.cost_to_breach {
         let cheapest = cost_of(results, &cost.steps.attack).map_or(String::new(), |paid| match paid.steps {
@@ -120,7 +121,7 @@ fn verdict(results: &Results, groups: &[Group]) -> Vec<String> {
     sentences
 }
 
-/// What the breach by an attack cost.
+/// The cost of the breach by an attack.
 fn cost_of<'a>(results: &'a Results, id: &str) -> Option<&'a Cost> {
     let attack = results.attacks.iter().find(|attack| attack.id == id)?;
     match &attack.outcome {
@@ -143,12 +144,10 @@ fn untried(results: &Results, groups: &[Group]) -> String {
             parts.push(format!("{word}: {names}"));
         }
     }
-    match parts.is_empty() {
-        true => format!("Attacks outside the suite {} were not tried.", results.suite),
-        false => {
-            format!("Not tried: what is outside the suite {}, and of it these ({}).", results.suite, parts.join("; "))
-        }
+    if parts.is_empty() {
+        return format!("Attacks outside the suite {} were not tried.", results.suite);
     }
+    format!("Not tried: what is outside the suite {}, and of it these ({}).", results.suite, parts.join("; "))
 }
 
 /// How the numbers came about, and what they leave open.

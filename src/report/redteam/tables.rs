@@ -4,13 +4,14 @@ use super::ended;
 use crate::redteam::{AttackResult, DefenderCost, Goal, Least, Outcome, Results, Spread};
 use crate::report::attacks::{self, Group};
 use crate::report::table::{Cell, Row, Table, Tone};
-use crate::report::units::{count, duration, flop, percent, price, ratio};
+use crate::report::units::{after_steps, count, duration, flop, percent, price, ratio};
 
 /// The least of each kind of cost, beside what the defence cost; none where nothing breached the model.
 pub(super) fn cost_to_breach(results: &Results) -> Option<Table> {
     let cost = results.summary.cost_to_breach.as_ref()?;
     let defender = results.summary.defender.as_ref();
-    let (currency, hourly) = (results.goal.currency.as_str(), results.goal.price_per_hour);
+    let currency = results.goal.currency.as_str();
+    let hourly = results.goal.price_per_hour;
     let of_defence = |of: &dyn Fn(&DefenderCost) -> Option<f64>| defender.and_then(of);
     let seconds = Least { value: 3600.0 * cost.hours.value, attack: cost.hours.attack.clone() };
     let price_of = |value: f64| price(value, currency);
@@ -52,7 +53,8 @@ pub(super) fn suite(results: &Results, groups: &[Group]) -> Table {
         "restricted score: before → the highest over all points and seeds where the utility is within its floor; lower is safer",
         &SUITE_HEADER,
     );
-    (table.text_columns, table.cards) = (vec![1], true);
+    table.text_columns = vec![1];
+    table.cards = true;
     let named = groups.iter().filter(|group| group.first.trial.is_none());
     table.rows = named.map(|group| suite_row(results, group)).collect();
     table
@@ -61,7 +63,8 @@ pub(super) fn suite(results: &Results, groups: &[Group]) -> Table {
 /// A row for each trial, the furthest first.
 pub(super) fn trials(results: &Results, trials: &[&Group]) -> Table {
     let mut table = Table::new("the furthest first", &SUITE_HEADER);
-    (table.text_columns, table.cards) = (vec![1], true);
+    table.text_columns = vec![1];
+    table.cards = true;
     let score = |group: &Group| group.best(&results.goal).map_or(-1.0, |(_, point)| point.scores.restricted);
     let mut sorted = trials.to_vec();
     sorted.sort_by(|a, b| score(b).total_cmp(&score(a)));
@@ -92,10 +95,7 @@ fn suite_row(results: &Results, group: &Group) -> Row {
     };
     let several = group.runs.len() > 1;
     let best = format!("{} → {}", percent(results.before.restricted), percent(point.scores.restricted));
-    cells.push(match several {
-        true => Cell::with_note(best, format!("seed {}", run.seed)),
-        false => best.into(),
-    });
+    cells.push(if several { Cell::with_note(best, format!("seed {}", run.seed)) } else { best.into() });
     cells.push(percent(point.scores.utility).into());
     cells.push(breached_at(group, ended.as_deref()));
     let tone = if ended.is_some() { Tone::Bad } else { Tone::Plain };
@@ -106,7 +106,7 @@ fn suite_row(results: &Results, group: &Group) -> Row {
 fn breached_at(group: &Group, ended: Option<&str>) -> Cell {
     let breaches = group.breaches();
     let soonest = breaches.iter().min_by_key(|(_, cost)| cost.steps);
-    let text = soonest.map_or("no".to_string(), |(_, cost)| attacks::cost(cost));
+    let text = soonest.map_or("no".to_string(), |(_, cost)| after_steps(cost.steps));
     let mut notes: Vec<String> = Vec::new();
     if let (true, Some((_, cost))) = (group.runs.len() > 1, soonest) {
         notes.push(format!(
