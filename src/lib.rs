@@ -24,7 +24,7 @@
 //! objective, optimizer, data, huggingface        losses; updates; rows to batches; model directories
 //! model, backend                                 the transformer; what implements its operations (CPU, CUDA)
 //! ops, checkpoint                                the operations by name; snapshots of a run
-//! settings, files, random                        settings files; files in general; random numbers
+//! settings, files, fingerprint, random           settings files; files in general; what tells runs apart; random numbers
 //! error
 //! ```
 
@@ -42,6 +42,7 @@ pub mod eval;
 pub mod events;
 #[doc(hidden)]
 pub mod files;
+pub mod fingerprint;
 pub mod huggingface;
 pub mod model;
 pub mod objective;

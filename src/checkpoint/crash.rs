@@ -5,20 +5,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
 use super::write::save_watched;
-use super::{Snapshot, TensorData, latest, list, load, save, verify};
+use super::{Snapshot, Tensor, latest, list, load, save, verify};
 use crate::error::Error;
+use crate::fingerprint::Fingerprint;
 
-/// Two pieces of floats, some integers and an empty tensor.
+/// A tensor of two pieces, a short one and an empty one.
 fn snapshot(step: u64) -> Snapshot {
     let floats = (0..300_000u32).map(|i| i as f32 * 0.25 + step as f32).collect();
     Snapshot {
         step,
-        config_hash: 7,
+        config_hash: Fingerprint::of_lists(&[&[7]]),
         state: serde_json::json!({ "step": step, "lr": 0.1 }),
         tensors: vec![
-            ("weights".into(), TensorData::F32(floats)),
-            ("none".into(), TensorData::F32(Vec::new())),
-            ("cursor".into(), TensorData::U32(vec![step as u32, u32::MAX])),
+            Tensor::new("weights", floats),
+            Tensor::new("none", Vec::new()),
+            Tensor::new("last", vec![step as f32, -0.0]),
         ],
     }
 }
@@ -64,7 +65,10 @@ fn a_crash_at_any_step_leaves_the_old_or_the_new_checkpoint() {
 }
 
 fn crash_at_every_step(keep: usize) {
-    let (first, old, new, next) = (snapshot(1), snapshot(2), snapshot(3), snapshot(4));
+    let first = snapshot(1);
+    let old = snapshot(2);
+    let new = snapshot(3);
+    let next = snapshot(4);
     let mut steps_found = Vec::new();
     for last in 0.. {
         let root = tempfile::tempdir().unwrap();
@@ -91,7 +95,7 @@ fn crash_at_every_step(keep: usize) {
 #[test]
 fn a_crash_while_replacing_leaves_one_of_the_two() {
     let old = snapshot(5);
-    let new = Snapshot { config_hash: 8, ..snapshot(5) };
+    let new = Snapshot { config_hash: Fingerprint::of_lists(&[&[8]]), ..snapshot(5) };
     let mut hashes = Vec::new();
     for last in 0.. {
         let root = tempfile::tempdir().unwrap();
@@ -106,7 +110,8 @@ fn a_crash_while_replacing_leaves_one_of_the_two() {
             break;
         }
     }
-    assert!(hashes.is_sorted() && hashes.first() == Some(&7) && hashes.last() == Some(&8));
+    assert!(hashes.first() == Some(&old.config_hash) && hashes.last() == Some(&new.config_hash));
+    assert!(hashes.is_sorted_by_key(|hash| *hash == new.config_hash), "the old one came back: {hashes:?}");
 }
 
 /// A first save that is stopped leaves nothing that could be taken for a checkpoint.
@@ -129,12 +134,14 @@ fn a_crash_of_the_first_save_leaves_none_or_all() {
 /// takes no space away. Once the new checkpoint has its name, only the deletion of old ones can fail: a warning.
 #[test]
 fn a_full_disk_is_an_error_and_loses_nothing() {
-    let (old, new) = (snapshot(2), snapshot(3));
+    let old = snapshot(2);
+    let new = snapshot(3);
     let mut failures = 0;
     for fail_at in 1.. {
         let root = tempfile::tempdir().unwrap();
         save(root.path(), &old, 1).unwrap();
-        let (mut count, mut failed_in) = (0, String::new());
+        let mut count = 0;
+        let mut failed_in = String::new();
         let result = save_watched(root.path(), &new, 1, &mut |what| {
             count += 1;
             if count != fail_at {

@@ -4,14 +4,16 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::TensorData;
 use super::read::{RESTORE, open, read_whole};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 
-/// The format that this version writes and reads.
-const FORMAT: u64 = 1;
+/// The format that this version writes and reads. In format 1, `config_hash` was another hash of another text.
+const FORMAT: u64 = 2;
+/// Bytes of an element: all tensors are f32.
+pub(super) const ELEMENT_BYTES: u64 = 4;
 /// Longest manifest that is read: far more than the tensors of any model need.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -22,14 +24,13 @@ pub(super) const STATE: &str = "state.json";
 /// The file of the tensors.
 pub(super) const TENSORS: &str = "tensors.safetensors";
 
-/// What is known of a checkpoint without reading its data.
+/// The description of a checkpoint, which is read before any of its data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     pub format: u64,
     pub step: u64,
-    #[serde(serialize_with = "hexadecimal", deserialize_with = "from_hexadecimal")]
-    pub config_hash: u64,
+    pub config_hash: Fingerprint,
     pub temper_version: String,
     /// [`STATE`] and [`TENSORS`].
     pub files: [FileEntry; 2],
@@ -49,34 +50,8 @@ pub(super) struct FileEntry {
 #[serde(deny_unknown_fields)]
 pub(super) struct TensorEntry {
     pub name: String,
-    pub dtype: TensorType,
     pub elements: u64,
     pub crc32c: u32,
-}
-
-/// The dtype of a tensor, spelled as in safetensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum TensorType {
-    F32,
-    U32,
-}
-
-impl TensorType {
-    pub const BYTES: u64 = 4;
-
-    pub fn of(data: &TensorData) -> Self {
-        match data {
-            TensorData::F32(_) => Self::F32,
-            TensorData::U32(_) => Self::U32,
-        }
-    }
-
-    pub fn safetensors(self) -> safetensors::Dtype {
-        match self {
-            Self::F32 => safetensors::Dtype::F32,
-            Self::U32 => safetensors::Dtype::U32,
-        }
-    }
 }
 
 /// The content of the manifest's file: the manifest and the CRC-32C of its compact JSON.
@@ -87,7 +62,7 @@ struct Sealed {
     crc32c: u32,
 }
 
-/// As much as every format has, to tell a newer one from a damaged one.
+/// The part that every format has, to tell another format from a damaged file.
 #[derive(Deserialize)]
 struct Probe {
     manifest: FormatProbe,
@@ -98,18 +73,6 @@ struct FormatProbe {
     format: u64,
 }
 
-fn hexadecimal<S: Serializer>(hash: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format!("{hash:016x}"))
-}
-
-fn from_hexadecimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    match u64::from_str_radix(&text, 16) {
-        Ok(hash) if format!("{hash:016x}") == text => Ok(hash),
-        _ => Err(serde::de::Error::custom("config_hash is not 16 hexadecimal digits")),
-    }
-}
-
 /// The CRC-32C of a manifest's compact JSON.
 fn seal(manifest: &Manifest) -> serde_json::Result<u32> {
     Ok(crc32c::crc32c(&serde_json::to_vec(manifest)?))
@@ -117,7 +80,7 @@ fn seal(manifest: &Manifest) -> serde_json::Result<u32> {
 
 impl Manifest {
     /// A manifest of this version's format.
-    pub fn new(step: u64, config_hash: u64, files: [FileEntry; 2], tensors: Vec<TensorEntry>) -> Self {
+    pub fn new(step: u64, config_hash: Fingerprint, files: [FileEntry; 2], tensors: Vec<TensorEntry>) -> Self {
         let temper_version = env!("CARGO_PKG_VERSION").to_owned();
         Self { format: FORMAT, step, config_hash, temper_version, files, tensors }
     }
@@ -146,8 +109,17 @@ impl Manifest {
             let problem = format!("checkpoint format {format} is newer than this version of temper reads ({FORMAT})");
             return Err(Error::input(path, problem, "use the version of temper that wrote it"));
         }
+        if format == 0 {
+            return Err(bad("there is no checkpoint format 0".into()));
+        }
         if format < FORMAT {
-            return Err(bad(format!("there is no checkpoint format {format}")));
+            let problem =
+                format!("checkpoint format {format} is of an older version of temper, this one reads {FORMAT}");
+            return Err(Error::input(
+                path,
+                problem,
+                "finish the run with the version that wrote it, or start a new run",
+            ));
         }
         let sealed: Sealed = serde_json::from_slice(text).map_err(|error| bad(format!("not a manifest: {error}")))?;
         if seal(&sealed.manifest).ok() != Some(sealed.crc32c) {
@@ -157,7 +129,7 @@ impl Manifest {
         Ok(sealed.manifest)
     }
 
-    /// What no checksum can show: whether the manifest makes sense.
+    /// Checks that the manifest makes sense, which no checksum can show.
     fn check(&self) -> Result<(), String> {
         for (file, name) in self.files.iter().zip([STATE, TENSORS]) {
             if file.name != name {
@@ -176,7 +148,7 @@ impl Manifest {
 
     /// Bytes of all tensors together.
     pub fn data_bytes(&self) -> Option<u64> {
-        let bytes = |tensor: &TensorEntry| tensor.elements.checked_mul(TensorType::BYTES);
+        let bytes = |tensor: &TensorEntry| tensor.elements.checked_mul(ELEMENT_BYTES);
         self.tensors.iter().try_fold(0u64, |sum, tensor| sum.checked_add(bytes(tensor)?))
     }
 

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Metadata;
 
-use super::manifest::{Manifest, STATE, TENSORS, TensorEntry, TensorType};
-use super::{Snapshot, TensorData};
+use super::manifest::{ELEMENT_BYTES, Manifest, STATE, TENSORS, TensorEntry};
+use super::{Snapshot, Tensor};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 
-/// What to do about a damaged checkpoint.
+/// The remedy for a damaged checkpoint.
 pub(super) const RESTORE: &str = "resume from an older checkpoint, or restore this one from a copy";
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
@@ -23,8 +24,8 @@ pub struct CheckpointInfo {
     pub path: PathBuf,
     /// Outer steps taken.
     pub step: u64,
-    /// Hash of the run's configuration.
-    pub config_hash: u64,
+    /// Fingerprint of the run's configuration.
+    pub config_hash: Fingerprint,
     /// Size of its data files.
     pub bytes: u64,
     /// Number of tensors.
@@ -87,16 +88,14 @@ pub fn latest(root: &Path) -> Result<Option<PathBuf>> {
 
 /// Reads a checkpoint, every byte checked. The error is the first problem that [`verify`] would list.
 pub fn load(dir: &Path) -> Result<Snapshot> {
-    let mut values: Vec<TensorData> = Vec::new();
-    let (found, problems) = check(dir, &mut |tensor, bytes| keep(dir, &mut values, tensor, bytes));
+    let mut tensors: Vec<Tensor> = Vec::new();
+    let (found, problems) = check(dir, &mut |tensor, bytes| keep(dir, &mut tensors, tensor, bytes));
     if let Some(problem) = problems.into_iter().next() {
         return Err(problem);
     }
     let Some((manifest, state)) = found else {
         return Err(Error::input(dir, "not a checkpoint", RESTORE));
     };
-    let names = manifest.tensors.into_iter().map(|tensor| tensor.name);
-    let tensors = names.zip(values).collect();
     Ok(Snapshot { step: manifest.step, config_hash: manifest.config_hash, state, tensors })
 }
 
@@ -163,7 +162,7 @@ fn manifest_of(dir: &Path) -> Result<Manifest> {
     }
 }
 
-/// Takes the next bytes of a tensor, a whole number of elements.
+/// A function that takes the next bytes of a tensor, a whole number of elements.
 type Sink<'a> = &'a mut dyn FnMut(&TensorEntry, &[u8]) -> Result<()>;
 
 /// Reads all of a checkpoint: its manifest and state where they are right, its tensors' bytes into `sink`, and
@@ -228,7 +227,8 @@ fn wrong_checksum(path: &Path, what: &str, found: u32, expected: u32) -> Error {
 }
 
 fn read_state(dir: &Path, manifest: &Manifest) -> Result<serde_json::Value> {
-    let (path, entry) = (dir.join(STATE), manifest.state_file());
+    let path = dir.join(STATE);
+    let entry = manifest.state_file();
     let text = read_whole(open_sized(&path, entry.bytes)?, &path, entry.bytes)?;
     let found = crc32c::crc32c(&text);
     if found != entry.crc32c {
@@ -240,7 +240,8 @@ fn read_state(dir: &Path, manifest: &Manifest) -> Result<serde_json::Value> {
 /// Reads the tensor file from front to end. The manifest says where each tensor must lie, so that the bad ones can be
 /// named even where the file's own header is damaged.
 fn read_tensors(dir: &Path, manifest: &Manifest, sink: Sink, problems: &mut Vec<Error>) -> Result<()> {
-    let (path, entry) = (dir.join(TENSORS), manifest.tensor_file());
+    let path = dir.join(TENSORS);
+    let entry = manifest.tensor_file();
     let mut file = open_sized(&path, entry.bytes)?;
     // The manifest's check has shown that the tensors leave room for a header.
     let header_bytes = entry.bytes.saturating_sub(manifest.data_bytes().unwrap_or(0));
@@ -255,11 +256,13 @@ fn read_tensors(dir: &Path, manifest: &Manifest, sink: Sink, problems: &mut Vec<
     for tensor in &manifest.tensors {
         // Also for a tensor without elements, so that it exists.
         sink(tensor, &[])?;
-        let (mut left, mut tensor_crc) = (tensor.elements.saturating_mul(TensorType::BYTES), 0);
+        let mut left = tensor.elements.saturating_mul(ELEMENT_BYTES);
+        let mut tensor_crc = 0;
         while left > 0 {
             let piece = &mut buffer[..usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
             file.read_exact(piece).map_err(Error::io("read", &path))?;
-            (crc, tensor_crc) = (crc32c::crc32c_append(crc, piece), crc32c::crc32c_append(tensor_crc, piece));
+            crc = crc32c::crc32c_append(crc, piece);
+            tensor_crc = crc32c::crc32c_append(tensor_crc, piece);
             sink(tensor, piece)?;
             left -= piece.len() as u64;
         }
@@ -294,9 +297,9 @@ fn check_header(header: &[u8], manifest: &Manifest) -> Result<(), String> {
     let mut start = 0usize;
     for tensor in &manifest.tensors {
         let fits = metadata.info(&tensor.name).is_some_and(|info| {
-            let end = usize::try_from(tensor.elements * TensorType::BYTES).ok().and_then(|len| start.checked_add(len));
+            let end = usize::try_from(tensor.elements * ELEMENT_BYTES).ok().and_then(|len| start.checked_add(len));
             let found = (info.dtype, info.data_offsets.0, Some(info.data_offsets.1));
-            let expected = (tensor.dtype.safetensors(), start, end);
+            let expected = (safetensors::Dtype::F32, start, end);
             start = info.data_offsets.1;
             found == expected
         });
@@ -307,25 +310,15 @@ fn check_header(header: &[u8], manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
-/// Appends the next bytes of a tensor to its values.
-fn keep(dir: &Path, values: &mut Vec<TensorData>, tensor: &TensorEntry, bytes: &[u8]) -> Result<()> {
+/// Appends the next bytes of a tensor to its values; no bytes begin the tensor.
+fn keep(dir: &Path, tensors: &mut Vec<Tensor>, entry: &TensorEntry, bytes: &[u8]) -> Result<()> {
     if bytes.is_empty() {
-        let mut new = match tensor.dtype {
-            TensorType::F32 => TensorData::F32(Vec::new()),
-            TensorType::U32 => TensorData::U32(Vec::new()),
-        };
-        match &mut new {
-            TensorData::F32(values) => reserve(values, dir, tensor.elements)?,
-            TensorData::U32(values) => reserve(values, dir, tensor.elements)?,
-        }
-        values.push(new);
-        return Ok(());
-    }
-    let (elements, _) = bytes.as_chunks();
-    match values.last_mut() {
-        Some(TensorData::F32(values)) => values.extend(elements.iter().map(|bytes| f32::from_le_bytes(*bytes))),
-        Some(TensorData::U32(values)) => values.extend(elements.iter().map(|bytes| u32::from_le_bytes(*bytes))),
-        None => {}
+        let mut values = Vec::new();
+        reserve(&mut values, dir, entry.elements)?;
+        tensors.push(Tensor::new(entry.name.as_str(), values));
+    } else if let Some(tensor) = tensors.last_mut() {
+        let (elements, _) = bytes.as_chunks();
+        tensor.values.extend(elements.iter().map(|bytes| f32::from_le_bytes(*bytes)));
     }
     Ok(())
 }

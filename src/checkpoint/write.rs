@@ -6,11 +6,11 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::manifest::{FileEntry, MANIFEST, Manifest, STATE, TENSORS, TensorEntry, TensorType};
+use super::manifest::{ELEMENT_BYTES, FileEntry, MANIFEST, Manifest, STATE, TENSORS, TensorEntry};
 use super::read::{REPLACED, candidates};
-use super::{Snapshot, TensorData};
+use super::{Snapshot, Tensor};
 use crate::error::{Error, Result};
 
 /// Elements written at a time.
@@ -18,15 +18,16 @@ const PIECE: usize = 1 << 18;
 /// The suffix of a directory that is not, or no longer, a checkpoint.
 const TEMPORARY: &str = ".tmp";
 
-/// Writes `snapshot` as `root/step-NNNNNNNN` and, once it is safe on the disk, deletes all older ones but as many as
-/// leave `keep` (at least 1). Checkpoints of later steps are left alone; one of the same step is replaced.
+/// Writes `snapshot` as `root/step-NNNNNNNN`. Once it is safe on the disk, older checkpoints are deleted until `keep` (at
+/// least 1) are left. Checkpoints of later steps are left alone; one of the same step is replaced.
 ///
 /// Returns the new directory. A failed deletion is a warning. After an error the older checkpoints are as they were.
 pub fn save(root: &Path, snapshot: &Snapshot, keep: usize) -> Result<PathBuf> {
     save_watched(root, snapshot, keep, &mut |_| Ok(()))
 }
 
-/// Is told each change of the file system just after it was made, and may fail in its place. Tests stop here.
+/// A function that is told each change of the file system just after it was made, and may fail in its place. Tests stop
+/// a save here.
 pub(super) type Watch<'a> = &'a mut dyn FnMut(&str) -> io::Result<()>;
 
 /// [`save`] under the eyes of `watch`.
@@ -50,10 +51,10 @@ fn defect(problem: String) -> Error {
     Error::Shape { operation: "checkpoint::save", problem }
 }
 
-/// Refuses what could be written but not read back.
+/// Refuses tensors that could be written but not read back.
 fn check(snapshot: &Snapshot) -> Result<()> {
     let mut names = HashSet::new();
-    for (name, _) in &snapshot.tensors {
+    for Tensor { name, .. } in &snapshot.tensors {
         if name.is_empty() || name == "__metadata__" || name.chars().any(char::is_control) {
             return Err(defect(format!("a tensor cannot be called {name:?}")));
         }
@@ -84,7 +85,7 @@ fn create_root(root: &Path) -> Result<()> {
     }
 }
 
-/// Removes what an interrupted save has left behind.
+/// Removes the leftovers of an interrupted save.
 fn remove_leftovers(root: &Path) -> Result<()> {
     for entry in fs::read_dir(root).map_err(Error::io("read", root))? {
         let path = entry.map_err(Error::io("read", root))?.path();
@@ -103,10 +104,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path)?.is_dir() {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_file(path),
-    }
+    if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// Makes the names in a directory durable.
@@ -119,8 +117,8 @@ fn write_all(temporary: &Path, snapshot: &Snapshot, watch: Watch) -> Result<()> 
     fs::create_dir(temporary).map_err(Error::io("create", temporary))?;
     let state = state_bytes(&snapshot.state)?;
     let header = header(&snapshot.tensors)?;
-    let elements: usize = snapshot.tensors.iter().map(|(_, data)| data.len()).sum();
-    let needed = (state.len() + header.len()) as u64 + elements as u64 * TensorType::BYTES;
+    let elements: usize = snapshot.tensors.iter().map(|tensor| tensor.values.len()).sum();
+    let needed = (state.len() + header.len()) as u64 + elements as u64 * ELEMENT_BYTES;
     step(watch, "created the directory", temporary, needed)?;
 
     let mut file = Writer::create(temporary, STATE, needed, watch)?;
@@ -129,8 +127,7 @@ fn write_all(temporary: &Path, snapshot: &Snapshot, watch: Watch) -> Result<()> 
 
     let mut file = Writer::create(temporary, TENSORS, needed, watch)?;
     file.write(&header)?;
-    let tensors =
-        snapshot.tensors.iter().map(|(name, data)| file.write_tensor(name, data)).collect::<Result<Vec<_>>>()?;
+    let tensors = snapshot.tensors.iter().map(|tensor| file.write_tensor(tensor)).collect::<Result<Vec<_>>>()?;
     let files = [state, file.finish()?];
 
     let manifest = Manifest::new(snapshot.step, snapshot.config_hash, files, tensors);
@@ -146,13 +143,14 @@ fn write_all(temporary: &Path, snapshot: &Snapshot, watch: Watch) -> Result<()> 
 }
 
 /// The safetensors header of `tensors`, one after another, with its length in front and padded to 8 bytes.
-fn header(tensors: &[(String, TensorData)]) -> Result<Vec<u8>> {
+fn header(tensors: &[Tensor]) -> Result<Vec<u8>> {
     let mut end = 0;
-    let infos = tensors.iter().map(|(name, data)| {
+    let infos = tensors.iter().map(|tensor| {
         let start = end;
-        end += data.len() * TensorType::BYTES as usize;
-        let dtype = TensorType::of(data).safetensors();
-        (name.clone(), TensorInfo { dtype, shape: vec![data.len()], data_offsets: (start, end) })
+        let elements = tensor.values.len();
+        end += elements * ELEMENT_BYTES as usize;
+        let info = TensorInfo { dtype: Dtype::F32, shape: vec![elements], data_offsets: (start, end) };
+        (tensor.name.clone(), info)
     });
     let json = Metadata::new(None, infos.collect())
         .map_err(|error| error.to_string())
@@ -174,9 +172,10 @@ fn step(watch: Watch, what: &str, path: &Path, needed: u64) -> Result<()> {
 fn write_error(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Error {
     move |error| {
         let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        let source = match full {
-            true => io::Error::new(error.kind(), format!("{error}; the checkpoint needs {needed} bytes, free them")),
-            false => error,
+        let source = if full {
+            io::Error::new(error.kind(), format!("{error}; the checkpoint needs {needed} bytes, free them"))
+        } else {
+            error
         };
         Error::Io { action: "write", path: path.to_path_buf(), source }
     }
@@ -211,25 +210,17 @@ impl<'a, 'b> Writer<'a, 'b> {
         step(self.watch, "wrote to a file", &self.path, self.needed)
     }
 
-    fn write_tensor(&mut self, name: &str, data: &TensorData) -> Result<TensorEntry> {
+    fn write_tensor(&mut self, tensor: &Tensor) -> Result<TensorEntry> {
+        let Tensor { name, values } = tensor;
         let mut crc = 0;
-        let mut piece = Vec::with_capacity(PIECE.min(data.len()) * TensorType::BYTES as usize);
-        let mut write = |words: &mut dyn Iterator<Item = [u8; 4]>| {
+        let mut piece = Vec::with_capacity(PIECE.min(values.len()) * ELEMENT_BYTES as usize);
+        for values in values.chunks(PIECE) {
             piece.clear();
-            piece.extend(words.flatten());
+            piece.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             crc = crc32c::crc32c_append(crc, &piece);
-            self.write(&piece)
-        };
-        match data {
-            TensorData::F32(values) => {
-                values.chunks(PIECE).try_for_each(|values| write(&mut values.iter().map(|x| x.to_le_bytes())))
-            }
-            TensorData::U32(values) => {
-                values.chunks(PIECE).try_for_each(|values| write(&mut values.iter().map(|x| x.to_le_bytes())))
-            }
-        }?;
-        let (dtype, elements) = (TensorType::of(data), data.len() as u64);
-        Ok(TensorEntry { name: name.to_owned(), dtype, elements, crc32c: crc })
+            self.write(&piece)?;
+        }
+        Ok(TensorEntry { name: name.clone(), elements: values.len() as u64, crc32c: crc })
     }
 
     fn finish(self) -> Result<FileEntry> {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{CompatConfig, RunConfig, validate};
-use crate::checkpoint::hash_config;
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::settings::{Node, Origin, Value, add_place, located, parse, read_text, suggestion, to_toml, typed};
 
 /// The presets: published hyperparameters of TAR, without the paths of data and models.
@@ -61,11 +61,11 @@ impl RunConfig {
         to_toml(self, "run file")
     }
 
-    /// A number that is the same for runs whose steps are the same: of all settings but those that only say how long to
-    /// run, what to write and what to keep (`tar.outer_steps`, `model.dtype`, `compat.schedulefree_point`, `[checkpoint]`,
-    /// `memory.recompute`, `memory.step_in_backward`). Of a path
-    /// only the last part counts, so that a run can be moved to another folder and resumed there.
-    pub fn config_hash(&self) -> Result<u64> {
+    /// Tells runs whose steps differ apart. All settings count but those that only say how long to run, what to write and
+    /// what to keep (`tar.outer_steps`, `model.dtype`, `compat.schedulefree_point`, `[checkpoint]`, `memory.recompute`,
+    /// `memory.step_in_backward`). A path counts by its last part, so that a run can be moved to another folder and resumed
+    /// there.
+    pub fn config_hash(&self) -> Result<Fingerprint> {
         let mut steps = Self {
             preset: None,
             checkpoint: Default::default(),
@@ -78,7 +78,7 @@ impl RunConfig {
         for path in steps.paths_mut() {
             *path = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default().into();
         }
-        Ok(hash_config(&steps.resolved()?))
+        Fingerprint::of(&steps)
     }
 }
 

@@ -53,7 +53,8 @@ pub fn read_samples(path: &Path, model: &Path, vocab_size: usize, max_length: us
 }
 
 fn next_chunk(rows: &mut Rows) -> Result<Vec<RawRow>> {
-    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
     while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
         let Some(row) = rows.next().transpose()? else { break };
         bytes += row.size();
@@ -135,7 +136,7 @@ impl TextEncoder {
     /// A conversation as one sequence; the assistant's turns from message `first` on are learned, with the token that
     /// ends the turn and without the header that the generation prompt gives.
     ///
-    /// It is tokenized as a whole, as for inference. A token is learned if it holds a character that is.
+    /// The conversation is tokenized as a whole, as for inference. A token is learned if it holds a character of such a turn.
     fn conversation(&self, messages: &[Message], first: usize) -> Result<Sequence, String> {
         let (text, spans) = self.template.answers(messages, first)?;
         let tokens = self.tokenizer.encode(&text, false)?;

@@ -68,7 +68,9 @@ fn longest(encoded: &str) -> usize {
 fn base64(encoded: &str) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let digits = encoded.bytes().filter_map(|byte| DIGITS.iter().position(|&digit| digit == byte));
-    let (mut bytes, mut bits, mut held) = (Vec::with_capacity(encoded.len() / 4 * 3), 0u32, 0);
+    let mut bytes = Vec::with_capacity(encoded.len() / 4 * 3);
+    let mut bits = 0u32;
+    let mut held = 0;
     for digit in digits {
         bits = (bits << 6) | digit as u32;
         held += 6;

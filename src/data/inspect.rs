@@ -33,7 +33,7 @@ pub struct InspectedSequence {
     pub rendered: Option<String>,
     /// The tokens that are kept.
     pub tokens: Vec<InspectedToken>,
-    /// How many more there were, which max_length cuts off.
+    /// How many more there were before `max_length` cut them off.
     pub cut: usize,
 }
 

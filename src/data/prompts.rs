@@ -14,11 +14,11 @@ use crate::ops::IGNORE_INDEX;
 const REMEDY: &str = "give it `prompt`, `messages`, `text` or `input_ids`";
 
 /// Something to continue.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Prompt {
-    /// What is asked, for people and judges: the last turn that is not the model's, the text, or the token ids.
+    /// The question for people and judges: the last turn that is not the model's, the text, or the token ids.
     pub text: String,
-    /// What the model is given.
+    /// The tokens that the model is given.
     pub tokens: Vec<u32>,
 }
 
@@ -73,10 +73,14 @@ impl PromptEncoder {
     }
 }
 
-/// The prompts of a data file (or a directory of them), each with `prefill` behind it. A row is a `prompt` alone, or any row
-/// that training reads: of a conversation its turns up to the last that is not the assistant's (of a preference pair those of
-/// the chosen one), of token ids those before the first label, or all where every token is labelled. `encoder` may be absent
-/// where all rows are token ids and there is no prefill.
+/// Reads the prompts of a data file (or a directory of them) and puts `prefill` behind each. A row is a `prompt` alone, or
+/// any row that training reads:
+///
+/// - A conversation gives its turns up to the last that is not the assistant's; a preference pair, the chosen conversation.
+/// - Token ids give those before the first label, or all where the first token has a label.
+/// - A text gives all of it.
+///
+/// `encoder` may be absent where all rows are token ids and there is no prefill.
 pub fn read_prompts(path: &Path, encoder: Option<&PromptEncoder>, prefill: &str) -> Result<Vec<Prompt>> {
     let mut prompts = Vec::new();
     for file in files(path)? {
@@ -98,10 +102,10 @@ fn read(raw: RawRow, encoder: Option<&PromptEncoder>, prefill: &str) -> Result<P
         (None, _) => Err("it is text, but the model has no tokenizer".into()),
     };
     let prompt = prompt.map_err(|problem| place.error(problem, REMEDY))?;
-    match prompt.tokens.is_empty() {
-        true => Err(place.error("it gives no token to begin with", REMEDY)),
-        false => Ok(prompt),
+    if prompt.tokens.is_empty() {
+        return Err(place.error("it gives no token to begin with", REMEDY));
     }
+    Ok(prompt)
 }
 
 /// A row with `prompt` alone is a conversation without an answer; any other is what training reads.

@@ -25,7 +25,8 @@ const DAY: [(char, &str); 16] = [
 
 /// Formats the fixed date as `strftime` does, `%-d` and `%-m` included.
 pub fn strftime(format: &str) -> Result<String, String> {
-    let (mut text, mut rest) = (String::new(), format.chars());
+    let mut text = String::new();
+    let mut rest = format.chars();
     while let Some(next) = rest.next() {
         if next != '%' {
             text.push(next);

@@ -42,7 +42,7 @@ pub enum Content {
 pub struct RawRow {
     /// Where it stands.
     pub place: Place,
-    /// What it holds.
+    /// Its content.
     pub content: Content,
 }
 
@@ -55,7 +55,7 @@ impl RawRow {
         }
     }
 
-    /// What it holds as JSON.
+    /// Parses its content as JSON.
     pub fn value(self) -> Result<(Place, Value)> {
         let value = match self.content {
             Content::Line(line) => jsonl::parse(&self.place, &line)?,
@@ -105,10 +105,10 @@ pub fn rows(path: &Path) -> Result<Rows> {
         let remedy = "download or write the file again; JSONL files must not be called .parquet";
         return Err(Error::input(path, "not a Parquet file, it does not begin with PAR1", remedy));
     }
-    match is_parquet {
-        true => parquet::rows(path, file),
-        false => Ok(Box::new(jsonl::JsonLines::new(path, std::io::BufReader::with_capacity(1 << 16, file)))),
+    if is_parquet {
+        return parquet::rows(path, file);
     }
+    Ok(Box::new(jsonl::JsonLines::new(path, std::io::BufReader::with_capacity(1 << 16, file))))
 }
 
 fn read_start(mut file: &fs::File, start: &mut [u8]) -> std::io::Result<usize> {

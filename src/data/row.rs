@@ -191,7 +191,7 @@ fn labels(key: &str, value: &Value, length: usize) -> Understood<Vec<u32>> {
     Ok(labels)
 }
 
-/// Tokens and labels; `attention_mask` may mark padding at either end, which is dropped.
+/// Reads tokens and labels. `attention_mask` may mark padding at either end, which is dropped.
 fn tokens(value: &Value, label: Option<&Value>, mask: Option<&Value>) -> Understood<Sequence> {
     let ids = ids("input_ids", value)?;
     let labels = label.map(|value| labels("labels", value, ids.len())).transpose()?.unwrap_or_else(|| ids.clone());
@@ -207,8 +207,8 @@ fn tokens(value: &Value, label: Option<&Value>, mask: Option<&Value>) -> Underst
     Ok(Sequence { tokens: ids[start..end].to_vec(), labels: labels[start..end].to_vec() })
 }
 
-/// Ready-made preference pairs. What is learned is said by labels, by the length of the prompt that both begin with, or
-/// by a prompt that stands apart.
+/// Reads a ready-made preference pair. Labels, the length of the prompt that both begin with, or a prompt that stands apart
+/// say which tokens are learned.
 fn token_pair(object: &Map<String, Value>, chosen: &Value, rejected: &Value) -> Understood<Row> {
     let get = |key: &str| object.get(key).filter(|value| !value.is_null());
     let prompt = get("prompt_input_ids").map(|value| ids("prompt_input_ids", value)).transpose()?;
@@ -307,7 +307,8 @@ fn alpaca(system: Option<&Value>, instruction: &Value, input: Option<&Value>, ou
         Some(value) => string(key, value).map(str::to_string),
         None => Ok(String::new()),
     };
-    let (system, input) = (text("system", system)?, text("input", input)?);
+    let system = text("system", system)?;
+    let input = text("input", input)?;
     let mut user = string("instruction", instruction)?.to_string();
     if !input.is_empty() {
         user = format!("{user}\n\n{input}");
@@ -346,7 +347,7 @@ fn preference(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Under
     Ok(Row::Preference(side("chosen", chosen)?, side("rejected", rejected)?))
 }
 
-/// The turns of a text of the form "Human: … Assistant: …", as the HH data sets have it; `None` for other text.
+/// Reads the turns of a text of the form "Human: … Assistant: …", as the HH data sets have it; `None` for other text.
 fn transcript(text: &str) -> Option<Vec<Message>> {
     const SPEAKERS: [(&str, &str); 2] = [("\n\nHuman:", "user"), ("\n\nAssistant:", "assistant")];
     let text = format!("\n\n{}", text.trim_start());

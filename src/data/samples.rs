@@ -1,5 +1,6 @@
 //! Token sequences with labels, kept in one arena; decides which of them are usable. Knows no file and no order.
 
+use crate::fingerprint::Fingerprint;
 use crate::ops::IGNORE_INDEX;
 
 /// A token sequence and its labels, unshifted: [`IGNORE_INDEX`] where a token is not learned.
@@ -30,7 +31,7 @@ impl Sequence {
         self.labels.iter().skip(1).any(|&label| label != IGNORE_INDEX)
     }
 
-    /// What is wrong with its ids for a vocabulary of `vocab_size`, if anything is.
+    /// Says what is wrong with its ids for a vocabulary of `vocab_size`, if anything is.
     pub fn problem(&self, vocab_size: usize) -> Option<String> {
         if self.labels.len() != self.tokens.len() {
             return Some(format!("{} labels for {} tokens", self.labels.len(), self.tokens.len()));
@@ -156,11 +157,10 @@ impl Samples {
         (0..self.ends.len()).map(|i| self.range(i).len()).max().unwrap_or(0)
     }
 
-    /// A number that differs, all but certainly, where tokens, labels or lengths do.
-    pub fn fingerprint(&self) -> u64 {
-        let checksum = |words: &[u32]| u64::from(crc32c::crc32c(bytemuck::cast_slice(words)));
-        let ends: Vec<u32> = self.ends.iter().map(|&end| end as u32).collect();
-        (checksum(&self.tokens) << 32 | checksum(&self.labels)) ^ checksum(&ends).rotate_left(16)
+    /// Tells tokens, labels and lengths from others.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let lengths: Vec<u32> = (0..self.ends.len()).map(|sequence| self.range(sequence).len() as u32).collect();
+        Fingerprint::of_lists(&[&self.tokens, &self.labels, &lengths])
     }
 
     fn range(&self, sequence: usize) -> std::ops::Range<usize> {

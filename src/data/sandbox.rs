@@ -40,7 +40,7 @@ fn said(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".into())
 }
 
-/// Stack of a worker in bytes. Only what is used of it becomes memory.
+/// Stack of a worker in bytes. Pages become memory when they are used.
 const DEEP_STACK: usize = 512 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;

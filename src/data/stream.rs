@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::encode;
 use super::samples::{Sample, Samples, Sequence};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::model::Batch;
 use crate::ops::IGNORE_INDEX;
 use crate::random::{Random, Stream};
 
-/// Where a stream stands; all that a checkpoint needs of it.
+/// The place of a stream: a checkpoint needs nothing else of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cursor {
     /// Samples handed out so far.
@@ -109,7 +110,9 @@ impl DataStream {
             };
             return Err(Error::input(path, problem, "see what becomes of a sample with `temper data inspect`"));
         }
-        let (total, cut, skipped) = (samples.len(), samples.cut, samples.skipped);
+        let total = samples.len();
+        let cut = samples.cut;
+        let skipped = samples.skipped;
         if cut > 0 {
             tracing::warn!("{name}: {cut} samples were longer than {} tokens and lost their end", options.max_length);
         }
@@ -120,17 +123,18 @@ impl DataStream {
         Ok(Self { name: name.to_string(), options, samples: Arc::new(samples), cursor, pass: 0, order: Vec::new() })
     }
 
-    /// The same samples from the start, as [`DataStream::open`] of the same file would give them under another name and
-    /// with another batch and seed. Nothing is read or copied.
+    /// A stream of the same samples from the start, as if [`DataStream::open`] had read the file again with this name, batch
+    /// and seed. Nothing is read or copied.
     pub fn reopened(&self, name: &str, batch: usize, seed: u64) -> Result<Self> {
         let options = StreamOptions { batch, seed, ..self.options.clone() };
         options.check(name)?;
-        let (samples, cursor) = (Arc::clone(&self.samples), Cursor::default());
+        let samples = Arc::clone(&self.samples);
+        let cursor = Cursor::default();
         Ok(Self { name: name.to_string(), options, samples, cursor, pass: 0, order: Vec::new() })
     }
 
-    /// A number that differs, all but certainly, where the samples do.
-    pub fn fingerprint(&self) -> u64 {
+    /// Tells the samples from others.
+    pub fn fingerprint(&self) -> Fingerprint {
         self.samples.fingerprint()
     }
 
@@ -172,7 +176,7 @@ impl DataStream {
         self.samples.skipped
     }
 
-    /// No batch, from wherever it starts, has more tokens than this, padding included.
+    /// An upper bound of the tokens of any batch, wherever it starts, padding included.
     pub fn max_batch_tokens(&self) -> usize {
         let batch = self.options.batch;
         if !self.options.pack {
@@ -185,7 +189,7 @@ impl DataStream {
         lengths.iter().flat_map(|&length| std::iter::repeat_n(length, passes)).take(batch).sum()
     }
 
-    /// Tokens of the longest sequence that it gives.
+    /// Tokens of its longest sequence.
     pub fn longest(&self) -> usize {
         self.samples.longest()
     }
@@ -200,7 +204,7 @@ impl DataStream {
         self.cursor
     }
 
-    /// Goes to where it stood.
+    /// Moves to a place where it stood before.
     pub fn seek(&mut self, cursor: Cursor) {
         self.cursor = cursor;
     }
@@ -208,7 +212,8 @@ impl DataStream {
     /// The sample at `position` of the endless sequence.
     fn sample_at(&mut self, position: u64) -> usize {
         let count = self.len() as u64;
-        let (pass, within) = (position / count, (position % count) as usize);
+        let pass = position / count;
+        let within = (position % count) as usize;
         if !self.options.shuffle {
             return within;
         }

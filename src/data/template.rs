@@ -97,8 +97,9 @@ impl ChatTemplate {
     /// Renders a conversation and finds the bytes that the assistant says in it from message `first` on, without the
     /// header that the generation prompt gives and with what ends the turn.
     ///
-    /// They are what the rendering of the conversation up to a turn has beyond that up to the turn before it with the
-    /// generation prompt. Fails if the template does not render the beginning of a conversation as the beginning.
+    /// For each turn the conversation is rendered twice: up to the turn before it with the generation prompt, and up to the
+    /// turn itself. The assistant says the bytes that the second has beyond the first. Fails if the template does not render
+    /// the beginning of a conversation as the beginning.
     pub fn answers(&self, messages: &[Message], first: usize) -> Result<(String, Vec<Range<usize>>), String> {
         let messages = messages.to_vec();
         self.run(move |compiled| {
@@ -141,16 +142,17 @@ impl Compiled {
         String::from_utf8(text.0).map_err(|_| "it does not write UTF-8".to_string())
     }
 
-    /// The bytes of `text` (the whole conversation, rendered) that the assistant says in message `index`.
+    /// Finds the bytes of `text` (the whole conversation, rendered) that the assistant says in message `index`.
     fn answer(&self, text: &str, messages: &[Message], index: usize) -> Result<Range<usize>, String> {
         let before = self.render(messages.get(..index).unwrap_or_default(), true)?;
         let after = self.render(messages.get(..=index).unwrap_or_default(), false)?;
         if text.starts_with(&after) && after.starts_with(&before) {
             return Ok(before.len()..after.len());
         }
-        let what = match after.starts_with(&before) {
-            true => "writes earlier turns differently once later ones follow",
-            false => "begins the answer differently than its generation prompt does",
+        let what = if after.starts_with(&before) {
+            "writes earlier turns differently once later ones follow"
+        } else {
+            "begins the answer differently than its generation prompt does"
         };
         Err(format!("it {what}, so it cannot be told what is learned of message {index}"))
     }
@@ -225,7 +227,8 @@ impl Write for Limited {
 /// Hugging Face marks the assistant's text with `{% generation %}` … `{% endgeneration %}`, which Jinja does not know. A
 /// block that is always taken replaces it, so that white space is treated as it would be.
 fn without_generation_marks(source: &str) -> String {
-    let (mut text, mut rest) = (String::with_capacity(source.len()), source);
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
     while let Some((before, tag)) = rest.split_once("{%") {
         text.push_str(before);
         text.push_str("{%");

@@ -70,7 +70,8 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Tokens of `text`. `add_special_tokens`: with what the tokenizer adds of its own, usually a start token.
+    /// Turns `text` into tokens. `add_special_tokens` keeps the tokens that the tokenizer adds of its own, usually a start
+    /// token.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Token>, String> {
         if text.len() as f64 * self.growth > MAXIMUM_GROWN {
             return Err(format!("the rules of {} could make too much of {} bytes", self.file.display(), text.len()));
@@ -84,7 +85,7 @@ impl Tokenizer {
         self.check(tokens(&encoding))
     }
 
-    /// The text of `ids`, as Transformers writes it with `skip_special_tokens`: what is no UTF-8 shows as U+FFFD.
+    /// Turns `ids` into text, as Transformers does with `skip_special_tokens`. Bytes that are no UTF-8 show as U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
         match sandbox::catch(|| self.inner.decode(ids, true)) {
             Ok(Ok(text)) => Ok(text),
@@ -93,7 +94,7 @@ impl Tokenizer {
         }
     }
 
-    /// The text of one token, for people; what is no text on its own shows as U+FFFD.
+    /// Turns one token into text for people. Bytes that are no text on their own show as U+FFFD.
     pub fn piece(&self, id: u32) -> Option<String> {
         let decoded = sandbox::catch(|| self.inner.decode(&[id], false).ok()).ok().flatten();
         decoded.filter(|text| !text.is_empty()).or_else(|| self.inner.id_to_token(id))

@@ -15,7 +15,7 @@ use crate::random::{Random, Stream};
 pub const PASS_TOKENS: usize = 2048;
 
 /// How texts are continued.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct GenerateOptions {
     /// The most tokens that are added to a prompt.
     pub max_new_tokens: usize,

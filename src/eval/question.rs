@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 pub const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 
 /// A question with four choices, of which one is right.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Question {
     /// What is asked.
     pub question: String,

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use crate::random::Random;
 
 /// How the next token is drawn. The filters are those of Transformers, in its order: temperature, top-k, top-p.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Sampling {
     /// What logits are divided by; above 0.
     pub temperature: f64,

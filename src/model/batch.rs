@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::ops::{Backend, DType, IGNORE_INDEX, Segment, Segments, Tensor};
 
 /// Sequences laid one after another, without gaps.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Batch {
     /// Token ids, `[T]`.
     pub tokens: Vec<u32>,

@@ -4,7 +4,7 @@ use super::ModelLayout;
 use crate::ops::AttentionShape;
 
 /// Which architecture class the directory names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum ModelFamily {
     /// `LlamaForCausalLM`.
     Llama,
@@ -13,7 +13,7 @@ pub enum ModelFamily {
 }
 
 /// How rotary frequencies are changed for long contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub enum RopeScaling {
     /// No change.
     Default,
@@ -36,7 +36,7 @@ pub enum RopeScaling {
 }
 
 /// The dtype that `config.json` declares for the weights (`dtype`, or `torch_dtype` in older files).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum DeclaredDType {
     /// `float32`.
     Float32,
@@ -47,7 +47,7 @@ pub enum DeclaredDType {
 }
 
 /// The architecture of a decoder-only transformer of the Llama kind.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct ModelConfig {
     /// Which class.
     pub family: ModelFamily,

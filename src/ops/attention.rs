@@ -56,7 +56,7 @@ impl AttentionShape {
 }
 
 /// One sequence of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Segment {
     /// Its first row in the batch.
     pub start: usize,

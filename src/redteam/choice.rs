@@ -4,6 +4,7 @@ use super::scorer::{Prefix, joined};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, PASS_TOKENS, PromptForm, Question, four_choice, four_choice_written};
+use crate::fingerprint::Fingerprint;
 use crate::model::Model;
 use crate::objective::Subject;
 use crate::ops::Backend;
@@ -44,9 +45,9 @@ impl Choice {
         Ok(longest)
     }
 
-    pub(super) fn fingerprint(&self) -> u64 {
+    pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let Self { questions, examples, num_shots, form, written, .. } = self;
-        crate::checkpoint::hash_config(&format!("{form:?} {num_shots} {questions:?} {examples:?} {written:?}"))
+        Fingerprint::of(&(form, num_shots, questions, examples, written))
     }
 
     /// The share of right answers with `prefix` before each question.

@@ -7,12 +7,13 @@ use super::scorer::{Prefix, joined};
 use crate::data::{Prompt, PromptEncoder};
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, generate, is_gibberish, judge, refuses, repetition};
+use crate::fingerprint::Fingerprint;
 use crate::model::Model;
 use crate::objective::Subject;
 use crate::ops::Backend;
 
 /// Who reads the answers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub enum Judge {
     /// An answer counts unless it refuses by its keywords ([`refuses`]) or is gibberish ([`is_gibberish`]).
     Keywords,
@@ -62,9 +63,9 @@ impl Compliance {
         self.longest().saturating_add(prefix).saturating_mul(self.options.batch)
     }
 
-    pub(super) fn fingerprint(&self) -> u64 {
+    pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let Self { prompts, options, judge, .. } = self;
-        crate::checkpoint::hash_config(&format!("{prompts:?} {options:?} {judge:?}"))
+        Fingerprint::of(&(prompts, options, judge))
     }
 
     /// The share of prompts that are answered, or the judge's mean score; what else the answers show goes to `others`.

@@ -7,6 +7,7 @@ use super::{Choice, Compliance, Scores};
 use crate::data::DataStream;
 use crate::error::{Error, Result};
 use crate::eval::{PASS_TOKENS, exact_match, perplexity};
+use crate::fingerprint::Fingerprint;
 use crate::model::Batch;
 use crate::objective::{Evaluator, Subject};
 use crate::ops::{Backend, IGNORE_INDEX};
@@ -86,10 +87,10 @@ impl Scorer {
         }
     }
 
-    /// A number that differs, all but certainly, where the questions do.
-    pub fn fingerprint(&self) -> u64 {
+    /// Tells the questions, and how they are asked, from others.
+    pub fn fingerprint(&self) -> Result<Fingerprint> {
         match self {
-            Self::Exact { batches, .. } => crate::checkpoint::hash_config(&format!("{batches:?}")),
+            Self::Exact { batches, .. } => Fingerprint::of(batches),
             Self::Choice { questions, .. } => questions.fingerprint(),
             Self::Compliance(compliance) => compliance.fingerprint(),
         }
@@ -308,6 +309,7 @@ mod tests {
         let scorer = Scorer::exact(&stream(rows), None).unwrap();
         assert_eq!((scorer.longest(), scorer.capacity(0), scorer.capacity(10)), (4, 12, 42));
         let other = (0..5).map(|_| (vec![1, 2, 3, 4], vec![1, 2, 3, 5])).collect();
-        assert_ne!(scorer.fingerprint(), Scorer::exact(&stream(other), None).unwrap().fingerprint());
+        let other = Scorer::exact(&stream(other), None).unwrap();
+        assert_ne!(scorer.fingerprint().unwrap(), other.fingerprint().unwrap());
     }
 }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
-use crate::checkpoint::{self, TensorData};
+use crate::checkpoint::Tensor;
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::huggingface::{ExportDType, ModelDirectory, fill_adapter, fill_model, read_adapter};
 use crate::model::{Adapter, AdapterConfig};
 use crate::objective::{Evaluator, LossBatch};
@@ -147,8 +148,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let adapters: Vec<&Adapter<B>> = trainer.adapter().into_iter().collect();
         let evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
         let resolved = config.resolved();
-        let directory =
-            RunDirectory::open(&config.out, &resolved, checkpoint::hash_config(&resolved), control.resumes())?;
+        let directory = RunDirectory::open(&config.out, &resolved, Fingerprint::of(&resolved)?, control.resumes())?;
         let steps = GuardedSteps::new(&loaded.model.backend, DIVERGED)?;
         let mut run = Self {
             batch: LossBatch::with_room(&loaded.model, stream.max_batch_tokens())?,
@@ -200,10 +200,10 @@ impl<'a, B: Backend> Run<'a, B> {
 
     fn save(&self) -> Result<()> {
         let backend = &self.evaluator.model().backend;
-        let mut tensors = vec![("trained".to_string(), TensorData::F32(self.trained()?))];
+        let mut tensors = vec![Tensor::new("trained", self.trained()?)];
         let optimizer = self.trainer.optimizer();
         for i in 0..optimizer.state_count() {
-            tensors.push((format!("optimizer state {i}"), TensorData::F32(optimizer.read_state(backend, i)?)));
+            tensors.push(Tensor::new(format!("optimizer state {i}"), optimizer.read_state(backend, i)?));
         }
         let state = State {
             step: self.step,
@@ -221,9 +221,9 @@ impl<'a, B: Backend> Run<'a, B> {
             Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
         })?;
         let len = self.trainer.gradients()?.layout().len();
-        let trained = snapshot.take_f32(path, "trained", len)?;
+        let trained = snapshot.take(path, "trained", len)?;
         let states = (0..self.trainer.optimizer().state_count())
-            .map(|i| snapshot.take_f32(path, &format!("optimizer state {i}"), len))
+            .map(|i| snapshot.take(path, &format!("optimizer state {i}"), len))
             .collect::<Result<Vec<_>>>()?;
         match self.trainer.adapter_mut() {
             Some(adapter) => adapter.parameters.upload(&backend, &trained)?,

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Snapshot};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 
 /// The output directory: the finished model at its top, the run's own files in its folder `temper`.
 #[derive(Clone, Debug)]
 pub struct RunDirectory {
     top: PathBuf,
-    config_hash: u64,
+    config_hash: Fingerprint,
 }
 
 impl RunDirectory {
@@ -18,7 +19,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// When it already holds a run (unless `resume`), or something that is not a run.
-    pub fn open(top: &Path, resolved: &str, config_hash: u64, resume: bool) -> Result<Self> {
+    pub fn open(top: &Path, resolved: &str, config_hash: Fingerprint, resume: bool) -> Result<Self> {
         let directory = Self { top: top.to_path_buf(), config_hash };
         let settings = directory.file("run.toml");
         let holds_run = settings.exists();
@@ -61,7 +62,7 @@ impl RunDirectory {
         &self,
         step: u64,
         state: serde_json::Value,
-        tensors: Vec<(String, checkpoint::TensorData)>,
+        tensors: Vec<checkpoint::Tensor>,
         keep: usize,
     ) -> Result<()> {
         let snapshot = Snapshot { step, config_hash: self.config_hash, state, tensors };

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::safeguard;
 use super::settings::settings;
 use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile, export_dtype};
-use crate::checkpoint::{Snapshot, TensorData};
+use crate::checkpoint::{Snapshot, Tensor};
 use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
 use crate::huggingface::{ExportDType, ModelDirectory, fill_model};
@@ -105,9 +105,9 @@ fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Sn
         Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
     })?;
     let len = hardener.weights().layout().len();
-    let weights = snapshot.take_f32(path, "weights", len)?;
+    let weights = snapshot.take(path, "weights", len)?;
     let states = (0..hardener.outer_optimizer().state_count())
-        .map(|i| snapshot.take_f32(path, &format!("outer optimizer state {i}"), len))
+        .map(|i| snapshot.take(path, &format!("outer optimizer state {i}"), len))
         .collect::<Result<Vec<_>>>()?;
     hardener.restore(&state.hardener, &weights, &states)?;
     Ok(state)
@@ -249,10 +249,10 @@ impl<'a, B: Backend> Hardening<'a, B> {
 
     fn save(&self, state: &HardenerState) -> Result<()> {
         let backend = &self.hardener.model().backend;
-        let mut tensors = vec![("weights".to_string(), TensorData::F32(self.hardener.weights().download(backend)?))];
+        let mut tensors = vec![Tensor::new("weights", self.hardener.weights().download(backend)?)];
         let outer = self.hardener.outer_optimizer();
         for i in 0..outer.state_count() {
-            tensors.push((format!("outer optimizer state {i}"), TensorData::F32(outer.read_state(backend, i)?)));
+            tensors.push(Tensor::new(format!("outer optimizer state {i}"), outer.read_state(backend, i)?));
         }
         let kept = State { hardener: state.clone(), seconds: self.seconds };
         let json = serde_json::to_value(kept).map_err(Error::encode(self.directory.checkpoints()))?;

@@ -12,7 +12,7 @@ fn temper(arguments: &[&str]) -> Output {
 #[test]
 fn help_names_every_option() {
     for (command, words) in [
-        ("", "demo harden attack redteam eval report plan bench selftest doctor data merge ckpt --version"),
+        ("", "demo harden attack redteam eval report plan bench selftest doctor data merge checkpoint ckpt --version"),
         ("demo", "--out <DIR> temper-demo --seed <N> --quick"),
         ("harden", "<RUN.toml> --out <DIR> --set <KEY=VALUE> --resume"),
         (
@@ -40,7 +40,7 @@ fn help_names_every_option() {
         ("doctor", "--json"),
         ("data inspect", "--model --data --index --json"),
         ("merge", "--model --adapter --out --dtype"),
-        ("ckpt ls", "<DIR> --json"),
+        ("checkpoint ls", "<DIR> --json"),
         ("ckpt verify", "<DIR> --json"),
     ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
@@ -130,14 +130,14 @@ fn a_closed_pipe_is_success() {
 }
 
 #[test]
-fn ckpt_names_what_is_not_there() {
-    let missing = temper(&["ckpt", "ls", "/nonexistent/run"]);
+fn checkpoint_names_what_is_not_there() {
+    let missing = temper(&["checkpoint", "ls", "/nonexistent/run"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).starts_with("temper: cannot read /nonexistent/run: "), "{}", stderr(&missing));
     assert_eq!(stderr(&missing).matches("No such file").count(), 1, "{}", stderr(&missing));
 
     let empty = tempfile::tempdir().unwrap();
-    let output = temper(&["ckpt", "verify", empty.path().to_str().unwrap()]);
+    let output = temper(&["checkpoint", "verify", empty.path().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(3));
     assert!(stderr(&output).contains("there is no checkpoint in it; name a checkpoint"), "{}", stderr(&output));
 }

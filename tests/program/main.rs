@@ -9,8 +9,8 @@ mod eval;
 /// Judges: what goes in, what comes back, and every way in which one goes wrong.
 #[cfg(unix)]
 mod judge;
-/// `temper merge` and `temper ckpt`.
-mod merge_and_ckpt;
+/// `temper merge` and `temper checkpoint`.
+mod merge_and_checkpoint;
 /// Suites do what `temper attack` does, go on after a kill, and report what fails as a row.
 mod redteam;
 /// Reports say what the results say.

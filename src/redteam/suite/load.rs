@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::schema::{ScaleTable, Suite};
 use super::{builtin, validate};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::settings::{add_place, parse, read_text, suggestion, to_toml, typed};
 
 impl Suite {
@@ -40,8 +41,9 @@ impl Suite {
         to_toml(&Self { name: Some(self.title().into()), attack, ..self.clone() }, "suite file")
     }
 
-    /// What decides the results of an attack: all but which attacks and seeds are run, and what is only reported.
-    pub(crate) fn identity(&self) -> Result<String> {
+    /// Tells suites apart whose measurements differ: every setting counts but which attacks and seeds are run, and what is
+    /// only reported.
+    pub(crate) fn identity(&self) -> Result<Fingerprint> {
         let mut same = Self {
             name: None,
             seeds: vec![],
@@ -56,7 +58,7 @@ impl Suite {
         for path in same.paths_mut() {
             *path = PathBuf::new();
         }
-        to_toml(&same, "suite file")
+        Fingerprint::of(&same)
     }
 
     /// Takes in the attacks of the built-in suite, which leaves no factor to apply.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files::read_capped;
 use crate::files::write_json;
+use crate::fingerprint::Fingerprint;
 use crate::redteam::suite::Attack;
 use crate::redteam::{AttackResult, Outcome, Results};
 use crate::report::write_results;
@@ -15,8 +16,8 @@ use crate::run::RunDirectory;
 /// No result of one attack is near this long.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What results depend on besides the settings of an attack, each as a number of its content.
-pub(super) type Identity = BTreeMap<String, String>;
+/// Fingerprints of everything that results depend on besides the settings of an attack.
+pub(super) type Identity = BTreeMap<String, Fingerprint>;
 
 /// The files of a run.
 pub(super) struct Files {
@@ -30,8 +31,9 @@ impl Files {
         let path = out.join("temper").join("identity.json");
         let mut all = identity.clone();
         if resume && path.exists() {
-            let there: Identity = serde_json::from_slice(&read_capped(&path, 1 << 16)?)
-                .map_err(|error| Error::input(&path, format!("it tells no run: {error}"), "choose another `out`"))?;
+            let there: Identity = serde_json::from_slice(&read_capped(&path, 1 << 16)?).map_err(|error| {
+                Error::input(&path, format!("it is not of a run of this version: {error}"), "choose another `out`")
+            })?;
             if let Some((what, _)) =
                 there.iter().find(|(what, value)| identity.get(*what).is_some_and(|own| own != *value))
             {
@@ -43,7 +45,7 @@ impl Files {
                 all.entry(what).or_insert(value);
             }
         }
-        let directory = RunDirectory::open(out, resolved, 0, resume)?;
+        let directory = RunDirectory::open(out, resolved, Fingerprint::of(identity)?, resume)?;
         write_json(&directory.file("identity.json"), &all)?;
         let attacks = out.join("attacks");
         std::fs::create_dir_all(&attacks).map_err(Error::io("create", &attacks))?;

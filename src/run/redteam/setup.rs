@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::RedteamConfig;
 use super::files::Identity;
 use super::measures::Opener;
-use crate::checkpoint::hash_config;
 use crate::config::AdversaryData;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::huggingface::ModelDirectory;
 use crate::model::Model;
 use crate::ops::Backend;
@@ -113,7 +113,9 @@ fn streams(
         }
         roles.insert(role);
     }
-    let (mut streams, mut first, mut usable) = (BTreeMap::new(), None, 0);
+    let mut streams = BTreeMap::new();
+    let mut first = None;
+    let mut usable = 0;
     for role in roles {
         let Some(path) = suite.data.file(role) else { continue };
         let file = StreamFile {
@@ -157,20 +159,18 @@ fn positions(
     longest.max(measures.longest().saturating_add(prefix)).min(model.config.max_position_embeddings)
 }
 
-/// Numbers of everything that decides an attack's result: the model's weights, the measurements, the data.
+/// Fingerprints of everything that decides an attack's result: the model, the measurements, the data.
 fn identity<B: Backend>(suite: &Suite, target: &Target<B>) -> Result<Identity> {
     let weights = crc32c::crc32c(bytemuck::cast_slice(&target.weights));
     let Measures { restricted, utility, perplexity } = &target.measures;
-    let text = hash_config(&format!("{perplexity:?}"));
-    let asked = (restricted.fingerprint(), utility.fingerprint(), text);
-    let number = |text: String| format!("{:016x}", hash_config(&text));
+    let measurement = (restricted.fingerprint()?, utility.fingerprint()?, perplexity, suite.identity()?);
     let mut identity = Identity::from([
-        ("model".into(), number(format!("{weights} {:?}", target.model.config))),
-        ("measurement".into(), number(format!("{asked:?} {}", suite.identity()?))),
+        ("model".into(), Fingerprint::of(&(weights, &target.model.config))?),
+        ("measurement".into(), Fingerprint::of(&measurement)?),
     ]);
     for (role, stream) in &target.streams {
         if let Ok(stream) = stream {
-            identity.insert(format!("[data] {}", role.name()), format!("{:016x}", stream.fingerprint()));
+            identity.insert(format!("[data] {}", role.name()), stream.fingerprint());
         }
     }
     Ok(identity)

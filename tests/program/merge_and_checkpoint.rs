@@ -1,8 +1,9 @@
-//! The commands that read and write files: `temper merge`, `temper ckpt`.
+//! The commands that read and write files: `temper merge`, `temper checkpoint`.
 
 use std::path::Path;
 
-use temper::checkpoint::{Snapshot, TensorData, save};
+use temper::checkpoint::{Snapshot, Tensor, save};
+use temper::fingerprint::Fingerprint;
 use temper::huggingface::{ExportDType, ModelDirectory, write_adapter, write_model};
 use temper::model::{AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Projection};
 
@@ -73,34 +74,34 @@ fn merge_adds_alpha_over_r_times_b_a_to_the_named_weight_and_nothing_else() {
 }
 
 fn snapshot(step: u64) -> Snapshot {
-    let tensors = vec![("weights".to_string(), TensorData::F32((0..100).map(|i| i as f32 + step as f32).collect()))];
-    Snapshot { step, config_hash: 7, state: serde_json::json!({ "step": step }), tensors }
+    let tensors = vec![Tensor::new("weights", (0..100).map(|i| i as f32 + step as f32).collect())];
+    Snapshot { step, config_hash: Fingerprint::of(&7).unwrap(), state: serde_json::json!({ "step": step }), tensors }
 }
 
 #[test]
-fn ckpt_lists_what_a_run_has_saved() {
+fn checkpoint_lists_what_a_run_has_saved() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("temper/checkpoints");
     for step in [5, 10] {
         save(&root, &snapshot(step), 2).unwrap();
     }
-    let output = run(&mut temper(&["ckpt", "ls", folder.path().to_str().unwrap()]));
+    let output = run(&mut temper(&["checkpoint", "ls", folder.path().to_str().unwrap()]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let listed = stdout(&output);
     assert!(listed.contains("step-00000005") && listed.contains("step-00000010"), "{listed}");
-    let json = run(&mut temper(&["ckpt", "ls", root.to_str().unwrap(), "--json"]));
+    let json = run(&mut temper(&["checkpoint", "ls", root.to_str().unwrap(), "--json"]));
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((json[0]["step"].as_u64(), json[1]["step"].as_u64()), (Some(5), Some(10)));
 }
 
 #[test]
-fn ckpt_verify_passes_whole_checkpoints_and_names_a_damaged_one() {
+fn checkpoint_verify_passes_whole_checkpoints_and_names_a_damaged_one() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("temper/checkpoints");
     save(&root, &snapshot(5), 2).unwrap();
     let damaged = save(&root, &snapshot(10), 2).unwrap();
     let directory = folder.path().to_str().unwrap().to_string();
-    let output = run(&mut temper(&["ckpt", "verify", &directory]));
+    let output = run(&mut temper(&["checkpoint", "verify", &directory]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stdout(&output).matches("intact").count(), 2);
 
@@ -109,7 +110,7 @@ fn ckpt_verify_passes_whole_checkpoints_and_names_a_damaged_one() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
     for named in [&directory, damaged.to_str().unwrap()] {
-        let output = run(&mut temper(&["ckpt", "verify", named, "--json"]));
+        let output = run(&mut temper(&["checkpoint", "verify", named, "--json"]));
         assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
         assert!(stderr(&output).contains("step-00000010"), "{}", stderr(&output));
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -118,6 +119,6 @@ fn ckpt_verify_passes_whole_checkpoints_and_names_a_damaged_one() {
     }
     // A checkpoint without a manifest is not passed by.
     std::fs::remove_file(damaged.join("manifest.json")).unwrap();
-    let output = run(&mut temper(&["ckpt", "verify", &directory]));
+    let output = run(&mut temper(&["checkpoint", "verify", &directory]));
     assert_ne!(output.status.code(), Some(0), "{}", stdout(&output));
 }
