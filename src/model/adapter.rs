@@ -161,7 +161,7 @@ impl<B: Backend> Adapter<B> {
         self.parameters.upload(backend, &values)
     }
 
-    /// Where each factor lies.
+    /// The places of the factors in the flat buffer.
     pub fn layout(&self) -> &AdapterLayout {
         &self.layout
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::error::Result;
 use crate::ops::{self, Backend, Matrix, MatrixMut, Tensor};
 
-/// Where a backward pass adds its gradients; a gradient without a destination is not computed.
+/// The buffers that a backward pass adds its gradients to. A gradient without a destination is not computed.
 pub struct GradientDestinations<'a, B: Backend> {
     /// The gradient of the model's weights. With an adapter in the forward pass it is the gradient at the merged weights
     /// W + s·BA.
@@ -53,7 +53,7 @@ impl<'a, B: Backend> GradientDestinations<'a, B> {
     }
 }
 
-/// A loss on hidden states: called at every depth from L down to 0, it adds its gradient to that of the hidden state.
+/// A loss on hidden states. The backward pass calls it at every depth from L down to 0.
 pub trait HiddenGradient<B: Backend> {
     /// Adds to `gradient` [T, d] the gradient with respect to `hidden` [T, d], the hidden state of depth `level`.
     fn add(&mut self, level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()>;
@@ -70,7 +70,8 @@ impl<B: Backend> Model<B> {
         mut destinations: GradientDestinations<B>,
         mut hidden: Option<&mut dyn HiddenGradient<B>>,
     ) -> Result<()> {
-        let (tokens, layers) = (batch.len(), self.config.num_hidden_layers);
+        let tokens = batch.len();
+        let layers = self.config.num_hidden_layers;
         workspace.check_fits(tokens)?;
         if let Some(hidden) = hidden.as_deref_mut() {
             hidden.add(layers, workspace.normed.top(tokens), workspace.d_normed.top_mut(tokens))?;
@@ -87,7 +88,7 @@ impl<B: Backend> Model<B> {
         self.backward_embedding(batch, workspace, &mut destinations)
     }
 
-    /// From the gradient of the final norm's output to that of the residual stream in front of it.
+    /// Turns the gradient of the final norm's output into the gradient of the residual stream in front of it.
     pub(super) fn backward_final_norm(
         &self,
         weights: &Parameters<B>,
@@ -107,7 +108,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// From the gradient of the embeddings to that of their table.
+    /// Turns the gradient of the embeddings into the gradient of their table.
     pub(super) fn backward_embedding(
         &self,
         batch: &DeviceBatch<B>,
@@ -120,7 +121,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// The backward pass of one layer. `d_residual` enters as the gradient of the layer's output and leaves as that of its
+/// The backward pass of one layer. It turns `d_residual` from the gradient of the layer's output into the gradient of its
 /// input: the residual connections pass it on, and each norm adds the gradient of its branch.
 impl<B: Backend> LayerPass<'_, B> {
     pub(super) fn backward(
@@ -145,7 +146,7 @@ impl<B: Backend> LayerPass<'_, B> {
             self.mlp_norm(workspace, Residual::Summed)?;
             self.gate_up(workspace)?;
             self.activate(workspace)?;
-            // Backward does not need the layer's output, but the low-rank product that its last projection kept.
+            // Backward needs no output of the layer, but it needs the low-rank product that the last projection keeps.
             return if self.linear.rank(Site::Down) > 0 { self.down(workspace) } else { Ok(()) };
         }
         self.mlp_norm(workspace, Residual::Kept)?;
@@ -153,8 +154,11 @@ impl<B: Backend> LayerPass<'_, B> {
     }
 
     fn mlp_backward(&self, workspace: &mut Workspace<B>, destinations: &mut GradientDestinations<B>) -> Result<()> {
-        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
-        let (backend, blocks) = (&model.backend, model.layout().layer(layer));
+        let model = self.linear.model;
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
+        let backend = &model.backend;
+        let blocks = model.layout().layer(layer);
         let Workspace { layers: a, d_residual, d_input, d_gate_up, d_mlp_hidden, d_low_rank, .. } = workspace;
         let operands = |site, block, x, s| Operands { site, block, x, s };
         self.linear_backward(
@@ -193,8 +197,12 @@ impl<B: Backend> LayerPass<'_, B> {
         workspace: &mut Workspace<B>,
         destinations: &mut GradientDestinations<B>,
     ) -> Result<()> {
-        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
-        let (backend, blocks, shape) = (&model.backend, model.layout().layer(layer), model.config.attention());
+        let model = self.linear.model;
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
+        let backend = &model.backend;
+        let blocks = model.layout().layer(layer);
+        let shape = model.config.attention();
         let Workspace { layers: a, d_residual, d_input, d_qkv, d_attention, d_low_rank, .. } = workspace;
         let operands = |site, block, x, s| Operands { site, block, x, s };
         self.linear_backward(
@@ -280,7 +288,7 @@ impl<B: Backend> LayerPass<'_, B> {
     }
 }
 
-/// What the forward pass of a fused linear layer used and kept.
+/// The operands of a fused linear layer in the forward pass.
 struct Operands<'a, B: Backend> {
     site: Site,
     block: Block,

@@ -37,7 +37,7 @@ impl Batch {
         self.tokens.is_empty()
     }
 
-    /// What each row should predict, `[T]`: the label of the next row of the same sequence.
+    /// The token that each row should predict, `[T]`: the label of the next row of the same sequence.
     pub fn next_token_targets(&self) -> Vec<u32> {
         let mut targets = vec![IGNORE_INDEX; self.len()];
         for s in &self.segments {

@@ -11,7 +11,7 @@ use crate::ops::{Backend, Tensor};
 pub struct KeyValueCache<B: Backend> {
     /// [slots, 2·G·D] of each layer.
     pub(super) layers: Vec<Tensor<B>>,
-    /// How many sequences use each slot.
+    /// The number of sequences that use each slot.
     users: Vec<u32>,
     /// Slots without a user; the next one to hand out is the last.
     free: Vec<u32>,

@@ -3,7 +3,7 @@
 use super::ModelLayout;
 use crate::ops::AttentionShape;
 
-/// Which architecture class the directory names.
+/// The architecture class that a model directory names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum ModelFamily {
     /// `LlamaForCausalLM`.
@@ -12,7 +12,7 @@ pub enum ModelFamily {
     Mistral,
 }
 
-/// How rotary frequencies are changed for long contexts.
+/// The change of rotary frequencies for long contexts.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub enum RopeScaling {
     /// No change.
@@ -49,7 +49,7 @@ pub enum DeclaredDType {
 /// The architecture of a decoder-only transformer of the Llama kind.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct ModelConfig {
-    /// Which class.
+    /// The architecture class.
     pub family: ModelFamily,
     /// V.
     pub vocab_size: usize,

@@ -10,7 +10,7 @@ use crate::ops::{self, Backend, CachedSegments, DType, HeadLoss, Tensor};
 pub struct Extension<'a> {
     /// The sequence so far.
     pub sequence: &'a mut CachedSequence,
-    /// What follows it.
+    /// The tokens to append.
     pub tokens: &'a [u32],
 }
 
@@ -38,7 +38,9 @@ impl<B: Backend> ExtendWorkspace<B> {
     pub fn new(backend: &B, config: &ModelConfig, capacity: usize, adapter: Option<&Adapter<B>>) -> Result<Self> {
         let compute = backend.compute_dtype();
         let matrix = |name: &str, cols: usize| Tensor::zeros(backend, name, capacity, cols, compute);
-        let (d, f, shape) = (config.hidden_size, config.intermediate_size, config.attention());
+        let d = config.hidden_size;
+        let f = config.intermediate_size;
+        let shape = config.attention();
         let mut low_rank = [None, None, None, None];
         for site in Site::ALL {
             let rank = adapter.map_or(0, |adapter| adapter.config.site_rank(site));
@@ -67,7 +69,7 @@ impl<B: Backend> ExtendWorkspace<B> {
     }
 }
 
-/// What the layers read of a batch of new tokens.
+/// The tables of a batch of new tokens that the layers read.
 struct NewTokens<B: Backend> {
     tokens: Tensor<B>,
     positions: Tensor<B>,
@@ -94,7 +96,8 @@ impl<B: Backend> Model<B> {
             cache.grow(sequence, tokens.len())?;
         }
         let new = self.new_tokens(extensions)?;
-        let (backend, rows) = (&self.backend, new.segments.tokens());
+        let backend = &self.backend;
+        let rows = new.segments.tokens();
         if rows == 0 {
             return Ok(());
         }
@@ -131,7 +134,8 @@ impl<B: Backend> Model<B> {
         rows: &[u32],
         targets: &[u32],
     ) -> Result<Vec<f64>> {
-        let (backend, count) = (&self.backend, rows.len());
+        let backend = &self.backend;
+        let count = rows.len();
         let indices = Tensor::from_u32(backend, "scored rows", rows)?;
         let targets = Tensor::from_u32(backend, "targets", targets)?;
         let ones = Tensor::from_f32(backend, "weights", count, 1, &vec![1.0; count])?;
@@ -165,7 +169,8 @@ impl<B: Backend> Model<B> {
                 let problem = format!("token id {id} is outside the model's vocabulary of {}", self.config.vocab_size);
                 return Err(Error::config("data", problem, "use the tokenizer that belongs to the model"));
             }
-            let (length, most) = (sequence.len() + tokens.len(), self.positions());
+            let length = sequence.len() + tokens.len();
+            let most = self.positions();
             if length > most {
                 let problem = format!("a text of {length} tokens is longer than the {most} positions of the model");
                 return Err(Error::config("data", problem, "give shorter texts or raise max_length"));
@@ -221,14 +226,17 @@ impl<B: Backend> Model<B> {
         cache: &mut Tensor<B>,
         workspace: &mut ExtendWorkspace<B>,
     ) -> Result<()> {
-        let (backend, rows, blocks) = (&self.backend, new.segments.tokens(), self.layout.layer(linear.layer));
+        let backend = &self.backend;
+        let rows = new.segments.tokens();
+        let blocks = self.layout.layer(linear.layer);
         self.add_and_norm(linear.subject.weights, blocks.input_layernorm, workspace, rows, linear.layer > 0)?;
         let w = workspace;
         let [low_qkv, low_output, ..] = &mut w.low_rank;
         let low_qkv = low_qkv.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Qkv)));
         let low_output = low_output.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Output)));
         linear.forward(Site::Qkv, blocks.qkv, w.normed.top(rows), low_qkv, w.qkv.top_mut(rows))?;
-        let (positions, shape) = (new.positions.view(), self.config.attention());
+        let positions = new.positions.view();
+        let shape = self.config.attention();
         backend.run(ops::Rope {
             qkv: w.qkv.top_mut(rows),
             positions,

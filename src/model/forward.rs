@@ -26,7 +26,7 @@ impl<B: Backend> Model<B> {
         Ok(Self { config, backend, layout, rope, positions })
     }
 
-    /// Where each weight lies in a flat buffer.
+    /// The places of the weights in a flat buffer.
     pub fn layout(&self) -> &ModelLayout {
         &self.layout
     }
@@ -74,7 +74,8 @@ impl<B: Backend> Model<B> {
 
     /// The logits of chosen rows of a final norm's output, on the host.
     pub(super) fn logits_of(&self, weights: &Parameters<B>, normed: Matrix<B>, rows: &[u32]) -> Result<Vec<f32>> {
-        let (backend, dtype) = (&self.backend, self.backend.compute_dtype());
+        let backend = &self.backend;
+        let dtype = self.backend.compute_dtype();
         let indices = Tensor::from_u32(backend, "logit rows", rows)?;
         let mut hidden = Tensor::zeros(backend, "logit inputs", rows.len(), self.config.hidden_size, dtype)?;
         backend.run(ops::GatherRows { from: normed, indices: indices.view(), out: hidden.view_mut() })?;
@@ -95,12 +96,12 @@ pub(super) struct LayerPass<'a, B: Backend> {
     pub tokens: usize,
 }
 
-/// Where the residual stream in front of a norm comes from.
+/// The source of the residual stream in front of a norm.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Residual {
-    /// It is the stream before it and the output of the branch in between, and is kept.
+    /// The norm adds the output of the branch before it to the stream before that branch, and keeps the sum.
     Summed,
-    /// It was kept.
+    /// An earlier pass kept the sum.
     Kept,
 }
 
@@ -117,7 +118,9 @@ impl<B: Backend> LayerPass<'_, B> {
 
     /// input = the previous layer's middle + delta; attention_input = norm(input).
     pub(super) fn attention_norm(&self, workspace: &mut Workspace<B>, residual: Residual) -> Result<()> {
-        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
+        let model = self.linear.model;
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
         let Workspace { layers, delta, .. } = workspace;
         let Activations { input, middle, attention_input, attention_inverse_rms, .. } = layers;
         let (residual, added, sum) = match residual {
@@ -139,12 +142,17 @@ impl<B: Backend> LayerPass<'_, B> {
 
     /// qkv = rope(attention_input Wᵀ); attention; delta = attention Wₒᵀ.
     pub(super) fn attention_branch(&self, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
-        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
-        let (backend, blocks, shape) = (&model.backend, model.layout.layer(layer), model.config.attention());
+        let model = self.linear.model;
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
+        let backend = &model.backend;
+        let blocks = model.layout.layer(layer);
+        let shape = model.config.attention();
         let Workspace { layers, delta, .. } = workspace;
         let Activations { attention_input, qkv, attention, log_sum_exp, low_rank, .. } = layers;
         let [low_qkv, low_output, ..] = low_rank;
-        let (low_qkv, low_output) = (self.low_rank(low_qkv, Site::Qkv), self.low_rank(low_output, Site::Output));
+        let low_qkv = self.low_rank(low_qkv, Site::Qkv);
+        let low_output = self.low_rank(low_output, Site::Output);
         let x = attention_input.top(layer, tokens);
         self.linear.forward(Site::Qkv, blocks.qkv, x, low_qkv, qkv.top_mut(layer, tokens))?;
         backend.run(ops::Rope {
@@ -167,7 +175,9 @@ impl<B: Backend> LayerPass<'_, B> {
 
     /// middle = input + delta; mlp_input = norm(middle).
     pub(super) fn mlp_norm(&self, workspace: &mut Workspace<B>, residual: Residual) -> Result<()> {
-        let (model, layer, tokens) = (self.linear.model, self.linear.layer, self.tokens);
+        let model = self.linear.model;
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
         let Workspace { layers, delta, .. } = workspace;
         let Activations { input, middle, mlp_input, mlp_inverse_rms, .. } = layers;
         let (residual, added, sum) = match residual {
@@ -189,7 +199,8 @@ impl<B: Backend> LayerPass<'_, B> {
 
     /// gate_up = mlp_input Wᵀ.
     pub(super) fn gate_up(&self, workspace: &mut Workspace<B>) -> Result<()> {
-        let (layer, tokens) = (self.linear.layer, self.tokens);
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
         let Activations { mlp_input, gate_up, low_rank, .. } = &mut workspace.layers;
         let low_rank = self.low_rank(&mut low_rank[Site::GateUp as usize], Site::GateUp);
         let block = self.linear.model.layout.layer(layer).gate_up;
@@ -199,7 +210,8 @@ impl<B: Backend> LayerPass<'_, B> {
 
     /// mlp_hidden = silu(gate)·up.
     pub(super) fn activate(&self, workspace: &mut Workspace<B>) -> Result<()> {
-        let (layer, tokens) = (self.linear.layer, self.tokens);
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
         let Activations { gate_up, mlp_hidden, .. } = &mut workspace.layers;
         let backend = &self.linear.model.backend;
         backend.run(ops::SwigluForward { gate_up: gate_up.top(layer, tokens), h: mlp_hidden.top_mut(layer, tokens) })
@@ -212,7 +224,8 @@ impl<B: Backend> LayerPass<'_, B> {
 
     /// delta = mlp_hidden Wᵀ.
     pub(super) fn down(&self, workspace: &mut Workspace<B>) -> Result<()> {
-        let (layer, tokens) = (self.linear.layer, self.tokens);
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
         let Workspace { layers, delta, .. } = workspace;
         let low_rank = self.low_rank(&mut layers.low_rank[Site::Down as usize], Site::Down);
         let block = self.linear.model.layout.layer(layer).down_proj;
@@ -229,7 +242,7 @@ pub(super) struct Linear<'a, B: Backend> {
 }
 
 impl<B: Backend> Linear<'_, B> {
-    /// The dropout of a site: the same key with the site's number.
+    /// The dropout of a site. Its key has the number of layer and site.
     pub(super) fn dropout_at(&self, site: Site) -> Option<Dropout> {
         self.subject.dropout.map(|dropout| Dropout { site: (self.layer * 4 + site as usize) as u32, ..dropout })
     }
@@ -258,7 +271,8 @@ impl<B: Backend> Linear<'_, B> {
         let Some(s) = low_rank else {
             return Err(ops::shape_error("Model::forward", "the workspace was made without this adapter".into()));
         };
-        let (slices, dropout) = (adapter.slices(self.layer, site), self.dropout_at(site));
+        let slices = adapter.slices(self.layer, site);
+        let dropout = self.dropout_at(site);
         backend.run(ops::LoraForward { x, slices: &slices, dropout, s, y })
     }
 }

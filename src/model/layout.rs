@@ -1,4 +1,4 @@
-//! Where each named weight lies in one flat buffer.
+//! The place of each named weight in one flat buffer.
 //!
 //! All weights of a model (or of an adapter) live in one buffer, gradients and optimizer states in buffers of the same
 //! shape, so that restoring weights, accumulating a meta-gradient and stepping an optimizer are one operation each.

@@ -1,7 +1,9 @@
 //! The transformer: its architecture, weights, forward and backward passes, and LoRA.
 //!
 //! There is no autograd. [`Model::forward`] keeps named activations in a [`Workspace`], and [`Model::backward`] walks
-//! them in reverse; both are written once, for every backend.
+//! them in reverse. [`Model::extend`] is a second forward pass, for generation: it reads keys and values of earlier tokens
+//! from a cache and keeps nothing for a backward pass, so that the two share the linear layers and little else. Each pass
+//! is written once for all backends.
 
 mod adapter;
 mod backward;

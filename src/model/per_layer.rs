@@ -87,7 +87,7 @@ mod tests {
     use crate::backend::cpu::Cpu;
     use crate::ops::DType;
 
-    /// Whatever fits, layers with a place of their own share no row with any other, and the others all have the first place.
+    /// Layers with a place of their own share no row with any other, and all others have the first place.
     #[test]
     fn own_places_do_not_overlap() {
         const CAPACITY: usize = 12;

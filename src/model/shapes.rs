@@ -10,7 +10,7 @@ use crate::ops::{Backend, DType, Tensor};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TensorKind {
     name: &'static str,
-    /// How many there are.
+    /// The number of tensors.
     count: usize,
     /// Columns; the rows are the tokens of the largest batch.
     cols: usize,

@@ -44,7 +44,7 @@ impl<B: Backend> PartGradients<B> {
         self.part.identity(backend)
     }
 
-    /// Where the loss head of the next pass adds the gradient of its weights.
+    /// Memory for the gradient that the loss head of the next pass adds, all zero.
     pub fn head(&mut self, backend: &B) -> Result<&mut PartGradient<B>> {
         let gradients = self.tied.as_mut().unwrap_or(&mut self.part);
         gradients.move_to(backend, self.head.clone())?;
@@ -53,8 +53,8 @@ impl<B: Backend> PartGradients<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// As [`Model::backward`] for weights without an adapter, after a loss head that added to [`PartGradients::head`]:
-    /// steps each part once.
+    /// The backward pass for weights without an adapter, after a loss head that added to [`PartGradients::head`]. Steps
+    /// each part once.
     pub fn backward_stepping(
         &self,
         weights: &mut Parameters<B>,
@@ -63,7 +63,9 @@ impl<B: Backend> Model<B> {
         gradients: &mut PartGradients<B>,
         stepper: &mut dyn PartStep<B>,
     ) -> Result<()> {
-        let (backend, layout, tokens) = (&self.backend, self.layout(), batch.len());
+        let backend = &self.backend;
+        let layout = self.layout();
+        let tokens = batch.len();
         workspace.check_fits(tokens)?;
         let PartGradients { part, tied, .. } = gradients;
         if tied.is_none() {

@@ -115,7 +115,7 @@ pub struct Workspace<B: Backend> {
     pub(crate) inverse_rms: Tensor<B>,
     /// Output of o_proj or down_proj before it joins the residual stream, [T, d].
     pub(crate) delta: Tensor<B>,
-    /// Gradient of the final norm's output, [T, d]: what a loss head writes and backward starts from.
+    /// Gradient of the final norm's output, [T, d]. A loss head writes it, and backward starts from it.
     pub(crate) d_normed: Tensor<B>,
     /// Gradient of the residual stream, [T, d].
     pub(crate) d_residual: Tensor<B>,
@@ -132,7 +132,7 @@ pub struct Workspace<B: Backend> {
 pub struct HeadOperands<'a, B: Backend> {
     /// Output of the final norm, [T, d].
     pub normed: Matrix<'a, B>,
-    /// Where its gradient goes, [T, d]: [`Model::backward`](super::Model::backward) starts from it.
+    /// The gradient of that output, [T, d]: [`Model::backward`](super::Model::backward) starts from it.
     pub d_normed: MatrixMut<'a, B>,
 }
 
@@ -194,12 +194,12 @@ impl<B: Backend> Workspace<B> {
         self.capacity
     }
 
-    /// What the backward pass computes a second time.
+    /// The activations that the backward pass computes a second time.
     pub fn recompute(&self) -> Recompute {
         self.recompute
     }
 
-    /// Whether `layer` keeps nothing but its input on a batch of `tokens` tokens.
+    /// Whether `layer` keeps only its input on a batch of `tokens` tokens.
     pub(super) fn runs_again(&self, layer: usize, tokens: usize) -> bool {
         let layers = self.layers.input.len();
         let (_, slots) = self.recompute.slots(layers);

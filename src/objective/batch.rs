@@ -1,16 +1,16 @@
-//! A batch with what losses need of it, on the host and on the device.
+//! A batch with the targets of its losses, on the host and on the device.
 
 use crate::error::{Error, Result};
 use crate::model::{Batch, DeviceBatch, Model};
 use crate::ops::{self, Backend, DType, Tensor};
 
-/// A batch with what losses need of it, ready on the device.
+/// A batch with its next-token targets, on the host and on the device.
 pub struct LossBatch<B: Backend> {
     pub(super) host: Batch,
     pub(super) device: DeviceBatch<B>,
     pub(super) targets: Vec<u32>,
     pub(super) device_targets: Tensor<B>,
-    /// Whether other batches will take its place in the same memory.
+    /// Whether its memory was made for a series of batches.
     pub(super) refillable: bool,
 }
 
@@ -24,15 +24,15 @@ impl<B: Backend> LossBatch<B> {
         Ok(Self { host: batch, device, targets, device_targets, refillable: false })
     }
 
-    /// Room for any batch of up to `tokens` tokens, and none in it yet. Steps on batches that come one after the other
-    /// through the same memory are recorded, and replayed where the next batch has the same shape.
+    /// Memory for any batch of up to `tokens` tokens, empty at first. Passes on batches that follow one another in this
+    /// memory are recorded, and replayed where the next batch has the same shape.
     pub fn with_room(model: &Model<B>, tokens: usize) -> Result<Self> {
         let device = DeviceBatch::with_room(&model.backend, tokens)?;
         let device_targets = Tensor::zeros(&model.backend, "targets", tokens, 1, DType::U32)?;
         Ok(Self { host: Batch::default(), device, targets: Vec::new(), device_targets, refillable: true })
     }
 
-    /// Checks a batch against the model and copies it to the device, in the place of the one before.
+    /// Checks a batch against the model and copies it to the device, over the batch before it.
     pub fn refill(&mut self, model: &Model<B>, batch: Batch) -> Result<()> {
         check(model, &batch)?;
         self.device.refill(&model.backend, &batch)?;

@@ -1,5 +1,5 @@
-//! What training minimises: cross-entropy, minus the entropy, preference loss (DPO), distance to a reference model's
-//! hidden states, random mapping. An [`Evaluator`] runs forward, the loss, and backward where gradients are wanted.
+//! The losses that training minimises: cross-entropy, minus the entropy, preference loss (DPO), distance to a reference
+//! model's hidden states, random mapping. An [`Evaluator`] runs forward, the loss, and backward where gradients are wanted.
 //!
 //! Every loss is a weighted sum of per-token values; the weights carry the normalisation and the caller's `scale`, so
 //! the scale of a gradient (a TR weight, say) costs nothing.

@@ -1,4 +1,4 @@
-//! What a loss is called with: at which weights, on which batch, and where its number and its gradient go.
+//! The operands of losses: those that all losses have, and those that are particular to one.
 
 use super::{EntropyOver, LossBatch, LossSlot};
 use crate::model::{GradientDestinations, HiddenStates, Parameters, PartGradients, PartStep, Subject};
@@ -12,9 +12,9 @@ pub struct LossPass<'a, B: Backend> {
     pub batch: &'a LossBatch<B>,
     /// The factor on the gradient. The loss itself is reported without it.
     pub scale: f32,
-    /// Where scale · gradient is added; `None` computes the loss alone.
+    /// The buffers that scale · gradient is added to; `None` computes the loss alone.
     pub destinations: Option<GradientDestinations<'a, B>>,
-    /// Where the loss is added.
+    /// The slot that the loss is added to.
     pub loss: LossSlot<'a, B>,
 }
 
@@ -28,7 +28,7 @@ pub struct SteppingPass<'a, B: Backend> {
     pub gradients: &'a mut PartGradients<B>,
     /// The step of each part.
     pub stepper: &'a mut dyn PartStep<B>,
-    /// Where the loss is added.
+    /// The slot that the loss is added to.
     pub loss: LossSlot<'a, B>,
 }
 

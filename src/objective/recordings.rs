@@ -54,7 +54,7 @@ impl Key {
     }
 }
 
-/// Recorded passes, the one that was used last at the end.
+/// Recorded passes, in the order of their last use.
 pub(super) struct Recordings<B: Backend>(Vec<(Key, B::Recording)>);
 
 impl<B: Backend> Default for Recordings<B> {

@@ -1,11 +1,11 @@
-//! How much each position counts in a loss.
+//! The weight of each position in a loss.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::Batch;
 use crate::ops::IGNORE_INDEX;
 
-/// Which positions a loss that needs no target averages over.
+/// The positions that a loss without targets averages over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EntropyOver {

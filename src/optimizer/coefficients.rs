@@ -1,4 +1,4 @@
-//! What an optimizer's element-wise rule needs to know at a step, computed on the host in f64.
+//! The coefficients of an optimizer's element-wise rule at a step, computed on the host in f64.
 
 use super::{OptimizerConfig, OptimizerKind, OptimizerProgress};
 use crate::error::{Error, Result};

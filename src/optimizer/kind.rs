@@ -1,4 +1,4 @@
-//! Which optimizer, with which hyperparameters.
+//! The kinds of optimizers and their hyperparameters.
 
 use std::fmt;
 use std::str::FromStr;
@@ -98,11 +98,11 @@ impl FromStr for OptimizerKind {
 /// An optimizer's hyperparameters. Defaults are PyTorch's (and schedulefree's) for each kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerConfig {
-    /// Which.
+    /// The kind of optimizer.
     pub kind: OptimizerKind,
     /// Peak learning rate.
     pub lr: f64,
-    /// How the learning rate changes over the steps.
+    /// The course of the learning rate over the steps.
     pub schedule: Schedule,
     /// Weight decay; `None` is the kind's default (0.01 for AdamW, 0 for the others).
     pub weight_decay: Option<f64>,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// What happens after the warm-up.
+/// The course of the learning rate after the warm-up.
 ///
 /// Written as `constant`, `cosine`, `linear` or `sgdr:PERIOD`; the last three take a final factor after one more colon
 /// (`cosine:0.1`, `sgdr:100:0.1`), which is 0 otherwise.
@@ -39,7 +39,7 @@ pub enum Decay {
 pub struct Schedule {
     /// Steps of the linear ramp: step k (from 0) has factor (k + 1) / warmup until it reaches 1.
     pub warmup: u64,
-    /// What follows.
+    /// The course after it.
     pub decay: Decay,
     /// Steps of the whole run, for the decays that end with it.
     pub total: u64,
@@ -58,10 +58,7 @@ impl Schedule {
     pub fn factor(&self, peak: f64, step: u64) -> f64 {
         if step < self.warmup {
             let warmup = self.warmup as f64;
-            return match self.official_warmup {
-                true => peak * (step as f64 / warmup),
-                false => (step + 1) as f64 / warmup,
-            };
+            return if self.official_warmup { peak * (step as f64 / warmup) } else { (step + 1) as f64 / warmup };
         }
         let position = step - self.warmup;
         let length = self.total.saturating_sub(self.warmup);
@@ -96,7 +93,7 @@ impl Schedule {
     }
 }
 
-/// How far `position` is on a way of `length` steps, from 0 to 1.
+/// The part of a way of `length` steps that lies before `position`, from 0 to 1.
 fn fraction(position: u64, length: u64) -> f64 {
     if position >= length { 1.0 } else { position as f64 / length as f64 }
 }
@@ -238,7 +235,7 @@ mod tests {
         assert_eq!(factors, [0.0, 0.125, 0.25, 0.375, 1.0, 1.0]);
     }
 
-    /// What is displayed parses to the same value, in serde too; everything else is refused.
+    /// The displayed text parses to the same value, in serde too, and every other text is refused.
     #[test]
     fn names_round_trip_and_nonsense_is_refused() {
         for text in ["constant", "cosine", "cosine:0.1", "linear", "linear:1", "sgdr:100", "sgdr:7:0.25"] {

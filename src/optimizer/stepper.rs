@@ -25,11 +25,11 @@ pub struct Optimizer<B: Backend> {
     len: usize,
     states: States<B>,
     coefficients: Tensor<B>,
-    /// Where moments are stored in bf16.
+    /// The rounding of moments that are stored in bf16; `None` where they are f32.
     rounding: Option<Rounding<B>>,
 }
 
-/// What decides how bf16 moments are rounded; see [`StateRounding`].
+/// The key of the random bits that round bf16 moments; see [`StateRounding`].
 struct Rounding<B: Backend> {
     seed: u64,
     draw: u32,
@@ -42,7 +42,7 @@ pub struct StepUnderWay {
     after: OptimizerProgress,
 }
 
-/// Where the states are: tensors of the parameters' length.
+/// The state tensors, each of the parameters' length.
 enum States<B: Backend> {
     /// On the device, for optimizers that step often.
     Resident(Vec<Tensor<B>>),
@@ -57,7 +57,8 @@ impl<B: Backend> Optimizer<B> {
         Self::with_states(backend, name, config, len, States::Resident(states))
     }
 
-    /// The same with moments in bf16, rounded at random with [`Optimizer::key_rounding`]'s bits. The arithmetic stays f32.
+    /// A fresh optimizer with moments in bf16, rounded at random with [`Optimizer::key_rounding`]'s bits. The arithmetic
+    /// stays f32.
     ///
     /// # Errors
     /// When the backend keeps its weights in f32.
@@ -79,8 +80,8 @@ impl<B: Backend> Optimizer<B> {
         }
     }
 
-    /// The same with states that wait in main memory; a step moves them through `window` elements of each on the device.
-    /// Steps give the same bits as those of [`Optimizer::new`].
+    /// A fresh optimizer whose states wait in main memory. A step moves them through `window` elements of each on the
+    /// device and gives the same bits as a step of [`Optimizer::new`].
     pub fn parked(backend: &B, name: &str, config: OptimizerConfig, len: usize, window: usize) -> Result<Self> {
         let states = (0..config.kind.rule().states())
             .map(|index| backend.parked(&format!("{name} state {index}"), len, DType::F32))
@@ -98,8 +99,11 @@ impl<B: Backend> Optimizer<B> {
         Ok(Self { name, config, progress, len, states, coefficients, rounding: None })
     }
 
-    /// Forgets everything, as a new optimizer with `config` would start. Keeps the memory where the kind stays the same, and
-    /// otherwise gives it back before it takes that of the other kind; states in main memory cannot change their kind.
+    /// Forgets everything, as a new optimizer with `config` would start. The same kind keeps its memory; another kind gives
+    /// it back before it takes its own.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another kind where states are in main memory.
     pub fn reset(&mut self, backend: &B, config: OptimizerConfig) -> Result<()> {
         config.validate()?;
         match &mut self.states {

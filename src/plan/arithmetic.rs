@@ -2,7 +2,7 @@
 //!
 //! Counted are the matrix products of the linear layers and of the head (2 per weight and token forward, 4 backward, 2
 //! of these without weight gradients) and of causal attention (its backward is 2.5 times its forward). Every sequence
-//! counts at its longest, so the numbers are those of the published runs, which pad, and an upper bound with packing.
+//! counts at its longest: this is exact for the published runs, which pad, and an upper bound with packing.
 
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::model::{ModelConfig, Recompute, kept_layers};
 /// One kind of work in an outer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Work {
-    /// What is done.
+    /// The kind of work.
     pub name: String,
     /// Passes over a batch, expected over the draws.
     pub passes: f64,
@@ -23,7 +23,7 @@ pub struct Work {
 }
 
 /// The work of one outer step of `run`: adversaries by their weights, the switch of a two-stream adversary at its mean.
-/// Layers that run forward again for want of memory are a row of their own.
+/// Layers that run forward again to save memory are a row of their own.
 pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recompute, largest_batch: u64) -> Vec<Work> {
     let tar = &run.tar;
     let costs = Costs::new(model);
@@ -151,7 +151,7 @@ fn mean_switch([a, b]: [f64; 2], steps: f64) -> f64 {
     (steps * a / (a + b) - 0.5).clamp(0.0, steps)
 }
 
-/// How far a backward pass goes.
+/// The gradients that a backward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Backward {
     /// There is none.
@@ -197,7 +197,7 @@ impl<'a> Costs<'a> {
         length as f64 * (linear * self.matmul_weights + attention * self.attention_forward(length))
     }
 
-    /// What LoRA with `factors` trained numbers adds to each token of a training step.
+    /// Operations that LoRA with `factors` trained numbers adds to each token of a training step.
     pub(crate) fn factors_per_token(factors: u64) -> f64 {
         6.0 * factors as f64
     }

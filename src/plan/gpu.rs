@@ -1,9 +1,9 @@
 //! The memory of a run on one GPU, buffer by buffer as `crate::tar` and `crate::objective` allocate them, and which
 //! settings make it fit.
 //!
-//! What every step of a trajectory touches is on the device. What only the outer step touches (unattacked weights,
-//! outer optimizer, reference model) waits in pinned main memory and is streamed once an outer step. A batch goes through
-//! the model as a whole.
+//! The device keeps everything that the steps of a trajectory touch. Pinned main memory keeps everything that the outer
+//! step alone touches (unattacked weights, outer optimizer, reference model) and is streamed once an outer step. A batch
+//! goes through the model as a whole.
 
 use super::memory::Needs;
 use super::{Buffer, Place};
@@ -58,7 +58,7 @@ const ALLOWANCE: u64 = 1_500_000_000;
 pub(super) struct Capacity {
     /// Bytes of its memory.
     pub memory: u64,
-    /// How it stores weights and activations.
+    /// The dtype of weights and activations.
     pub compute: DType,
 }
 
@@ -84,8 +84,8 @@ pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Res
     Ok(least.map(|(_, choice, buffers)| (choice, buffers)).unwrap_or_default())
 }
 
-/// Where layers run again, as many that do not as there is room for. What is chosen for speed alone leaves a twentieth of
-/// the memory free.
+/// A choice in which layers run again, with as many kept layers as there is room for. Kept layers gain speed and nothing
+/// else, so that a twentieth of the memory stays free.
 fn with_kept_layers(needs: &Needs, choice: MemorySettings, capacity: Capacity, total: u64) -> MemorySettings {
     let Recompute::Layers { .. } = choice.recompute else { return choice };
     let bytes = |kept| needs.activation_bytes(capacity.compute, Recompute::Layers { kept });
@@ -94,9 +94,16 @@ fn with_kept_layers(needs: &Needs, choice: MemorySettings, capacity: Capacity, t
     MemorySettings { recompute: Recompute::Layers { kept: kept as usize }, ..choice }
 }
 
-/// The choices from the best to the last resort. Stepping within the backward pass costs nothing to speak of. Passes over
-/// memory are cheaper than moments in bf16, and these cheaper than a second forward pass of whole layers, which f32
-/// moments may then be left to.
+/// The choices from the best to the last resort:
+///
+/// 1. f32 moments, every activation kept;
+/// 2. f32 moments, norms and silu(gate)·up computed again, which costs passes over memory;
+/// 3. bf16 moments, every activation kept;
+/// 4. bf16 moments, norms and silu(gate)·up computed again;
+/// 5. f32 moments, whole layers run forward again, which costs matrix products;
+/// 6. bf16 moments, whole layers run forward again.
+///
+/// Attacks of all weights step within the backward pass in every case, because it costs next to nothing.
 fn choices(needs: &Needs, pins: &MemoryConfig, bf16_moments: bool) -> Vec<MemorySettings> {
     let full = !needs.full_optimizers.is_empty();
     let step_in_backward = pins.step_in_backward.unwrap_or(full);
@@ -133,11 +140,11 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
     }
     add(Place::Device, "meta-gradient", 4 * parameters, "f32, accumulated by the weight-gradient products");
     if !needs.full_optimizers.is_empty() {
-        match choice.step_in_backward {
-            true => {
-                add(Place::Device, "attack gradient", 4 * needs.part_gradients, "f32, a part, stepped within backward")
-            }
-            false => add(Place::Device, "attack gradient", 4 * parameters, "f32, of all weights"),
+        if choice.step_in_backward {
+            let bytes = 4 * needs.part_gradients;
+            add(Place::Device, "attack gradient", bytes, "f32, a part, stepped within backward");
+        } else {
+            add(Place::Device, "attack gradient", 4 * parameters, "f32, of all weights");
         }
         let moments = if choice.states == Moments::F32 { "moments in f32" } else { "moments in bf16" };
         add(Place::Device, "attack optimizer", needs.states_bytes(choice.states) * parameters, moments);

@@ -1,19 +1,19 @@
-//! How much memory this machine has left for a run.
+//! The memory that this machine has left for a run.
 //!
 //! The crate `sysinfo` reads the same files, but counts page cache that the kernel would drop as used up. A container that
 //! has read a model's weights would look full.
 
 use std::fs::read_to_string;
 
-/// Bytes that a new process may use: what the kernel says is available, or what is left of the container's limit where
-/// that is less. `None` where the system has no `/proc/meminfo`.
+/// Bytes that a new process may use: the memory that the kernel calls available, or the rest of the container's limit
+/// where it is less. `None` where the system has no `/proc/meminfo`.
 pub fn available_memory() -> Option<u64> {
     let system = kibibytes(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
     let container = container_rest().unwrap_or(u64::MAX);
     Some(system.min(container))
 }
 
-/// What is left of a control group's limit (version 2); page cache that can be dropped counts as free.
+/// The rest of a control group's limit (version 2). Page cache that can be dropped counts as free.
 fn container_rest() -> Option<u64> {
     let read = |name: &str| read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
     let limit: u64 = read("memory.max")?.trim().parse().ok()?;

@@ -1,5 +1,4 @@
-//! The sizes that decide the memory of a run, and the buffers of the CPU backend, all f32, as `crate::tar` and
-//! `crate::objective` allocate them.
+//! The sizes that decide the memory of a run, and the buffers of the CPU backend, all f32.
 
 use super::{Buffer, Place};
 use crate::backend::cpu::LOSS_HEAD_CHUNK;
@@ -16,7 +15,7 @@ use crate::training::{MemorySettings, Moments};
 /// Bytes of an f32.
 const F32: u64 = 4;
 
-/// What a run allocates, in elements.
+/// The sizes that decide the memory of a run, in elements.
 pub(super) struct Needs<'a> {
     pub(super) model: &'a ModelConfig,
     /// Elements of all weights.
@@ -161,9 +160,10 @@ pub(super) fn on_cpu(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     add("meta-gradient", parameters, "f32");
     add("outer optimizer", parameters * needs.outer_states, "f32 states");
     if !needs.full_optimizers.is_empty() {
-        match choice.step_in_backward {
-            true => add("attack gradient", needs.part_gradients, "f32, a part, stepped within backward"),
-            false => add("attack gradient", parameters, "f32, of all weights"),
+        if choice.step_in_backward {
+            add("attack gradient", needs.part_gradients, "f32, a part, stepped within backward");
+        } else {
+            add("attack gradient", parameters, "f32, of all weights");
         }
         let states = needs.states_bytes(Moments::F32) / F32;
         add("attack optimizer", parameters * states, "f32 states, fresh for each trajectory");

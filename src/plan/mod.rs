@@ -1,9 +1,12 @@
-//! What a run will need, computed before it starts: memory, buffer by buffer, and arithmetic.
+//! The needs of a run, computed before it starts: memory, buffer by buffer, and arithmetic.
 //!
-//! `arithmetic` counts floating-point operations, `memory` the buffers of the CPU backend as the nested loop allocates
-//! them, `gpu` those of a run on a GPU, with the settings that make it fit, which a run then takes; `remedy` looks for the
-//! setting that makes a run fit, `machine` asks how much memory this one has. Nothing is measured here: peaks of devices
-//! are their published specifications.
+//! - `arithmetic` counts floating-point operations.
+//! - `memory` lists the buffers of the CPU backend, as the nested loop allocates them.
+//! - `gpu` lists the buffers of a run on a GPU and chooses the settings that make it fit. A run takes these settings.
+//! - `remedy` looks for the change of a run file that makes a run fit.
+//! - `machine` asks for the memory of this machine.
+//!
+//! Nothing is measured here: peaks of devices are their published specifications.
 
 mod arithmetic;
 mod gpu;
@@ -27,7 +30,7 @@ use crate::model::{ModelConfig, Recompute};
 use crate::ops::DType;
 use crate::training::{MemorySettings, Moments};
 
-/// What the plan is for.
+/// The device that a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// The CPU backend.
@@ -41,16 +44,16 @@ pub enum Target {
     Device {
         /// Bytes of its own memory.
         memory: u64,
-        /// How it stores weights and activations.
+        /// The dtype of weights and activations.
         compute: DType,
     },
 }
 
-/// Where a buffer lies.
+/// The place of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// The memory that the arithmetic works on: that of the GPU, or main memory for the CPU backend.
+    /// The memory that the arithmetic works on: the GPU's, or main memory for the CPU backend.
     Device,
     /// Main memory beside a GPU.
     Host,
@@ -59,13 +62,13 @@ pub enum Place {
 /// A buffer, or a group of buffers of one purpose.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Buffer {
-    /// What it holds.
+    /// Its content.
     pub name: String,
-    /// Where.
+    /// Its place.
     pub place: Place,
-    /// How large.
+    /// Its size.
     pub bytes: u64,
-    /// How it is kept, and what was chosen there.
+    /// Its dtype, and the choices that were made for it.
     pub choice: String,
 }
 
@@ -78,7 +81,7 @@ pub struct Plan {
     pub parameters: u64,
     /// Tokens of the largest batch, every sequence at its longest.
     pub largest_batch_tokens: u64,
-    /// What attacks trade for memory.
+    /// The trade of attacks between memory, arithmetic and the precision of moments.
     pub memory: MemorySettings,
     /// The buffers.
     pub buffers: Vec<Buffer>,
@@ -100,7 +103,7 @@ pub struct Plan {
     pub flop: f64,
     /// Published dense bf16 peak of a GPU, in operations per second.
     pub published_peak_flops: Option<f64>,
-    /// What makes the run fit, where it does not.
+    /// The change that makes the run fit, where it does not.
     pub remedy: Option<String>,
 }
 

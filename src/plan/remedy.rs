@@ -4,7 +4,7 @@ use super::{Gpu, Plan, Target};
 use crate::config::{DataConfig, MemoryConfig, ParameterChoice, RunConfig};
 use crate::model::ModelConfig;
 
-/// What to change, in the words of the run file: the first of a few changes, alone or together, with which it fits.
+/// The change to make, in the words of the run file: the first of a few, alone or together, with which the run fits.
 pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> String {
     let fits = |run: &RunConfig| Plan::without_remedy(run, model, target).is_ok_and(|plan| plan.fits());
     let lora = with_lora(run);
