@@ -89,7 +89,10 @@ impl<B: Memory> MatrixMut<'_, B> {
 impl<B: Memory> Tensor<B> {
     /// A matrix of zeros. `name` is the buffer's name in the memory plan.
     pub fn zeros(backend: &B, name: &str, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
-        Ok(Self { buffer: backend.zeros(name, rows * cols, dtype)?, rows, cols })
+        let Some(len) = rows.checked_mul(cols) else {
+            return Err(super::shape_error("Tensor::zeros", format!("{name}: {rows} × {cols} elements")));
+        };
+        Ok(Self { buffer: backend.zeros(name, len, dtype)?, rows, cols })
     }
 
     /// Number of rows.

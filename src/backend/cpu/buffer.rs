@@ -10,8 +10,14 @@ pub struct CpuBuffer {
 }
 
 impl CpuBuffer {
-    pub(super) fn zeros(len: usize, dtype: DType) -> Self {
-        Self { words: vec![0.0; len], dtype }
+    /// `None` where the system has no memory for `len` elements.
+    pub(super) fn zeros(len: usize, dtype: DType) -> Option<Self> {
+        // `vec!` ends the process where there is no memory, so the allocator is asked first. The answer reserves addresses
+        // and touches no page.
+        let mut question = Vec::<f32>::new();
+        question.try_reserve_exact(len).ok()?;
+        drop(std::hint::black_box(question));
+        Some(Self { words: vec![0.0; len], dtype })
     }
 
     /// The elements, whatever they are.

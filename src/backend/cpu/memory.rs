@@ -10,10 +10,13 @@ impl Memory for Cpu {
     type Parked = CpuBuffer;
 
     fn zeros(&self, name: &str, len: usize, dtype: DType) -> Result<CpuBuffer> {
-        if matches!(dtype, DType::F32 | DType::U32) {
-            return Ok(CpuBuffer::zeros(len, dtype));
+        if !matches!(dtype, DType::F32 | DType::U32) {
+            return Err(Error::Device(format!("{name}: the CPU backend stores f32 and u32, not {dtype:?}")));
         }
-        Err(Error::Device(format!("{name}: the CPU backend stores f32 and u32, not {dtype:?}")))
+        CpuBuffer::zeros(len, dtype).ok_or_else(|| {
+            let bytes = len as u128 * dtype.bytes() as u128;
+            Error::Device(format!("{name}: the system has no main memory for {bytes} bytes"))
+        })
     }
 
     fn parked(&self, name: &str, len: usize, dtype: DType) -> Result<CpuBuffer> {
@@ -74,5 +77,20 @@ impl Execute<Clear<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<Clear<Cpu>>) -> Result<()> {
         words_mut(checked.operands().to).fill(0.0);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than any address space has, and more than a byte count can say.
+    #[test]
+    fn memory_that_does_not_exist_is_an_error() {
+        for len in [1 << 50, usize::MAX] {
+            let error = Cpu.zeros("weights", len, DType::F32).unwrap_err().to_string();
+            assert!(error.contains("weights: the system has no main memory for"), "{error}");
+        }
+        assert!(Tensor::zeros(&Cpu, "weights", usize::MAX, 2, DType::F32).is_err());
     }
 }
