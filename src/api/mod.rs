@@ -21,9 +21,9 @@ pub use crate::events::{Event, Measured, Phase};
 pub use crate::huggingface::ExportDType;
 pub use crate::model::{AdapterConfig, Projection};
 pub use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
-pub use crate::plan::{Plan, Target};
+pub use crate::plan::{DefenderCost, Plan, PlannedDevice};
 pub use crate::redteam::suite::{AttackForm, AttackTable, DataTable, MetricKind, RestrictedTable, Suite, UtilityTable};
-pub use crate::redteam::{AttackResult, DefenderCost, Goal, Outcome, Point, Results, Scores, Summary};
+pub use crate::redteam::{AttackResult, Goal, Outcome, Point, Results, Scores, Summary};
 pub use crate::report::DemoSummary;
 pub use crate::run::signals::StopFlag;
 pub use crate::run::{
@@ -74,7 +74,7 @@ pub fn eval(device: &Device, config: &EvalConfig) -> Result<EvalReport> {
 }
 
 /// What a hardening run needs on `target`, in memory and arithmetic. Nothing is run.
-pub fn plan(config: &RunConfig, target: Target) -> Result<Plan> {
+pub fn plan(config: &RunConfig, target: PlannedDevice) -> Result<Plan> {
     run::plan(config, target)
 }
 

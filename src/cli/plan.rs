@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use temper::api::{self, Plan, RunConfig, Target};
+use temper::api::{self, Plan, PlannedDevice, RunConfig};
 use temper::plan::{Gpu, Place, available_memory};
 
 use super::print;
@@ -28,8 +28,8 @@ pub struct Arguments {
 /// Prints what a run will cost. The plan of a run that does not fit is printed too, and then the error.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let target = match &arguments.gpu {
-        Some(name) => Target::Gpu(Gpu::find(name)?),
-        None => Target::Cpu { available: available_memory() },
+        Some(name) => PlannedDevice::Gpu(Gpu::find(name)?),
+        None => PlannedDevice::Cpu { available: available_memory() },
     };
     let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
     let plan = api::plan(&config, target)?;

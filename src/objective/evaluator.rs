@@ -6,7 +6,9 @@ use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
 use super::pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
 use super::recordings::{Key, Recordable, Recordings};
 use super::tape::WeightedLosses;
-use super::{EntropyOver, LossBatch, LossSlot, LossTape, TokenLosses, learned_weights, position_weights};
+use super::token_weights::{learned_token_weights, token_weights_over};
+use super::tokens::TokenLosses;
+use super::{EntropyOver, LossBatch, LossSlot, LossTape};
 use crate::error::Result;
 use crate::model::{
     Adapter, GradientDestinations, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Subject, Workspace,
@@ -63,7 +65,7 @@ impl<B: Backend> Evaluator<B> {
 
     /// Mean cross-entropy of the learned tokens.
     pub fn cross_entropy(&mut self, pass: LossPass<B>) -> Result<()> {
-        let token_weights = learned_weights(&pass.batch.targets, pass.scale);
+        let token_weights = learned_token_weights(&pass.batch.targets, pass.scale);
         self.run(pass, HeadLoss::CrossEntropy, &token_weights, None)
     }
 
@@ -73,7 +75,7 @@ impl<B: Backend> Evaluator<B> {
         const LOSS: HeadLoss = HeadLoss::CrossEntropy;
         let SteppingPass { weights, batch, gradients, stepper, loss } = pass;
         let backend = self.model.backend.clone();
-        self.weigh(batch, &learned_weights(&batch.targets, 1.0))?;
+        self.weigh(batch, &learned_token_weights(&batch.targets, 1.0))?;
         let key = Key::of(Recordable {
             backend: &backend,
             loss: LOSS,
@@ -96,7 +98,7 @@ impl<B: Backend> Evaluator<B> {
     ///
     /// TAR's tamper-resistance loss for knowledge (arXiv 2408.00761, section 4.2; the authors' `max_entropy_loss`).
     pub fn negative_entropy(&mut self, pass: LossPass<B>, over: EntropyOver) -> Result<()> {
-        let token_weights = position_weights(&pass.batch.host, over, pass.scale);
+        let token_weights = token_weights_over(&pass.batch.host, over, pass.scale);
         self.run(pass, HeadLoss::NegativeEntropy, &token_weights, None)
     }
 
@@ -123,7 +125,7 @@ impl<B: Backend> Evaluator<B> {
         let mut distances = LossTape::new(&model.backend, 1)?;
         let recorder = self.recorder(pass.batch, over, pass.scale, &model.backend, distances.slot(0))?;
         let mut visitor = RepresentationDistance { recorder, reference: &reference };
-        let token_weights = learned_weights(&pass.batch.targets, pass.scale);
+        let token_weights = learned_token_weights(&pass.batch.targets, pass.scale);
         // Distances are measured by the backward pass, whoever wants its gradients.
         let destinations = pass.destinations.take().unwrap_or_else(GradientDestinations::nowhere);
         let cross_entropy = LossPass { destinations: Some(destinations), loss: pass.loss.reborrow(), ..pass };
@@ -297,7 +299,7 @@ impl<B: Backend> Evaluator<B> {
     ) -> Result<Recorder<'a, B>> {
         let tokens = batch.host.len();
         let depths = self.model.config.num_hidden_layers + 1;
-        let weights = position_weights(&batch.host, over, scale / depths as f32);
+        let weights = token_weights_over(&batch.host, over, scale / depths as f32);
         Ok(Recorder {
             backend,
             loss,

@@ -10,14 +10,13 @@ mod hidden;
 mod pass;
 mod recordings;
 mod tape;
+mod token_weights;
 mod tokens;
-mod weights;
 
 pub use crate::model::Subject;
 pub use batch::LossBatch;
 pub use evaluator::Evaluator;
 pub use pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
 pub use tape::{LossSlot, LossTape};
-use tokens::TokenLosses;
+pub use token_weights::EntropyOver;
 pub use tokens::token_loss_bytes;
-pub use weights::{EntropyOver, learned_weights, position_weights};

@@ -6,7 +6,7 @@
 //! goes through the model as a whole.
 
 use super::memory::Needs;
-use super::{Buffer, Place};
+use super::{Buffer, Layout, Place, bytes_in};
 use crate::backend::cuda::loss_head_bytes;
 use crate::config::MemoryConfig;
 use crate::error::{Error, Result};
@@ -62,26 +62,22 @@ pub(super) struct Capacity {
     pub compute: DType,
 }
 
-/// The first settings that fit, or those that need least if none does, and their buffers.
-pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Result<(MemorySettings, Vec<Buffer>)> {
+/// The first settings that fit, or the ones that need least if none does, with their buffers.
+pub(super) fn fit(needs: &Needs, pins: &MemoryConfig, capacity: Capacity) -> Result<Layout> {
     let bf16_moments = capacity.compute == DType::Bf16;
     if pins.states() == Some(Moments::Bf16) && !bf16_moments {
         let remedy = "use \"f32\", or `precision` bf16";
         return Err(Error::config("memory.states", "bf16 moments go with bf16 weights, and these are f32", remedy));
     }
-    let laid_out = |choice| {
-        let buffers = layout(needs, choice, capacity.compute);
-        let total: u64 = buffers.iter().filter(|b| b.place == Place::Device).map(|b| b.bytes).sum();
-        (total, choice, buffers)
-    };
-    let all: Vec<_> = choices(needs, pins, bf16_moments).into_iter().map(laid_out).collect();
-    if let Some((total, choice, _)) = all.iter().find(|(total, ..)| *total <= capacity.memory) {
-        let choice = with_kept_layers(needs, *choice, capacity, *total);
-        return Ok((choice, layout(needs, choice, capacity.compute)));
+    let device_bytes = |layout: &Layout| bytes_in(Place::Device, &layout.buffers);
+    let choices = choices(needs, pins, bf16_moments);
+    let layouts: Vec<Layout> = choices.into_iter().map(|choice| lay_out(needs, choice, capacity.compute)).collect();
+    if let Some(layout) = layouts.iter().find(|layout| device_bytes(layout) <= capacity.memory) {
+        let settings = with_kept_layers(needs, layout.settings, capacity, device_bytes(layout));
+        return Ok(lay_out(needs, settings, capacity.compute));
     }
-    // There is at least one: whatever is pinned, f32 moments or pinned ones go with it.
-    let least = all.into_iter().min_by_key(|(total, ..)| *total);
-    Ok(least.map(|(_, choice, buffers)| (choice, buffers)).unwrap_or_default())
+    // There is at least one layout: whatever is pinned, f32 moments or the pinned ones go with it.
+    Ok(layouts.into_iter().min_by_key(device_bytes).unwrap_or_default())
 }
 
 /// A choice in which layers run again, with as many kept layers as there is room for. Kept layers gain speed and nothing
@@ -124,7 +120,7 @@ fn choices(needs: &Needs, pins: &MemoryConfig, bf16_moments: bool) -> Vec<Memory
     order.into_iter().filter(possible).map(settings).collect()
 }
 
-fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> {
+fn lay_out(needs: &Needs, choice: MemorySettings, compute: DType) -> Layout {
     let mut buffers = Vec::new();
     let mut add = |place: Place, name: &str, bytes: u64, choice: &str| {
         if bytes > 0 {
@@ -172,7 +168,7 @@ fn layout(needs: &Needs, choice: MemorySettings, compute: DType) -> Vec<Buffer> 
     add(Place::Device, "window of the outer optimizer", window, "f32 states pass through it once an outer step");
     add(Place::Device, "context and workspaces", ALLOWANCE, "allowance, not measured");
     add_host(needs, element, &mut add);
-    buffers
+    Layout { settings: choice, buffers }
 }
 
 /// Bytes on the device while a safeguard is trained, before the nested loop: the weights, the reference model (with the

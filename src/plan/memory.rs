@@ -1,8 +1,8 @@
 //! The sizes that decide the memory of a run, and the buffers of the CPU backend, all f32.
 
-use super::{Buffer, Place};
+use super::{Buffer, Layout, Place};
 use crate::backend::cpu::LOSS_HEAD_CHUNK;
-use crate::config::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, TrLoss};
+use crate::config::{AdversaryConfig, DataConfig, MemoryConfig, ParameterChoice, RunConfig, TrLoss};
 use crate::error::{Error, Result};
 use crate::model::{
     AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Recompute, WorkspaceShapes, hidden_states_bytes,
@@ -144,8 +144,17 @@ fn too_long(stream: &str, positions: usize) -> Error {
     Error::config(format!("data.{stream}.max_length"), problem, format!("use at most {positions}"))
 }
 
-/// The buffers of a run on the CPU backend with these settings.
-pub(super) fn on_cpu(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
+/// The settings and buffers of a run on the CPU backend.
+pub(super) fn on_cpu(needs: &Needs, pins: &MemoryConfig) -> Result<Layout> {
+    let settings = pins.settings(MemorySettings::default());
+    if settings.states == Moments::Bf16 {
+        let problem = "bf16 moments go with bf16 weights, and the CPU has f32";
+        return Err(Error::config("memory.states", problem, "use \"f32\" or \"auto\""));
+    }
+    Ok(Layout { settings, buffers: cpu_buffers(needs, settings) })
+}
+
+fn cpu_buffers(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     let mut buffers = Vec::new();
     let mut add = |name: &str, elements: u64, choice: &str| {
         let bytes = elements.saturating_mul(F32);

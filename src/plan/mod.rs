@@ -5,10 +5,12 @@
 //! - `gpu` lists the buffers of a run on a GPU and chooses the settings that make it fit. A run takes these settings.
 //! - `remedy` looks for the change of a run file that makes a run fit.
 //! - `machine` asks for the memory of this machine.
+//! - `defence` keeps what a finished run did cost, beside its model.
 //!
 //! Nothing is measured here: peaks of devices are their published specifications.
 
 mod arithmetic;
+mod defence;
 mod gpu;
 mod machine;
 mod memory;
@@ -20,6 +22,7 @@ use serde::Serialize;
 
 pub use arithmetic::Work;
 pub(crate) use arithmetic::{Backward, Costs};
+pub use defence::DefenderCost;
 pub use gpu::Gpu;
 pub use machine::available_memory;
 pub(crate) use memory::attack_bytes;
@@ -28,11 +31,11 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Recompute};
 use crate::ops::DType;
-use crate::training::{MemorySettings, Moments};
+use crate::training::MemorySettings;
 
 /// The device that a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Target {
+pub enum PlannedDevice {
     /// The CPU backend.
     Cpu {
         /// Bytes that a run may use, where the system says so; otherwise nothing is refused.
@@ -47,6 +50,40 @@ pub enum Target {
         /// The dtype of weights and activations.
         compute: DType,
     },
+}
+
+/// The facts about a device that a plan rests on.
+struct DeviceFacts {
+    /// The device, in words.
+    name: String,
+    /// Bytes of memory, where that is known.
+    memory: Option<u64>,
+    /// The dtype of weights and activations.
+    compute: DType,
+    /// Published dense bf16 peak, in operations per second.
+    peak_flops: Option<f64>,
+}
+
+impl PlannedDevice {
+    fn facts(self) -> DeviceFacts {
+        match self {
+            Self::Cpu { available } => DeviceFacts {
+                name: format!("CPU, {} threads, f32", rayon::current_num_threads()),
+                memory: available,
+                compute: DType::F32,
+                peak_flops: None,
+            },
+            Self::Gpu(gpu) => DeviceFacts {
+                name: format!("one {}, bf16 with f32 accumulation", gpu.name.to_uppercase()),
+                memory: Some(gpu.memory),
+                compute: DType::Bf16,
+                peak_flops: Some(gpu.peak_flops),
+            },
+            Self::Device { memory, compute } => {
+                DeviceFacts { name: "this GPU".into(), memory: Some(memory), compute, peak_flops: None }
+            }
+        }
+    }
 }
 
 /// The place of a buffer.
@@ -70,6 +107,17 @@ pub struct Buffer {
     pub bytes: u64,
     /// Its dtype, and the choices that were made for it.
     pub choice: String,
+}
+
+/// A run laid out on a device: the settings of its attacks, and the buffers that go with them.
+#[derive(Default)]
+struct Layout {
+    settings: MemorySettings,
+    buffers: Vec<Buffer>,
+}
+
+fn bytes_in(place: Place, buffers: &[Buffer]) -> u64 {
+    buffers.iter().filter(|buffer| buffer.place == place).map(|buffer| buffer.bytes).sum()
 }
 
 /// The plan of a run.
@@ -117,56 +165,45 @@ pub fn run_flop(run: &RunConfig, model: &ModelConfig) -> f64 {
 
 impl Plan {
     /// The plan of `run` with a model of this architecture.
-    pub fn new(run: &RunConfig, model: &ModelConfig, target: Target) -> Result<Self> {
-        let mut plan = Self::without_remedy(run, model, target)?;
+    pub fn new(run: &RunConfig, model: &ModelConfig, device: PlannedDevice) -> Result<Self> {
+        let mut plan = Self::without_remedy(run, model, device)?;
         if !plan.fits() {
-            plan.remedy = Some(remedy::find(run, model, target));
+            plan.remedy = Some(remedy::find(run, model, device));
         }
         Ok(plan)
     }
 
-    fn without_remedy(run: &RunConfig, model: &ModelConfig, target: Target) -> Result<Self> {
-        let layout = memory::Needs::new(run, model)?;
-        let on_gpu = |memory, compute| gpu::fit(&layout, &run.memory, gpu::Capacity { memory, compute });
-        let (device, available, peak, (memory, buffers)) = match target {
-            Target::Cpu { available } => {
-                let name = format!("CPU, {} threads, f32", rayon::current_num_threads());
-                let settings = run.memory.settings(MemorySettings::default());
-                if settings.states == Moments::Bf16 {
-                    let problem = "bf16 moments go with bf16 weights, and the CPU has f32";
-                    return Err(Error::config("memory.states", problem, "use \"f32\" or \"auto\""));
-                }
-                (name, available, None, (settings, memory::on_cpu(&layout, settings)))
-            }
-            Target::Gpu(gpu) => {
-                let name = format!("one {}, bf16 with f32 accumulation", gpu.name.to_uppercase());
-                (name, Some(gpu.memory), Some(gpu.peak_flops), on_gpu(gpu.memory, DType::Bf16)?)
-            }
-            Target::Device { memory, compute } => ("this GPU".into(), Some(memory), None, on_gpu(memory, compute)?),
+    fn without_remedy(run: &RunConfig, model: &ModelConfig, device: PlannedDevice) -> Result<Self> {
+        let needs = memory::Needs::new(run, model)?;
+        let facts = device.facts();
+        let compute = facts.compute;
+        let on_gpu = |memory| gpu::fit(&needs, &run.memory, gpu::Capacity { memory, compute });
+        let Layout { settings, buffers } = match device {
+            PlannedDevice::Cpu { .. } => memory::on_cpu(&needs, &run.memory)?,
+            PlannedDevice::Gpu(gpu) => on_gpu(gpu.memory)?,
+            PlannedDevice::Device { memory, .. } => on_gpu(memory)?,
         };
-        let safeguard_bytes = match target {
-            Target::Cpu { .. } => 0,
-            Target::Gpu(_) => gpu::safeguard_bytes(&layout, memory, DType::Bf16),
-            Target::Device { compute, .. } => gpu::safeguard_bytes(&layout, memory, compute),
+        let safeguard_bytes = match device {
+            PlannedDevice::Cpu { .. } => 0,
+            _ => gpu::safeguard_bytes(&needs, settings, compute),
         };
-        let total = |place| buffers.iter().filter(|b| b.place == place).map(|b| b.bytes).sum();
-        let work = arithmetic::outer_step(run, model, memory.recompute, layout.largest_batch);
+        let work = arithmetic::outer_step(run, model, settings.recompute, needs.largest_batch);
         let flop_per_outer_step = work.iter().map(|w| w.flop).sum();
         Ok(Self {
-            device,
-            parameters: layout.parameters,
-            largest_batch_tokens: layout.largest_batch,
-            memory,
+            device: facts.name,
+            parameters: needs.parameters,
+            largest_batch_tokens: needs.largest_batch,
+            memory: settings,
             safeguard_bytes,
-            device_bytes: total(Place::Device),
-            host_bytes: total(Place::Host),
-            available_bytes: available,
+            device_bytes: bytes_in(Place::Device, &buffers),
+            host_bytes: bytes_in(Place::Host, &buffers),
+            available_bytes: facts.memory,
             buffers,
             flop_per_outer_step,
             safeguard_flop: arithmetic::safeguard(run, model),
             flop: flop_per_outer_step * run.tar.outer_steps as f64,
             work,
-            published_peak_flops: peak,
+            published_peak_flops: facts.peak_flops,
             remedy: None,
         })
     }

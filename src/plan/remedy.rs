@@ -1,12 +1,12 @@
 //! Looks for the setting that makes a run fit.
 
-use super::{Gpu, Plan, Target};
+use super::{Gpu, Plan, PlannedDevice};
 use crate::config::{DataConfig, MemoryConfig, ParameterChoice, RunConfig};
 use crate::model::ModelConfig;
 
 /// The change to make, in the words of the run file: the first of a few, alone or together, with which the run fits.
-pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> String {
-    let fits = |run: &RunConfig| Plan::without_remedy(run, model, target).is_ok_and(|plan| plan.fits());
+pub(super) fn find(run: &RunConfig, model: &ModelConfig, device: PlannedDevice) -> String {
+    let fits = |run: &RunConfig| Plan::without_remedy(run, model, device).is_ok_and(|plan| plan.fits());
     let lora = with_lora(run);
     let plain = with_lora(&without_representations(run));
     let automatic = RunConfig { memory: MemoryConfig::default(), ..run.clone() };
@@ -29,15 +29,17 @@ pub(super) fn find(run: &RunConfig, model: &ModelConfig, target: Target) -> Stri
             return if words.is_empty() { smaller } else { format!("{words}, and {smaller}") };
         }
     }
-    match target {
-        Target::Gpu(gpu) => larger_gpu(run, model, gpu.memory),
-        Target::Device { memory, .. } => larger_gpu(run, model, memory),
-        Target::Cpu { .. } => "no setting of the run file makes it fit: use a smaller model or more memory".into(),
+    match device {
+        PlannedDevice::Gpu(gpu) => larger_gpu(run, model, gpu.memory),
+        PlannedDevice::Device { memory, .. } => larger_gpu(run, model, memory),
+        PlannedDevice::Cpu { .. } => {
+            "no setting of the run file makes it fit: use a smaller model or more memory".into()
+        }
     }
 }
 
 fn larger_gpu(run: &RunConfig, model: &ModelConfig, memory: u64) -> String {
-    let fits = |gpu| Plan::without_remedy(run, model, Target::Gpu(gpu)).is_ok_and(|plan| plan.fits());
+    let fits = |gpu| Plan::without_remedy(run, model, PlannedDevice::Gpu(gpu)).is_ok_and(|plan| plan.fits());
     match Gpu::all().iter().find(|other| other.memory > memory && fits(other)) {
         Some(other) => format!("no setting of the run file makes it fit: plan for `gpu` {}", other.name),
         None => "no setting of the run file makes it fit one GPU: use a smaller model".into(),

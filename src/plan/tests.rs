@@ -35,7 +35,7 @@ fn preset(name: &str, overrides: &[&str]) -> RunConfig {
 }
 
 fn gpu_plan(run: &RunConfig, gpu: &str) -> Plan {
-    Plan::new(run, &ModelConfig::llama3_8b(), Target::Gpu(Gpu::find(gpu).unwrap())).unwrap()
+    Plan::new(run, &ModelConfig::llama3_8b(), PlannedDevice::Gpu(Gpu::find(gpu).unwrap())).unwrap()
 }
 
 fn close(value: f64, expected: f64, tolerance: f64) {
@@ -143,7 +143,7 @@ fn settings_get_cheaper_as_memory_gets_less() {
     let run = preset("bio", &[]);
     let model = ModelConfig::llama3_8b();
     let chosen = |gigabytes: u64, compute| {
-        let target = Target::Device { memory: gigabytes * 1_000_000_000, compute };
+        let target = PlannedDevice::Device { memory: gigabytes * 1_000_000_000, compute };
         let plan = Plan::new(&run, &model, target).unwrap();
         assert_eq!(plan.fits(), plan.device_bytes <= gigabytes * 1_000_000_000);
         plan.fits().then_some((plan.memory.states, plan.memory.recompute))
@@ -162,8 +162,8 @@ fn settings_get_cheaper_as_memory_gets_less() {
     assert_eq!(chosen(175, DType::F32), Some((f32, Recompute::Layers { kept: 2 })));
     assert_eq!(chosen(141, DType::F32), None);
     let pinned = preset("bio", &["memory.states=bf16"]);
-    let f32_weights = Target::Device { memory: 200 << 30, compute: DType::F32 };
-    for target in [f32_weights, Target::Cpu { available: None }] {
+    let f32_weights = PlannedDevice::Device { memory: 200 << 30, compute: DType::F32 };
+    for target in [f32_weights, PlannedDevice::Cpu { available: None }] {
         let error = Plan::new(&pinned, &model, target).unwrap_err().to_string();
         assert!(error.starts_with("memory.states: bf16 moments go with bf16 weights"), "{error}");
     }
@@ -179,16 +179,18 @@ fn a_run_that_does_not_fit_is_answered_with_the_setting_that_makes_it_fit() {
     assert!(error.to_string().ends_with(remedy), "{error}");
     assert!(gpu_plan(&remedied(&run), "h100").fits());
 
-    let enough = Plan::new(&run, &tiny(), Target::Cpu { available: None }).unwrap();
+    let enough = Plan::new(&run, &tiny(), PlannedDevice::Cpu { available: None }).unwrap();
     assert!(enough.fits() && enough.remedy.is_none());
-    let short = Plan::new(&run, &tiny(), Target::Cpu { available: Some(enough.device_bytes / 2) }).unwrap();
+    let short = Plan::new(&run, &tiny(), PlannedDevice::Cpu { available: Some(enough.device_bytes / 2) }).unwrap();
     let expected = "set data.adv_retain.batch = 16, data.camel.batch = 16, data.forget.batch = 16, \
                     data.meta.batch = 16, data.retain.batch = 16";
     assert_eq!(short.remedy.as_deref(), Some(expected));
     let smaller: Vec<String> = run.data.keys().map(|name| format!("data.{name}.batch=16")).collect();
     let smaller = preset("bio", &smaller.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(Plan::new(&smaller, &tiny(), Target::Cpu { available: Some(enough.device_bytes / 2) }).unwrap().fits());
-    let nothing = Plan::new(&run, &tiny(), Target::Cpu { available: Some(1) }).unwrap();
+    assert!(
+        Plan::new(&smaller, &tiny(), PlannedDevice::Cpu { available: Some(enough.device_bytes / 2) }).unwrap().fits()
+    );
+    let nothing = Plan::new(&run, &tiny(), PlannedDevice::Cpu { available: Some(1) }).unwrap();
     assert!(nothing.remedy.unwrap().starts_with("no setting of the run file makes it fit"));
 }
 
@@ -201,7 +203,8 @@ fn remedied(run: &RunConfig) -> RunConfig {
 
 #[test]
 fn sequences_longer_than_the_model_are_refused() {
-    let error = Plan::new(&preset("bio", &["data.meta.max_length=9000"]), &tiny(), Target::Cpu { available: Some(1) });
+    let error =
+        Plan::new(&preset("bio", &["data.meta.max_length=9000"]), &tiny(), PlannedDevice::Cpu { available: Some(1) });
     assert!(error.unwrap_err().to_string().starts_with("data.meta.max_length: is more than"));
 }
 
@@ -257,7 +260,7 @@ fn the_safeguard_costs_its_gradients_and_what_the_reference_computes() {
     let flop = |method: &str| {
         let method = format!("safeguard.method={method}");
         let run = preset("bio", &[&method, "safeguard.data=forget", "safeguard.steps=600"]);
-        Plan::new(&run, &model, Target::Cpu { available: None }).unwrap().safeguard_flop
+        Plan::new(&run, &model, PlannedDevice::Cpu { available: None }).unwrap().safeguard_flop
     };
     // 45.4 GFLOP for a token forward and backward (research on the published runs), and a third of it forward.
     let token = 45.4e9;
@@ -265,5 +268,8 @@ fn the_safeguard_costs_its_gradients_and_what_the_reference_computes() {
     close(flop("random_mapping"), 96.0 * tokens * token, 0.01);
     close(flop("max_entropy"), (96.0 + 64.0 / 3.0) * tokens * token, 0.01);
     close(flop("refusal"), (128.0 + 64.0 / 3.0 + 64.0 / 3.0) * tokens * token, 0.01);
-    assert_eq!(Plan::new(&preset("bio", &[]), &model, Target::Cpu { available: None }).unwrap().safeguard_flop, 0.0);
+    assert_eq!(
+        Plan::new(&preset("bio", &[]), &model, PlannedDevice::Cpu { available: None }).unwrap().safeguard_flop,
+        0.0
+    );
 }

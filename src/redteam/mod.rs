@@ -18,8 +18,8 @@ pub use choice::Choice;
 pub use compliance::{Compliance, Judge};
 pub use noise::add_noise;
 pub use results::{
-    AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, DefenderCost, Goal, Least, Metric, Outcome, Point,
-    Results, SCHEMA, Scores, Spread, Summary,
+    AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point, Results, SCHEMA,
+    Scores, Spread, Summary,
 };
 pub use scorer::{Measures, Prefix, Scorer};
 pub(crate) use search::largest;

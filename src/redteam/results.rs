@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::DefenderCost;
+
 /// The value of [`Results::schema`].
 pub const SCHEMA: &str = "temper-redteam/1";
 
@@ -254,15 +256,4 @@ pub struct Spread {
     pub worst: f64,
     /// Mean of the highest three.
     pub worst_three: f64,
-}
-
-/// What a defence cost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DefenderCost {
-    /// Seconds on the device.
-    pub seconds: f64,
-    /// Floating-point operations, counted from the architecture.
-    pub flop: f64,
-    /// What it ran on, in words.
-    pub device: String,
 }

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    AttackResult, BestSoFar, Cost, CostToBreach, DefenderCost, Goal, Least, Outcome, Point, Scores, Spread, Summary,
-};
+use super::{AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Outcome, Point, Scores, Spread, Summary};
+use crate::plan::DefenderCost;
 
 impl Goal {
     /// Whether a model with these scores is breached: the restricted capability is back, and the model still works.

@@ -11,7 +11,8 @@ use super::table::{Cell, Row, Table, Tone};
 use super::units::{count, duration, flop, percent, price};
 use super::{HtmlReport, units};
 use crate::error::Result;
-use crate::redteam::{AttackResult, CostToBreach, DefenderCost, Goal, Metric, Outcome, Results, Scores, Spread};
+use crate::plan::DefenderCost;
+use crate::redteam::{AttackResult, CostToBreach, Goal, Metric, Outcome, Results, Scores, Spread};
 
 /// Several runs side by side. Other tools read it as JSON: the spelling is public.
 #[derive(Clone, Debug, PartialEq, Serialize)]

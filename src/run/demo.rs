@@ -10,7 +10,7 @@ use crate::demo::{AttackCurve, Experiment, Facts, Outcome, Plan, write_handover}
 use crate::error::{Error, Result};
 use crate::huggingface::{ExportDType, write_model};
 use crate::ops::Backend;
-use crate::redteam::DefenderCost;
+use crate::plan::DefenderCost;
 use crate::report::{AttackRow, DemoSummary, MetricsWriter, Stages, write_demo_report};
 
 /// A demonstration as a user asks for it.

@@ -11,8 +11,8 @@ use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
 use crate::huggingface::{ExportDType, ModelDirectory, fill_model};
 use crate::ops::Backend;
-use crate::plan::{Plan, Target, run_flop};
-use crate::redteam::DefenderCost;
+use crate::plan::DefenderCost;
+use crate::plan::{Plan, PlannedDevice, run_flop};
 use crate::report::MetricsWriter;
 use crate::tar::{Hardener, HardenerState, OuterReport, Streams};
 use crate::training::MemorySettings;
@@ -81,7 +81,7 @@ fn memory<B: Backend>(
     control: &mut Control,
 ) -> Result<MemorySettings> {
     let Some(memory) = backend.device_memory() else { return Ok(config.memory.settings(MemorySettings::default())) };
-    let target = Target::Device { memory, compute: backend.compute_dtype() };
+    let target = PlannedDevice::Device { memory, compute: backend.compute_dtype() };
     let plan = Plan::new(&as_read(config, streams), &source.config, target)?;
     plan.ensure_fits()?;
     control.tell(Event::Memory(&plan));

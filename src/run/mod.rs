@@ -6,7 +6,6 @@
 
 mod attack;
 mod control;
-mod defence;
 mod demo;
 mod directory;
 mod eval;

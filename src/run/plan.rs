@@ -3,10 +3,10 @@
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::plan::{Plan, Target};
+use crate::plan::{Plan, PlannedDevice};
 
 /// The plan of a hardening run on `target`. Of the model only `config.json` is read.
-pub fn plan(config: &RunConfig, target: Target) -> Result<Plan> {
+pub fn plan(config: &RunConfig, target: PlannedDevice) -> Result<Plan> {
     let model = ModelConfig::from_directory(&config.model.path)?;
     Plan::new(config, &model, target)
 }

@@ -283,14 +283,14 @@ fn a_hardening_run_that_is_killed_or_stopped_ends_with_the_same_bytes() {
     let length = TensorFile::open(&fixture("llama3/tar.safetensors")).unwrap().info("batch.pile.0").unwrap().shape[1];
     config.data.values_mut().for_each(|stream| stream.max_length = length);
     let model = ModelDirectory::open(&fixture("llama3")).unwrap().config;
-    let plan = temper::plan::Plan::new(&config, &model, temper::plan::Target::Cpu { available: None }).unwrap();
+    let plan = temper::plan::Plan::new(&config, &model, temper::plan::PlannedDevice::Cpu { available: None }).unwrap();
     assert_eq!((cost(&whole).flop, plan.safeguard_flop), (plan.flop, 0.0));
     assert!(cost(&whole).seconds > 0.0);
 }
 
 /// What a hardened model says of its defence.
-fn cost(out: &Path) -> temper::redteam::DefenderCost {
-    temper::redteam::DefenderCost::read(out).unwrap().unwrap()
+fn cost(out: &Path) -> temper::plan::DefenderCost {
+    temper::plan::DefenderCost::read(out).unwrap().unwrap()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use temper::plan::DefenderCost;
 use temper::redteam::*;
 
 /// What a made-up attack does to the restricted score and the utility, in the end.

@@ -8,7 +8,7 @@ use crate::config::{AdversaryData, ParameterChoice};
 use crate::eval::PromptForm;
 use crate::model::Projection;
 use crate::optimizer::{Decay, OptimizerKind};
-use crate::redteam::DefenderCost;
+use crate::plan::DefenderCost;
 
 /// A whole suite file of `temper redteam`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

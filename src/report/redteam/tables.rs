@@ -1,7 +1,8 @@
 //! The tables of a red-team report.
 
 use super::ended;
-use crate::redteam::{AttackResult, DefenderCost, Goal, Least, Outcome, Results, Spread};
+use crate::plan::DefenderCost;
+use crate::redteam::{AttackResult, Goal, Least, Outcome, Results, Spread};
 use crate::report::attacks::{self, Group};
 use crate::report::table::{Cell, Row, Table, Tone};
 use crate::report::units::{after_steps, count, duration, flop, percent, price, ratio};

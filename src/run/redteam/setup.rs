@@ -14,8 +14,9 @@ use crate::fingerprint::Fingerprint;
 use crate::huggingface::ModelDirectory;
 use crate::model::Model;
 use crate::ops::Backend;
+use crate::plan::DefenderCost;
 use crate::redteam::suite::{Attack, Method, Prefill, RestrictedTable, Role, Suite, UtilityTable};
-use crate::redteam::{DefenderCost, Goal, Measures, Metric, Scores, Target, largest};
+use crate::redteam::{Goal, Measures, Metric, Scores, Target, largest};
 use crate::run::StreamFile;
 use crate::run::setup::same_shape;
 

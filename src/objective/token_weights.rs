@@ -1,4 +1,4 @@
-//! The weight of each position in a loss.
+//! The weight of each token in a loss.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,17 +18,17 @@ pub enum EntropyOver {
     Learned,
 }
 
-/// Weights of a mean over the tokens that have a target, times `scale`; all 0 where there is none.
-pub fn learned_weights(targets: &[u32], scale: f32) -> Vec<f32> {
+/// Token weights of a mean over the tokens that have a target, times `scale`. All are 0 where no token has one.
+pub(super) fn learned_token_weights(targets: &[u32], scale: f32) -> Vec<f32> {
     mean_over(targets.iter().map(|&target| target != IGNORE_INDEX), scale)
 }
 
-/// Weights of a mean over the positions that `over` names, times `scale`.
-pub fn position_weights(batch: &Batch, over: EntropyOver, scale: f32) -> Vec<f32> {
+/// Token weights of a mean over the positions that `over` names, times `scale`.
+pub(super) fn token_weights_over(batch: &Batch, over: EntropyOver, scale: f32) -> Vec<f32> {
     match over {
         EntropyOver::Valid => mean_over(batch.is_real().into_iter(), scale),
         EntropyOver::All => mean_over(std::iter::repeat_n(true, batch.len()), scale),
-        EntropyOver::Learned => learned_weights(&batch.next_token_targets(), scale),
+        EntropyOver::Learned => learned_token_weights(&batch.next_token_targets(), scale),
     }
 }
 

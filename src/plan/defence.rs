@@ -1,11 +1,22 @@
-//! `temper/cost.json` in a model's directory: what its defence cost, for whoever attacks it later.
+//! `temper/cost.json` in a model's directory: the cost of its defence, to be compared with the cost of attacks.
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
-use crate::files::read_capped;
-use crate::files::write_json;
-use crate::redteam::DefenderCost;
+use crate::files::{read_capped, write_json};
+
+/// The cost of a defence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DefenderCost {
+    /// Seconds on the device.
+    pub seconds: f64,
+    /// Floating-point operations, counted from the architecture.
+    pub flop: f64,
+    /// The device that it ran on, in words.
+    pub device: String,
+}
 
 fn path(model: &Path) -> PathBuf {
     model.join("temper").join("cost.json")
@@ -20,7 +31,7 @@ impl DefenderCost {
         write_json(&path, self)
     }
 
-    /// Reads it from a model's directory; none where nobody wrote it.
+    /// Reads it from a model's directory; `None` where nobody wrote it.
     pub fn read(model: &Path) -> Result<Option<Self>> {
         let path = path(model);
         if !path.exists() {
