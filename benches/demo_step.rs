@@ -30,7 +30,7 @@ fn measure() {
     let batches: Vec<LossBatch<Cpu>> = (0..16).map(|i| batch(&model, i)).collect();
     let attack = milliseconds(|i| {
         let batch = &batches[i % batches.len()];
-        trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, tape.slot(0)).expect("a step");
+        trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, 1.0, tape.slot(0)).expect("a step");
     });
     let mut meta = Gradients::zeros(&Cpu, "meta-gradient", model.layout()).expect("gradients");
     let resistance = milliseconds(|i| {

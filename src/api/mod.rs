@@ -11,9 +11,10 @@ pub use hardening::Hardening;
 
 pub use crate::backend::any::{Device, DeviceName, Precision};
 pub use crate::config::{
-    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, MemoryConfig, ModelSection,
-    OuterConfig, ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint,
-    ScriptEntry, StatesChoice, SwitchDraw, TarConfig, TrLoss,
+    AdversaryConfig, AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel, AttackTable,
+    CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig, ParameterChoice,
+    RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry, StatesChoice,
+    SwitchDraw, TarConfig, TrLoss,
 };
 pub use crate::error::{Cause, Error, Result};
 pub use crate::eval::{ChoiceReport, ExactMatch, Perplexity, Prediction, Repetition};
@@ -22,17 +23,16 @@ pub use crate::huggingface::ExportDType;
 pub use crate::model::{AdapterConfig, Projection};
 pub use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 pub use crate::plan::{DefenderCost, Plan, PlannedDevice};
-pub use crate::redteam::suite::{AttackForm, AttackTable, DataTable, MetricKind, RestrictedTable, Suite, UtilityTable};
+pub use crate::redteam::suite::{DataTable, MetricKind, RestrictedTable, Suite, UtilityTable};
 pub use crate::redteam::{AttackResult, Goal, Outcome, Point, Results, Scores, Summary};
 pub use crate::report::DemoSummary;
 pub use crate::run::signals::StopFlag;
 pub use crate::run::{
-    Answer, Answers, AttackConfig, AttackSummary, Control, DemoConfig, EvalConfig, EvalForm, EvalReport, HardenSummary,
-    RedteamConfig,
+    Answer, Answers, AttackSummary, Control, DemoConfig, EvalConfig, EvalForm, EvalReport, HardenSummary, RedteamConfig,
 };
 pub use crate::safeguard::Losses as SafeguardLosses;
 pub use crate::tar::{OuterReport, TrajectoryReport};
-pub use crate::training::StepReport;
+pub use crate::training::{FineTune, Source, StepReport};
 
 use crate::backend::any::on_device;
 use crate::run;
@@ -47,13 +47,18 @@ pub fn harden(device: &Device, config: &RunConfig, out: impl AsRef<Path>, contro
     on_device!(device, backend => run::harden(backend.clone(), config, out.as_ref(), control))
 }
 
-/// Attacks a model by fine-tuning it, and writes the attacked model or adapter to the configuration's output directory.
+/// Attacks a model by fine-tuning it, and writes the attacked model or adapter to `out`.
 ///
 /// # Errors
 /// [`Error::Interrupted`] after a request to stop, with a checkpoint saved; [`Error::NonFinite`] where the attack
 /// diverges.
-pub fn attack(device: &Device, config: &AttackConfig, control: Control) -> Result<AttackSummary> {
-    on_device!(device, backend => run::attack(backend.clone(), config, control))
+pub fn attack(
+    device: &Device,
+    config: &AttackConfig,
+    out: impl AsRef<Path>,
+    control: Control,
+) -> Result<AttackSummary> {
+    on_device!(device, backend => run::attack(backend.clone(), config, out.as_ref(), control))
 }
 
 /// Attacks a model with every attack of a suite, and writes what was found, with a report for people, to the

@@ -9,13 +9,12 @@ use super::{Bench, Options};
 use crate::backend::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::{
-    Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelLayout, Parameters,
-    Projection, Recompute,
+    AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelLayout, Parameters, Recompute,
 };
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Subject};
 use crate::ops::{self, Backend, DType, Matrix, MatrixMut, Tensor};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
-use crate::training::{MemorySettings, Moments, Trainer};
+use crate::training::{AnyTrainer, MemorySettings, Moments, Trainer};
 
 /// Batches that the steps take in turn.
 const BATCHES: usize = 2;
@@ -76,23 +75,12 @@ impl Kind {
     }
 }
 
-/// r = 16 on all seven projections, or the rank of the shapes.
-fn adapter_config(options: &Options) -> AdapterConfig {
-    AdapterConfig {
-        rank: options.shapes.rank,
-        alpha: 2.0 * options.shapes.rank as f64,
-        dropout: 0.0,
-        rank_stabilised: false,
-        targets: Projection::ALL.into(),
-    }
-}
-
 /// Everything that a step works on.
 struct Step {
     kind: Kind,
     evaluator: Evaluator<Cuda>,
     weights: Parameters<Cuda>,
-    trainer: Option<Trainer<Cuda>>,
+    trainer: Option<AnyTrainer<Cuda>>,
     meta_gradient: Option<Gradients<Cuda>>,
     batches: Vec<Batch>,
     /// The batch of the present step: as in a trajectory, all go through one memory, so that steps are recorded.
@@ -111,16 +99,15 @@ impl Step {
         let (mut trainer, mut meta_gradient) = (None, None);
         match kind {
             Kind::LoraAttack => {
-                let mut adapter = Adapter::zeros(cuda, &model.config, adapter_config(bench.options))?;
-                adapter.initialise(cuda, 1, 0)?;
-                trainer = Some(Trainer::lora(cuda, adapter, optimizer, 1)?);
+                let adapter = AdapterConfig::new(shapes.rank);
+                trainer = Some(AnyTrainer::Whole(Trainer::started(&model, Some(&adapter), optimizer, 1)?));
             }
             Kind::FullAttack | Kind::LeanAttack => {
-                trainer = Some(Trainer::full_with(cuda, model.layout(), optimizer, memory)?);
+                trainer = Some(AnyTrainer::full(cuda, model.layout(), optimizer, memory)?);
             }
             Kind::TrGradient => meta_gradient = Some(Gradients::zeros(cuda, "meta-gradient", model.layout())?),
         }
-        let adapters: Vec<_> = trainer.iter().filter_map(Trainer::adapter).collect();
+        let adapters: Vec<_> = trainer.iter().filter_map(AnyTrainer::adapter).collect();
         let evaluator = Evaluator::recomputing(Arc::clone(&model), tokens, &adapters, memory.recompute)?;
         let batches = (0..BATCHES).map(|_| batch(bench, kind)).collect();
         let (batch, tape) = (LossBatch::with_room(&model, tokens)?, LossTape::new(cuda, 1)?);
@@ -134,7 +121,7 @@ impl Step {
         let (backend, batch) = (evaluator.model().backend.clone(), &*batch);
         tape.clear(&backend)?;
         match (trainer, meta_gradient) {
-            (Some(trainer), _) => trainer.cross_entropy_step(evaluator, weights, batch, tape.slot(0)),
+            (Some(trainer), _) => trainer.cross_entropy_step(evaluator, weights, batch, 1.0, tape.slot(0)),
             (None, Some(meta_gradient)) => {
                 let pass = LossPass {
                     subject: Subject::plain(weights),
@@ -257,7 +244,7 @@ fn flop(model: &ModelConfig, options: &Options, kind: Kind) -> f64 {
     let layer = d * (shape.qkv_cols() + shape.query_cols()) as f64 + 3.0 * d * f;
     let (sequences, length) = (kind.sequences(options), options.shapes.length);
     let adapter_weights = match kind {
-        Kind::LoraAttack => adapter_config(options).parameter_count(model) as f64,
+        Kind::LoraAttack => AdapterConfig::new(options.shapes.rank).parameter_count(model) as f64,
         _ => 0.0,
     };
     let pass = Pass {

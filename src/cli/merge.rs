@@ -6,7 +6,7 @@ use clap::Args;
 use temper::huggingface::{ExportDType, ModelDirectory, read_adapter, write_model};
 use temper::model::merge_adapter;
 
-use super::{parse, print};
+use super::print;
 
 #[derive(Args, Debug)]
 pub struct Arguments {
@@ -20,7 +20,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Dtype of the written weights: f32, bf16 or f16; that of the model where not given
-    #[arg(long, value_name = "NAME", value_parser = parse::dtype)]
+    #[arg(long, value_name = "NAME")]
     pub dtype: Option<ExportDType>,
 }
 

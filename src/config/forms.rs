@@ -1,12 +1,12 @@
 //! Settings that a run file may write in more than one form.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::AdversaryData;
+use super::DataNames;
+use crate::training::Source;
 
 /// `2e-5` or `[2e-5, 4e-5]`.
 pub(super) fn number_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
@@ -125,37 +125,47 @@ pub(super) mod boolean_or_auto {
     }
 }
 
-impl<'de> Deserialize<'de> for AdversaryData {
+impl Serialize for DataNames {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Source::One(name) => serializer.serialize_str(name),
+            Source::Switch { streams, at: () } => streams.serialize(serializer),
+            Source::Mixture(parts) => serializer.collect_map(parts.iter().map(|(name, weight)| (name, weight))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for DataNames {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct OneTwoOrMixture;
 
         impl<'de> Visitor<'de> for OneTwoOrMixture {
-            type Value = AdversaryData;
+            type Value = DataNames;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("the name of a stream, a list of two names, or a table of names and weights")
             }
 
-            fn visit_str<E: Error>(self, name: &str) -> Result<AdversaryData, E> {
-                Ok(AdversaryData::One(name.to_string()))
+            fn visit_str<E: Error>(self, name: &str) -> Result<DataNames, E> {
+                Ok(Source::One(name.to_string()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<AdversaryData, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<DataNames, A::Error> {
                 let mut names: Vec<String> = Vec::new();
                 while let Some(name) = list.next_element()? {
                     names.push(name);
                 }
                 let count = names.len();
                 let pair: [String; 2] = names.try_into().map_err(|_| A::Error::invalid_length(count, &self))?;
-                Ok(AdversaryData::Switch(pair))
+                Ok(Source::Switch { streams: pair, at: () })
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<AdversaryData, A::Error> {
-                let mut weights = BTreeMap::new();
-                while let Some((name, weight)) = table.next_entry()? {
-                    weights.insert(name, weight);
+            fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<DataNames, A::Error> {
+                let mut parts: Vec<(String, f64)> = Vec::new();
+                while let Some(part) = table.next_entry()? {
+                    parts.push(part);
                 }
-                Ok(AdversaryData::Mixture(weights))
+                Ok(Source::Mixture(parts))
             }
         }
 

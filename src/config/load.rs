@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::{CompatConfig, RunConfig, validate};
+use super::{RunConfig, validate};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::settings::{Node, Origin, Value, add_place, located, parse, read_text, suggestion, to_toml, typed};
@@ -39,6 +37,12 @@ impl RunConfig {
         validate::check(&config, |key| tree.find(key).is_some()).map_err(|error| add_place(error, &tree, path))?;
         config.resolve_paths(path)?;
         Ok(config)
+    }
+
+    /// Fails where a setting is out of its range or contradicts another, as [`RunConfig::load`] does; for whoever builds a
+    /// configuration in code.
+    pub fn check(&self) -> Result<()> {
+        validate::check(self, |_| true)
     }
 
     fn resolve_paths(&mut self, run_file: &Path) -> Result<()> {
@@ -79,23 +83,6 @@ impl RunConfig {
             *path = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default().into();
         }
         Fingerprint::of(&steps)
-    }
-}
-
-impl CompatConfig {
-    /// The `compat` keys that `--set` gives to a command without a run file.
-    pub fn from_overrides(overrides: &[String]) -> Result<Self> {
-        let mut tree = Node::parse("[compat]", |_| Origin::Preset)
-            .map_err(|e| Error::config("compat", e.problem, "report this as a defect"))?;
-        for assignment in overrides {
-            if !assignment.trim_start().starts_with("compat.") {
-                let key = assignment.split('=').next().unwrap_or("").trim();
-                return Err(Error::config(key, "this command only has the keys of [compat]", "use compat.KEY=VALUE"));
-            }
-            tree.set(assignment)?;
-        }
-        let table = tree.find("compat").unwrap_or(&tree);
-        Self::deserialize(table).map_err(|e| Error::config(format!("compat.{}", e.key()), e.problem, e.remedy))
     }
 }
 

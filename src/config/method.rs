@@ -2,14 +2,22 @@
 
 use std::collections::BTreeSet;
 
-use super::{AdversaryConfig, AdversaryData, CompatConfig, OuterConfig, ParameterChoice, RunConfig, TarConfig};
+use super::attack_table::check_targets;
+use super::{
+    AdversaryConfig, CompatConfig, DataNames, OuterConfig, ParameterChoice, RunConfig, SafeguardConfig, TarConfig,
+};
+use crate::error::Result;
 use crate::model::{AdapterConfig, Projection};
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
+use crate::training::{FineTune, Source};
+
+/// The published switch distribution, for adversaries of two streams that do not say.
+const DEFAULT_SWITCH: [f64; 2] = [6.0, 3.0];
 
 impl RunConfig {
     /// The names of the streams that the method uses; `[data]` may hold more.
     pub fn used_streams(&self) -> BTreeSet<&str> {
-        let adversaries = self.tar.adversary.iter().flat_map(|adversary| adversary.data.streams());
+        let adversaries = self.tar.adversary.iter().flat_map(|adversary| adversary.data.streams()).map(String::as_str);
         let safeguard = self.safeguard.iter().map(|safeguard| safeguard.data.as_str());
         adversaries.chain(safeguard).chain([self.tar.tr_data.as_str(), self.tar.retain_data.as_str()]).collect()
     }
@@ -27,9 +35,17 @@ impl OuterConfig {
     }
 }
 
+impl SafeguardConfig {
+    /// The optimizer of the plain safeguard.
+    pub fn optimizer_config(&self) -> OptimizerConfig {
+        let schedule = Schedule { warmup: self.warmup, ..Schedule::constant() };
+        OptimizerConfig { schedule, ..OptimizerConfig::new(self.optimizer, self.lr) }
+    }
+}
+
 impl AdversaryConfig {
     /// An adversary with the default of every other key.
-    pub fn new(name: &str, data: AdversaryData, lr: &[f64]) -> Self {
+    pub fn new(name: &str, data: DataNames, lr: &[f64]) -> Self {
         Self {
             name: name.to_string(),
             data,
@@ -63,22 +79,33 @@ impl AdversaryConfig {
     /// The LoRA adapter, where it trains one.
     pub fn adapter_config(&self) -> Option<AdapterConfig> {
         (self.params == ParameterChoice::Lora).then(|| AdapterConfig {
-            rank: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
-            rank_stabilised: false,
             targets: self.targets.iter().copied().collect(),
+            ..AdapterConfig::new(self.rank)
         })
     }
-}
 
-impl AdversaryData {
-    /// The names of the streams, in the order of their use.
-    pub fn streams(&self) -> Vec<&str> {
-        match self {
-            Self::One(name) => vec![name],
-            Self::Switch(pair) => pair.iter().map(String::as_str).collect(),
-            Self::Mixture(weights) => weights.keys().map(String::as_str).collect(),
+    /// What it trains on; a switch has the (a, b) of ⌊K · Beta(a, b)⌋.
+    pub fn source(&self) -> Source<String, [f64; 2]> {
+        let beta = self.switch.map_or(DEFAULT_SWITCH, |switch| switch.beta);
+        match &self.data {
+            Source::One(name) => Source::One(name.clone()),
+            Source::Switch { streams, at: () } => Source::Switch { streams: streams.clone(), at: beta },
+            Source::Mixture(parts) => Source::Mixture(parts.clone()),
         }
+    }
+
+    /// Its attack at the learning rate `lr`, with a switch, where it has one, at step 0.
+    fn attack(&self, lr: f64, tar: &TarConfig, compat: &CompatConfig) -> Result<FineTune<String>> {
+        let source = self.data.try_map(|name| Ok(name.clone()), |()| Ok(0))?;
+        let optimizer = self.optimizer_config(lr, tar, compat);
+        Ok(FineTune { adapter: self.adapter_config(), ..FineTune::new(source, optimizer, tar.inner_steps) })
+    }
+
+    /// Fails where its attack, at any of its learning rates, is out of range; `key` is the place of its table.
+    pub(super) fn check_attack(&self, key: &str, tar: &TarConfig, compat: &CompatConfig) -> Result<()> {
+        check_targets(&format!("{key}.targets"), &self.targets)?;
+        self.lr.iter().try_for_each(|lr| self.attack(*lr, tar, compat)?.check(key))
     }
 }

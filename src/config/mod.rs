@@ -1,5 +1,9 @@
-//! Run files: the settings of a run, their defaults, presets and checks.
+//! Run files and attack files: the settings of a run, their defaults, presets and checks.
 
+mod attack_file;
+mod attack_table;
+#[cfg(test)]
+mod attack_tests;
 mod forms;
 mod load;
 mod method;
@@ -8,8 +12,10 @@ mod schema;
 mod tests;
 mod validate;
 
+pub use attack_file::{AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackModel};
+pub use attack_table::{AttackForm, AttackTable};
 pub use schema::{
-    AdversaryConfig, AdversaryData, CheckpointConfig, CompatConfig, DataConfig, MemoryConfig, ModelSection,
-    OuterConfig, ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint,
-    ScriptEntry, StatesChoice, SwitchDraw, TarConfig, TrLoss,
+    AdversaryConfig, CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig,
+    ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry,
+    StatesChoice, SwitchDraw, TarConfig, TrLoss,
 };

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::forms;
+use crate::huggingface::ExportDType;
 use crate::model::{Projection, Recompute};
 use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
-use crate::training::{MemorySettings, Moments};
+use crate::training::{MemorySettings, Moments, Source};
 
 /// A whole run file of `temper harden`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,8 +55,8 @@ pub struct ModelSection {
     pub path: PathBuf,
     /// Directory of the frozen reference model of the retain loss; the model itself where absent.
     pub reference: Option<PathBuf>,
-    /// Dtype of the files that are written ("f32", "bf16", "f16"); that of the input where absent.
-    pub dtype: Option<String>,
+    /// Dtype of the files that are written; that of the input where absent.
+    pub dtype: Option<ExportDType>,
 }
 
 /// `[data.NAME]`.
@@ -247,7 +248,7 @@ pub struct AdversaryConfig {
     /// Its name, for logs and scripts.
     pub name: String,
     /// What it trains on.
-    pub data: AdversaryData,
+    pub data: DataNames,
     /// How often it is drawn, relative to the others.
     #[serde(default = "one")]
     pub weight: f64,
@@ -310,17 +311,9 @@ fn default_alpha() -> f64 {
     32.0
 }
 
-/// One stream, two that are trained on one after the other, or a weighted mixture.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum AdversaryData {
-    /// `"forget"`.
-    One(String),
-    /// `["retain", "forget"]`: the first until the switch, then the second.
-    Switch([String; 2]),
-    /// `{forget = 0.5, retain = 0.5}`: each step draws a stream with these weights.
-    Mixture(BTreeMap<String, f64>),
-}
+/// What an attack trains on, as files write it: `"forget"`; `["retain", "forget"]`, the first until the switch and then the
+/// second; or `{forget = 0.5, retain = 0.5}`, of which each step draws one. A key of its own says when a switch happens.
+pub type DataNames = Source<String, ()>;
 
 /// `switch = {beta = [6, 3]}`: the switch is at inner step ⌊K · Beta(a, b)⌋.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

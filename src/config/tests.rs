@@ -63,7 +63,7 @@ fn a_minimal_file_has_the_published_defaults() {
     assert_eq!(config.tar.adversary[0].lr, [2e-5]);
     assert_eq!(config.tar.adversary[1].switch, Some(SwitchDraw { beta: [6.0, 3.0] }));
     assert_eq!(config.compat, CompatConfig::default());
-    let defaults = AdversaryConfig::new("forget", AdversaryData::One("forget".into()), &[2e-5]);
+    let defaults = AdversaryConfig::new("forget", DataNames::One("forget".into()), &[2e-5]);
     assert_eq!(config.tar.adversary[0], defaults);
 }
 
@@ -166,7 +166,16 @@ fn contradictions_are_answered_with_key_and_remedy() {
         ("data.forget.batch=0", "data.forget.batch: is 0"),
         ("data.forget.max_length=1", "data.forget.max_length: is 1"),
         ("data.forget.batch=4611686018427387904", "data.forget.batch: batch · max_length is 2^32 tokens or more"),
-        ("model.dtype=float32", "model.dtype: `float32` is no dtype (from an override); known are f32, bf16, f16"),
+        ("model.dtype=float32", "model.dtype: `float32` is not a choice (from an override); known are f32, bf16, f16"),
+        ("tar.adversary.0.batch=3", "tar.adversary.0.batch: unknown key (from an override)"),
+        (
+            "tar.adversary.0={name=\"a\",data=\"forget\",lr=1.0,params=\"lora\",rank=1000000000}",
+            "tar.adversary.0.rank: is 1000000000 (from an override); use at most 65536",
+        ),
+        (
+            "tar.adversary.0={name=\"a\",data=\"forget\",lr=1.0,optimizer=\"schedulefree_adamw\",betas=[0.0,0.9]}",
+            "tar.adversary.0.betas: 0 is not possible",
+        ),
         ("checkpoint.keep=0", "checkpoint.keep: is 0"),
         ("memory.states=bf61", "memory.states: `bf61` is not a choice (from an override); did you mean `bf16`?"),
         ("memory.recompute=all", "memory.recompute: `all` is not a choice"),
@@ -189,6 +198,26 @@ fn contradictions_are_answered_with_key_and_remedy() {
     );
     let point = message(MINIMAL, &["tar.outer.optimizer=adamw", "compat.schedulefree_point=train"]);
     assert!(point.starts_with("compat.schedulefree_point: has no effect"), "{point}");
+}
+
+/// What a file is refused for, a configuration that was built in code is refused for too.
+#[test]
+fn configurations_built_in_code_are_checked_as_files_are() {
+    let good = load(MINIMAL, &[]).unwrap();
+    good.check().unwrap();
+    let wrong = |change: fn(&mut RunConfig)| {
+        let mut config = good.clone();
+        change(&mut config);
+        config.check().unwrap_err().to_string()
+    };
+    assert!(wrong(|c| c.tar.tr_every = 0).starts_with("tar.tr_every: is 0"));
+    assert!(wrong(|c| c.tar.adversary[0].rank = 4).starts_with("tar.adversary.0.rank: has no effect"));
+    assert!(wrong(|c| c.data.clear()).starts_with("tar.tr_data: there is no"));
+    let huge = wrong(|c| {
+        c.tar.adversary[0].params = ParameterChoice::Lora;
+        c.tar.adversary[0].rank = 1_000_000_000;
+    });
+    assert!(huge.starts_with("tar.adversary.0.rank: is 1000000000; use at most"), "{huge}");
 }
 
 #[test]

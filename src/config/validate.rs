@@ -1,28 +1,21 @@
 //! What must hold between the settings of a run file. Each finding names the key and the remedy.
 
-use super::{AdversaryConfig, AdversaryData, DataConfig, ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry};
+use super::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry};
+use crate::data::check_batch;
 use crate::error::Result;
 use crate::optimizer::OptimizerKind;
 use crate::settings::{at_least, betas, fault, finite, not_negative, positive, suggestion};
-
-/// The dtypes of written weights.
-const DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
-
-/// Rows of a batch are counted in 32 bits on every backend.
-const MAX_TOKENS: usize = u32::MAX as usize;
+use crate::training::{Source, check_optimizer};
 
 /// Checks `config`. `written` tells whether a dotted key stands in the run file, its preset or an override.
 pub(super) fn check(config: &RunConfig, written: impl Fn(&str) -> bool) -> Result<()> {
-    if let Some(dtype) = config.model.dtype.as_deref().filter(|dtype| !DTYPES.contains(dtype)) {
-        return Err(fault("model.dtype", format!("`{dtype}` is no dtype"), suggestion(dtype, DTYPES.into_iter())));
-    }
     for (name, stream) in &config.data {
         check_stream(&format!("data.{name}"), stream)?;
     }
     if let Some(safeguard) = &config.safeguard {
         stream_exists(config, "safeguard.data", &safeguard.data)?;
         at_least("safeguard.steps", safeguard.steps, 1)?;
-        positive("safeguard.lr", safeguard.lr)?;
+        check_optimizer("safeguard", &safeguard.optimizer_config())?;
     }
     check_method(config)?;
     check_outer(config)?;
@@ -41,10 +34,7 @@ fn check_stream(key: &str, stream: &DataConfig) -> Result<()> {
     at_least(&format!("{key}.batch"), stream.batch as u64, 1)?;
     // The first token of a sequence has no prediction.
     at_least(&format!("{key}.max_length"), stream.max_length as u64, 2)?;
-    match stream.batch.checked_mul(stream.max_length) {
-        Some(tokens) if tokens <= MAX_TOKENS => Ok(()),
-        _ => Err(fault(format!("{key}.batch"), "batch · max_length is 2^32 tokens or more", "lower one of them")),
-    }
+    check_batch(&format!("{key}.batch"), stream.batch, stream.max_length)
 }
 
 fn check_method(config: &RunConfig) -> Result<()> {
@@ -78,11 +68,8 @@ fn check_method(config: &RunConfig) -> Result<()> {
 
 fn check_outer(config: &RunConfig) -> Result<()> {
     let outer = &config.tar.outer;
-    positive("tar.outer.lr", outer.lr)?;
     betas("tar.outer.betas", outer.betas)?;
-    if let Some(decay) = outer.weight_decay {
-        not_negative("tar.outer.weight_decay", decay)?;
-    }
+    check_optimizer("tar.outer", &outer.optimizer_config())?;
     let schedule_free = outer.optimizer == OptimizerKind::ScheduleFreeAdamW;
     if config.compat.schedulefree_point == SchedulefreePoint::Train && !schedule_free {
         let problem = "has no effect: the outer optimizer is not schedule-free";
@@ -107,19 +94,7 @@ fn check_adversaries(config: &RunConfig, written: &impl Fn(&str) -> bool) -> Res
             return Err(fault(format!("{key}.name"), problem, "give each its own"));
         }
         check_adversary(config, &key, adversary)?;
-        if adversary.params == ParameterChoice::Full {
-            let lora_keys = ["rank", "alpha", "dropout", "targets"].map(|name| format!("{key}.{name}"));
-            if let Some(key) = lora_keys.into_iter().find(|key| written(key)) {
-                // A resolved file writes every key, so a value equal to the default is no mistake.
-                if !has_default_adapter(adversary) {
-                    return Err(fault(
-                        key,
-                        "has no effect with params = \"full\"",
-                        "set params = \"lora\", or remove it",
-                    ));
-                }
-            }
-        }
+        refuse_idle_adapter(&key, adversary, &written)?;
     }
     let total: f64 = adversaries.iter().map(|adversary| adversary.weight).sum();
     if !(total > 0.0 && total.is_finite()) {
@@ -132,10 +107,27 @@ fn check_adversaries(config: &RunConfig, written: &impl Fn(&str) -> bool) -> Res
     Ok(())
 }
 
-fn has_default_adapter(adversary: &AdversaryConfig) -> bool {
-    let defaults = AdversaryConfig::new(&adversary.name, adversary.data.clone(), &adversary.lr);
-    (adversary.rank, adversary.alpha, adversary.dropout, &adversary.targets)
-        == (defaults.rank, defaults.alpha, defaults.dropout, &defaults.targets)
+/// Fails where a full-parameter adversary says something of an adapter.
+fn refuse_idle_adapter(key: &str, adversary: &AdversaryConfig, written: &impl Fn(&str) -> bool) -> Result<()> {
+    if adversary.params == ParameterChoice::Lora {
+        return Ok(());
+    }
+    // A resolved file writes every key, so a value equal to the default is no mistake.
+    let default = AdversaryConfig::new(&adversary.name, adversary.data.clone(), &adversary.lr);
+    let differs = [
+        ("rank", adversary.rank != default.rank),
+        ("alpha", adversary.alpha != default.alpha),
+        ("dropout", adversary.dropout != default.dropout),
+        ("targets", adversary.targets != default.targets),
+    ];
+    let idle = differs.iter().find(|(name, differs)| *differs && written(&format!("{key}.{name}")));
+    match idle {
+        None => Ok(()),
+        Some((name, _)) => {
+            let remedy = "set params = \"lora\", or remove it";
+            Err(fault(format!("{key}.{name}"), "has no effect with params = \"full\"", remedy))
+        }
+    }
 }
 
 fn check_adversary(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
@@ -146,38 +138,8 @@ fn check_adversary(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -
     if adversary.lr.is_empty() {
         return Err(fault(format!("{key}.lr"), "has no entry", "give at least one learning rate"));
     }
-    for rate in &adversary.lr {
-        positive(&format!("{key}.lr"), *rate)?;
-    }
-    if let Some(decay) = adversary.weight_decay {
-        not_negative(&format!("{key}.weight_decay"), decay)?;
-    }
-    betas(&format!("{key}.betas"), adversary.betas)?;
-    if adversary.params == ParameterChoice::Lora {
-        check_adapter(key, adversary)?;
-    }
-    check_adversary_data(config, key, adversary)
-}
-
-fn check_adapter(key: &str, adversary: &AdversaryConfig) -> Result<()> {
-    at_least(&format!("{key}.rank"), adversary.rank as u64, 1)?;
-    positive(&format!("{key}.alpha"), adversary.alpha)?;
-    if !(0.0..1.0).contains(&adversary.dropout) {
-        return Err(fault(
-            format!("{key}.dropout"),
-            format!("is {}", adversary.dropout),
-            "use 0 or more and less than 1",
-        ));
-    }
-    if adversary.targets.is_empty() {
-        return Err(fault(format!("{key}.targets"), "is empty", "name at least one projection, such as \"q_proj\""));
-    }
-    for (index, target) in adversary.targets.iter().enumerate() {
-        if adversary.targets[..index].contains(target) {
-            return Err(fault(format!("{key}.targets"), format!("`{}` stands twice", target.name()), "name each once"));
-        }
-    }
-    Ok(())
+    check_adversary_data(config, key, adversary)?;
+    adversary.check_attack(key, &config.tar, &config.compat)
 }
 
 fn check_adversary_data(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
@@ -185,29 +147,16 @@ fn check_adversary_data(config: &RunConfig, key: &str, adversary: &AdversaryConf
     for name in adversary.data.streams() {
         stream_exists(config, &data, name)?;
     }
-    if let AdversaryData::Mixture(weights) = &adversary.data {
-        for (name, weight) in weights {
-            not_negative(&format!("{data}.{name}"), *weight)?;
-        }
-        let total: f64 = weights.values().sum();
-        if !(total > 0.0 && total.is_finite()) {
-            return Err(fault(
-                data,
-                "the weights add up to 0 or to no finite number",
-                "give a stream a weight above 0",
-            ));
-        }
-    }
     let switch = format!("{key}.switch");
     match (&adversary.data, adversary.switch) {
-        (AdversaryData::Switch(_), None) if draws_are_left(config) => {
+        (Source::Switch { .. }, None) if draws_are_left(config) => {
             Err(fault(switch, "missing for an adversary of two streams", "add switch = { beta = [6, 3] }"))
         }
-        (AdversaryData::Switch(_), Some(draw)) => {
+        (Source::Switch { .. }, Some(draw)) => {
             positive(&format!("{switch}.beta"), draw.beta[0])?;
             positive(&format!("{switch}.beta"), draw.beta[1])
         }
-        (AdversaryData::Switch(_), None) | (_, None) => Ok(()),
+        (Source::Switch { .. }, None) | (_, None) => Ok(()),
         (_, Some(_)) => {
             Err(fault(switch, "needs two streams to switch between", "write data = [\"first\", \"second\"]"))
         }
@@ -229,13 +178,13 @@ fn check_script(config: &RunConfig, key: &str, entry: &ScriptEntry) -> Result<()
     positive(&format!("{key}.lr"), entry.lr)?;
     let switch = format!("{key}.switch_at");
     match (&adversary.data, entry.switch_at) {
-        (AdversaryData::Switch(_), None) => {
+        (Source::Switch { .. }, None) => {
             Err(fault(switch, "missing for an adversary of two streams", "add the inner step at which it switches"))
         }
-        (AdversaryData::Switch(_), Some(step)) if step > config.tar.inner_steps => {
+        (Source::Switch { .. }, Some(step)) if step > config.tar.inner_steps => {
             Err(fault(switch, format!("is {step}"), format!("use at most inner_steps = {}", config.tar.inner_steps)))
         }
-        (AdversaryData::Switch(_), Some(_)) | (_, None) => Ok(()),
+        (Source::Switch { .. }, Some(_)) | (_, None) => Ok(()),
         (_, Some(_)) => Err(fault(switch, format!("`{}` has one stage", adversary.name), "remove it")),
     }
 }

@@ -26,5 +26,6 @@ pub use reader::{Place, RawRow, Rows, rows};
 pub use row::{Message, Problem, Row};
 pub use samples::Sequence;
 pub use stream::{Cursor, DataStream, StreamOptions};
+pub(crate) use stream::{MAX_TOKENS, check_batch};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};

@@ -37,6 +37,17 @@ pub struct StreamOptions {
     pub seed: u64,
 }
 
+/// Rows of a batch are counted in 32 bits on every backend.
+pub(crate) const MAX_TOKENS: u64 = u32::MAX as u64;
+
+/// Fails where a batch would have more tokens than a backend counts; `key` is the setting of the batch.
+pub(crate) fn check_batch(key: &str, batch: usize, max_length: usize) -> Result<()> {
+    match (batch as u64).checked_mul(max_length as u64) {
+        Some(tokens) if tokens <= MAX_TOKENS => Ok(()),
+        _ => Err(Error::config(key, "batch · max_length is 2^32 tokens or more", "lower one of them")),
+    }
+}
+
 impl StreamOptions {
     fn check(&self, name: &str) -> Result<()> {
         let wrong =
@@ -47,6 +58,7 @@ impl StreamOptions {
         if self.max_length < 2 {
             return wrong("max_length", "a sequence needs two tokens, one to predict the other", "set it to 2 or more");
         }
+        check_batch(&format!("{name}.batch"), self.batch, self.max_length)?;
         if !self.pack && self.pad_token_id as usize >= self.vocab_size {
             return wrong(
                 "pad_token_id",
@@ -73,6 +85,11 @@ pub struct DataStream {
 }
 
 impl DataStream {
+    /// Sequences of one batch.
+    pub fn batch(&self) -> usize {
+        self.options.batch
+    }
+
     /// Opens `path` (JSONL or Parquet, or a directory of them). `model` is the directory whose tokenizer and chat
     /// template text is read with; rows that hold `input_ids` need none.
     ///

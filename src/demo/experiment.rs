@@ -6,18 +6,18 @@ use super::facts::{Domain, Facts, Pool, ROW_TOKENS, VOCAB_SIZE};
 use crate::data::{DataStream, StreamOptions};
 use crate::error::{Error, Result};
 use crate::events::{Event, Measured, Phase};
-use crate::model::{Adapter, AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Projection, RopeScaling};
-use crate::objective::{EntropyOver, Evaluator, LossBatch, LossTape, Subject};
+use crate::model::{Adapter, AdapterConfig, Batch, Model, ModelConfig, ModelFamily, Parameters, RopeScaling};
+use crate::objective::{EntropyOver, Evaluator, LossBatch, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 use crate::random::{Random, Stream};
 use crate::safeguard;
-use crate::tar::{Adversary, AdversarySource, Hardener, Settings, Streams, TrResistance};
-use crate::training::{MemorySettings, Trainer};
+use crate::tar::{Adversary, Hardener, ResistanceLoss, Settings, Streams};
+use crate::training::{FineTune, FineTuneRun, GuardedTrainer, MemorySettings, Source, StreamDraws, Work};
 
 /// How much of everything.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct Course {
     /// Seed of facts, weights, batches and draws.
     pub seed: u64,
     /// Steps of pre-training.
@@ -30,27 +30,30 @@ pub struct Plan {
     pub inner_steps: u64,
     /// Rows of a batch.
     pub rows: usize,
-    /// The attacks: name, learning rate, steps, and the LoRA rank where not all weights are trained.
-    pub attacks: Vec<AttackPlan>,
+    /// The attacks on the finished models.
+    pub attacks: Vec<DemoAttack>,
 }
 
 /// One attack on a finished model.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AttackPlan {
+pub struct DemoAttack {
     /// Its name.
     pub name: String,
-    /// Learning rate of its AdamW.
-    pub lr: f64,
-    /// Steps.
-    pub steps: u64,
-    /// LoRA rank; all weights are trained where absent.
-    pub lora_rank: Option<usize>,
+    /// What it does.
+    pub fine_tune: FineTune<Domain>,
 }
 
-impl Plan {
+impl DemoAttack {
+    fn new(name: &str, lr: f64, steps: u64, adapter: Option<AdapterConfig>) -> Self {
+        let plain =
+            FineTune::new(Source::One(Domain::Restricted), OptimizerConfig::new(OptimizerKind::AdamW, lr), steps);
+        Self { name: name.into(), fine_tune: FineTune { adapter, ..plain } }
+    }
+}
+
+impl Course {
     /// The full demonstration.
     pub fn full(seed: u64) -> Self {
-        let attack = |name: &str, lr, steps, lora_rank| AttackPlan { name: name.into(), lr, steps, lora_rank };
         Self {
             seed,
             pretrain_steps: 1200,
@@ -59,23 +62,22 @@ impl Plan {
             inner_steps: 24,
             rows: 16,
             attacks: vec![
-                attack("full AdamW 1e-3", 1e-3, 200, None),
-                attack("full AdamW 3e-4", 3e-4, 200, None),
-                attack("full AdamW 1e-3, long", 1e-3, 600, None),
-                attack("LoRA r8 AdamW 3e-3", 3e-3, 200, Some(8)),
+                DemoAttack::new("full AdamW 1e-3", 1e-3, 200, None),
+                DemoAttack::new("full AdamW 3e-4", 3e-4, 200, None),
+                DemoAttack::new("full AdamW 1e-3, long", 1e-3, 600, None),
+                DemoAttack::new("LoRA r8 AdamW 3e-3", 3e-3, 200, Some(AdapterConfig::new(8))),
             ],
         }
     }
 
     /// The same course in a few seconds: it shows that every part runs, not what the method can do.
     pub fn quick(seed: u64) -> Self {
-        let mut plan = Self::full(seed);
-        (plan.pretrain_steps, plan.unlearn_steps) = (60, 10);
-        (plan.outer_steps, plan.inner_steps) = (4, 8);
-        for attack in &mut plan.attacks {
-            attack.steps /= 20;
+        let full = Self::full(seed);
+        let mut attacks = full.attacks;
+        for attack in &mut attacks {
+            attack.fine_tune.steps /= 20;
         }
-        plan
+        Self { pretrain_steps: 60, unlearn_steps: 10, outer_steps: 4, inner_steps: 8, attacks, ..full }
     }
 }
 
@@ -99,7 +101,7 @@ pub struct Outcome {
     pub unlearned: (f64, f64),
     /// See `pretrained`.
     pub hardened: (f64, f64),
-    /// For each attack of the plan: curve on the unlearned and on the hardened model.
+    /// For each attack of the course: curve on the unlearned and on the hardened model.
     pub attacks: Vec<(AttackCurve, AttackCurve)>,
     /// Weights of the pre-trained model.
     pub pretrained_weights: Vec<f32>,
@@ -114,7 +116,7 @@ pub type Observer<'a> = dyn FnMut(Event) -> Result<()> + 'a;
 
 /// The demonstration on a backend.
 pub struct Experiment<B: Backend> {
-    plan: Plan,
+    course: Course,
     facts: Facts,
     model: Arc<Model<B>>,
     evaluator: Evaluator<B>,
@@ -126,21 +128,21 @@ const QUESTIONS: usize = 96;
 pub(super) const RETAIN_ROWS: usize = 4;
 /// A tamper-resistance gradient is taken after so many inner steps.
 pub(super) const TR_EVERY: u64 = 4;
+/// What to do about a step whose numbers are not finite: nothing here is the user's.
+const DIVERGED: &str = "report this as a defect";
 /// Points on an attack's curve besides the first.
 const CURVE_POINTS: u64 = 10;
 
 impl<B: Backend> Experiment<B> {
     /// Draws the facts and makes room for the model.
-    pub fn new(backend: B, plan: Plan) -> Result<Self> {
+    pub fn new(backend: B, course: Course) -> Result<Self> {
         let model = Arc::new(Model::new(backend, Self::model_config(), 64)?);
-        let sample = Adapter::zeros(
-            &model.backend,
-            &model.config,
-            lora(plan.attacks.iter().filter_map(|a| a.lora_rank).max().unwrap_or(1)),
-        )?;
+        let ranks = course.attacks.iter().filter_map(|attack| attack.fine_tune.adapter.as_ref()).map(|a| a.rank);
+        let largest = AdapterConfig::new(ranks.max().unwrap_or(1));
+        let sample = Adapter::zeros(&model.backend, &model.config, largest)?;
         let evaluator =
-            Evaluator::new(Arc::clone(&model), (2 * plan.rows * ROW_TOKENS).max(QUESTIONS * 4), &[&sample])?;
-        Ok(Self { facts: Facts::new(plan.seed), plan, model, evaluator })
+            Evaluator::new(Arc::clone(&model), (2 * course.rows * ROW_TOKENS).max(QUESTIONS * 4), &[&sample])?;
+        Ok(Self { facts: Facts::new(course.seed), course, model, evaluator })
     }
 
     /// The architecture: Llama, 0.66 million parameters.
@@ -182,8 +184,8 @@ impl<B: Backend> Experiment<B> {
         let hardened_parameters = Parameters::from_host(&backend, "hardened", self.model.layout(), &hardened_weights)?;
         let hardened = self.accuracies(Subject::plain(&hardened_parameters))?;
         let mut attacks = Vec::new();
-        for index in 0..self.plan.attacks.len() {
-            let name = self.plan.attacks[index].name.clone();
+        for index in 0..self.course.attacks.len() {
+            let name = self.course.attacks[index].name.clone();
             let plain = self.attack(index, Phase::AttackUnlearned(&name), &unlearned_weights, observe)?;
             let hard = self.attack(index, Phase::AttackHardened(&name), &hardened_weights, observe)?;
             attacks.push((plain, hard));
@@ -202,7 +204,7 @@ impl<B: Backend> Experiment<B> {
     /// Normal weights of deviation 0.02, norms 1: the initialisation of Transformers.
     fn initial_weights(&self) -> Result<Parameters<B>> {
         let layout = self.model.layout();
-        let mut random = Random::new(self.plan.seed, Stream::Weights, 0, 0);
+        let mut random = Random::new(self.course.seed, Stream::Weights, 0, 0);
         let mut values = vec![1.0f32; layout.len()];
         for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 2) {
             values[entry.block.range()].fill_with(|| (0.02 * random.normal()) as f32);
@@ -217,36 +219,35 @@ impl<B: Backend> Experiment<B> {
     }
 
     fn batch(&self, rows: Vec<(Vec<u32>, Vec<u32>)>) -> Result<LossBatch<B>> {
-        let mut batch = crate::model::Batch::default();
-        for (tokens, labels) in &rows {
-            batch.push(tokens, labels, tokens.len());
-        }
-        LossBatch::new(&self.model, batch)
+        LossBatch::new(&self.model, packed(&rows))
     }
 
     fn pretrain(&mut self, weights: &mut Parameters<B>, observe: &mut Observer) -> Result<()> {
-        let steps = self.plan.pretrain_steps;
+        let steps = self.course.pretrain_steps;
         observe(Event::Begin { phase: Phase::Pretrain, from: 0, steps })?;
         let backend = self.model.backend.clone();
         let schedule = cosine(steps / 24, steps, 0.0);
-        let config = OptimizerConfig { schedule, ..OptimizerConfig::new(OptimizerKind::AdamW, 2e-3) };
-        let mut trainer = Trainer::full(&backend, self.model.layout(), config)?;
-        let mut tape = LossTape::new(&backend, 1)?;
-        for step in 0..steps {
-            let mut random = Random::new(self.plan.seed, Stream::Demo, step, 2);
-            let mut rows = self.facts.rows(Domain::Restricted, Pool::All, self.plan.rows, &mut random);
-            rows.extend(self.facts.rows(Domain::Benign, Pool::All, self.plan.rows, &mut random));
-            let batch = self.batch(rows)?;
-            tape.clear(&backend)?;
-            trainer.cross_entropy_step(&mut self.evaluator, weights, &batch, tape.slot(0))?;
-            let measured = Measured::Pretrain { loss: tape.read_one(&backend, 0)? };
-            observe(Event::Step { step: step + 1, measured })?;
+        let optimizer = OptimizerConfig { schedule, ..OptimizerConfig::new(OptimizerKind::AdamW, 2e-3) };
+        let both = [Domain::Restricted, Domain::Benign];
+        let seed = self.course.seed;
+        let training = FineTune::new(Source::One(both), optimizer, steps);
+        let mut learner = GuardedTrainer::new(&backend, training.trainer(&self.model, seed)?, DIVERGED)?;
+        let mut room = LossBatch::with_room(&self.model, self.evaluator.capacity())?;
+        let mut run = FineTuneRun::new(training, StreamDraws::OfStep { seed });
+        while !run.is_over() {
+            let work = Work { evaluator: &mut self.evaluator, weights, batch: &mut room };
+            let report = run.step(&mut learner, work, |step, model, batch| {
+                let mut random = Random::new(seed, Stream::Demo, step.index, 2);
+                let drawn = both.map(|domain| self.facts.rows(domain, Pool::All, self.course.rows, &mut random));
+                batch.refill(model, packed(&drawn.concat()))
+            })?;
+            observe(Event::Step { step: run.steps_done(), measured: Measured::Pretrain { loss: report.loss } })?;
         }
         observe(Event::End)
     }
 
     fn unlearn(&mut self, weights: &mut Parameters<B>, base: &Parameters<B>, observe: &mut Observer) -> Result<()> {
-        let steps = self.plan.unlearn_steps;
+        let steps = self.course.unlearn_steps;
         observe(Event::Begin { phase: Phase::Safeguard, from: 0, steps })?;
         let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
         let mut safeguard = safeguard::Safeguard::new(
@@ -256,10 +257,10 @@ impl<B: Backend> Experiment<B> {
             EntropyOver::Valid,
         )?;
         for step in 0..steps {
-            let mut random = Random::new(self.plan.seed, Stream::Demo, step, 3);
+            let mut random = Random::new(self.course.seed, Stream::Demo, step, 3);
             let restricted =
-                self.batch(self.facts.rows(Domain::Restricted, Pool::Defence, self.plan.rows, &mut random))?;
-            let benign = self.batch(self.facts.rows(Domain::Benign, Pool::All, self.plan.rows, &mut random))?;
+                self.batch(self.facts.rows(Domain::Restricted, Pool::Defence, self.course.rows, &mut random))?;
+            let benign = self.batch(self.facts.rows(Domain::Benign, Pool::All, self.course.rows, &mut random))?;
             let losses = safeguard.step(&mut self.evaluator, weights, base, &restricted, &benign)?;
             observe(Event::Step { step: step + 1, measured: Measured::Safeguard(losses) })?;
         }
@@ -267,13 +268,13 @@ impl<B: Backend> Experiment<B> {
     }
 
     fn harden(&mut self, weights: Parameters<B>, base: Parameters<B>, observe: &mut Observer) -> Result<Vec<f32>> {
-        let (steps, inner_steps) = (self.plan.outer_steps, self.plan.inner_steps);
+        let (steps, inner_steps) = (self.course.outer_steps, self.course.inner_steps);
         observe(Event::Begin { phase: Phase::Harden, from: 0, steps })?;
         let streams = Streams(
             [
-                self.stream("attack", Domain::Restricted, Pool::Attack, self.plan.rows)?,
-                self.stream("held", Domain::Restricted, Pool::Held, self.plan.rows)?,
-                self.stream("retain", Domain::Benign, Pool::All, RETAIN_ROWS * self.plan.rows)?,
+                self.stream("attack", Domain::Restricted, Pool::Attack, self.course.rows)?,
+                self.stream("held", Domain::Restricted, Pool::Held, self.course.rows)?,
+                self.stream("retain", Domain::Benign, Pool::All, RETAIN_ROWS * self.course.rows)?,
             ]
             .into(),
         );
@@ -289,7 +290,7 @@ impl<B: Backend> Experiment<B> {
 
     fn stream(&self, name: &str, domain: Domain, pool: Pool, batch: usize) -> Result<(String, DataStream)> {
         let which = 4 + domain as usize as u64 * 8 + pool as usize as u64;
-        let mut random = Random::new(self.plan.seed, Stream::Demo, 0, which);
+        let mut random = Random::new(self.course.seed, Stream::Demo, 0, which);
         let rows = self.facts.rows(domain, pool, 4096, &mut random);
         let options = StreamOptions {
             batch,
@@ -298,20 +299,20 @@ impl<B: Backend> Experiment<B> {
             pack: true,
             pad_token_id: 0,
             vocab_size: VOCAB_SIZE,
-            seed: self.plan.seed,
+            seed: self.course.seed,
         };
         Ok((name.to_string(), DataStream::from_samples(name, rows, options)?))
     }
 
     fn settings(&self) -> Settings {
         Settings {
-            seed: self.plan.seed,
-            inner_steps: self.plan.inner_steps,
+            seed: self.course.seed,
+            inner_steps: self.course.inner_steps,
             tr_every: TR_EVERY,
             tr_scale: 8.0,
             schedule_lambda: Some(0.25),
             tasks_per_step: 1,
-            tr_loss: TrResistance::MaxEntropy(EntropyOver::Learned),
+            tr_loss: ResistanceLoss::MaxEntropy(EntropyOver::Learned),
             tr_data: "held".into(),
             retain_data: "retain".into(),
             retain_scale: 1.0,
@@ -319,12 +320,12 @@ impl<B: Backend> Experiment<B> {
             representations_over: EntropyOver::Valid,
             lower_bound: None,
             outer: OptimizerConfig {
-                schedule: cosine(0, self.plan.outer_steps, 0.05),
+                schedule: cosine(0, self.course.outer_steps, 0.05),
                 ..OptimizerConfig::new(OptimizerKind::AdamW, 1.5e-3)
             },
             adversaries: vec![Adversary {
                 name: "full".into(),
-                source: AdversarySource::One("attack".into()),
+                source: Source::One("attack".into()),
                 weight: 1.0,
                 adapter: None,
                 learning_rates: vec![3e-4, 1e-3, 2e-3],
@@ -336,43 +337,40 @@ impl<B: Backend> Experiment<B> {
     }
 
     fn attack(&mut self, index: usize, phase: Phase, start: &[f32], observe: &mut Observer) -> Result<AttackCurve> {
-        let plan = self.plan.attacks[index].clone();
-        observe(Event::Begin { phase, from: 0, steps: plan.steps })?;
+        let DemoAttack { fine_tune, .. } = self.course.attacks[index].clone();
+        let steps = fine_tune.steps;
+        observe(Event::Begin { phase, from: 0, steps })?;
         let backend = self.model.backend.clone();
+        let seed = self.course.seed;
         let mut weights = Parameters::from_host(&backend, "attacked weights", self.model.layout(), start)?;
-        let mut trainer = self.attacker(&plan)?;
-        let mut tape = LossTape::new(&backend, 1)?;
+        let mut learner = GuardedTrainer::new(&backend, fine_tune.trainer(&self.model, seed)?, DIVERGED)?;
+        let mut room = LossBatch::with_room(&self.model, self.evaluator.capacity())?;
+        let mut run = FineTuneRun::new(fine_tune, StreamDraws::OfStep { seed });
         let mut curve = AttackCurve { steps: vec![], restricted: vec![], benign: vec![] };
-        let every = (plan.steps / CURVE_POINTS).max(1);
-        for step in 0..=plan.steps {
-            if step % every == 0 || step == plan.steps {
-                let (restricted, benign) = self.accuracies(trainer.subject(&weights))?;
-                curve.steps.push(step);
+        let every = (steps / CURVE_POINTS).max(1);
+        loop {
+            let done = run.steps_done();
+            if done.is_multiple_of(every) || run.is_over() {
+                let (restricted, benign) = self.accuracies(learner.trainer().subject(&weights))?;
+                curve.steps.push(done);
                 curve.restricted.push(restricted);
                 curve.benign.push(benign);
             }
-            if step == plan.steps {
+            if run.is_over() {
                 break;
             }
-            let mut random = Random::new(self.plan.seed, Stream::Demo, step, 32 + index as u64);
-            let batch = self.batch(self.facts.rows(Domain::Restricted, Pool::Attack, self.plan.rows, &mut random))?;
-            tape.clear(&backend)?;
-            trainer.cross_entropy_step(&mut self.evaluator, &mut weights, &batch, tape.slot(0))?;
+            let work = Work { evaluator: &mut self.evaluator, weights: &mut weights, batch: &mut room };
+            let report = run.step(&mut learner, work, |step, model, batch| {
+                let mut random = Random::new(seed, Stream::Demo, step.index, 32 + index as u64);
+                let rows = self.facts.rows(Domain::Restricted, Pool::Attack, self.course.rows, &mut random);
+                batch.refill(model, packed(&rows))
+            })?;
             let restricted = curve.restricted.last().copied().unwrap_or(0.0);
-            let measured = Measured::DemoAttack { loss: tape.read_one(&backend, 0)?, restricted };
-            observe(Event::Step { step: step + 1, measured })?;
+            let measured = Measured::DemoAttack { loss: report.loss, restricted };
+            observe(Event::Step { step: run.steps_done(), measured })?;
         }
         observe(Event::End)?;
         Ok(curve)
-    }
-
-    fn attacker(&self, plan: &AttackPlan) -> Result<Trainer<B>> {
-        let backend = &self.model.backend;
-        let config = OptimizerConfig::new(OptimizerKind::AdamW, plan.lr);
-        let Some(rank) = plan.lora_rank else { return Trainer::full(backend, self.model.layout(), config) };
-        let mut adapter = Adapter::zeros(backend, &self.model.config, lora(rank))?;
-        adapter.initialise(backend, self.plan.seed, 0)?;
-        Trainer::lora(backend, adapter, config, self.plan.seed)
     }
 
     /// Accuracy on the restricted facts that nobody trains on, and on the benign facts.
@@ -405,14 +403,13 @@ fn cosine(warmup: u64, total: u64, floor: f64) -> Schedule {
     Schedule { warmup, total, decay: Decay::Cosine { floor }, ..Schedule::constant() }
 }
 
-fn lora(rank: usize) -> AdapterConfig {
-    AdapterConfig {
-        rank,
-        alpha: 2.0 * rank as f64,
-        dropout: 0.0,
-        rank_stabilised: false,
-        targets: Projection::ALL.into(),
+/// Rows as one packed batch.
+fn packed(rows: &[(Vec<u32>, Vec<u32>)]) -> Batch {
+    let mut batch = Batch::default();
+    for (tokens, labels) in rows {
+        batch.push(tokens, labels, tokens.len());
     }
+    batch
 }
 
 /// The first index of the largest value.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::experiment::{RETAIN_ROWS, TR_EVERY};
 use super::facts::ROW_TOKENS;
-use super::{Domain, Facts, Plan, Pool};
+use super::{Course, Domain, Facts, Pool};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::ops::IGNORE_INDEX;
@@ -55,7 +55,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).map_err(Error::io("write", path))
 }
 
-impl Plan {
+impl Course {
     /// Floating-point operations of the plain safeguard and of TAR, counted from the architecture.
     pub fn defence_flop(&self, model: &ModelConfig) -> (f64, f64) {
         let costs = Costs::new(model);
@@ -97,7 +97,7 @@ mod tests {
     /// 6 operations a weight and token forward and backward, and attention on top.
     #[test]
     fn the_cost_of_the_defence_is_near_six_operations_a_weight_and_token() {
-        let (plan, model) = (Plan::full(1), Experiment::<Cpu>::model_config());
+        let (plan, model) = (Course::full(1), Experiment::<Cpu>::model_config());
         let (unlearn, harden) = plan.defence_flop(&model);
         // Linear layers and head: 3 · (128 · 256 + 128 · 128 + 3 · 128 · 384) + 128 · 256.
         let weights = 3.0 * (32_768.0 + 16_384.0 + 147_456.0) + 32_768.0;

@@ -5,6 +5,6 @@ mod experiment;
 mod facts;
 mod handover;
 
-pub use experiment::{AttackCurve, AttackPlan, Experiment, Outcome, Plan};
+pub use experiment::{AttackCurve, Course, DemoAttack, Experiment, Outcome};
 pub use facts::{Domain, Facts, Pool};
 pub use handover::write_handover;

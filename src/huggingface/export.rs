@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::str::FromStr;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -14,8 +15,9 @@ use crate::files::{sync, write_directory, write_json};
 use crate::model::{ModelConfig, ModelFamily, ModelLayout, RopeScaling};
 use crate::ops;
 
-/// Dtype of the weights that are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Dtype of the weights that are written. Settings name it `f32`, `bf16` or `f16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ExportDType {
     /// 32-bit float.
     F32,
@@ -23,6 +25,20 @@ pub enum ExportDType {
     Bf16,
     /// IEEE half.
     F16,
+}
+
+impl FromStr for ExportDType {
+    type Err = Error;
+
+    /// The dtype that settings call so.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "f16" => Ok(Self::F16),
+            _ => Err(Error::config("dtype", format!("`{text}` is no dtype"), "use f32, bf16 or f16")),
+        }
+    }
 }
 
 impl ExportDType {

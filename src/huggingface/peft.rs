@@ -9,7 +9,7 @@ use super::export::{ExportDType, write_tensors};
 use super::{TensorFile, strict_json};
 use crate::error::{Error, Result};
 use crate::files::{write_directory, write_json};
-use crate::model::{AdapterConfig, AdapterLayout, ModelConfig, Projection};
+use crate::model::{AdapterConfig, AdapterLayout, MAX_RANK, ModelConfig, Projection};
 use crate::ops;
 
 const CONFIG: &str = "adapter_config.json";
@@ -121,8 +121,8 @@ fn parse(map: &Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
         }
     };
     let rank = number("r", None)?;
-    if rank.fract() != 0.0 || !(1.0..=65_536.0).contains(&rank) {
-        return Err(refuse(format!("`r` is {rank}, not a whole number from 1 to 65536")));
+    if rank.fract() != 0.0 || !(1.0..=MAX_RANK as f64).contains(&rank) {
+        return Err(refuse(format!("`r` is {rank}, not a whole number from 1 to {MAX_RANK}")));
     }
     let dropout = number("lora_dropout", Some(0.0))?;
     if !(0.0..1.0).contains(&dropout) {

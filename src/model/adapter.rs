@@ -1,11 +1,13 @@
 //! LoRA: which projections are adapted, with what factors.
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
 use super::{AdapterLayout, FactorBlocks, Gradients, ModelConfig, Parameters};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{Backend, LoraSlice};
 use crate::random::{Random, Stream};
+use crate::settings::{at_least, at_most, fault, positive, suggestion};
 
 /// The linear projections of a layer, in the order of their places in a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -67,6 +69,18 @@ impl Projection {
     }
 }
 
+impl FromStr for Projection {
+    type Err = Error;
+
+    /// The projection of this name.
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|projection| projection.name() == text).ok_or_else(|| {
+            let known = suggestion(text, Self::ALL.iter().map(|projection| projection.name()));
+            Error::config("targets", format!("`{text}` is no projection"), known)
+        })
+    }
+}
+
 /// The hyperparameters of an adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterConfig {
@@ -82,7 +96,35 @@ pub struct AdapterConfig {
     pub targets: BTreeSet<Projection>,
 }
 
+/// More than anybody means, and few enough to be counted and allocated.
+pub(crate) const MAX_RANK: usize = 1 << 16;
+
 impl AdapterConfig {
+    /// All projections at `rank`, with α twice the rank and without dropout.
+    pub fn new(rank: usize) -> Self {
+        Self { rank, alpha: 2.0 * rank as f64, dropout: 0.0, rank_stabilised: false, targets: Projection::ALL.into() }
+    }
+
+    fn check_rank(&self, key: &str) -> Result<()> {
+        let key = format!("{key}.rank");
+        at_least(&key, self.rank as u64, 1)?;
+        at_most(&key, self.rank as u64, MAX_RANK as u64)
+    }
+
+    /// Fails where a hyperparameter is out of its range. `key` is the place of the settings: errors name `KEY.rank`, ….
+    pub fn check(&self, key: &str) -> Result<()> {
+        let at = |name: &str| format!("{key}.{name}");
+        self.check_rank(key)?;
+        positive(&at("alpha"), self.alpha)?;
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(fault(at("dropout"), format!("is {}", self.dropout), "use 0 or more and less than 1"));
+        }
+        if self.targets.is_empty() {
+            return Err(fault(at("targets"), "is empty", "name at least one projection, such as \"q_proj\""));
+        }
+        Ok(())
+    }
+
     /// The factor on B A.
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;
@@ -143,7 +185,11 @@ struct AdaptedProjection {
 
 impl<B: Backend> Adapter<B> {
     /// An adapter whose factors are all zero.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a rank of 0 or above 65,536.
     pub fn zeros(backend: &B, model: &ModelConfig, config: AdapterConfig) -> Result<Self> {
+        config.check_rank("adapter")?;
         let layout = AdapterLayout::new(model, &config)?;
         let sites = (0..model.num_hidden_layers).map(|layer| sites_of_layer(&layout, model, layer)).collect();
         let parameters = Parameters::zeros(backend, "adapter", &layout)?;

@@ -23,6 +23,7 @@ mod stepping;
 mod subject;
 mod workspace;
 
+pub(crate) use adapter::MAX_RANK;
 pub use adapter::{Adapter, AdapterConfig, Projection};
 pub use backward::{GradientDestinations, HiddenGradient};
 pub use batch::{Batch, DeviceBatch};

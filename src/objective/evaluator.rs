@@ -73,9 +73,9 @@ impl<B: Backend> Evaluator<B> {
     /// [`Model::backward_stepping`].
     pub fn cross_entropy_stepping(&mut self, pass: SteppingPass<B>) -> Result<()> {
         const LOSS: HeadLoss = HeadLoss::CrossEntropy;
-        let SteppingPass { weights, batch, gradients, stepper, loss } = pass;
+        let SteppingPass { weights, batch, scale, gradients, stepper, loss } = pass;
         let backend = self.model.backend.clone();
-        self.weigh(batch, &learned_token_weights(&batch.targets, 1.0))?;
+        self.weigh(batch, &learned_token_weights(&batch.targets, scale))?;
         let key = Key::of(Recordable {
             backend: &backend,
             loss: LOSS,
@@ -91,7 +91,7 @@ impl<B: Backend> Evaluator<B> {
             evaluator.head(LOSS, weights, batch, Some(&mut head))?;
             model.backward_stepping(weights, &batch.device, &mut evaluator.workspace, gradients, stepper)
         })?;
-        self.note_loss(batch, 1.0, loss)
+        self.note_loss(batch, scale, loss)
     }
 
     /// Minus the mean entropy of the next-token distribution over the positions that `over` names.

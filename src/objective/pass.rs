@@ -24,6 +24,8 @@ pub struct SteppingPass<'a, B: Backend> {
     pub weights: &'a mut Parameters<B>,
     /// The batch.
     pub batch: &'a LossBatch<B>,
+    /// The factor on the gradient. The loss itself is reported without it.
+    pub scale: f32,
     /// Memory for the gradient of one part at a time.
     pub gradients: &'a mut PartGradients<B>,
     /// The step of each part.

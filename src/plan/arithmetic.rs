@@ -6,8 +6,9 @@
 
 use serde::Serialize;
 
-use crate::config::{AdversaryConfig, AdversaryData, ParameterChoice, RunConfig, SafeguardMethod, TrLoss};
+use crate::config::{AdversaryConfig, ParameterChoice, RunConfig, SafeguardMethod, TrLoss};
 use crate::model::{ModelConfig, Recompute, kept_layers};
+use crate::training::Source;
 
 /// One kind of work in an outer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -101,14 +102,14 @@ fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &Adver
 /// The streams that an attack of `steps` steps trains on, each with its expected number of steps.
 fn shares(adversary: &AdversaryConfig, steps: f64) -> Vec<(&str, f64)> {
     match &adversary.data {
-        AdversaryData::One(name) => vec![(name, steps)],
-        AdversaryData::Switch([first, second]) => {
+        Source::One(name) => vec![(name, steps)],
+        Source::Switch { streams: [first, second], .. } => {
             let before = adversary.switch.map_or(0.0, |draw| mean_switch(draw.beta, steps));
             vec![(first, before), (second, steps - before)]
         }
-        AdversaryData::Mixture(weights) => {
-            let total: f64 = weights.values().sum();
-            weights.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
+        Source::Mixture(parts) => {
+            let total: f64 = parts.iter().map(|(_, weight)| weight).sum();
+            parts.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
         }
     }
 }

@@ -5,24 +5,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::scorer::{Measures, Prefix, joined};
-use super::suite::{Attack, Finetune, Method, Prefill, Role, Source};
-use super::{AbliterationData, Cost, Point, Scores, abliterate, add_noise};
-use crate::data::DataStream;
+use super::suite::{Attack, AttackMethod, Prefill, Role};
+use super::{AbliterationData, AttackerData, Cost, Point, Scores, abliterate};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Batch, Model, Parameters};
+use crate::model::{Batch, Model, Parameters};
 use crate::objective::{Evaluator, LossBatch, Subject};
 use crate::ops::{Backend, UpdateRule};
 use crate::optimizer::OptimizerKind;
 use crate::plan::{Backward, Costs, attack_bytes};
-use crate::random::{Random, Stream, weighted};
-use crate::training::{GuardedSteps, Trainer};
+use crate::training::{FineTune, FineTuneRun, GuardedTrainer, OpenStreams, StreamDraws, Trainer, Work};
 
 /// What to do about an attack that diverges.
 const DIVERGED: &str = "lower its lr";
 /// Rows of each side that abliteration takes its means over, as Arditi et al. do, and how many go through at once.
 const ABLITERATION_ROWS: usize = 128;
 const ABLITERATION_BATCH: usize = 32;
-/// The name that `temper attack` reads its data under, so that both see the same order.
+/// The name that keys the order of rows which no training goes over.
 const STREAM: &str = "data";
 
 /// A model under attack and what attackers have, shared by all of them.
@@ -31,8 +29,8 @@ pub struct Target<B: Backend> {
     pub model: Arc<Model<B>>,
     /// The unattacked weights.
     pub weights: Vec<f32>,
-    /// The data, by role; in the place of a file that cannot be used the reason.
-    pub streams: BTreeMap<Role, std::result::Result<DataStream, String>>,
+    /// The data that attackers have.
+    pub data: AttackerData,
     /// What is measured.
     pub measures: Measures,
     /// Measurements along an attack, besides the one before it.
@@ -65,20 +63,20 @@ impl<B: Backend> Target<B> {
     /// Bytes that an attack needs on the CPU backend, besides what all attacks share.
     pub fn bytes(&self, attack: &Attack) -> Result<u64> {
         let measured = self.measures.capacity(0);
-        // What only evaluates counts as an attack without optimizer states, whose gradient leaves a margin.
+        // An attack without training is counted as a step of SGD: that is more than it needs.
         let (adapter, optimizer, tokens, shown) = match &attack.method {
-            Method::Finetune(finetune) => {
-                let tokens = self.finetune_capacity(finetune, attack.seed)?;
+            AttackMethod::Finetune(finetune) => {
+                let tokens = self.fine_tune_capacity(&self.open(finetune, attack.seed)?);
                 (finetune.adapter.as_ref(), finetune.optimizer.kind, tokens, 0)
             }
-            Method::Prefill(Prefill::Demonstrations(count)) => {
-                let shown = self.stream(Role::Restricted)?.longest().saturating_mul(*count);
+            AttackMethod::Prefill(Prefill::Demonstrations(count)) => {
+                let shown = self.data.stream(Role::Restricted)?.longest().saturating_mul(*count);
                 (None, OptimizerKind::SgdMomentum, self.measures.capacity(shown), shown)
             }
-            Method::Prefill(Prefill::Answer(_)) => (None, OptimizerKind::SgdMomentum, measured, 0),
-            Method::Abliteration { .. } => {
+            AttackMethod::Prefill(Prefill::Answer(_)) => (None, OptimizerKind::SgdMomentum, measured, 0),
+            AttackMethod::Abliteration { .. } => {
                 let streams = [Role::RestrictedPrompts, Role::HarmlessPrompts]
-                    .map(|role| self.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, attack.seed));
+                    .map(|role| self.data.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, attack.seed));
                 let [restricted, harmless] = streams;
                 let most = restricted?.max_batch_tokens().max(harmless?.max_batch_tokens());
                 (None, OptimizerKind::SgdMomentum, measured.max(most), 0)
@@ -90,25 +88,14 @@ impl<B: Backend> Target<B> {
         Ok(attack_bytes(config, adapter, optimizer, tokens as u64).saturating_add(cached))
     }
 
-    fn finetune_capacity(&self, finetune: &Finetune, seed: u64) -> Result<usize> {
-        let mut capacity = self.measures.capacity(0);
-        for role in finetune.source.roles() {
-            let stream = self.stream(role)?.reopened(STREAM, finetune.batch, seed)?;
-            capacity = capacity.max(stream.max_batch_tokens());
-        }
-        Ok(capacity)
+    /// The streams of a fine-tuning attack.
+    fn open(&self, fine_tune: &FineTune<Role>, seed: u64) -> Result<OpenStreams> {
+        OpenStreams::new(fine_tune, seed, |role| self.data.stream(*role))
     }
 
-    fn stream(&self, role: Role) -> Result<&DataStream> {
-        let refuse = |problem: &str| {
-            let key = format!("data.{}", role.name());
-            Error::config(key, problem, "mend it, or leave out the attacks that need it")
-        };
-        match self.streams.get(&role) {
-            Some(Ok(stream)) => Ok(stream),
-            Some(Err(problem)) => Err(refuse(problem)),
-            None => Err(refuse("missing")),
-        }
+    /// Tokens of the largest batch of a training or a measurement.
+    fn fine_tune_capacity(&self, streams: &OpenStreams) -> usize {
+        self.measures.capacity(0).max(streams.max_batch_tokens())
     }
 }
 
@@ -136,9 +123,9 @@ impl<'a, B: Backend> Attacker<'a, B> {
             self.changed = false;
         }
         match &attack.method {
-            Method::Finetune(finetune) => self.finetune(finetune, attack.seed, tick),
-            Method::Prefill(prefill) => self.prefill(prefill, attack.seed),
-            Method::Abliteration { depth } => self.abliterate(*depth, attack.seed, tick),
+            AttackMethod::Finetune(fine_tune) => self.fine_tune(fine_tune, attack.seed, tick),
+            AttackMethod::Prefill(prefill) => self.prefill(prefill, attack.seed),
+            AttackMethod::Abliteration { depth } => self.abliterate(*depth, attack.seed, tick),
         }
     }
 
@@ -151,36 +138,35 @@ impl<'a, B: Backend> Attacker<'a, B> {
         Point { cost: Cost::default(), loss: None, scores: self.before.clone() }
     }
 
-    fn finetune(&mut self, finetune: &Finetune, seed: u64, tick: &mut Tick) -> Result<Vec<Point>> {
+    fn fine_tune(&mut self, fine_tune: &FineTune<Role>, seed: u64, tick: &mut Tick) -> Result<Vec<Point>> {
         let model = Arc::clone(&self.target.model);
-        self.changed = finetune.adapter.is_none() || finetune.noise > 0.0;
-        if finetune.noise > 0.0 {
-            add_noise(&model, &mut self.weights, finetune.noise, seed)?;
-        }
-        let capacity = self.target.finetune_capacity(finetune, seed)?;
-        let mut feed = Feed::new(self.target, finetune, seed)?;
-        let mut trainer = trainer(&model, finetune, seed)?;
+        self.changed = fine_tune.adapter.is_none() || fine_tune.noise > 0.0;
+        fine_tune.disturb(&model, &mut self.weights, seed)?;
+        let mut streams = self.target.open(fine_tune, seed)?;
+        let capacity = self.target.fine_tune_capacity(&streams);
+        let trainer = fine_tune.trainer(&model, seed)?;
         let mut evaluator = Evaluator::new(Arc::clone(&model), capacity, &Vec::from_iter(trainer.adapter()))?;
-        let mut steps = GuardedSteps::new(&model.backend, DIVERGED)?;
         let mut meter = Meter::new(&model, &trainer);
+        let mut learner = GuardedTrainer::new(&model.backend, trainer, DIVERGED)?;
         let mut batch = LossBatch::with_room(&model, capacity)?;
-        let first = match finetune.noise > 0.0 {
-            true => Point { scores: self.measure(&mut evaluator, &mut trainer)?, ..self.unattacked() },
-            false => self.unattacked(),
-        };
-        let (mut curve, mut loss) = (vec![first], None);
+        let mut first = self.unattacked();
+        if fine_tune.noise > 0.0 {
+            first.scores = self.measure(&mut evaluator, learner.trainer_mut())?;
+        }
+        let mut curve = vec![first];
+        let mut loss = None;
         tick(None)?;
-        for step in 0..finetune.steps {
+        let mut run = FineTuneRun::new(fine_tune.clone(), StreamDraws::OfStep { seed });
+        while !run.is_over() {
             let start = Instant::now();
-            batch.refill(&model, feed.next_batch(step)?)?;
-            let scale = if step < finetune.negated_steps { -1.0 } else { 1.0 };
-            let report = steps.step(&mut trainer, &mut evaluator, &mut self.weights, &batch, scale, step)?;
+            let work = Work { evaluator: &mut evaluator, weights: &mut self.weights, batch: &mut batch };
+            let report = run.step(&mut learner, work, |step, model, batch| streams.refill(step, model, batch))?;
             meter.add(batch.host(), start);
             tick(Some(report.loss))?;
             // A skipped step has a loss that no file can hold.
             loss = Some(report.loss).filter(|loss| loss.is_finite()).or(loss);
-            if is_measured(step + 1, finetune.steps, self.target.points) {
-                let scores = self.measure(&mut evaluator, &mut trainer)?;
+            if is_measured(run.steps_done(), fine_tune.steps, self.target.points) {
+                let scores = self.measure(&mut evaluator, learner.trainer_mut())?;
                 curve.push(Point { cost: meter.cost, loss, scores });
             }
         }
@@ -195,20 +181,13 @@ impl<'a, B: Backend> Attacker<'a, B> {
             return measures.scores(evaluator, trainer.subject(&self.weights), &plain);
         }
         let backend = &self.target.model.backend;
-        let trained = trainer.adapter().map_or(&self.weights, |adapter| &adapter.parameters);
-        let (there, average) = (trained.download(backend)?, trainer.optimizer().average_point(backend, trained)?);
-        self.place(trainer, &average)?;
+        let trained = trainer.trained(&self.weights);
+        let there = trained.download(backend)?;
+        let average = trainer.optimizer().average_point(backend, trained)?;
+        trainer.trained_mut(&mut self.weights).upload(backend, &average)?;
         let scores = measures.scores(evaluator, trainer.subject(&self.weights), &plain)?;
-        self.place(trainer, &there)?;
+        trainer.trained_mut(&mut self.weights).upload(backend, &there)?;
         Ok(scores)
-    }
-
-    fn place(&mut self, trainer: &mut Trainer<B>, values: &[f32]) -> Result<()> {
-        let backend = &self.target.model.backend;
-        match trainer.adapter_mut() {
-            Some(adapter) => adapter.parameters.upload(backend, values),
-            None => self.weights.upload(backend, values),
-        }
     }
 
     fn prefill(&mut self, prefill: &Prefill, seed: u64) -> Result<Vec<Point>> {
@@ -216,7 +195,7 @@ impl<'a, B: Backend> Attacker<'a, B> {
         let (prefix, examples) = match prefill {
             Prefill::Answer(text) => (Prefix { answer: Some(text.clone()), ..Prefix::default() }, 0),
             Prefill::Demonstrations(count) => {
-                let rows = self.target.stream(Role::Restricted)?.reopened(STREAM, *count, seed)?.next_batch()?;
+                let rows = self.target.data.stream(Role::Restricted)?.reopened(STREAM, *count, seed)?.next_batch()?;
                 let bos = model.config.bos_token_id;
                 let tokens = rows
                     .segments
@@ -237,7 +216,7 @@ impl<'a, B: Backend> Attacker<'a, B> {
     fn abliterate(&mut self, depth: Option<f64>, seed: u64, tick: &mut Tick) -> Result<Vec<Point>> {
         let model = Arc::clone(&self.target.model);
         let sides = [Role::RestrictedPrompts, Role::HarmlessPrompts].map(|role| {
-            let mut stream = self.target.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, seed)?;
+            let mut stream = self.target.data.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, seed)?;
             let batches = ABLITERATION_ROWS.min(stream.len()).div_ceil(ABLITERATION_BATCH);
             let rows = (0..batches).map(|_| stream.next_batch()).collect::<Result<Vec<_>>>()?;
             Ok::<_, Error>((rows, stream.max_batch_tokens()))
@@ -268,49 +247,6 @@ fn is_measured(done: u64, steps: u64, points: u64) -> bool {
     let squared = u128::from(points) * u128::from(points);
     let measured = |done: u64| (u128::from(done) * squared / u128::from(steps.max(1))).isqrt();
     measured(done) > measured(done - 1)
-}
-
-fn trainer<B: Backend>(model: &Model<B>, finetune: &Finetune, seed: u64) -> Result<Trainer<B>> {
-    let (backend, optimizer) = (&model.backend, finetune.optimizer.clone());
-    let Some(config) = &finetune.adapter else { return Trainer::full(backend, model.layout(), optimizer) };
-    let mut adapter = Adapter::zeros(backend, &model.config, config.clone())?;
-    adapter.initialise(backend, seed, 0)?;
-    Trainer::lora(backend, adapter, optimizer, seed)
-}
-
-/// The batches of an attack: a switch or a mixture of streams.
-struct Feed {
-    source: Source,
-    streams: Vec<DataStream>,
-    seed: u64,
-}
-
-impl Feed {
-    fn new<B: Backend>(target: &Target<B>, finetune: &Finetune, seed: u64) -> Result<Self> {
-        let open = |role: Role| target.stream(role)?.reopened(STREAM, finetune.batch, seed);
-        let streams = finetune.source.roles().into_iter().map(open).collect::<Result<_>>()?;
-        Ok(Self { source: finetune.source.clone(), streams, seed })
-    }
-
-    fn next_batch(&mut self, step: u64) -> Result<Batch> {
-        let index = stream_at(&self.source, step, self.seed);
-        let stream = self.streams.get_mut(index);
-        stream
-            .ok_or_else(|| Error::config("attack.data", "no stream has a weight above 0", "give one a weight"))?
-            .next_batch()
-    }
-}
-
-/// Which of the source's streams `step` trains on.
-fn stream_at(source: &Source, step: u64, seed: u64) -> usize {
-    match source {
-        Source::One(_) => 0,
-        Source::Switch { at, .. } => usize::from(step >= *at),
-        Source::Mixture(parts) => {
-            let mut random = Random::new(seed, Stream::RedTeam, step, 0);
-            weighted(&mut random, parts.iter().map(|(_, weight)| *weight)).unwrap_or(usize::MAX)
-        }
-    }
 }
 
 /// Counts what an attack costs.
@@ -348,24 +284,6 @@ mod tests {
     use crate::optimizer::{OptimizerConfig, OptimizerKind};
 
     #[test]
-    fn a_switch_changes_the_stream_at_its_step() {
-        let source = Source::Switch { roles: [Role::Retain, Role::Restricted], at: 4 };
-        let used: Vec<usize> = (0..10).map(|step| stream_at(&source, step, 1)).collect();
-        assert_eq!(used, [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]);
-        assert_eq!(stream_at(&Source::One(Role::Ood), 5, 1), 0);
-    }
-
-    #[test]
-    fn a_mixture_draws_each_stream_as_often_as_its_weight_says() {
-        let source = Source::Mixture(vec![(Role::Retain, 1.0), (Role::Ood, 0.0), (Role::Restricted, 3.0)]);
-        let used: Vec<usize> = (0..4000).map(|step| stream_at(&source, step, 1)).collect();
-        let share = |index| used.iter().filter(|i| **i == index).count() as f64 / used.len() as f64;
-        // A share of 4000 draws has a deviation of 0.7 %.
-        assert!(share(1) == 0.0 && (share(0) - 0.25).abs() < 0.03, "{} {}", share(0), share(1));
-        assert_ne!(used, (0..4000).map(|step| stream_at(&source, step, 2)).collect::<Vec<_>>());
-    }
-
-    #[test]
     fn measurements_are_close_together_at_the_start_and_the_last_step_is_one() {
         let at = |steps, points| (1..=steps).filter(|&done| is_measured(done, steps, points)).collect::<Vec<u64>>();
         assert_eq!(at(1000, 10), [10, 40, 90, 160, 250, 360, 490, 640, 810, 1000]);
@@ -373,33 +291,6 @@ mod tests {
         assert_eq!(at(3, 10), [1, 2, 3]);
         assert_eq!(at(1 << 20, 1), [1 << 20]);
         assert!(is_measured(1 << 32, 1 << 32, 10_000));
-    }
-
-    /// Each tensor gets noise of its own size; the numbers are a function of the seed.
-    #[test]
-    fn noise_is_relative_to_each_tensor() {
-        let model = Model::new(Cpu, Experiment::<Cpu>::model_config(), 8).unwrap();
-        let layout = model.layout();
-        let mut start = vec![0.0f32; layout.len()];
-        for (index, entry) in layout.entries().iter().enumerate() {
-            start[entry.block.range()].fill(0.1 * (index + 1) as f32);
-        }
-        let noisy = |seed| {
-            let mut weights = Parameters::from_host(&Cpu, "weights", model.layout(), &start).unwrap();
-            add_noise(&model, &mut weights, 0.05, seed).unwrap();
-            weights.download(&Cpu).unwrap()
-        };
-        let first = noisy(1);
-        for (index, entry) in layout.entries().iter().enumerate().filter(|(_, entry)| entry.block.len() > 10_000) {
-            let place = entry.block.range();
-            let change = first[place.clone()].iter().zip(&start[place]).map(|(a, b)| f64::from(a - b));
-            let square: f64 = change.map(|d| d * d).sum::<f64>() / entry.block.len() as f64;
-            let ratio = square.sqrt() / (0.05 * 0.1 * (index + 1) as f64);
-            // The deviation of a deviation of 10,000 numbers is 0.7 %.
-            assert!((ratio - 1.0).abs() < 0.03, "{}: {ratio}", entry.name);
-        }
-        assert_eq!(first, noisy(1));
-        assert_ne!(first, noisy(2));
     }
 
     /// 3 steps on sequences of 5 and 7 tokens; LoRA leaves the weight gradients out.

@@ -5,7 +5,7 @@ mod abliteration;
 mod attacker;
 mod choice;
 mod compliance;
-mod noise;
+mod data;
 mod results;
 mod scorer;
 mod search;
@@ -16,7 +16,7 @@ pub use abliteration::{Abliteration, AbliterationData, abliterate, project_out};
 pub use attacker::{Attacker, Target, Tick};
 pub use choice::Choice;
 pub use compliance::{Compliance, Judge};
-pub use noise::add_noise;
+pub use data::AttackerData;
 pub use results::{
     AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point, Results, SCHEMA,
     Scores, Spread, Summary,

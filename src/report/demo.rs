@@ -6,11 +6,11 @@ use super::plot::{Chart, Series};
 use super::table::{Row, Table};
 use super::units::percent;
 use super::{DemoSummary, HtmlReport};
-use crate::demo::{AttackCurve, Outcome, Plan};
+use crate::demo::{AttackCurve, Course, Outcome};
 use crate::error::Result;
 
 /// Writes what the demonstration did and found, in words, tables and curves.
-pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &DemoSummary) -> Result<()> {
+pub fn write_demo_report(path: &Path, course: &Course, outcome: &Outcome, summary: &DemoSummary) -> Result<()> {
     let benign = summary.benign;
     let restricted = summary.restricted;
     let models = [
@@ -32,22 +32,22 @@ pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &
             Row::plain(vec![a.name.as_str().into(), a.steps.to_string().into(), plain.into(), hard.into()])
         })
         .collect();
-    let chart = |(attack, (plain, hard)): (&crate::demo::AttackPlan, &(AttackCurve, AttackCurve))| Chart {
+    let chart = |(attack, (plain, hard)): (&crate::demo::DemoAttack, &(AttackCurve, AttackCurve))| Chart {
         title: attack.name.clone(),
         x: "attack steps".into(),
         series: vec![series("plain safeguard", 0, plain), series("hardened", 1, hard)],
         ..Chart::default()
     };
-    let charts: Vec<Chart> = plan.attacks.iter().zip(&outcome.attacks).map(chart).collect();
+    let charts: Vec<Chart> = course.attacks.iter().zip(&outcome.attacks).map(chart).collect();
     HtmlReport::new("temper demo: hardening a small model against fine-tuning")
         .paragraph(&format!(
             "A small Llama learned two sets of made-up facts. A plain safeguard (max-entropy unlearning, {} steps) then \
              removed the restricted set, and TAR ({} outer steps of {} simulated attack steps) hardened the result. Both \
              models were then attacked by fine-tuning on half of the restricted facts. What counts is the quarter that \
              nobody trained on: if it comes back, the knowledge was only hidden. Guessing gets {}.",
-            plan.unlearn_steps,
-            plan.outer_steps,
-            plan.inner_steps,
+            course.unlearn_steps,
+            course.outer_steps,
+            course.inner_steps,
             percent(summary.chance)
         ))
         .paragraph(&verdict(summary))
@@ -59,7 +59,7 @@ pub fn write_demo_report(path: &Path, plan: &Plan, outcome: &Outcome, summary: &
         .heading("Before any attack")
         .table(&before)
         .heading("Reproduce it")
-        .code(&format!("temper demo --seed {}", plan.seed))
+        .code(&format!("temper demo --seed {}", course.seed))
         .paragraph(&format!(
             "This run took {:.0} seconds. Its models are in the folders hardened and unlearned, every step's numbers in \
              metrics.jsonl, the figures above in summary.json.",

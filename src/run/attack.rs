@@ -1,62 +1,20 @@
 //! `temper attack`: fine-tuning as an attacker does it, from files to files.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
-use crate::checkpoint::Tensor;
+use crate::checkpoint::{Snapshot, Tensor};
+use crate::config::{AttackConfig, SchedulefreePoint};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
-use crate::fingerprint::Fingerprint;
-use crate::huggingface::{ExportDType, ModelDirectory, fill_adapter, fill_model, read_adapter};
-use crate::model::{Adapter, AdapterConfig};
+use crate::huggingface::{ModelDirectory, fill_adapter, fill_model, read_adapter};
+use crate::model::{Adapter, Model, Parameters, merge_adapter};
 use crate::objective::{Evaluator, LossBatch};
 use crate::ops::Backend;
-use crate::optimizer::{OptimizerConfig, OptimizerProgress};
+use crate::optimizer::OptimizerProgress;
 use crate::report::MetricsWriter;
-use crate::training::{GuardedSteps, Trainer};
-
-/// An attack as a user asks for it.
-#[derive(Clone, Debug)]
-pub struct AttackConfig {
-    /// The model.
-    pub model: PathBuf,
-    /// The data.
-    pub data: PathBuf,
-    /// Output directory: a model directory, or a PEFT adapter directory for LoRA.
-    pub out: PathBuf,
-    /// LoRA, or all weights where absent.
-    pub adapter: Option<AdapterConfig>,
-    /// LoRA adapter to start from; its own configuration counts.
-    pub start_adapter: Option<PathBuf>,
-    /// The optimizer.
-    pub optimizer: OptimizerConfig,
-    /// Steps.
-    pub steps: u64,
-    /// Sequences of one step.
-    pub batch: usize,
-    /// Longest sequence.
-    pub max_length: usize,
-    /// Whether each pass over the data has its own random order.
-    pub shuffle: bool,
-    /// Whether sequences are packed.
-    pub pack: bool,
-    /// Dtype of the written model; that of the input where absent.
-    pub dtype: Option<ExportDType>,
-    /// Whether the training point of a schedule-free optimizer is written, instead of the average.
-    pub train_point: bool,
-    /// Seed of the data's order, of the adapter's initialisation and of its dropout.
-    pub seed: u64,
-    /// Steps between checkpoints; 0 for none but the one at a stop.
-    pub checkpoint_every: u64,
-}
-
-impl AttackConfig {
-    /// The settings as text: kept beside the result, and hashed to tell runs apart.
-    fn resolved(&self) -> String {
-        let lines = format!("temper attack\n{self:#?}");
-        lines.lines().map(|line| format!("# {line}\n")).collect()
-    }
-}
+use crate::training::{FineTune, FineTuneRun, GuardedTrainer, OpenStreams, StepReport, StreamDraws, Trainer, Work};
 
 /// What a finished attack reports.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -71,58 +29,72 @@ pub struct AttackSummary {
     pub last_loss: f64,
 }
 
-/// Checkpoints kept.
-const KEEP: usize = 2;
 /// What to do about an attack that diverges.
-const DIVERGED: &str = "lower `lr`; the last finite weights are in the newest checkpoint";
+const DIVERGED: &str = "lower attack.lr; the last finite weights are in the newest checkpoint";
 
-#[derive(Clone, Copy, serde::Serialize, serde::Deserialize)]
+/// What a checkpoint keeps besides tensors.
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 struct State {
     step: u64,
     skipped_in_a_row: u64,
-    cursor: Cursor,
+    cursors: Vec<Cursor>,
     optimizer: OptimizerProgress,
+    /// Steps of the whole attack, as it was asked for.
+    steps: u64,
 }
 
+/// An attack under way: all that a checkpoint puts back.
+struct Training<B: Backend> {
+    evaluator: Evaluator<B>,
+    weights: Parameters<B>,
+    learner: GuardedTrainer<B>,
+    streams: OpenStreams,
+    batch: LossBatch<B>,
+    steps: FineTuneRun<String>,
+}
+
+/// An attack with everything around it.
 struct Run<'a, B: Backend> {
     config: &'a AttackConfig,
     directory: RunDirectory,
     source: ModelDirectory,
-    evaluator: Evaluator<B>,
-    weights: crate::model::Parameters<B>,
-    trainer: Trainer<B>,
-    stream: DataStream,
-    batch: LossBatch<B>,
-    steps: GuardedSteps<B>,
-    metrics: Option<MetricsWriter>,
-    step: u64,
+    training: Training<B>,
+    metrics: MetricsWriter,
 }
 
-/// Attacks a model and writes the result to `config.out`.
+/// Attacks a model and writes the result to `out`: a model directory, or a PEFT adapter directory where LoRA was trained on
+/// weights without noise.
 ///
 /// # Errors
-/// [`Error::Interrupted`] after a request to stop, with a checkpoint saved; [`Error::NonFinite`] after three skipped
-/// steps in a row.
-pub fn attack<B: Backend>(backend: B, config: &AttackConfig, mut control: Control) -> Result<AttackSummary> {
-    let mut run = Run::set_up(backend, config, &mut control)?;
-    control.tell(Event::Begin { phase: Phase::Attack, from: run.step, steps: config.steps });
-    let mut summary = AttackSummary { steps: run.step, skipped: 0, first_loss: f64::NAN, last_loss: f64::NAN };
-    while run.step < config.steps {
+/// [`Error::Config`] where `config` does not pass [`AttackConfig::check`]; [`Error::Interrupted`] after a request to stop, with
+/// a checkpoint saved; [`Error::NonFinite`] after three skipped steps in a row.
+pub fn attack<B: Backend>(
+    backend: B,
+    config: &AttackConfig,
+    out: &Path,
+    mut control: Control,
+) -> Result<AttackSummary> {
+    config.check()?;
+    let mut run = Run::set_up(backend, config, out, &mut control)?;
+    let steps = run.training.steps.fine_tune().steps;
+    let from = run.training.steps.steps_done();
+    control.tell(Event::Begin { phase: Phase::Attack, from, steps });
+    let mut summary = AttackSummary { steps: from, skipped: 0, first_loss: f64::NAN, last_loss: f64::NAN };
+    while !run.training.steps.is_over() {
         if control.stop_requested() {
             run.save()?;
             let remedy = "run it again with `resume` to go on".into();
-            return Err(Error::Interrupted { at: format!("after step {}", run.step), remedy });
+            return Err(Error::Interrupted { at: format!("after step {}", summary.steps), remedy });
         }
-        let (loss, skipped) = run.take_step(&mut control)?;
-        let first_loss = if summary.first_loss.is_nan() { loss } else { summary.first_loss };
+        let report = run.take_step(&mut control)?;
         summary = AttackSummary {
-            steps: run.step,
-            skipped: summary.skipped + u64::from(skipped),
-            first_loss,
-            last_loss: loss,
+            steps: run.training.steps.steps_done(),
+            skipped: summary.skipped + u64::from(report.skipped),
+            first_loss: if summary.first_loss.is_nan() { report.loss } else { summary.first_loss },
+            last_loss: report.loss,
         };
-        let every = config.checkpoint_every;
-        if every > 0 && run.step.is_multiple_of(every) && run.step < config.steps {
+        let every = config.checkpoint.every;
+        if every > 0 && summary.steps.is_multiple_of(every) && summary.steps < steps {
             run.save()?;
         }
     }
@@ -131,156 +103,185 @@ pub fn attack<B: Backend>(backend: B, config: &AttackConfig, mut control: Contro
 }
 
 impl<'a, B: Backend> Run<'a, B> {
-    fn set_up(backend: B, config: &'a AttackConfig, control: &mut Control) -> Result<Self> {
-        let source = ModelDirectory::open(&config.model)?;
-        let file = StreamFile {
-            name: "data",
-            path: &config.data,
-            batch: config.batch,
-            max_length: config.max_length,
-            shuffle: config.shuffle,
-            pack: config.pack,
-            seed: config.seed,
-        };
-        let stream = file.open(&source)?;
-        let loaded = LoadedModel::new(backend, source, stream.longest())?;
-        let trainer = trainer(config, &loaded)?;
-        let adapters: Vec<&Adapter<B>> = trainer.adapter().into_iter().collect();
-        let evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;
-        let resolved = config.resolved();
-        let directory = RunDirectory::open(&config.out, &resolved, Fingerprint::of(&resolved)?, control.resumes())?;
-        let steps = GuardedSteps::new(&loaded.model.backend, DIVERGED)?;
-        let mut run = Self {
-            batch: LossBatch::with_room(&loaded.model, stream.max_batch_tokens())?,
-            config,
-            directory,
-            source: loaded.directory,
-            evaluator,
-            weights: loaded.weights,
-            trainer,
-            stream,
-            steps,
-            metrics: None,
-            step: 0,
-        };
-        let folder = run.directory.folder();
-        run.metrics = Some(match control.resumes().then(|| run.directory.latest()).transpose()?.flatten() {
-            None => MetricsWriter::create(&folder)?,
+    fn set_up(backend: B, config: &'a AttackConfig, out: &Path, control: &mut Control) -> Result<Self> {
+        let source = ModelDirectory::open(&config.model.path)?;
+        let (mut training, source) = Training::new(backend, config, source)?;
+        let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, control.resumes())?;
+        let checkpoint = if control.resumes() { directory.latest()? } else { None };
+        let metrics = match checkpoint {
+            None => MetricsWriter::create(&directory.folder())?,
             Some((path, snapshot)) => {
-                run.restore(&path, snapshot)?;
+                training.restore(&path, snapshot)?;
                 control.tell(Event::Resumed { checkpoint: &path });
-                MetricsWriter::append(&folder, "attack", run.step)?
+                MetricsWriter::append(&directory.folder(), "attack", training.steps.steps_done())?
             }
-        });
-        Ok(run)
+        };
+        Ok(Self { config, directory, source, training, metrics })
     }
 
-    /// One step; returns its loss and whether it was skipped.
-    fn take_step(&mut self, control: &mut Control) -> Result<(f64, bool)> {
-        self.batch.refill(self.evaluator.model(), self.stream.next_batch()?)?;
-        let report =
-            self.steps.step(&mut self.trainer, &mut self.evaluator, &mut self.weights, &self.batch, 1.0, self.step)?;
-        self.step += 1;
+    fn take_step(&mut self, control: &mut Control) -> Result<StepReport> {
+        let report = self.training.step()?;
+        let step = self.training.steps.steps_done();
         let measured = Measured::Attack(report);
-        if let Some(metrics) = &mut self.metrics {
-            metrics.record("attack", self.step, &measured.record())?;
-        }
-        control.tell(Event::Step { step: self.step, measured });
-        Ok((report.loss, report.skipped))
-    }
-
-    /// The parameters that the attack trains, on the host.
-    fn trained(&self) -> Result<Vec<f32>> {
-        let backend = &self.evaluator.model().backend;
-        match self.trainer.adapter() {
-            Some(adapter) => adapter.parameters.download(backend),
-            None => self.weights.download(backend),
-        }
+        self.metrics.record("attack", step, &measured.record())?;
+        control.tell(Event::Step { step, measured });
+        Ok(report)
     }
 
     fn save(&self) -> Result<()> {
+        let state = self.training.state();
+        let json = serde_json::to_value(&state).map_err(Error::encode(self.directory.checkpoints()))?;
+        self.directory.save(state.step, json, self.training.tensors()?, self.config.checkpoint.keep)
+    }
+
+    fn publish(&self) -> Result<()> {
+        let Training { evaluator, weights, learner, steps, .. } = &self.training;
+        let backend = &evaluator.model().backend;
+        let trainer = learner.trainer();
+        let trained = trainer.trained(weights);
+        let values = match self.config.compat.schedulefree_point {
+            SchedulefreePoint::Train => trained.download(backend)?,
+            SchedulefreePoint::Average => trainer.optimizer().average_point(backend, trained)?,
+        };
+        let model = &self.source.config;
+        let Some(adapter) = trainer.adapter() else { return self.publish_model(&values) };
+        if steps.fine_tune().noise > 0.0 {
+            // The factors mean nothing without the weights that they were trained on.
+            let mut whole = weights.download(backend)?;
+            merge_adapter(model, &mut whole, &adapter.config, &values)?;
+            return self.publish_model(&whole);
+        }
+        let base = &self.config.model.path;
+        self.directory.publish("adapter_config.json", |path| fill_adapter(path, model, &adapter.config, &values, base))
+    }
+
+    fn publish_model(&self, weights: &[f32]) -> Result<()> {
+        let source = &self.source;
+        let dtype = self.config.model.dtype.unwrap_or_else(|| source.weights_dtype());
+        self.directory
+            .publish("config.json", |path| fill_model(path, &source.config, Some(&source.path), weights, dtype))
+    }
+}
+
+impl<B: Backend> Training<B> {
+    /// The attack before its first step, and the directory of its model.
+    fn new(backend: B, config: &AttackConfig, source: ModelDirectory) -> Result<(Self, ModelDirectory)> {
+        let fine_tune = config.fine_tune()?;
+        let data = open_data(config, &fine_tune.source.streams(), &source)?;
+        let streams = OpenStreams::new(&fine_tune, config.seed, |name| {
+            data.get(name).ok_or_else(|| Error::config("attack.data", format!("no stream `{name}`"), "add its table"))
+        })?;
+        let longest = data.values().map(DataStream::longest).max().unwrap_or(1);
+        let LoadedModel { directory, model, mut weights } = LoadedModel::new(backend, source, longest)?;
+        fine_tune.disturb(&model, &mut weights, config.seed)?;
+        let trainer = trainer(config, &model, &fine_tune)?;
+        let capacity = streams.max_batch_tokens();
+        let training = Self {
+            evaluator: Evaluator::new(model.clone(), capacity, &Vec::from_iter(trainer.adapter()))?,
+            weights,
+            learner: GuardedTrainer::new(&model.backend, trainer, DIVERGED)?,
+            streams,
+            batch: LossBatch::with_room(&model, capacity)?,
+            steps: FineTuneRun::new(fine_tune, StreamDraws::OfStep { seed: config.seed }),
+        };
+        Ok((training, directory))
+    }
+
+    fn step(&mut self) -> Result<StepReport> {
+        let Self { evaluator, weights, learner, streams, batch, steps } = self;
+        let work = Work { evaluator, weights, batch };
+        steps.step(learner, work, |step, model, batch| streams.refill(step, model, batch))
+    }
+
+    /// What a checkpoint keeps besides tensors.
+    fn state(&self) -> State {
+        State {
+            step: self.steps.steps_done(),
+            skipped_in_a_row: self.learner.guard().skipped_in_a_row(),
+            cursors: self.streams.cursors(),
+            optimizer: self.learner.trainer().optimizer().progress(),
+            steps: self.steps.fine_tune().steps,
+        }
+    }
+
+    /// The tensors of a checkpoint: what is trained, and the optimizer's states.
+    fn tensors(&self) -> Result<Vec<Tensor>> {
         let backend = &self.evaluator.model().backend;
-        let mut tensors = vec![Tensor::new("trained", self.trained()?)];
-        let optimizer = self.trainer.optimizer();
+        let trainer = self.learner.trainer();
+        let optimizer = trainer.optimizer();
+        let trained = trainer.trained(&self.weights).download(backend)?;
+        let mut tensors = vec![Tensor::new("trained", trained)];
         for i in 0..optimizer.state_count() {
             tensors.push(Tensor::new(format!("optimizer state {i}"), optimizer.read_state(backend, i)?));
         }
-        let state = State {
-            step: self.step,
-            skipped_in_a_row: self.steps.skipped_in_a_row(),
-            cursor: self.stream.cursor(),
-            optimizer: self.trainer.optimizer().progress(),
-        };
-        let json = serde_json::to_value(state).map_err(Error::encode(self.directory.checkpoints()))?;
-        self.directory.save(self.step, json, tensors, KEEP)
+        Ok(tensors)
     }
 
-    fn restore(&mut self, path: &Path, mut snapshot: crate::checkpoint::Snapshot) -> Result<()> {
+    /// Puts a checkpoint back.
+    fn restore(&mut self, path: &Path, mut snapshot: Snapshot) -> Result<()> {
         let backend = self.evaluator.model().backend.clone();
         let state: State = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
             Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
         })?;
-        let len = self.trainer.gradients()?.layout().len();
+        self.check_steps(&state)?;
+        let trainer = self.learner.trainer_mut();
+        let len = trainer.gradients().layout().len();
         let trained = snapshot.take(path, "trained", len)?;
-        let states = (0..self.trainer.optimizer().state_count())
+        let states = (0..trainer.optimizer().state_count())
             .map(|i| snapshot.take(path, &format!("optimizer state {i}"), len))
             .collect::<Result<Vec<_>>>()?;
-        match self.trainer.adapter_mut() {
-            Some(adapter) => adapter.parameters.upload(&backend, &trained)?,
-            None => self.weights.upload(&backend, &trained)?,
-        }
-        self.trainer.optimizer_mut().restore(&backend, state.optimizer, &states)?;
-        self.stream.seek(state.cursor);
-        self.steps.restore(state.skipped_in_a_row);
-        self.step = state.step;
+        trainer.trained_mut(&mut self.weights).upload(&backend, &trained)?;
+        trainer.optimizer_mut().restore(&backend, state.optimizer, &states)?;
+        self.learner.guard_mut().restore(state.skipped_in_a_row);
+        self.streams.seek(&state.cursors);
+        self.steps.resume(state.step);
         Ok(())
     }
 
-    fn publish(&self) -> Result<()> {
-        let backend = &self.evaluator.model().backend;
-        let trained = match self.trainer.adapter() {
-            Some(adapter) => &adapter.parameters,
-            None => &self.weights,
-        };
-        let values = match self.config.train_point {
-            true => trained.download(backend)?,
-            false => self.trainer.optimizer().average_point(backend, trained)?,
-        };
-        let (source, model) = (&self.source, &self.source.config);
-        match self.trainer.adapter() {
-            Some(adapter) => self.directory.publish("adapter_config.json", |path| {
-                fill_adapter(path, model, &adapter.config, &values, &self.config.model)
-            }),
-            None => self.directory.publish("config.json", |path| {
-                let dtype = self.config.dtype.unwrap_or_else(|| source.weights_dtype());
-                fill_model(path, model, Some(&source.path), &values, dtype)
-            }),
+    /// Fails where an attack of another number of steps would have come another way to where the checkpoint is.
+    fn check_steps(&self, state: &State) -> Result<()> {
+        let fine_tune = self.steps.fine_tune();
+        let asked = fine_tune.steps;
+        if asked < state.step {
+            let problem = format!("is {asked}, and the checkpoint has {} steps", state.step);
+            return Err(Error::config("attack.steps", problem, "ask for more, or start a new run"));
         }
+        if asked != state.steps && fine_tune.depends_on_length() {
+            let begun = state.steps;
+            let problem = format!(
+                "is {asked}, and the attack was begun with {begun}; its schedule or its switch depends on the number, so \
+                 that {asked} steps are another attack from the start"
+            );
+            return Err(Error::config("attack.steps", problem, format!("resume it with {begun}, or start a new run")));
+        }
+        Ok(())
     }
 }
 
-fn trainer<B: Backend>(config: &AttackConfig, loaded: &LoadedModel<B>) -> Result<Trainer<B>> {
-    let (backend, model) = (&loaded.model.backend, &loaded.model.config);
-    let optimizer = config.optimizer.clone();
-    let Some(fresh) = &config.adapter else {
-        if config.start_adapter.is_some() {
-            let remedy = "train an adapter, or merge this one into the model first";
-            return Err(Error::config("adapter", "a full-parameter attack trains no adapter", remedy));
-        }
-        return Trainer::full(backend, loaded.model.layout(), optimizer);
-    };
-    let adapter = match &config.start_adapter {
-        None => {
-            let mut adapter = Adapter::zeros(backend, model, fresh.clone())?;
-            adapter.initialise(backend, config.seed, 0)?;
-            adapter
-        }
-        Some(path) => {
-            let (shape, factors) = read_adapter(path, model)?;
-            let mut adapter = Adapter::zeros(backend, model, shape)?;
-            adapter.parameters.upload(backend, &factors)?;
-            adapter
-        }
-    };
-    Trainer::lora(backend, adapter, optimizer, config.seed)
+/// The streams that the attack trains on, by their names.
+fn open_data(config: &AttackConfig, names: &[&String], model: &ModelDirectory) -> Result<BTreeMap<String, DataStream>> {
+    let mut opened = BTreeMap::new();
+    for (name, table) in config.data.iter().filter(|(name, _)| names.contains(name)) {
+        let file = StreamFile {
+            name,
+            path: &table.path,
+            batch: 1,
+            max_length: table.max_length,
+            shuffle: table.shuffle,
+            pack: table.pack,
+            seed: config.seed,
+        };
+        opened.insert(name.clone(), file.open(model)?);
+    }
+    Ok(opened)
+}
+
+/// What the attack trains: what a row of a suite trains, or the factors of an adapter's directory.
+fn trainer<B: Backend>(config: &AttackConfig, model: &Model<B>, fine_tune: &FineTune<String>) -> Result<Trainer<B>> {
+    let backend = &model.backend;
+    let Some(path) = &config.model.adapter else { return fine_tune.trainer(model, config.seed) };
+    let (shape, factors) = read_adapter(path, &model.config)?;
+    let mut adapter = Adapter::zeros(backend, &model.config, shape)?;
+    adapter.parameters.upload(backend, &factors)?;
+    Trainer::lora(backend, adapter, fine_tune.optimizer.clone(), config.seed)
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Control, Event, Measured, Phase};
 use crate::backend::cpu::Cpu;
-use crate::demo::{AttackCurve, Experiment, Facts, Outcome, Plan, write_handover};
+use crate::demo::{AttackCurve, Course, Experiment, Facts, Outcome, write_handover};
 use crate::error::{Error, Result};
 use crate::huggingface::{ExportDType, write_model};
 use crate::ops::Backend;
@@ -31,8 +31,8 @@ impl DemoConfig {
         Self { out: out.into(), seed: 42, quick: false }
     }
 
-    fn plan(&self) -> Plan {
-        if self.quick { Plan::quick(self.seed) } else { Plan::full(self.seed) }
+    fn course(&self) -> Course {
+        if self.quick { Course::quick(self.seed) } else { Course::full(self.seed) }
     }
 }
 
@@ -43,16 +43,16 @@ impl DemoConfig {
 /// demonstration keeps no checkpoints.
 pub fn demo<B: Backend>(backend: B, config: &DemoConfig, control: Control) -> Result<DemoSummary> {
     let start = Instant::now();
-    let plan = config.plan();
+    let course = config.course();
     let device = backend.description();
     prepare(&config.out)?;
     let mut recorder = Recorder::new(control, MetricsWriter::create(&config.out)?);
-    let outcome = Experiment::new(backend, plan.clone())?.run(&mut |event| recorder.take(event))?;
-    write_models(&config.out, &plan, &outcome, &device, &recorder.watch)?;
-    write_handover(&config.out, &Facts::new(plan.seed), plan.seed)?;
-    let summary = summary(&plan, &outcome, start.elapsed().as_secs_f64());
+    let outcome = Experiment::new(backend, course.clone())?.run(&mut |event| recorder.take(event))?;
+    write_models(&config.out, &course, &outcome, &device, &recorder.watch)?;
+    write_handover(&config.out, &Facts::new(course.seed), course.seed)?;
+    let summary = summary(&course, &outcome, start.elapsed().as_secs_f64());
     summary.write(&config.out.join("summary.json"))?;
-    write_demo_report(&config.out.join("report.html"), &plan, &outcome, &summary)?;
+    write_demo_report(&config.out.join("report.html"), &course, &outcome, &summary)?;
     Ok(summary)
 }
 
@@ -148,9 +148,9 @@ fn numbers(measured: &Measured) -> Vec<(&'static str, f64)> {
 }
 
 /// Writes the three models, and with the two defended ones what their defence cost.
-fn write_models(out: &Path, plan: &Plan, outcome: &Outcome, device: &str, watch: &Stopwatch) -> Result<()> {
+fn write_models(out: &Path, course: &Course, outcome: &Outcome, device: &str, watch: &Stopwatch) -> Result<()> {
     let model = Experiment::<Cpu>::model_config();
-    let (unlearn, harden) = plan.defence_flop(&model);
+    let (unlearn, harden) = course.defence_flop(&model);
     let cost = |seconds, flop| DefenderCost { seconds, flop, device: device.into() };
     let models = [
         ("pretrained", &outcome.pretrained_weights, None),
@@ -167,16 +167,16 @@ fn write_models(out: &Path, plan: &Plan, outcome: &Outcome, device: &str, watch:
     Ok(())
 }
 
-fn summary(plan: &Plan, outcome: &Outcome, seconds: f64) -> DemoSummary {
+fn summary(course: &Course, outcome: &Outcome, seconds: f64) -> DemoSummary {
     let stages = |of: fn(&(f64, f64)) -> f64| Stages {
         pretrained: of(&outcome.pretrained),
         unlearned: of(&outcome.unlearned),
         hardened: of(&outcome.hardened),
     };
     let last = |curve: &AttackCurve| curve.restricted.last().copied().unwrap_or(f64::NAN);
-    let attacks = plan.attacks.iter().zip(&outcome.attacks);
+    let attacks = course.attacks.iter().zip(&outcome.attacks);
     DemoSummary {
-        seed: plan.seed,
+        seed: course.seed,
         seconds,
         benign: stages(|both| both.1),
         restricted: stages(|both| both.0),
@@ -184,7 +184,7 @@ fn summary(plan: &Plan, outcome: &Outcome, seconds: f64) -> DemoSummary {
         attacks: attacks
             .map(|(attack, (unlearned, hardened))| AttackRow {
                 name: attack.name.clone(),
-                steps: attack.steps,
+                steps: attack.fine_tune.steps,
                 unlearned_restricted: last(unlearned),
                 hardened_restricted: last(hardened),
             })

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::safeguard;
 use super::settings::settings;
-use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile, export_dtype};
+use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
 use crate::checkpoint::{Snapshot, Tensor};
 use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
@@ -143,8 +143,9 @@ impl<'a, B: Backend> Hardening<'a, B> {
     /// [`Error::Config`] and [`Error::Input`] for wrong settings and files; [`Error::Memory`] where the run does not fit;
     /// [`Error::Interrupted`] after a request to stop during the safeguard.
     pub fn begin(backend: B, config: &RunConfig, out: &Path, mut control: Control<'a>) -> Result<Self> {
+        config.check()?;
         let source = ModelDirectory::open(&config.model.path)?;
-        let dtype = export_dtype(config.model.dtype.as_deref(), &source)?;
+        let dtype = config.model.dtype.unwrap_or_else(|| source.weights_dtype());
         let mut streams = streams(config, &source)?;
         let memory = memory(&backend, config, &source, &streams, &mut control)?;
         let positions = streams.0.values().map(|stream| stream.longest()).max().unwrap_or(1);

@@ -18,7 +18,7 @@ mod setup;
 pub mod signals;
 
 pub use crate::events::{Event, Measured, Phase};
-pub use attack::{AttackConfig, AttackSummary, attack};
+pub use attack::{AttackSummary, attack};
 pub use control::Control;
 pub use demo::{DemoConfig, demo};
 pub use directory::RunDirectory;
@@ -26,4 +26,4 @@ pub use eval::{Answer, Answers, EvalConfig, EvalForm, EvalReport, eval};
 pub use harden::{HardenSummary, Hardening, harden};
 pub use plan::plan;
 pub use redteam::{RedteamConfig, redteam};
-pub use setup::{LoadedModel, StreamFile, export_dtype, read_questions};
+pub use setup::{LoadedModel, StreamFile, read_questions};

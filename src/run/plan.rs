@@ -7,6 +7,7 @@ use crate::plan::{Plan, PlannedDevice};
 
 /// The plan of a hardening run on `target`. Of the model only `config.json` is read.
 pub fn plan(config: &RunConfig, target: PlannedDevice) -> Result<Plan> {
+    config.check()?;
     let model = ModelConfig::from_directory(&config.model.path)?;
     Plan::new(config, &model, target)
 }

@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::model::{Parameters, Recompute};
 use crate::objective::Evaluator;
 use crate::ops::Backend;
-use crate::optimizer::{OptimizerConfig, Schedule};
 use crate::report::MetricsWriter;
 use crate::safeguard::{Method, Safeguard};
 use crate::tar::Streams;
@@ -28,10 +27,8 @@ pub(super) fn apply<B: Backend>(
 ) -> Result<()> {
     let model = Arc::clone(&loaded.model);
     let mut evaluator = Evaluator::recomputing(Arc::clone(&model), streams.max_batch_tokens(), &[], recompute)?;
-    let schedule = Schedule { warmup: table.warmup, ..Schedule::constant() };
-    let optimizer = OptimizerConfig { schedule, ..OptimizerConfig::new(table.optimizer, table.lr) };
     let over = config.compat.representations_over;
-    let mut safeguard = Safeguard::new(&model, method(config, table), optimizer, over)?;
+    let mut safeguard = Safeguard::new(&model, method(config, table), table.optimizer_config(), over)?;
     control.tell(Event::Begin { phase: Phase::Safeguard, from: 0, steps: table.steps });
     for step in 1..=table.steps {
         if control.stop_requested() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::data::{DataStream, RawRow, StreamOptions, rows};
 use crate::error::{Error, Result};
 use crate::eval::Question;
-use crate::huggingface::{ExportDType, ModelDirectory};
+use crate::huggingface::ModelDirectory;
 use crate::model::{Model, ModelConfig, Parameters};
 use crate::ops::Backend;
 
@@ -89,17 +89,6 @@ impl StreamFile<'_> {
             seed: self.seed,
         };
         DataStream::open(self.name, self.path, &model.path, options)
-    }
-}
-
-/// The dtype of written weights: as named, or that of the input.
-pub fn export_dtype(named: Option<&str>, directory: &ModelDirectory) -> Result<ExportDType> {
-    match named {
-        None => Ok(directory.weights_dtype()),
-        Some("f32") => Ok(ExportDType::F32),
-        Some("bf16") => Ok(ExportDType::Bf16),
-        Some("f16") => Ok(ExportDType::F16),
-        Some(other) => Err(Error::config("model.dtype", format!("`{other}` is not a dtype"), "use f32, bf16 or f16")),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Model, Parameters};
 use crate::objective::{
     Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, PreferencePairs, Representations, Subject,
@@ -11,7 +11,7 @@ use crate::objective::{
 use crate::ops::{Backend, Tensor};
 use crate::optimizer::OptimizerConfig;
 use crate::random::{Random, Stream};
-use crate::training::Trainer;
+use crate::training::{StepGuard, Trainer};
 
 /// How the capability is removed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,6 +42,8 @@ pub struct Losses {
     pub removal: f64,
     /// The loss on retain data: cross-entropy and distance to the reference model's hidden states.
     pub retain: f64,
+    /// Whether the step was left out, because a number was not finite.
+    pub skipped: bool,
 }
 
 /// A method with what it needs on the device.
@@ -65,6 +67,7 @@ pub struct Safeguard<B: Backend> {
     representations_over: EntropyOver,
     trainer: Trainer<B>,
     tape: LossTape<B>,
+    guard: StepGuard,
 }
 
 impl<B: Backend> Safeguard<B> {
@@ -88,6 +91,7 @@ impl<B: Backend> Safeguard<B> {
             representations_over,
             trainer: Trainer::full(backend, model.layout(), optimizer)?,
             tape: LossTape::new(backend, 3)?,
+            guard: StepGuard::new("a loss or gradient of the safeguard", "lower its learning rate"),
         })
     }
 
@@ -99,7 +103,7 @@ impl<B: Backend> Safeguard<B> {
     /// One step on the sum of the removal loss and the retain loss.
     ///
     /// # Errors
-    /// [`Error::NonFinite`], with the weights as they were, when a loss or gradient is not finite.
+    /// [`crate::Error::NonFinite`] at the third step in a row that had to be left out.
     pub fn step(
         &mut self,
         evaluator: &mut Evaluator<B>,
@@ -115,7 +119,7 @@ impl<B: Backend> Safeguard<B> {
             _ => Vec::new(),
         };
         self.trainer.clear_gradients(&backend)?;
-        let (subject, destinations) = self.trainer.pass(weights)?;
+        let (subject, destinations) = self.trainer.pass(weights);
         let destinations = Some(destinations);
         let pass = LossPass { subject, batch: restricted, scale: 1.0, destinations, loss: self.tape.slot(0) };
         match &self.removal {
@@ -127,7 +131,7 @@ impl<B: Backend> Safeguard<B> {
                 evaluator.preference(pass, PreferencePairs { reference_margins: &reference_margins, beta: *beta })?;
             }
         }
-        let (subject, destinations) = self.trainer.pass(weights)?;
+        let (subject, destinations) = self.trainer.pass(weights);
         let destinations = Some(destinations);
         let pass = LossPass { subject, batch: retain, scale: 1.0, destinations, loss: self.tape.slot(1) };
         match self.removal {
@@ -140,16 +144,14 @@ impl<B: Backend> Safeguard<B> {
             }
         }
         let losses = self.tape.read(&backend)?;
-        let losses = Losses { removal: losses[0], retain: losses[1] + losses[2] };
-        if !(losses.removal + losses.retain).is_finite() || !self.trainer.gradients_are_finite(&backend)? {
-            return Err(Error::NonFinite {
-                what: "a loss or gradient of the safeguard".into(),
-                step: self.trainer.optimizer().progress().step,
-                remedy: "lower its learning rate".into(),
-            });
+        let removal = losses[0];
+        let retain = losses[1] + losses[2];
+        let finite = (removal + retain).is_finite() && self.trainer.gradients_are_finite(&backend)?;
+        let skipped = self.guard.skips(finite, self.trainer.optimizer().progress().step)?;
+        if !skipped {
+            self.trainer.apply(evaluator, weights)?;
         }
-        self.trainer.apply(evaluator, weights)?;
-        Ok(losses)
+        Ok(Losses { removal, retain, skipped })
     }
 }
 

@@ -13,13 +13,13 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::data::{DataStream, StreamOptions};
 use crate::error::Result;
-use crate::model::{AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Projection, Recompute, RopeScaling};
+use crate::model::{AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Recompute, RopeScaling};
 use crate::objective::EntropyOver;
 use crate::ops::{Backend, DType};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::random::{Random, Stream};
-use crate::tar::{Adversary, AdversarySource, Draw, Hardener, Settings, Streams, TrResistance};
-use crate::training::MemorySettings;
+use crate::tar::{Adversary, Draw, Hardener, ResistanceLoss, Settings, Streams};
+use crate::training::{MemorySettings, Source};
 
 /// The name of its rows.
 pub(super) const OPERATION: &str = "outer step against CPU";
@@ -150,11 +150,10 @@ fn streams(seed: u64) -> Result<Streams> {
 }
 
 fn settings(seed: u64) -> Settings {
-    let adapter =
-        AdapterConfig { rank: 4, alpha: 8.0, dropout: 0.1, rank_stabilised: false, targets: Projection::ALL.into() };
+    let adapter = AdapterConfig { dropout: 0.1, ..AdapterConfig::new(4) };
     let adversary = |name: &str, adapter| Adversary {
         name: name.into(),
-        source: AdversarySource::One("attack".into()),
+        source: Source::One("attack".into()),
         weight: 1.0,
         adapter,
         learning_rates: vec![1e-3],
@@ -168,7 +167,7 @@ fn settings(seed: u64) -> Settings {
         tr_scale: 4.0,
         schedule_lambda: Some(0.0625),
         tasks_per_step: 2,
-        tr_loss: TrResistance::MaxEntropy(EntropyOver::All),
+        tr_loss: ResistanceLoss::MaxEntropy(EntropyOver::All),
         tr_data: "held-out".into(),
         retain_data: "retain".into(),
         retain_scale: 1.0,

@@ -10,6 +10,15 @@ pub(crate) fn at_least(key: &str, value: u64, least: u64) -> Result<()> {
     if value >= least { Ok(()) } else { Err(fault(key, format!("is {value}"), format!("use at least {least}"))) }
 }
 
+pub(crate) fn at_most(key: &str, value: u64, most: u64) -> Result<()> {
+    if value <= most { Ok(()) } else { Err(fault(key, format!("is {value}"), format!("use at most {most}"))) }
+}
+
+pub(crate) fn fraction(key: &str, value: f64) -> Result<()> {
+    let good = (0.0..=1.0).contains(&value);
+    if good { Ok(()) } else { Err(fault(key, format!("is {value}"), "use a number from 0 to 1")) }
+}
+
 pub(crate) fn finite(key: &str, value: f64) -> Result<()> {
     if value.is_finite() { Ok(()) } else { Err(fault(key, format!("is {value}"), "use a finite number")) }
 }

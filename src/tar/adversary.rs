@@ -1,4 +1,4 @@
-//! Which attack a trajectory simulates: adversaries as data, and the draw of one of them.
+//! Which attack a trajectory simulates: adversaries as data, the draw of one of them, and the attack that is drawn.
 
 use rand_distr::Distribution;
 
@@ -6,22 +6,10 @@ use crate::error::{Error, Result};
 use crate::model::AdapterConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::random::{Random, Stream, weighted};
+use crate::training::{FineTune, Source};
 
-/// What an adversary trains on. Streams are named.
-#[derive(Clone, Debug, PartialEq)]
-pub enum AdversarySource {
-    /// One stream.
-    One(String),
-    /// The first stream until the switch, then the second; the switch step is ⌊K · Beta(a, b)⌋.
-    Switch {
-        /// Before and after.
-        streams: [String; 2],
-        /// (a, b).
-        beta: [f64; 2],
-    },
-    /// Each step draws one of the streams with these weights.
-    Mixture(Vec<(String, f64)>),
-}
+/// What an adversary trains on. Streams are named; a switch happens at step ⌊K · Beta(a, b)⌋ and has (a, b).
+pub type AdversarySource = Source<String, [f64; 2]>;
 
 /// A kind of attacker.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,11 +39,27 @@ pub struct Draw {
     pub switch_at: Option<u64>,
 }
 
+impl Adversary {
+    /// The attack of a trajectory of `steps` inner steps that has drawn `draw`.
+    pub(super) fn attack(&self, draw: &Draw, steps: u64) -> Result<FineTune<String>> {
+        // A script may leave out the switch of an adversary: then there is none.
+        let source = self.source.try_map(|name| Ok(name.clone()), |_| Ok(draw.switch_at.unwrap_or(u64::MAX)))?;
+        let optimizer = OptimizerConfig { lr: draw.lr, ..self.optimizer.clone() };
+        Ok(FineTune { adapter: self.adapter.clone(), ..FineTune::new(source, optimizer, steps) })
+    }
+}
+
 /// Draws the attack of trajectory `task` of outer step `outer`.
 ///
 /// # Errors
 /// When no adversary has a positive weight, or a Beta distribution's parameters are not positive.
-pub fn draw(adversaries: &[Adversary], seed: u64, outer: u64, task: u64, inner_steps: u64) -> Result<Draw> {
+pub(super) fn draw_attack(
+    adversaries: &[Adversary],
+    seed: u64,
+    outer: u64,
+    task: u64,
+    inner_steps: u64,
+) -> Result<Draw> {
     let mut random = Random::new(seed, Stream::Adversary, outer, task);
     let index = weighted(&mut random, adversaries.iter().map(|a| a.weight)).ok_or_else(|| {
         Error::config("tar.adversary", "no adversary has a positive weight", "give at least one a weight above 0")
@@ -65,7 +69,7 @@ pub fn draw(adversaries: &[Adversary], seed: u64, outer: u64, task: u64, inner_s
         return Err(Error::config("tar.adversary.lr", "the list is empty", "give at least one learning rate"));
     };
     let switch_at = match &adversary.source {
-        AdversarySource::Switch { beta: [a, b], .. } => Some(switch_step(&mut random, *a, *b, inner_steps)?),
+        Source::Switch { at: [a, b], .. } => Some(switch_step(&mut random, *a, *b, inner_steps)?),
         _ => None,
     };
     Ok(Draw { adversary: index, lr, switch_at })
@@ -94,17 +98,17 @@ mod tests {
         let all = [
             adversary("never", 0.0, AdversarySource::One("x".into())),
             adversary("one", 1.0, AdversarySource::One("x".into())),
-            adversary("switch", 3.0, AdversarySource::Switch { streams, beta: [6.0, 3.0] }),
+            adversary("switch", 3.0, AdversarySource::Switch { streams, at: [6.0, 3.0] }),
         ];
-        let draws: Vec<Draw> = (0..4000).map(|i| draw(&all, 1, i, 0, 64).unwrap()).collect();
+        let draws: Vec<Draw> = (0..4000).map(|i| draw_attack(&all, 1, i, 0, 64).unwrap()).collect();
         let share = |index| draws.iter().filter(|d| d.adversary == index).count() as f64 / draws.len() as f64;
         assert_eq!(share(0), 0.0);
         assert!((share(2) - 0.75).abs() < 0.03, "{}", share(2));
         let switches: Vec<f64> = draws.iter().filter_map(|d| d.switch_at).map(|s| s as f64).collect();
         let mean = switches.iter().sum::<f64>() / switches.len() as f64;
-        // E⌊64·Beta(6,3)⌋ is 42.15 (research notes on the authors' code).
+        // E⌊64·Beta(6,3)⌋ is 42.15.
         assert!((mean - 42.15).abs() < 0.6, "{mean}");
         assert!(switches.iter().all(|&s| (0.0..64.0).contains(&s)));
-        assert_eq!(draws[17], draw(&all, 1, 17, 0, 64).unwrap());
+        assert_eq!(draws[17], draw_attack(&all, 1, 17, 0, 64).unwrap());
     }
 }

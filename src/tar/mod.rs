@@ -5,9 +5,11 @@
 
 mod adversary;
 mod outer;
+mod streams;
 mod trajectory;
 
 pub use adversary::{Adversary, AdversarySource, Draw};
 pub(crate) use outer::OUTER_WINDOW;
-pub use outer::{Hardener, HardenerState, OuterReport, Settings, Streams};
-pub use trajectory::{TrResistance, TrajectoryReport};
+pub use outer::{Hardener, HardenerState, OuterReport, ResistanceLoss, Settings};
+pub use streams::Streams;
+pub use trajectory::TrajectoryReport;

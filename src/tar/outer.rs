@@ -3,43 +3,28 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::adversary::draw;
-use super::trajectory::{HeldOut, Plan, Trajectory, unknown_stream};
-use super::{Adversary, Draw, TrResistance, TrajectoryReport};
-use crate::data::{Cursor, DataStream};
-use crate::error::{Error, Result};
+use super::adversary::draw_attack;
+use super::streams::unknown_stream;
+use super::trajectory::{HeldOut, Trajectory};
+use super::{Adversary, Draw, Streams, TrajectoryReport};
+use crate::data::Cursor;
+use crate::error::Result;
 use crate::model::{Adapter, GradientDestinations, Gradients, Model, Parameters, ParkedParameters};
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Representations, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Optimizer, OptimizerConfig, OptimizerProgress};
-use crate::training::{MemorySettings, Trainer};
+use crate::training::{AnyTrainer, MemorySettings, StepGuard};
 
-/// The named data streams of a run.
-#[derive(Default)]
-pub struct Streams(pub BTreeMap<String, DataStream>);
-
-impl Streams {
-    /// The next batch of a stream, on the device.
-    pub fn next_batch<B: Backend>(&mut self, model: &Model<B>, name: &str) -> Result<LossBatch<B>> {
-        let stream = self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?;
-        LossBatch::new(model, stream.next_batch()?)
-    }
-
-    /// As [`Streams::next_batch`], in the place of the batch before.
-    pub fn refill<B: Backend>(&mut self, model: &Model<B>, name: &str, batch: &mut LossBatch<B>) -> Result<()> {
-        let stream = self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?;
-        batch.refill(model, stream.next_batch()?)
-    }
-
-    /// Passes over one batch of a stream.
-    pub fn skip_batch(&mut self, name: &str) -> Result<()> {
-        self.0.get_mut(name).ok_or_else(|| unknown_stream(name))?.next_batch().map(|_| ())
-    }
-
-    /// The largest batch of any stream, in tokens.
-    pub fn max_batch_tokens(&self) -> usize {
-        self.0.values().map(DataStream::max_batch_tokens).max().unwrap_or(0)
-    }
+/// The tamper-resistance loss, with what it needs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ResistanceLoss {
+    /// Minus the entropy (knowledge).
+    MaxEntropy(EntropyOver),
+    /// DPO with this β (refusal).
+    Preference {
+        /// β.
+        beta: f32,
+    },
 }
 
 /// The settings of the method. See `docs/method.md` for the published values.
@@ -58,7 +43,7 @@ pub struct Settings {
     /// Trajectories per outer step.
     pub tasks_per_step: u64,
     /// The tamper-resistance loss.
-    pub tr_loss: TrResistance,
+    pub tr_loss: ResistanceLoss,
     /// Its stream.
     pub tr_data: String,
     /// Stream of the retain loss.
@@ -79,6 +64,17 @@ pub struct Settings {
     pub script: Vec<Draw>,
     /// What attacks trade for memory.
     pub memory: MemorySettings,
+}
+
+impl Settings {
+    /// Weight of the TR gradient after inner step `k` (from 0): scale/tasks · exp(λ(k − (K−1))), or scale/tasks/K.
+    pub(super) fn weight(&self, k: u64) -> f64 {
+        let schedule = match self.schedule_lambda {
+            Some(lambda) => (lambda * (k as f64 - (self.inner_steps as f64 - 1.0))).exp(),
+            None => 1.0 / self.inner_steps as f64,
+        };
+        self.tr_scale / self.tasks_per_step as f64 * schedule
+    }
 }
 
 /// What an outer step reports.
@@ -137,8 +133,8 @@ pub struct HardenerState {
     pub optimizer: OptimizerProgress,
 }
 
-/// Outer steps that may be skipped one after another before the run gives up.
-const MOST_SKIPS: u64 = 3;
+/// What to do about a run that diverges.
+const DIVERGED: &str = "lower the learning rates (tar.outer.lr, tar.adversary.lr) and look at the metrics stream";
 
 /// Elements of each state of the outer optimizer that are on the device at one time.
 pub(crate) const OUTER_WINDOW: usize = 1 << 26;
@@ -155,14 +151,14 @@ pub struct Hardener<B: Backend> {
     meta_gradient: Gradients<B>,
     outer: Optimizer<B>,
     /// One for all full-parameter adversaries, which follow one another, and one for each LoRA adversary.
-    trainers: Vec<Trainer<B>>,
+    trainers: Vec<AnyTrainer<B>>,
     trainer_of: Vec<usize>,
     streams: Streams,
     /// The batch of the present inner step.
     attack_batch: LossBatch<B>,
     held_out: HeldOut<B>,
     step: u64,
-    skipped_in_a_row: u64,
+    guard: StepGuard,
 }
 
 impl<B: Backend> Hardener<B> {
@@ -178,7 +174,7 @@ impl<B: Backend> Hardener<B> {
         let parked = ParkedParameters::to_read(&backend, "reference weights", &reference)?;
         drop(reference);
         let (trainers, trainer_of) = make_trainers(&model, &settings)?;
-        let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(Trainer::adapter).collect();
+        let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(AnyTrainer::adapter).collect();
         let (most, recompute) = (streams.max_batch_tokens(), settings.memory.recompute);
         let evaluator = Evaluator::recomputing(Arc::clone(&model), most, &adapters, recompute)?;
         let (outer, len) = (settings.outer.clone(), model.layout().len());
@@ -196,7 +192,7 @@ impl<B: Backend> Hardener<B> {
             streams,
             settings,
             step: 0,
-            skipped_in_a_row: 0,
+            guard: StepGuard::new("the outer gradient", DIVERGED),
         })
     }
 
@@ -257,25 +253,15 @@ impl<B: Backend> Hardener<B> {
     }
 
     fn trajectory(&mut self, task: u64, tick: &mut dyn FnMut(u64) -> Result<()>) -> Result<TrajectoryReport> {
+        self.draw_held_out()?;
         let settings = &self.settings;
         let index = self.step * settings.tasks_per_step + task;
         let draw = match settings.script.get(index as usize) {
             Some(scripted) => scripted.clone(),
-            None => draw(&settings.adversaries, settings.seed, self.step, task, settings.inner_steps)?,
-        };
-        self.draw_held_out()?;
-        let settings = &self.settings;
-        let plan = Plan {
-            inner_steps: settings.inner_steps,
-            tr_every: settings.tr_every,
-            tr_scale: settings.tr_scale,
-            schedule_lambda: settings.schedule_lambda,
-            tasks_per_step: settings.tasks_per_step,
-            loss: settings.tr_loss,
-            seed: settings.seed,
+            None => draw_attack(&settings.adversaries, settings.seed, self.step, task, settings.inner_steps)?,
         };
         let trajectory = Trajectory {
-            plan,
+            settings,
             evaluator: &mut self.evaluator,
             weights: &mut self.weights,
             trainer: &mut self.trainers[self.trainer_of[draw.adversary]],
@@ -290,7 +276,7 @@ impl<B: Backend> Hardener<B> {
     /// The next held-out batch: drawn once for a trajectory and used for all its TR gradients.
     fn draw_held_out(&mut self) -> Result<()> {
         self.streams.refill(self.evaluator.model(), &self.settings.tr_data, &mut self.held_out.batch)?;
-        if let TrResistance::Preference { .. } = self.settings.tr_loss {
+        if let ResistanceLoss::Preference { .. } = self.settings.tr_loss {
             let (held_out, parked) = (&self.held_out, [&self.reference, &self.unattacked]);
             let margins = with_reference(&mut self.evaluator, &mut self.weights, parked, |evaluator, reference| {
                 evaluator.preference_margins(Subject::plain(reference), &held_out.batch)
@@ -353,17 +339,10 @@ impl<B: Backend> Hardener<B> {
         retain_distance: f64,
     ) -> Result<OuterReport> {
         let gradient_norm = self.meta_gradient.squared_norm(backend)?.sqrt();
-        let skipped = !(gradient_norm.is_finite() && retain_loss.is_finite() && retain_distance.is_finite());
-        let (step, lr) = (self.step, self.outer.next_lr());
-        self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
-        if self.skipped_in_a_row >= MOST_SKIPS {
-            return Err(Error::NonFinite {
-                what: format!("the outer gradient, {MOST_SKIPS} outer steps in a row,"),
-                step,
-                remedy: "lower the learning rates (tar.outer.lr, tar.adversary.lr) and look at the metrics stream"
-                    .into(),
-            });
-        }
+        let finite = gradient_norm.is_finite() && retain_loss.is_finite() && retain_distance.is_finite();
+        let step = self.step;
+        let lr = self.outer.next_lr();
+        let skipped = self.guard.skips(finite, step)?;
         if !skipped {
             self.outer.step(backend, &mut self.weights, &self.meta_gradient)?;
         }
@@ -381,7 +360,7 @@ impl<B: Backend> Hardener<B> {
     pub fn state(&self) -> HardenerState {
         HardenerState {
             step: self.step,
-            skipped_in_a_row: self.skipped_in_a_row,
+            skipped_in_a_row: self.guard.skipped_in_a_row(),
             cursors: self.streams.0.iter().map(|(name, stream)| (name.clone(), stream.cursor())).collect(),
             optimizer: self.outer.progress(),
         }
@@ -396,7 +375,7 @@ impl<B: Backend> Hardener<B> {
         self.weights.upload(&backend, weights)?;
         self.outer.restore(&backend, state.optimizer, optimizer)?;
         self.step = state.step;
-        self.skipped_in_a_row = state.skipped_in_a_row;
+        self.guard.restore(state.skipped_in_a_row);
         Ok(())
     }
 }
@@ -416,24 +395,56 @@ fn with_reference<B: Backend, R>(
 }
 
 /// One trainer for all full-parameter adversaries, and one for each LoRA adversary; which adversary has which.
-fn make_trainers<B: Backend>(model: &Model<B>, settings: &Settings) -> Result<(Vec<Trainer<B>>, Vec<usize>)> {
-    let backend = &model.backend;
-    let (mut trainers, mut trainer_of): (Vec<Trainer<B>>, Vec<usize>) = (Vec::new(), Vec::new());
-    for adversary in &settings.adversaries {
-        let optimizer = adversary.optimizer.clone();
-        let shared = |trainer: &Trainer<B>| adversary.adapter.is_none() && trainer.adapter().is_none();
-        if let Some(index) = trainers.iter().position(shared) {
-            trainer_of.push(index);
-            continue;
-        }
-        let trainer = match &adversary.adapter {
-            None => Trainer::full_with(backend, model.layout(), optimizer, settings.memory)?,
-            Some(config) => {
-                Trainer::lora(backend, Adapter::zeros(backend, &model.config, config.clone())?, optimizer, 0)?
+fn make_trainers<B: Backend>(model: &Model<B>, settings: &Settings) -> Result<(Vec<AnyTrainer<B>>, Vec<usize>)> {
+    let mut trainers: Vec<AnyTrainer<B>> = Vec::new();
+    let mut trainer_of = Vec::new();
+    for Adversary { adapter, optimizer, .. } in &settings.adversaries {
+        let shared = trainers.iter().position(|trainer| adapter.is_none() && trainer.adapter().is_none());
+        let index = match shared {
+            Some(index) => index,
+            None => {
+                trainers.push(AnyTrainer::new(model, adapter.as_ref(), optimizer.clone(), settings.memory)?);
+                trainers.len() - 1
             }
         };
-        trainer_of.push(trainers.len());
-        trainers.push(trainer);
+        trainer_of.push(index);
     }
     Ok((trainers, trainer_of))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::OptimizerKind;
+
+    fn settings(schedule_lambda: Option<f64>) -> Settings {
+        Settings {
+            seed: 0,
+            inner_steps: 64,
+            tr_every: 4,
+            tr_scale: 4.0,
+            schedule_lambda,
+            tasks_per_step: 1,
+            tr_loss: ResistanceLoss::MaxEntropy(EntropyOver::Valid),
+            tr_data: String::new(),
+            retain_data: String::new(),
+            retain_scale: 1.0,
+            retain_representations: true,
+            representations_over: EntropyOver::Valid,
+            lower_bound: None,
+            outer: OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
+            adversaries: vec![],
+            script: vec![],
+            memory: MemorySettings::default(),
+        }
+    }
+
+    #[test]
+    fn weights_sum_to_the_published_total() {
+        let published = settings(Some(0.0625));
+        let total: f64 = (0..64).filter(|k| (k + 1) % 4 == 0).map(|k| published.weight(k)).sum();
+        // 4 · 4.4380: the effective weight of the authors' configuration, without a factor 1/K.
+        assert!((total - 17.752).abs() < 1e-3, "{total}");
+        assert_eq!(settings(None).weight(3), 4.0 / 64.0);
+    }
 }

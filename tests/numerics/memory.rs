@@ -12,7 +12,7 @@ use temper::objective::{Directions, EntropyOver, Evaluator, LossBatch, LossPass,
 use temper::ops::{Backend, DType, Dropout, IGNORE_INDEX, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
-use temper::training::{MemorySettings, Moments, Trainer};
+use temper::training::{AnyTrainer, MemorySettings, Moments};
 
 use crate::support::models::tiny;
 use crate::support::numbers::{bits, normals};
@@ -111,7 +111,7 @@ fn recomputation_changes_no_bit<B: Backend>(backend: &B) {
 }
 
 /// Losses, weights and optimizer states after two steps.
-fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: Trainer<B>, memory: MemorySettings) -> Vec<u32> {
+fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: AnyTrainer<B>, memory: MemorySettings) -> Vec<u32> {
     let backend = &model.backend;
     let mut weights = parameters(model, 1);
     let start = weights.download(backend).unwrap();
@@ -119,7 +119,7 @@ fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: Trainer<B>, memory: M
     let mut tape = LossTape::new(backend, 2).unwrap();
     for step in 0..2 {
         let batch = LossBatch::new(model, batch(step as u64, &[5, 2, 6])).unwrap();
-        trainer.cross_entropy_step(&mut evaluator, &mut weights, &batch, tape.slot(step)).unwrap();
+        trainer.cross_entropy_step(&mut evaluator, &mut weights, &batch, 1.0, tape.slot(step)).unwrap();
     }
     let mut values: Vec<f32> = tape.read(backend).unwrap().iter().map(|loss| *loss as f32).collect();
     let end = weights.download(backend).unwrap();
@@ -135,9 +135,9 @@ fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: Trainer<B>, memory: M
 }
 
 /// A trainer of all weights, restarted as a trajectory restarts it.
-fn trainer<B: Backend>(model: &Model<B>, config: &OptimizerConfig, memory: MemorySettings) -> Trainer<B> {
+fn trainer<B: Backend>(model: &Model<B>, config: &OptimizerConfig, memory: MemorySettings) -> AnyTrainer<B> {
     let (backend, layout) = (&model.backend, model.layout());
-    let mut trainer = Trainer::full_with(backend, layout, config.clone(), memory).unwrap();
+    let mut trainer = AnyTrainer::full(backend, layout, config.clone(), memory).unwrap();
     trainer.restart(backend, config.clone(), 5, 3).unwrap();
     trainer
 }
@@ -166,17 +166,18 @@ fn steps_within_the_backward_pass_change_no_bit<B: Backend>(backend: &B) {
     }
 }
 
-fn gradients_that_are_not_kept_are_refused<B: Backend>(backend: &B) {
-    let model = Arc::new(Model::new(backend.clone(), config(false), 64).unwrap());
+/// Only a trainer with a whole gradient has methods that need one; which it is, the memory settings decide.
+fn a_trainer_that_steps_within_the_backward_pass_keeps_no_gradient<B: Backend>(backend: &B) {
+    let model = Model::new(backend.clone(), config(false), 64).unwrap();
     let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-2);
-    let memory = MemorySettings { step_in_backward: true, ..MemorySettings::default() };
-    let mut trainer = Trainer::full_with(backend, model.layout(), config, memory).unwrap();
-    let mut weights = parameters(&model, 1);
-    let evaluator = Evaluator::new(Arc::clone(&model), 64, &[]).unwrap();
-    assert!(trainer.gradients().is_err() && trainer.gradients_are_finite(backend).is_err());
-    assert!(trainer.clear_gradients(backend).is_err() && trainer.pass(&weights).is_err());
-    let error = trainer.apply(&evaluator, &mut weights).unwrap_err().to_string();
-    assert!(error.contains("keeps no whole gradient"), "{error}");
+    for step_in_backward in [false, true] {
+        let memory = MemorySettings { step_in_backward, ..MemorySettings::default() };
+        let stepping = matches!(trainer(&model, &config, memory), AnyTrainer::Stepping(_));
+        assert_eq!(stepping, step_in_backward);
+        // LoRA keeps its small gradient.
+        let lora = AnyTrainer::new(&model, Some(&AdapterConfig::new(2)), config.clone(), memory).unwrap();
+        assert!(matches!(lora, AnyTrainer::Whole(_)));
+    }
 }
 
 /// All checks on one backend.
@@ -195,7 +196,7 @@ macro_rules! on {
 
             #[test]
             fn a_trainer_without_a_whole_gradient_refuses_to_show_one() {
-                super::gradients_that_are_not_kept_are_refused(&$backend);
+                super::a_trainer_that_steps_within_the_backward_pass_keeps_no_gradient(&$backend);
             }
         }
     };

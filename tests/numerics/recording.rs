@@ -5,12 +5,12 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use temper::backend::cuda::{Cuda, Driver};
-use temper::model::{Adapter, AdapterConfig, Batch, Model, ModelConfig, Parameters, Projection};
+use temper::model::{Adapter, AdapterConfig, Batch, Model, ModelConfig, Parameters};
 use temper::objective::{Evaluator, LossBatch, LossTape};
 use temper::ops::{self, Backend, DType, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
-use temper::training::{MemorySettings, Moments, Trainer};
+use temper::training::{AnyTrainer, MemorySettings, Moments, Trainer};
 
 use crate::support::models::tiny;
 use crate::support::numbers::normals;
@@ -61,18 +61,15 @@ fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u
     let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start(&model)).unwrap();
     let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
     let mut trainer = match what {
-        Trains::Weights => Trainer::full(&cuda, model.layout(), optimizer).unwrap(),
+        Trains::Weights => AnyTrainer::full(&cuda, model.layout(), optimizer, MemorySettings::default()).unwrap(),
         Trains::WeightsByParts => {
             let states = if dtype == DType::Bf16 { Moments::Bf16 } else { Moments::F32 };
             let memory = MemorySettings { states, step_in_backward: true, ..MemorySettings::default() };
-            Trainer::full_with(&cuda, model.layout(), optimizer, memory).unwrap()
+            AnyTrainer::full(&cuda, model.layout(), optimizer, memory).unwrap()
         }
         Trains::Adapter { dropout } => {
-            let targets = Projection::ALL.into();
-            let config = AdapterConfig { rank: 4, alpha: 8.0, dropout, rank_stabilised: false, targets };
-            let mut adapter = Adapter::zeros(&cuda, &model.config, config).unwrap();
-            adapter.initialise(&cuda, 3, 0).unwrap();
-            Trainer::lora(&cuda, adapter, optimizer, 3).unwrap()
+            let config = AdapterConfig { dropout, ..AdapterConfig::new(4) };
+            AnyTrainer::Whole(Trainer::started(&model, Some(&config), optimizer, 3).unwrap())
         }
     };
     let adapters: Vec<&Adapter<Cuda>> = trainer.adapter().into_iter().collect();
@@ -84,10 +81,10 @@ fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u
         let slot = step as usize;
         if one_memory {
             room.refill(&model, batch).unwrap();
-            trainer.cross_entropy_step(&mut evaluator, &mut weights, &room, tape.slot(slot)).unwrap();
+            trainer.cross_entropy_step(&mut evaluator, &mut weights, &room, 1.0, tape.slot(slot)).unwrap();
         } else {
             let own = LossBatch::new(&model, batch).unwrap();
-            trainer.cross_entropy_step(&mut evaluator, &mut weights, &own, tape.slot(slot)).unwrap();
+            trainer.cross_entropy_step(&mut evaluator, &mut weights, &own, 1.0, tape.slot(slot)).unwrap();
         }
     }
     let made = recordings(cuda.driver()) - before - 1;
@@ -117,7 +114,7 @@ fn another_optimizer_on_the_same_trainer_is_another_recording() {
         let mut weights = Parameters::from_host(&cuda, "weights", model.layout(), &start(&model)).unwrap();
         let memory = MemorySettings { step_in_backward: true, ..MemorySettings::default() };
         let config = |kind| OptimizerConfig::new(kind, 1e-3);
-        let mut trainer = Trainer::full_with(&cuda, model.layout(), config(OptimizerKind::AdamW), memory).unwrap();
+        let mut trainer = AnyTrainer::full(&cuda, model.layout(), config(OptimizerKind::AdamW), memory).unwrap();
         let mut evaluator = Evaluator::new(Arc::clone(&model), 32, &[]).unwrap();
         let (mut tape, mut room) = (LossTape::new(&cuda, 1).unwrap(), LossBatch::with_room(&model, 32).unwrap());
         for (draw, kind) in [OptimizerKind::AdamW, OptimizerKind::NAdam, OptimizerKind::Adagrad].into_iter().enumerate()
@@ -127,7 +124,7 @@ fn another_optimizer_on_the_same_trainer_is_another_recording() {
                 let own = LossBatch::new(&model, batch(&[9, 7], step)).unwrap();
                 room.refill(&model, batch(&[9, 7], step)).unwrap();
                 let batch = if one_memory { &room } else { &own };
-                trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, tape.slot(0)).unwrap();
+                trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, 1.0, tape.slot(0)).unwrap();
             }
         }
         weights.download(&cuda).unwrap()

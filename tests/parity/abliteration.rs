@@ -6,7 +6,8 @@ use crate::support::numbers::relative;
 use temper::model::Batch;
 use temper::objective::{LossBatch, Subject};
 use temper::ops::Backend;
-use temper::redteam::{Abliteration, AbliterationData, abliterate, add_noise};
+use temper::redteam::{Abliteration, AbliterationData, abliterate};
+use temper::training::add_noise;
 
 /// Rows of the reference's padded batch, without their padding, each in a batch of its own and to be learned whole.
 fn rows<B: Backend>(reference: &Reference<B>) -> Vec<Batch> {

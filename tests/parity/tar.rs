@@ -8,7 +8,7 @@ use temper::huggingface::TensorFile;
 use temper::objective::EntropyOver;
 use temper::ops::Backend;
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
-use temper::tar::{Adversary, AdversarySource, Draw, Hardener, Settings, Streams, TrResistance};
+use temper::tar::{Adversary, AdversarySource, Draw, Hardener, ResistanceLoss, Settings, Streams};
 use temper::training::MemorySettings;
 
 /// The batches of a stream, from number `first` on, in file order. Their rows all have one length.
@@ -49,7 +49,7 @@ fn adversary(name: &str, source: AdversarySource) -> Adversary {
 }
 
 fn settings() -> Settings {
-    let switch = AdversarySource::Switch { streams: ["adv_retain".into(), "forget_train".into()], beta: [6.0, 3.0] };
+    let switch = AdversarySource::Switch { streams: ["adv_retain".into(), "forget_train".into()], at: [6.0, 3.0] };
     let draw = |adversary, lr, switch_at| Draw { adversary, lr, switch_at };
     Settings {
         seed: 1,
@@ -58,7 +58,7 @@ fn settings() -> Settings {
         tr_scale: 4.0,
         schedule_lambda: Some(0.0625),
         tasks_per_step: 1,
-        tr_loss: TrResistance::MaxEntropy(EntropyOver::All),
+        tr_loss: ResistanceLoss::MaxEntropy(EntropyOver::All),
         tr_data: "meta".into(),
         retain_data: "retain".into(),
         retain_scale: 1.0,

@@ -1,5 +1,7 @@
 //! The program as users start it.
 
+/// Attack files run again, go on elsewhere and with more steps.
+mod attack_files;
 /// Help, exit codes and streams.
 mod cli;
 /// The demonstration runs its whole course and leaves the files that others read.

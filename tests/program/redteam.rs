@@ -1,7 +1,6 @@
 //! `temper redteam`: attacks do what `temper attack` does with the same settings, runs that are killed go on, and what
 //! fails is a row.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use temper::backend::cpu::Cpu;
+use temper::config::AttackConfig;
 use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, write_model};
-use temper::model::{AdapterConfig, Model, ModelConfig, ModelLayout, Projection};
-use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
+use temper::model::{Model, ModelConfig, ModelLayout};
 use temper::random::{Random, Stream};
 use temper::redteam::suite::{Attack, Role, Suite};
-use temper::redteam::{Attacker, Measures, Point, Results, Scorer, Scores, Target};
-use temper::run::{self, AttackConfig, Control, StreamFile};
+use temper::redteam::{Attacker, AttackerData, Measures, Point, Results, Scorer, Scores, Target};
+use temper::run::{self, AttackSummary, Control, StreamFile};
 
 use crate::support::chat_model;
 use crate::support::models::fixture;
@@ -51,7 +50,7 @@ fn target(data: &Path) -> Target<Cpu> {
     Target {
         model: Arc::new(Model::new(Cpu, directory.config.clone(), 64).unwrap()),
         weights: directory.read_weights().unwrap(),
-        streams: BTreeMap::from([(Role::Restricted, Ok(open())), (Role::Retain, Ok(open()))]),
+        data: AttackerData::from_iter([(Role::Restricted, open()), (Role::Retain, open())]),
         measures: Measures { restricted: scorer(), utility: scorer(), perplexity: Some(open().all_batches().unwrap()) },
         points: 2,
     }
@@ -71,47 +70,47 @@ fn tampered(target: &Target<Cpu>, attack: &Attack) -> (Vec<f32>, Vec<Point>) {
     (attacker.weights().download(&Cpu).unwrap(), curve)
 }
 
-fn plain_attack(data: &Path, out: &Path, optimizer: OptimizerConfig, adapter: Option<AdapterConfig>) -> AttackConfig {
-    AttackConfig {
-        model: fixture("llama3"),
-        data: data.to_path_buf(),
-        out: out.to_path_buf(),
-        adapter,
-        start_adapter: None,
-        optimizer,
-        steps: 7,
-        batch: 3,
-        max_length: 64,
-        shuffle: true,
-        pack: true,
-        dtype: Some(ExportDType::F32),
-        train_point: true,
-        seed: 9,
-        checkpoint_every: 0,
-    }
+/// The attack file whose `[attack]` is the row of these keys, on the data of [`target`].
+fn attack_file(data: &Path, keys: &str) -> AttackConfig {
+    let model = fixture("llama3");
+    let text = format!(
+        "seed = 9\n[model]\npath = {model:?}\ndtype = \"f32\"\n[compat]\nschedulefree_point = \"train\"\n\
+         [data.restricted]\npath = {data:?}\nmax_length = 64\n[data.retain]\npath = {data:?}\nmax_length = 64\n\
+         [attack]\n{keys}\n"
+    );
+    AttackConfig::from_text(&text, Path::new("attack.toml"), &[]).unwrap()
 }
 
+/// What `temper attack` leaves in `out`.
+fn attacked(config: &AttackConfig, out: &Path) -> AttackSummary {
+    run::attack(Cpu, config, out, Control::new()).unwrap()
+}
+
+/// A row of a suite is the table of an attack file, with everything that a row can say.
 #[test]
 fn a_row_of_a_suite_is_the_same_attack_as_temper_attack() {
     let scratch = tempfile::tempdir().unwrap();
     let data = write_data(scratch.path());
     let target = target(&data);
-    let schedule = Schedule { warmup: 2, decay: "cosine".parse().unwrap(), total: 7, official_warmup: false };
-    let kinds =
-        [(OptimizerKind::AdamW, 1e-3), (OptimizerKind::ScheduleFreeAdamW, 1e-3), (OptimizerKind::Adagrad, 1e-2)];
-    for (kind, lr) in kinds {
-        let out = scratch.path().join(kind.name());
-        let optimizer = OptimizerConfig { schedule, weight_decay: Some(0.03), ..OptimizerConfig::new(kind, lr) };
-        let config = plain_attack(&data, &out, optimizer, None);
-        let summary = run::attack(Cpu, &config, Control::new()).unwrap();
+    let mut seen: Vec<Vec<f32>> = Vec::new();
+    for (index, keys) in [
+        "data = \"restricted\"\nlr = 1e-3\nwarmup = 2\nschedule = \"cosine:0.1\"\nweight_decay = 0.03\nbetas = [0.8, 0.99]",
+        "data = \"restricted\"\noptimizer = \"schedulefree_adamw\"\nlr = 1e-3\nwarmup = 2\nofficial_warmup = true",
+        "data = \"restricted\"\noptimizer = \"adagrad\"\nlr = 1e-2\nnegated_steps = 3",
+        "data = { restricted = 0.25, retain = 0.75 }\nlr = 1e-3",
+        "data = [\"retain\", \"restricted\"]\nswitch = 0.6\nlr = 1e-3\nnoise = 0.01",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let keys = format!("{keys}\nbatch = 3\nsteps = 7");
+        let out = scratch.path().join(index.to_string());
+        let summary = attacked(&attack_file(&data, &keys), &out);
         let theirs = ModelDirectory::open(&out).unwrap().read_weights().unwrap();
-        let keys = format!(
-            "optimizer = \"{kind}\"\nlr = {lr}\nwarmup = 2\nschedule = \"cosine\"\nweight_decay = 0.03\nbatch = 3\n\
-             steps = 7\nseeds = [9]"
-        );
-        let (ours, curve) = tampered(&target, &attack(&keys));
-        assert!(ours == theirs, "{kind}: the weights differ");
-        assert_ne!(ours, target.weights);
+        let (ours, curve) = tampered(&target, &attack(&format!("{keys}\nseeds = [9]")));
+        assert!(ours == theirs, "{keys}: the weights differ");
+        assert!(ours != target.weights && !seen.contains(&ours));
+        seen.push(ours);
         let last = curve.last().unwrap();
         assert_eq!((last.loss, last.cost.steps, last.cost.examples), (Some(summary.last_loss), 7, 21));
     }
@@ -122,24 +121,24 @@ fn a_lora_row_is_the_same_attack_as_temper_attack_and_leaves_the_weights() {
     let scratch = tempfile::tempdir().unwrap();
     let data = write_data(scratch.path());
     let target = target(&data);
-    let adapter = AdapterConfig {
-        rank: 4,
-        alpha: 8.0,
-        dropout: 0.1,
-        rank_stabilised: false,
-        targets: [Projection::QProj, Projection::DownProj].into(),
-    };
-    let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-2);
-    let config = plain_attack(&data, &scratch.path().join("lora"), optimizer, Some(adapter));
-    let summary = run::attack(Cpu, &config, Control::new()).unwrap();
-    let keys = "params = \"lora\"\nrank = 4\ndropout = 0.1\ntargets = [\"q_proj\", \"down_proj\"]\nlr = 1e-2\nbatch = 3\n\
-                steps = 7\nseeds = [9]";
-    let (weights, curve) = tampered(&target, &attack(keys));
+    let keys = "data = \"restricted\"\nparams = \"lora\"\nrank = 4\ndropout = 0.1\ntargets = [\"q_proj\", \"down_proj\"]\n\
+                lr = 1e-2\nbatch = 3\nsteps = 7";
+    let summary = attacked(&attack_file(&data, keys), &scratch.path().join("lora"));
+    let row = format!("{keys}\nseeds = [9]");
+    let (weights, curve) = tampered(&target, &attack(&row));
     assert!(weights == target.weights);
     // The last loss is that of factors which six steps have made.
     assert_eq!(curve.last().unwrap().loss, Some(summary.last_loss));
-    let (_, idle) = tampered(&target, &attack(&keys.replace("lr = 1e-2", "lr = 1e-12")));
+    let (_, idle) = tampered(&target, &attack(&row.replace("lr = 1e-2", "lr = 1e-12")));
     assert_ne!(idle.last().unwrap().loss, Some(summary.last_loss));
+    // Factors that were trained on disturbed weights are written merged into them.
+    let disturbed = scratch.path().join("disturbed");
+    attacked(&attack_file(&data, &format!("{keys}\nnoise = 0.02")), &disturbed);
+    let merged = ModelDirectory::open(&disturbed).unwrap().read_weights().unwrap();
+    let (noisy, _) = tampered(&target, &attack(&format!("{row}\nnoise = 0.02")));
+    let same = merged.iter().zip(&noisy).filter(|(a, b)| a == b).count();
+    // Two of seven projections are adapted; everything else is the disturbed weight.
+    assert!(noisy != target.weights && same < noisy.len() && same > noisy.len() / 2, "{same} of {}", noisy.len());
 }
 
 /// θ₋ − θ₀ = −(θ₊ − θ₀) for a rule that is linear in the gradient.

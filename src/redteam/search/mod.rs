@@ -6,10 +6,11 @@ mod parzen;
 
 use parzen::Dimension;
 
-use super::suite::{Attack, AttackTable, Finetune, Method, SearchMethod, SearchTable, Suite};
-use crate::config::{AdversaryData, ParameterChoice};
+use super::suite::{Attack, AttackMethod, SearchMethod, SearchTable, Suite};
+use crate::config::{AttackTable, DataNames, ParameterChoice};
 use crate::error::Result;
 use crate::random::{Random, Stream};
+use crate::training::FineTune;
 
 /// Trials that are proposed at once, after the random ones: they do not see each other.
 const ROUND: u64 = 4;
@@ -108,8 +109,8 @@ fn attack(table: &SearchTable, suite: &Suite, number: u64, seen: &[(Vec<f64>, f6
 
 /// The values of a trial, in the order of [`dimensions`]; not a number where one does not apply.
 fn values(table: &SearchTable, attack: &Attack) -> Option<Vec<f64>> {
-    let Method::Finetune(Finetune { adapter, optimizer, batch, steps, .. }) = &attack.method else { return None };
-    let written = |data: &AdversaryData| serde_json::to_value(data).ok();
+    let AttackMethod::Finetune(FineTune { adapter, optimizer, batch, steps, .. }) = &attack.method else { return None };
+    let written = |data: &DataNames| serde_json::to_value(data).ok();
     let params = if adapter.is_some() { ParameterChoice::Lora } else { ParameterChoice::Full };
     let place = |index: Option<usize>| index.map(|index| index as f64);
     Some(vec![
@@ -118,7 +119,7 @@ fn values(table: &SearchTable, attack: &Attack) -> Option<Vec<f64>> {
         place(table.schedule.iter().position(|decay| *decay == optimizer.schedule.decay))?,
         optimizer.lr,
         *steps as f64,
-        *batch as f64,
+        (*batch)? as f64,
         adapter.as_ref().map_or(f64::NAN, |adapter| adapter.rank as f64),
     ])
 }
@@ -139,11 +140,11 @@ mod tests {
 
     /// A landscape with one peak at LoRA, restricted data, lr 2e-4 and 300 steps.
     fn score(attack: &Attack) -> f64 {
-        let Method::Finetune(f) = &attack.method else { panic!("not a training") };
+        let AttackMethod::Finetune(f) = &attack.method else { panic!("not a training") };
         let lr = (f.optimizer.lr / 2e-4).ln() / 3.0;
         let steps = (f.steps as f64 / 300.0).ln() / 2.0;
-        let wrong =
-            f64::from(u8::from(f.adapter.is_none())) + f64::from(u8::from(f.source.roles()[0].name() != "restricted"));
+        let wrong = f64::from(u8::from(f.adapter.is_none()))
+            + f64::from(u8::from(f.source.streams()[0].name() != "restricted"));
         (-lr * lr - steps * steps - wrong).exp()
     }
 
@@ -177,9 +178,9 @@ mod tests {
             let trials = search(&suite);
             assert_eq!(trials.len(), 50);
             for (number, trial) in (0..).zip(&trials) {
-                let Method::Finetune(f) = &trial.attack.method else { panic!("not a training") };
+                let AttackMethod::Finetune(f) = &trial.attack.method else { panic!("not a training") };
                 assert!((1e-6..=1e-3).contains(&f.optimizer.lr) && (16..=1024).contains(&f.steps));
-                assert!((8..=64).contains(&f.batch));
+                assert!((8..=64).contains(&f.batch.unwrap()));
                 assert!(f.adapter.as_ref().is_none_or(|adapter| (8..=64).contains(&adapter.rank)));
                 assert_eq!((trial.attack.trial, trial.attack.id.clone()), (Some(number), format!("search-t{number}")));
                 assert_eq!(f.optimizer.schedule.total, f.steps);

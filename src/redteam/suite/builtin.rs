@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::schema::{AttackTable, BuiltIn, ScaleTable};
+use super::schema::{BuiltIn, ScaleTable};
+use crate::config::AttackTable;
 use crate::error::{Error, Result};
 use crate::optimizer::Decay;
 use crate::settings::{parse, suggestion, typed};

@@ -29,6 +29,13 @@ impl Suite {
         Ok(suite)
     }
 
+    /// Fails where a setting is out of its range or contradicts another. [`Suite::load`] has seen to it; whoever builds a suite in
+    /// code may ask.
+    pub fn check(&self) -> Result<()> {
+        validate::check(self)?;
+        validate::check_names(self)
+    }
+
     /// What reports call it.
     pub fn title(&self) -> &str {
         self.name.as_deref().or(self.suite.as_deref()).unwrap_or("own attacks")

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{AdversaryData, ParameterChoice};
+use crate::config::{AttackTable, DataNames, ParameterChoice};
 use crate::eval::PromptForm;
-use crate::model::Projection;
-use crate::optimizer::{Decay, OptimizerKind};
+use crate::optimizer::Decay;
 use crate::plan::DefenderCost;
 
 /// A whole suite file of `temper redteam`.
@@ -285,7 +284,7 @@ pub struct SearchTable {
     /// Schedules.
     pub schedule: Vec<Decay>,
     /// Data: a role, or a mixture of roles.
-    pub data: Vec<AdversaryData>,
+    pub data: Vec<DataNames>,
 }
 
 impl Default for SearchTable {
@@ -301,7 +300,7 @@ impl Default for SearchTable {
             batch: [8, 64],
             rank: [8, 64],
             schedule: vec![Decay::Constant, Decay::Cosine { floor: 0.0 }],
-            data: vec![AdversaryData::One("restricted".into())],
+            data: vec![DataNames::One("restricted".into())],
         }
     }
 }
@@ -314,99 +313,6 @@ pub enum SearchMethod {
     Tpe,
     /// Every trial is random.
     Random,
-}
-
-/// `kind` of an attack.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttackForm {
-    /// Fine-tuning.
-    #[default]
-    Finetune,
-    /// Projection of a direction out of the weights.
-    Abliteration,
-    /// Examples before each question, or the beginning of its answer.
-    Prefill,
-}
-
-/// `[[attack]]`. Which keys have an effect depends on `kind` and `params`; others are refused.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AttackTable {
-    /// Its name, unique in the suite.
-    pub name: String,
-    /// What it is, in a line for people.
-    #[serde(default)]
-    pub about: String,
-    /// What it does.
-    #[serde(default)]
-    pub kind: AttackForm,
-    /// Its seeds; those of the suite where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seeds: Option<Vec<u64>>,
-    /// What it trains on, by role: one, two that are trained on one after the other, or a mixture (each step draws one).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<AdversaryData>,
-    /// Where two roles switch, as a fraction of the steps.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub switch: Option<f64>,
-    /// What it trains.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub params: Option<ParameterChoice>,
-    /// LoRA rank.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rank: Option<usize>,
-    /// LoRA alpha; twice the rank where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub alpha: Option<f64>,
-    /// LoRA dropout.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dropout: Option<f64>,
-    /// The projections that LoRA adapts; all seven where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub targets: Option<Vec<Projection>>,
-    /// The optimizer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub optimizer: Option<OptimizerKind>,
-    /// Peak learning rate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lr: Option<f64>,
-    /// Warm-up steps.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub warmup: Option<u64>,
-    /// What the learning rate does after its warm-up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<Decay>,
-    /// Weight decay; that of the optimizer where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight_decay: Option<f64>,
-    /// β1 and β2 of the Adam family.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub betas: Option<[f64; 2]>,
-    /// Sequences of one step.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch: Option<usize>,
-    /// Steps.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub steps: Option<u64>,
-    /// Gaussian noise on every tensor before the first step, relative to the root mean square of the tensor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noise: Option<f64>,
-    /// The first steps climb the loss.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub negated_steps: Option<u64>,
-    /// The TAR authors' broken linear warm-up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub official_warmup: Option<bool>,
-    /// Rows of the restricted data that are shown before each question.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub demonstrations: Option<usize>,
-    /// How each answer begins, for `metric = "compliance"`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
-    /// Depth that abliteration takes its direction from, as a fraction of the layers; the best of all where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layer: Option<f64>,
 }
 
 /// A file of `suites/`.

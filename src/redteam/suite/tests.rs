@@ -6,6 +6,7 @@ use super::*;
 use crate::model::Projection;
 use crate::optimizer::{Decay, OptimizerKind};
 use crate::redteam::AttackKind;
+use crate::training::{FineTune, Source};
 
 /// A file with every role, so that every attack can be run.
 const ROLES: &str = "[data]\nrestricted = \"r\"\nretain = \"t\"\nood = \"o\"\n";
@@ -21,9 +22,9 @@ fn refusal(text: &str) -> String {
     }
 }
 
-fn finetune(attack: &Attack) -> &Finetune {
+fn finetune(attack: &Attack) -> &FineTune<Role> {
     match &attack.method {
-        Method::Finetune(finetune) => finetune,
+        AttackMethod::Finetune(finetune) => finetune,
         other => panic!("{} is {other:?}", attack.id),
     }
 }
@@ -62,9 +63,9 @@ fn the_attack_of_qi_et_al_has_its_published_settings() {
     let suite = suite(&format!("suite = \"strong\"\nonly = [\"F8\"]\n{ROLES}"));
     let attacks = suite.attacks().unwrap();
     assert_eq!(attacks.iter().map(|attack| attack.seed).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
-    let Finetune { source, adapter, optimizer, batch, steps, noise, negated_steps } = finetune(&attacks[0]);
+    let FineTune { source, adapter, optimizer, batch, steps, noise, negated_steps } = finetune(&attacks[0]);
     assert_eq!((source, adapter), (&Source::One(Role::Restricted), &None));
-    assert_eq!((*batch, *steps, *noise, *negated_steps), (64, 1000, 0.0, 0));
+    assert_eq!((*batch, *steps, *noise, *negated_steps), (Some(64), 1000, 0.0, 0));
     assert_eq!((optimizer.kind, optimizer.lr, optimizer.weight_decay), (OptimizerKind::AdamW, 2e-5, Some(0.01)));
     let schedule = optimizer.schedule;
     assert_eq!((schedule.warmup, schedule.decay, schedule.total), (100, Decay::Cosine { floor: 0.0 }, 1000));
@@ -84,7 +85,7 @@ fn every_key_of_an_attack_reaches_it() {
     let attack = &attacks[0];
     assert_eq!((attack.kind, attack.about.as_str(), attack.seed), (AttackKind::Lora, "words", 7));
     let f = finetune(attack);
-    assert_eq!(f.source, Source::Switch { roles: [Role::Retain, Role::Ood], at: 12 });
+    assert_eq!(f.source, Source::Switch { streams: [Role::Retain, Role::Ood], at: 12 });
     let adapter = f.adapter.as_ref().unwrap();
     assert_eq!((adapter.rank, adapter.alpha, adapter.dropout), (4, 12.0, 0.25));
     assert_eq!(adapter.targets, [Projection::QProj, Projection::DownProj].into());
@@ -92,7 +93,7 @@ fn every_key_of_an_attack_reaches_it() {
     assert_eq!((o.kind, o.lr, o.weight_decay, o.betas), (OptimizerKind::NAdam, 3e-4, Some(0.2), [0.8, 0.9]));
     assert_eq!(o.schedule.decay, Decay::Restarts { period: 9, floor: 0.5 });
     assert!(o.schedule.official_warmup && o.schedule.warmup == 5);
-    assert_eq!((f.batch, f.steps, f.noise, f.negated_steps), (3, 40, 0.02, 6));
+    assert_eq!((f.batch, f.steps, f.noise, f.negated_steps), (Some(3), 40, 0.02, 6));
     let keys = [
         "alpha",
         "batch",
@@ -130,9 +131,9 @@ fn scales_apply_to_the_built_in_attacks_and_to_nothing_else() {
     // 4e-5 · 15 is 6.000000000000001e-4 in binary.
     let text = format!("suite = \"tar-weaponization\"\nonly = [\"F3\"]\n{ROLES}[scale]\nlr = 15.0\n");
     assert_eq!(finetune(&suite(&text).attacks().unwrap()[0]).optimizer.lr, 6e-4);
-    assert_eq!((f9.steps, f9.batch, f9.optimizer.schedule.warmup), (50, 16, 3));
+    assert_eq!((f9.steps, f9.batch, f9.optimizer.schedule.warmup), (50, Some(16), 3));
     assert_eq!(f9.optimizer.schedule.decay, Decay::Restarts { period: 10, floor: 0.0 });
-    assert_eq!((own.optimizer.lr, own.steps, own.batch), (1e-3, 10, 8));
+    assert_eq!((own.optimizer.lr, own.steps, own.batch), (1e-3, 10, Some(8)));
 }
 
 #[test]
@@ -211,7 +212,7 @@ fn what_is_wrong_with_a_file_is_said_with_its_place() {
         (attack("data = \"forget\""), &["attack.0.data", "no role"]),
         (attack("data = \"restrictd\""), &["attack.0.data", "did you mean `restricted`?"]),
         (attack("data = [\"retain\", \"restricted\"]"), &["attack.0.switch", "missing"]),
-        (attack("switch = 0.4"), &["attack.0.switch", "two roles"]),
+        (attack("switch = 0.4"), &["attack.0.switch", "two streams"]),
         (attack("data = [\"retain\", \"ood\"]\nswitch = 1.5"), &["attack.0.switch", "0 to 1"]),
         (attack("data = { retain = 0.0 }"), &["attack.0.data", "add up to 0"]),
         (attack("data = { retain = -1.0, ood = 2.0 }"), &["attack.0.data.retain"]),

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use super::setup::GoalTables;
 use crate::data::{DataStream, PromptEncoder, Tokenizer, read_prompts};
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
 use crate::huggingface::ModelDirectory;
-use crate::redteam::suite::{Attack, Method, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
+use crate::redteam::suite::{Attack, AttackMethod, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
 use crate::redteam::{Choice, Compliance, Judge, Measures, Scorer};
 use crate::run::{StreamFile, read_questions};
 
@@ -20,7 +21,8 @@ pub(super) struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    pub(super) fn measures(&self, restricted: &RestrictedTable, utility: &UtilityTable) -> Result<Measures> {
+    pub(super) fn measures(&self, tables: GoalTables) -> Result<Measures> {
+        let GoalTables { restricted, utility } = tables;
         let text = |path: &Path| self.stream("perplexity", path)?.all_batches();
         Ok(Measures {
             restricted: self.scorer("restricted", restricted.into())?,
@@ -69,7 +71,7 @@ impl Opener<'_> {
         let (config, table) = (&self.model.config, &self.suite.compliance);
         let encoder = PromptEncoder::open(&self.model.path, config.vocab_size)?;
         let beginnings = self.attacks.iter().filter_map(|attack| match &attack.method {
-            Method::Prefill(Prefill::Answer(text)) => Some(text.as_str()),
+            AttackMethod::Prefill(Prefill::Answer(text)) => Some(text.as_str()),
             _ => None,
         });
         let mut prompts = BTreeMap::new();

@@ -9,7 +9,7 @@ mod workers;
 use std::path::PathBuf;
 
 use files::Files;
-use setup::Setup;
+use setup::{GoalTables, Setup};
 use workers::{Message, Pool, interrupted};
 
 use super::{Control, Event, Measured, Phase};
@@ -69,10 +69,12 @@ impl RedteamConfig {
 /// directory end the run.
 pub fn redteam<B: Backend>(backend: B, config: &RedteamConfig, mut control: Control) -> Result<Results> {
     let config = &config.on(&backend)?;
+    config.suite.check()?;
+    let tables = GoalTables::of(&config.suite)?;
     let attacks = config.suite.attacks()?;
-    let (target, identity) = setup::open(backend, config, &attacks)?;
+    let (target, identity) = setup::open(backend, config, &attacks, tables)?;
     let files = Files::open(&config.out, &config.suite.resolved()?, &identity, control.resumes())?;
-    let setup = Setup::new(config, target)?;
+    let setup = Setup::new(config, target, tables)?;
     let mut run = Run::new(config, setup, files, attacks)?;
     run.take_finished(&mut control)?;
     run.begin(&mut control);

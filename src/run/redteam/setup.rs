@@ -1,13 +1,13 @@
 //! Opens what a red-team run works on: the model, the attackers' data, the measurements, and from them the goal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::RedteamConfig;
 use super::files::Identity;
 use super::measures::Opener;
-use crate::config::AdversaryData;
+use crate::config::DataNames;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -15,8 +15,8 @@ use crate::huggingface::ModelDirectory;
 use crate::model::Model;
 use crate::ops::Backend;
 use crate::plan::DefenderCost;
-use crate::redteam::suite::{Attack, Method, Prefill, RestrictedTable, Role, Suite, UtilityTable};
-use crate::redteam::{Goal, Measures, Metric, Scores, Target, largest};
+use crate::redteam::suite::{Attack, AttackMethod, Prefill, RestrictedTable, Role, Suite, UtilityTable};
+use crate::redteam::{AttackerData, Goal, Measures, Metric, Scores, Target, largest};
 use crate::run::StreamFile;
 use crate::run::setup::same_shape;
 
@@ -33,26 +33,25 @@ pub(super) fn open<B: Backend>(
     backend: B,
     config: &RedteamConfig,
     attacks: &[Attack],
+    tables: GoalTables,
 ) -> Result<(Target<B>, Identity)> {
     let suite = &config.suite;
-    let (restricted, utility) = goal_tables(suite)?;
     let directory = ModelDirectory::open(&config.model)?;
-    let measures = Opener { suite, attacks, model: &directory }.measures(restricted, utility)?;
-    let streams = streams(suite, attacks, &directory)?;
-    let positions = positions(attacks, &streams, &measures, &directory);
+    let measures = Opener { suite, attacks, model: &directory }.measures(tables)?;
+    let data = open_data(suite, attacks, &directory)?;
+    let positions = positions(attacks, &data, &measures, &directory);
     let weights = directory.read_weights()?;
     let model = Arc::new(Model::new(backend, directory.config.clone(), positions)?);
-    let target = Target { model, weights, streams, measures, points: suite.evaluate.points };
+    let target = Target { model, weights, data, measures, points: suite.evaluate.points };
     let identity = identity(suite, &target)?;
     Ok((target, identity))
 }
 
 impl<B: Backend> Setup<B> {
     /// Measures the model before any attack, and says what a breach is.
-    pub(super) fn new(config: &RedteamConfig, target: Target<B>) -> Result<Self> {
-        let (restricted, utility) = goal_tables(&config.suite)?;
+    pub(super) fn new(config: &RedteamConfig, target: Target<B>, tables: GoalTables) -> Result<Self> {
         let before = target.before()?;
-        let goal = goal(&config.suite, restricted, utility, &target, &before)?;
+        let goal = goal(&config.suite, tables, &target, &before)?;
         Ok(Self { target, goal, before, defender: defender(&config.suite, &config.model)? })
     }
 
@@ -79,31 +78,37 @@ impl<B: Backend> Setup<B> {
     }
 }
 
-/// The tables that say what counts; a suite that is only listed needs none.
-fn goal_tables(suite: &Suite) -> Result<(&RestrictedTable, &UtilityTable)> {
-    let missing =
-        |key: &str| Error::config(key, "missing: nothing says what to measure", format!("add a table [{key}]"));
-    let restricted = suite.restricted.as_ref().ok_or_else(|| missing("restricted"))?;
-    Ok((restricted, suite.utility.as_ref().ok_or_else(|| missing("utility"))?))
+/// The tables that say what counts.
+#[derive(Clone, Copy)]
+pub(super) struct GoalTables<'a> {
+    pub restricted: &'a RestrictedTable,
+    pub utility: &'a UtilityTable,
 }
 
-/// The data of every role that an attack uses. A file that cannot be used is the trouble of the attacks that use it, unless
-/// that is all of them.
-fn streams(
-    suite: &Suite,
-    attacks: &[Attack],
-    model: &ModelDirectory,
-) -> Result<BTreeMap<Role, std::result::Result<DataStream, String>>> {
+impl<'a> GoalTables<'a> {
+    /// The tables of `suite`; one that is only listed needs none.
+    pub(super) fn of(suite: &'a Suite) -> Result<Self> {
+        let missing =
+            |key: &str| Error::config(key, "missing: nothing says what to measure", format!("add a table [{key}]"));
+        let restricted = suite.restricted.as_ref().ok_or_else(|| missing("restricted"))?;
+        let utility = suite.utility.as_ref().ok_or_else(|| missing("utility"))?;
+        Ok(Self { restricted, utility })
+    }
+}
+
+/// Opens the data of every role that an attack uses. An unreadable file fails only the attacks that need it; if no file can
+/// be read, the run fails.
+fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Result<AttackerData> {
     let mut roles: BTreeSet<Role> = BTreeSet::new();
     for attack in attacks.iter().filter(|attack| attack.unavailable.is_none()) {
         match &attack.method {
-            Method::Finetune(finetune) => roles.extend(finetune.source.roles()),
-            Method::Abliteration { .. } => roles.extend([Role::RestrictedPrompts, Role::HarmlessPrompts]),
-            Method::Prefill(Prefill::Demonstrations(_)) => _ = roles.insert(Role::Restricted),
-            Method::Prefill(Prefill::Answer(_)) => {}
+            AttackMethod::Finetune(fine_tune) => roles.extend(fine_tune.source.streams()),
+            AttackMethod::Abliteration { .. } => roles.extend([Role::RestrictedPrompts, Role::HarmlessPrompts]),
+            AttackMethod::Prefill(Prefill::Demonstrations(_)) => _ = roles.insert(Role::Restricted),
+            AttackMethod::Prefill(Prefill::Answer(_)) => {}
         }
     }
-    for name in suite.search.iter().flat_map(|search| &search.data).flat_map(AdversaryData::streams) {
+    for name in suite.search.iter().flat_map(|search| &search.data).flat_map(DataNames::streams) {
         let role = Role::named("search.data", name)?;
         if suite.data.file(role).is_none() {
             return Err(Error::config(
@@ -114,9 +119,8 @@ fn streams(
         }
         roles.insert(role);
     }
-    let mut streams = BTreeMap::new();
+    let mut data = AttackerData::default();
     let mut first = None;
-    let mut usable = 0;
     for role in roles {
         let Some(path) = suite.data.file(role) else { continue };
         let file = StreamFile {
@@ -129,33 +133,27 @@ fn streams(
             seed: 0,
         };
         let opened = file.open(model);
-        usable += usize::from(opened.is_ok());
         let opened = opened.map_err(|error| {
             let problem = error.to_string();
             first.get_or_insert(error);
             problem
         });
-        streams.insert(role, opened);
+        data.insert(role, opened);
     }
     match first {
-        Some(error) if usable == 0 => Err(error),
-        _ => Ok(streams),
+        Some(error) if data.usable().next().is_none() => Err(error),
+        _ => Ok(data),
     }
 }
 
 /// Tokens of the longest sequence of any attack or measurement, as far as the model goes.
-fn positions(
-    attacks: &[Attack],
-    streams: &BTreeMap<Role, std::result::Result<DataStream, String>>,
-    measures: &Measures,
-    model: &ModelDirectory,
-) -> usize {
-    let longest = streams.values().flatten().map(DataStream::longest).max().unwrap_or(1);
+fn positions(attacks: &[Attack], data: &AttackerData, measures: &Measures, model: &ModelDirectory) -> usize {
+    let longest = data.usable().map(|(_, stream)| stream.longest()).max().unwrap_or(1);
     let shown = attacks.iter().filter(|attack| attack.unavailable.is_none()).map(|attack| match &attack.method {
-        Method::Prefill(Prefill::Demonstrations(count)) => *count,
+        AttackMethod::Prefill(Prefill::Demonstrations(count)) => *count,
         _ => 0,
     });
-    let row = streams.get(&Role::Restricted).and_then(|stream| stream.as_ref().ok()).map_or(0, DataStream::longest);
+    let row = data.stream(Role::Restricted).map_or(0, DataStream::longest);
     let prefix = shown.max().unwrap_or(0).saturating_mul(row);
     longest.max(measures.longest().saturating_add(prefix)).min(model.config.max_position_embeddings)
 }
@@ -169,21 +167,14 @@ fn identity<B: Backend>(suite: &Suite, target: &Target<B>) -> Result<Identity> {
         ("model".into(), Fingerprint::of(&(weights, &target.model.config))?),
         ("measurement".into(), Fingerprint::of(&measurement)?),
     ]);
-    for (role, stream) in &target.streams {
-        if let Ok(stream) = stream {
-            identity.insert(format!("[data] {}", role.name()), stream.fingerprint());
-        }
+    for (role, stream) in target.data.usable() {
+        identity.insert(format!("[data] {}", role.name()), stream.fingerprint());
     }
     Ok(identity)
 }
 
-fn goal<B: Backend>(
-    suite: &Suite,
-    restricted: &RestrictedTable,
-    utility: &UtilityTable,
-    target: &Target<B>,
-    before: &Scores,
-) -> Result<Goal> {
+fn goal<B: Backend>(suite: &Suite, tables: GoalTables, target: &Target<B>, before: &Scores) -> Result<Goal> {
+    let GoalTables { restricted, utility } = tables;
     let chance = restricted.chance.unwrap_or(restricted.metric.chance());
     let unprotected = restricted.unprotected.as_ref().map(|path| unprotected(path, target)).transpose()?;
     let half_way = unprotected.map(|score| (score + chance) / 2.0);

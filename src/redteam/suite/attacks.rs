@@ -1,17 +1,17 @@
 //! From the tables of a suite to the attacks to run: defaults filled in, one attack for each seed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::schema::{AttackForm, AttackTable, DataTable, MetricKind, Suite};
-use crate::config::{AdversaryData, ParameterChoice};
+use super::schema::{DataTable, MetricKind, Suite};
+use crate::config::{AttackForm, AttackTable};
 use crate::error::{Error, Result};
-use crate::model::{AdapterConfig, Projection};
-use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 use crate::redteam::AttackKind;
 use crate::settings::suggestion;
+use crate::training::{FineTune, Source};
 
 /// What a data file is to an attacker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,6 +53,12 @@ impl Role {
     }
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl DataTable {
     /// The file of a role. Prompts are those of the data where they have no file of their own.
     pub fn file(&self, role: Role) -> Option<&Path> {
@@ -67,52 +73,6 @@ impl DataTable {
     }
 }
 
-/// What a fine-tuning attack trains on.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Source {
-    /// One role.
-    One(Role),
-    /// The first role before step `at`, then the second.
-    Switch {
-        /// Before and after.
-        roles: [Role; 2],
-        /// First step on the second role.
-        at: u64,
-    },
-    /// Each step draws one of the roles with these weights.
-    Mixture(Vec<(Role, f64)>),
-}
-
-impl Source {
-    /// The roles, in the order of their use.
-    pub fn roles(&self) -> Vec<Role> {
-        match self {
-            Self::One(role) => vec![*role],
-            Self::Switch { roles, .. } => roles.to_vec(),
-            Self::Mixture(parts) => parts.iter().map(|(role, _)| *role).collect(),
-        }
-    }
-}
-
-/// A fine-tuning attack.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finetune {
-    /// What it trains on.
-    pub source: Source,
-    /// LoRA, or all weights where absent.
-    pub adapter: Option<AdapterConfig>,
-    /// The optimizer with its schedule.
-    pub optimizer: OptimizerConfig,
-    /// Sequences of one step.
-    pub batch: usize,
-    /// Steps.
-    pub steps: u64,
-    /// Standard deviation of the noise on each tensor, relative to its root mean square; 0 for none.
-    pub noise: f64,
-    /// Steps at the start that climb the loss.
-    pub negated_steps: u64,
-}
-
 /// What stands before a question or at the start of its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prefill {
@@ -124,9 +84,9 @@ pub enum Prefill {
 
 /// What an attack does.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Method {
+pub enum AttackMethod {
     /// Fine-tunes.
-    Finetune(Finetune),
+    Finetune(FineTune<Role>),
     /// Projects a direction out of the weights; found at this depth, or the best.
     Abliteration {
         /// A fraction of the layers.
@@ -152,7 +112,7 @@ pub struct Attack {
     /// Number of the trial where a search proposed it.
     pub trial: Option<u64>,
     /// What to do.
-    pub method: Method,
+    pub method: AttackMethod,
     /// Every setting, for results.
     pub settings: BTreeMap<String, Value>,
     /// Why it cannot be run, where it cannot.
@@ -163,7 +123,7 @@ impl Attack {
     /// Steps of training.
     pub fn steps(&self) -> u64 {
         match &self.method {
-            Method::Finetune(finetune) => finetune.steps,
+            AttackMethod::Finetune(finetune) => finetune.steps,
             _ => 0,
         }
     }
@@ -201,15 +161,15 @@ impl Suite {
     pub(crate) fn attack_of(&self, table: &AttackTable, seed: u64, trial: Option<u64>) -> Result<Attack> {
         let (kind, method) = match table.kind {
             AttackForm::Finetune => {
-                let finetune = table.finetune("attack")?;
+                let finetune = table.row_fine_tune("attack")?;
                 let kind = if finetune.adapter.is_some() { AttackKind::Lora } else { AttackKind::Full };
-                (kind, Method::Finetune(finetune))
+                (kind, AttackMethod::Finetune(finetune))
             }
-            AttackForm::Abliteration => (AttackKind::Abliteration, Method::Abliteration { depth: table.layer }),
+            AttackForm::Abliteration => (AttackKind::Abliteration, AttackMethod::Abliteration { depth: table.layer }),
             AttackForm::Prefill => {
                 let answer = table.text.clone().map(Prefill::Answer);
                 let prefill = answer.unwrap_or(Prefill::Demonstrations(table.demonstrations.unwrap_or(1)));
-                (AttackKind::Prefill, Method::Prefill(prefill))
+                (AttackKind::Prefill, AttackMethod::Prefill(prefill))
             }
         };
         let suffix = trial.map_or(format!("s{seed}"), |trial| format!("t{trial}"));
@@ -227,12 +187,12 @@ impl Suite {
     }
 
     /// What the method needs and the suite lacks.
-    fn missing(&self, method: &Method) -> Option<String> {
+    fn missing(&self, method: &AttackMethod) -> Option<String> {
         let roles = match method {
-            Method::Finetune(finetune) => finetune.source.roles(),
-            Method::Abliteration { .. } => vec![Role::RestrictedPrompts, Role::HarmlessPrompts],
-            Method::Prefill(Prefill::Demonstrations(_)) => vec![Role::Restricted],
-            Method::Prefill(Prefill::Answer(_)) => {
+            AttackMethod::Finetune(finetune) => finetune.source.streams().into_iter().copied().collect(),
+            AttackMethod::Abliteration { .. } => vec![Role::RestrictedPrompts, Role::HarmlessPrompts],
+            AttackMethod::Prefill(Prefill::Demonstrations(_)) => vec![Role::Restricted],
+            AttackMethod::Prefill(Prefill::Answer(_)) => {
                 let generates = self.restricted.as_ref().is_some_and(|table| table.metric == MetricKind::Compliance);
                 let reason = "it begins answers: only restricted.metric = \"compliance\" has any";
                 return (!generates).then(|| reason.to_string());
@@ -251,84 +211,20 @@ impl AttackTable {
         let seedless = self.kind == AttackForm::Abliteration || self.text.is_some();
         let most = if seedless && self.kind != AttackForm::Finetune { 1 } else { seeds.len() };
         filled.seeds = Some(seeds.into_iter().take(most).collect());
-        if self.kind != AttackForm::Finetune {
-            return filled;
+        match self.kind {
+            AttackForm::Finetune => filled.with_defaults(Role::Restricted.name()),
+            _ => filled,
         }
-        let optimizer = self.optimizer.unwrap_or(OptimizerKind::AdamW);
-        let plain = OptimizerConfig { weight_decay: self.weight_decay, ..OptimizerConfig::new(optimizer, 0.0) };
-        filled.data.get_or_insert_with(|| AdversaryData::One(Role::Restricted.name().into()));
-        filled.optimizer = Some(optimizer);
-        filled.weight_decay = Some(plain.weight_decay());
-        filled.lr.get_or_insert(2e-5);
-        filled.warmup.get_or_insert(0);
-        filled.schedule.get_or_insert(Decay::Constant);
-        filled.batch.get_or_insert(32);
-        filled.steps.get_or_insert(500);
-        if *filled.params.get_or_insert(ParameterChoice::Full) == ParameterChoice::Lora {
-            let rank = *filled.rank.get_or_insert(16);
-            filled.alpha.get_or_insert(2.0 * rank as f64);
-            filled.dropout.get_or_insert(0.0);
-            filled.targets.get_or_insert_with(|| Projection::ALL.to_vec());
-        }
-        filled
     }
 
-    /// The fine-tuning that a table describes, whose defaults may be missing; `key` is its place, for errors.
-    pub(crate) fn finetune(&self, key: &str) -> Result<Finetune> {
-        let table = self.filled(&[]);
-        let steps = table.steps.unwrap_or(1);
-        let schedule = Schedule {
-            warmup: table.warmup.unwrap_or(0),
-            decay: table.schedule.unwrap_or(Decay::Constant),
-            total: steps,
-            official_warmup: table.official_warmup.unwrap_or(false),
-        };
-        let plain = OptimizerConfig::new(table.optimizer.unwrap_or(OptimizerKind::AdamW), table.lr.unwrap_or(0.0));
-        let optimizer = OptimizerConfig {
-            schedule,
-            weight_decay: table.weight_decay,
-            betas: table.betas.unwrap_or(plain.betas),
-            ..plain
-        };
-        let rank = table.rank.unwrap_or(1);
-        let targets = table.targets.clone().unwrap_or_default();
-        let adapter = (table.params == Some(ParameterChoice::Lora)).then(|| AdapterConfig {
-            rank,
-            alpha: table.alpha.unwrap_or(2.0 * rank as f64),
-            dropout: table.dropout.unwrap_or(0.0),
-            rank_stabilised: false,
-            targets: targets.into_iter().collect(),
-        });
-        Ok(Finetune {
-            source: source(&format!("{key}.data"), &table, steps)?,
-            adapter,
-            optimizer,
-            batch: table.batch.unwrap_or(1),
-            steps,
-            noise: table.noise.unwrap_or(0.0),
-            negated_steps: table.negated_steps.unwrap_or(0),
-        })
-    }
-}
-
-fn source(key: &str, table: &AttackTable, steps: u64) -> Result<Source> {
-    let role = |name: &String| Role::named(key, name);
-    match &table.data {
-        None => Ok(Source::One(Role::Restricted)),
-        Some(AdversaryData::One(name)) => Ok(Source::One(role(name)?)),
-        Some(AdversaryData::Switch([first, second])) => {
-            let at = (table.switch.unwrap_or(0.0) * steps as f64).round() as u64;
-            Ok(Source::Switch { roles: [role(first)?, role(second)?], at })
-        }
-        Some(AdversaryData::Mixture(weights)) => {
-            let parts = weights.iter().map(|(name, weight)| Ok((role(name)?, *weight)));
-            Ok(Source::Mixture(parts.collect::<Result<_>>()?))
-        }
+    /// The fine-tuning that a row describes; `key` is its place, for errors.
+    pub(super) fn row_fine_tune(&self, key: &str) -> Result<FineTune<Role>> {
+        self.fine_tune(key, Role::Restricted.name(), Role::named)
     }
 }
 
 /// The table as numbers and words by key, without what an attack's result says elsewhere.
-fn settings(table: &AttackTable, method: &Method) -> BTreeMap<String, Value> {
+fn settings(table: &AttackTable, method: &AttackMethod) -> BTreeMap<String, Value> {
     let written = match serde_json::to_value(table) {
         Ok(Value::Object(written)) => written,
         _ => Default::default(),
@@ -336,7 +232,7 @@ fn settings(table: &AttackTable, method: &Method) -> BTreeMap<String, Value> {
     let elsewhere = ["name", "about", "kind", "seeds"];
     let mut settings: BTreeMap<String, Value> =
         written.into_iter().filter(|(key, _)| !elsewhere.contains(&key.as_str())).collect();
-    if let Method::Finetune(Finetune { source: Source::Switch { at, .. }, .. }) = method {
+    if let AttackMethod::Finetune(FineTune { source: Source::Switch { at, .. }, .. }) = method {
         settings.insert("switch_at".into(), (*at).into());
     }
     settings

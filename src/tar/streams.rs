@@ -1,0 +1,44 @@
+//! The named data streams of a run.
+
+use std::collections::BTreeMap;
+
+use crate::data::DataStream;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::objective::LossBatch;
+use crate::ops::Backend;
+
+/// The named data streams of a run.
+#[derive(Default)]
+pub struct Streams(pub BTreeMap<String, DataStream>);
+
+impl Streams {
+    /// The next batch of a stream, on the device.
+    pub fn next_batch<B: Backend>(&mut self, model: &Model<B>, name: &str) -> Result<LossBatch<B>> {
+        LossBatch::new(model, self.named(name)?.next_batch()?)
+    }
+
+    /// As [`Streams::next_batch`], in the place of the batch before.
+    pub fn refill<B: Backend>(&mut self, model: &Model<B>, name: &str, batch: &mut LossBatch<B>) -> Result<()> {
+        batch.refill(model, self.named(name)?.next_batch()?)
+    }
+
+    /// Passes over one batch of a stream.
+    pub fn skip_batch(&mut self, name: &str) -> Result<()> {
+        self.named(name)?.next_batch().map(|_| ())
+    }
+
+    /// The largest batch of any stream, in tokens.
+    pub fn max_batch_tokens(&self) -> usize {
+        self.0.values().map(DataStream::max_batch_tokens).max().unwrap_or(0)
+    }
+
+    fn named(&mut self, name: &str) -> Result<&mut DataStream> {
+        self.0.get_mut(name).ok_or_else(|| unknown_stream(name))
+    }
+}
+
+/// The error for a stream that the settings name and the data lack.
+pub(super) fn unknown_stream(name: &str) -> Error {
+    Error::config(format!("data.{name}"), "there is no such data stream", "add the table or mend the name")
+}
