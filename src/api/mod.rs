@@ -16,6 +16,7 @@ pub use crate::config::{
     RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry, StatesChoice,
     SwitchDraw, TarConfig, TrLoss,
 };
+pub use crate::demo::toy;
 pub use crate::error::{Cause, Error, Result};
 pub use crate::eval::{ChoiceReport, ExactMatch, Perplexity, Prediction, Repetition};
 pub use crate::events::{Event, Measured, Phase};

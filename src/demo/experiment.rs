@@ -6,7 +6,9 @@ use super::facts::{Domain, Facts, Pool, ROW_TOKENS, VOCAB_SIZE};
 use crate::data::{DataStream, StreamOptions};
 use crate::error::{Error, Result};
 use crate::events::{Event, Measured, Phase};
-use crate::model::{Adapter, AdapterConfig, Batch, Model, ModelConfig, ModelFamily, Parameters, RopeScaling};
+use crate::model::{
+    Adapter, AdapterConfig, Batch, Model, ModelConfig, ModelFamily, ModelLayout, Parameters, RopeScaling,
+};
 use crate::objective::{EntropyOver, Evaluator, LossBatch, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
@@ -201,14 +203,9 @@ impl<B: Backend> Experiment<B> {
         })
     }
 
-    /// Normal weights of deviation 0.02, norms 1: the initialisation of Transformers.
     fn initial_weights(&self) -> Result<Parameters<B>> {
         let layout = self.model.layout();
-        let mut random = Random::new(self.course.seed, Stream::Weights, 0, 0);
-        let mut values = vec![1.0f32; layout.len()];
-        for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 2) {
-            values[entry.block.range()].fill_with(|| (0.02 * random.normal()) as f32);
-        }
+        let values = random_weights(&layout, self.course.seed);
         Parameters::from_host(&self.model.backend, "weights", layout, &values)
     }
 
@@ -396,6 +393,16 @@ impl<B: Backend> Experiment<B> {
         }
         Ok(right as f64 / asked as f64)
     }
+}
+
+/// Normal weights of deviation 0.02, norms 1: the initialisation of Transformers.
+pub(super) fn random_weights(layout: &ModelLayout, seed: u64) -> Vec<f32> {
+    let mut random = Random::new(seed, Stream::Weights, 0, 0);
+    let mut values = vec![1.0f32; layout.len()];
+    for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 2) {
+        values[entry.block.range()].fill_with(|| (0.02 * random.normal()) as f32);
+    }
+    values
 }
 
 /// A warm-up, then half a cosine down to `floor`.

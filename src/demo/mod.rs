@@ -4,6 +4,7 @@
 mod experiment;
 mod facts;
 mod handover;
+pub mod toy;
 
 pub use experiment::{AttackCurve, Course, DemoAttack, Experiment, Outcome};
 pub use facts::{Domain, Facts, Pool};

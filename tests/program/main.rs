@@ -8,6 +8,8 @@ mod cli;
 mod demo;
 /// `temper eval` in the forms that generate.
 mod eval;
+/// The examples for other programs run, and what they may rely on holds.
+mod examples;
 /// Judges: what goes in, what comes back, and every way in which one goes wrong.
 #[cfg(unix)]
 mod judge;
