@@ -87,7 +87,8 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 fn describe(report: &Report) -> String {
-    let (device, rates) = (&report.device, &report.rates);
+    let device = &report.device;
+    let rates = &report.rates;
     let library = report.library.as_deref().unwrap_or("none; our own products");
     let mut text = format!("{} on {}, {}; products: {library}\n", report.engine, device.name, report.precision);
     if report.simulated {

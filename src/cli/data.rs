@@ -38,10 +38,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Inspect(arguments) => {
             let max_length = arguments.max_length.unwrap_or(usize::MAX);
             let inspection = inspect(&arguments.data, &arguments.model, arguments.index, max_length)?;
-            match arguments.json {
-                true => print::json(&inspection),
-                false => print::text(&inspection.to_string()),
-            }
+            if arguments.json { print::json(&inspection) } else { print::text(&inspection.to_string()) }
         }
     }
 }

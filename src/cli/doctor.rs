@@ -21,7 +21,7 @@ struct Check {
     name: &'static str,
     status: Status,
     found: String,
-    /// What to do about it, unless it is well.
+    /// The remedy; none where nothing is wrong.
     remedy: Option<String>,
 }
 
@@ -109,7 +109,7 @@ fn threads() -> Check {
     well("threads", found)
 }
 
-/// As rayon counts them: `RAYON_NUM_THREADS` if it is a number above 0, else the cores.
+/// The threads of rayon's pool: `RAYON_NUM_THREADS` if it is a number above 0, else one for each core.
 fn rayon_threads(cores: usize) -> usize {
     let wanted = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok());
     wanted.filter(|&threads| threads > 0).unwrap_or(cores)

@@ -169,7 +169,7 @@ fn texts(answers: &Answers) -> String {
     answers.answers.iter().map(|a| format!("> {}\n{}{}\n\n", a.prompt, a.prefill, a.response)).collect()
 }
 
-/// What the answers have in common.
+/// Shares and means over all answers.
 fn shares(answers: &Answers) -> String {
     let [one, two, three] = answers.repetition.distinct;
     let mut rows = vec![["refused".to_string(), format!("{:.4}", answers.refused)]];

@@ -7,7 +7,7 @@ use temper::Error;
 pub struct Flags(Vec<String>);
 
 impl Flags {
-    /// Those of the subcommand that `matches` chose.
+    /// The flags of the subcommand that `matches` chose.
     pub fn of(command: &Command, matches: &ArgMatches) -> Self {
         let chosen = matches.subcommand().and_then(|(name, matches)| Some((command.find_subcommand(name)?, matches)));
         match chosen {

@@ -19,7 +19,7 @@ pub struct Arguments {
     /// Where the merged model is written
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Dtype of the written weights: f32, bf16 or f16; that of the model where not given
+    /// Dtype of the written weights: f32, bf16 or f16; the model's own where not given
     #[arg(long, value_name = "NAME")]
     pub dtype: Option<ExportDType>,
 }

@@ -152,7 +152,7 @@ fn list(attacks: &[Attack], json: bool) -> anyhow::Result<()> {
     print::text(&print::table(["attack", "kind", "what it is, and its settings"], rows))
 }
 
-/// One row an attack.
+/// A table with one row for each attack.
 fn table(results: &Results) -> String {
     let rows: Vec<[String; 6]> = results.attacks.iter().map(|attack| row(attack, results)).collect();
     print::table(["attack", "kind", "steps", "restricted", "utility", "breached"], rows)
@@ -173,7 +173,7 @@ fn row(attack: &AttackResult, results: &Results) -> [String; 6] {
     [attack.id.clone(), attack.kind.name().into(), steps, restricted, utility, breached]
 }
 
-/// What the attacks amount to.
+/// The conclusion in a few lines: how many attacks breached the model, and at what cost.
 fn verdict(results: &Results, out: &Path) -> String {
     let Results { goal, summary, before, .. } = results;
     let mut lines = vec![format!(

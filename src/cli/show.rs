@@ -1,4 +1,4 @@
-//! What long runs show on stderr: a progress bar on a terminal, a plain line now and then elsewhere.
+//! Long runs show their progress on stderr: a progress bar on a terminal, a plain line now and then elsewhere.
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;

@@ -35,6 +35,7 @@ impl RunConfig {
         }
         let mut config: Self = typed(&tree, path)?;
         validate::check(&config, |key| tree.find(key).is_some()).map_err(|error| add_place(error, &tree, path))?;
+        validate::warn_of_unused_streams(&config);
         config.resolve_paths(path)?;
         Ok(config)
     }

@@ -26,7 +26,6 @@ pub(super) fn check(config: &RunConfig, written: impl Fn(&str) -> bool) -> Resul
     if config.checkpoint.keep == 0 {
         return Err(fault("checkpoint.keep", "is 0", "keep at least 1, or write none with checkpoint.every = 0"));
     }
-    warn_of_unused_streams(config);
     Ok(())
 }
 
@@ -197,7 +196,8 @@ fn stream_exists(config: &RunConfig, key: &str, name: &str) -> Result<()> {
     Err(fault(key, format!("there is no [data.{name}]"), suggestion(name, names)))
 }
 
-fn warn_of_unused_streams(config: &RunConfig) {
+/// Warns of data streams that nothing names.
+pub(super) fn warn_of_unused_streams(config: &RunConfig) {
     let used = config.used_streams();
     for name in config.data.keys().filter(|name| !used.contains(name.as_str())) {
         tracing::warn!("[data.{name}] is not used");

@@ -28,7 +28,7 @@ pub struct Prediction {
     /// Log-probabilities of the four continuations, where they are compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scores: Option<[f64; 4]>,
-    /// What the model wrote, where it writes.
+    /// The text that the model wrote; none where continuations are compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<String>,
 }
@@ -36,7 +36,7 @@ pub struct Prediction {
 /// Accuracy on a set of questions.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct ChoiceReport {
-    /// How they were asked.
+    /// The form of the questions.
     pub form: PromptForm,
     /// Examples before each question.
     pub shots: usize,
@@ -64,7 +64,7 @@ pub type Encode<'a> = &'a dyn Fn(&str, bool) -> Result<Vec<u32>>;
 /// Asks all `questions` and compares the four continuations of `form`. `shots` gives the examples to put before a question. A
 /// forward pass takes up to `pass_tokens` tokens.
 ///
-/// What is longer than the model's positions is not asked, but counted in `too_long`.
+/// A question that is longer than the model's positions is not asked, but counted in `too_long`.
 ///
 /// Fails if the model is to write its answers in this `form`, and if a score is not finite.
 pub fn four_choice<B: Backend>(

@@ -82,11 +82,12 @@ impl<B: Backend> Scorer<'_, B> {
     fn plan(&self, order: &[usize]) -> (usize, usize) {
         let prompt = |index: usize| self.prompts[order[index]].as_slice();
         let (mut shared, mut total) = (prompt(0).len() - 1, prompt(0).len());
-        // What neighbours share, summed over all pairs of them: what is not computed where each is a batch of its own.
+        // Tokens that neighbours share, summed over all pairs of them: a batch for each would not compute these again.
         let mut saved_alone = 0;
         for count in 1..order.len().min(MOST_PROMPTS) {
             let with_last = common(prompt(count - 1), prompt(count)).min(prompt(count).len() - 1);
-            let (less, own) = (shared.min(with_last), prompt(count).len());
+            let less = shared.min(with_last);
+            let own = prompt(count).len();
             saved_alone += with_last;
             let twice = saved_alone - count * less;
             if total + own - (count + 1) * less > self.workspace.capacity() || twice > PASS_COST {

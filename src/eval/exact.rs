@@ -39,7 +39,8 @@ pub fn exact_match<B: Backend>(
         matches.extend(batch_matches(evaluator, subject, &batch, index)?);
     }
     let count = |wanted: fn(&bool) -> bool| matches.iter().flatten().filter(|right| wanted(right)).count() as u64;
-    let (rows, right) = (count(|_| true), count(|right| *right));
+    let rows = count(|_| true);
+    let right = count(|right| *right);
     if rows == 0 {
         let remedy = "give the data labels that are not all -100";
         return Err(Error::config("data", "no token of it has a label to predict", remedy));

@@ -100,7 +100,8 @@ impl Text {
     /// The next token; `None` if there is none for a NaN among the logits.
     fn draw(&self, logits: &[f32], options: &GenerateOptions) -> Option<u32> {
         let Some(sampling) = options.sampling else { return argmax(logits) };
-        let (prompt, position) = (self.prompt as u64, self.tokens.len() as u64);
+        let prompt = self.prompt as u64;
+        let position = self.tokens.len() as u64;
         sampling.draw(logits, &mut Random::new(options.seed, Stream::Generation, prompt, position))
     }
 }
@@ -155,7 +156,8 @@ impl<'a, B: Backend> Generator<'a, B> {
         let rows: Vec<u32> = ends.iter().map(|&(_, row)| row).collect();
         let logits = self.model.extended_logits(self.subject.weights, &self.workspace, &rows)?;
         let rows = logits.par_chunks(self.model.config.vocab_size);
-        let (active, options) = (&self.active, self.options);
+        let active = &self.active;
+        let options = self.options;
         let draw = |(&(index, _), logits): (&(usize, u32), &[f32])| active[index].draw(logits, options);
         let drawn: Vec<Option<u32>> = ends.par_iter().zip(rows).map(draw).collect();
         let mut ended = vec![false; self.active.len()];
@@ -163,9 +165,10 @@ impl<'a, B: Backend> Generator<'a, B> {
             ended[index] = self.add_token(index, token)?;
         }
         for (text, ended) in std::mem::take(&mut self.active).into_iter().zip(ended) {
-            match ended {
-                false => self.active.push(text),
-                true => self.finish(text),
+            if ended {
+                self.finish(text);
+            } else {
+                self.active.push(text);
             }
         }
         Ok(true)
@@ -174,7 +177,8 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// Begins with as many prompts as there is room for.
     fn admit(&mut self) {
         while self.active.len() < self.options.batch && self.next < self.prompts.len() {
-            let (prompt, tokens) = (self.next, self.prompts[self.next].clone());
+            let prompt = self.next;
+            let tokens = self.prompts[prompt].clone();
             self.active.push(Text { prompt, tokens, sequence: CachedSequence::default() });
             self.next += 1;
         }

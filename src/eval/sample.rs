@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    /// `filters` of a fixture has what the warpers of Transformers leave of logits.
+    /// `filters` of a fixture holds the logits that the warpers of Transformers leave.
     #[test]
     fn filters_are_those_of_transformers() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama3/generation.json");

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use super::Event;
 use super::signals::StopFlag;
 
-/// What whoever starts a run decides besides its settings: whether it goes on with an earlier one, who watches, and who can
-/// stop it.
+/// A control is handed to a run beside its settings. It says whether the run goes on with an earlier one, who watches it, and
+/// who can stop it.
 ///
 /// A run that is stopped ends with [`Error::Interrupted`](crate::Error::Interrupted), at a safe point and with a checkpoint
 /// where the run keeps any.

@@ -17,7 +17,7 @@ use crate::report::MetricsWriter;
 use crate::tar::{Hardener, HardenerState, OuterReport, Streams};
 use crate::training::MemorySettings;
 
-/// What a finished run reports.
+/// The report of a finished run.
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct HardenSummary {
@@ -29,7 +29,7 @@ pub struct HardenSummary {
     pub retain_loss: f64,
 }
 
-/// What a checkpoint keeps besides tensors.
+/// The part of a checkpoint that is not tensors.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct State {
     #[serde(flatten)]
@@ -69,7 +69,7 @@ pub fn harden<B: Backend>(backend: B, config: &RunConfig, out: &Path, control: C
     run.finish()
 }
 
-/// What attacks trade for memory: what the run file says, and what is left to choose so that the run fits the device.
+/// The memory settings of simulated attacks. Those that the run file leaves open are chosen so that the run fits the device.
 ///
 /// # Errors
 /// [`Error::Memory`] where nothing fits a device with memory of its own.
@@ -186,7 +186,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
         let config = config.clone();
         let mut run = Self { config, control, directory, source, dtype, hardener, metrics, seconds, summary };
         if run.config.safeguard.is_some() && !resumed {
-            // What the safeguard cost is not paid again by a run that is stopped later.
+            // A run that is stopped later then resumes after the safeguard instead of training it again.
             run.checkpoint()?;
         }
         run.control.tell(Event::Begin { phase: Phase::Harden, from: steps, steps: run.config.tar.outer_steps });
@@ -271,7 +271,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
         Ok(self.summary)
     }
 
-    /// What the defence cost: its training, with the safeguard where this run trained one.
+    /// The cost of the defence: its training, with the safeguard where this run trained one.
     fn cost(&self) -> DefenderCost {
         let mut taken = as_read(&self.config, self.hardener.streams());
         taken.tar.outer_steps = self.hardener.steps_done();

@@ -1,8 +1,8 @@
 //! Runs as users start them: from files to files, with checkpoints, stop signals and metrics around the methods of
 //! `crate::tar` and `crate::training`.
 //!
-//! A run's output directory becomes the model (or adapter) directory; its folder `temper` holds what the run itself
-//! keeps: the resolved configuration, the metrics stream and the checkpoints.
+//! A run's output directory becomes the model (or adapter) directory; its folder `temper` holds the run's own files:
+//! the resolved configuration, the metrics stream and the checkpoints.
 
 mod attack;
 mod control;

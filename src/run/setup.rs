@@ -31,7 +31,8 @@ impl<B: Backend> LoadedModel<B> {
     /// The frozen model of the retain loss: the weights of the directory at `path`, or a copy of the loaded ones where that
     /// is the same directory or none is named.
     pub(super) fn reference(&self, path: Option<&Path>) -> Result<Parameters<B>> {
-        let (backend, layout) = (&self.model.backend, self.model.layout());
+        let backend = &self.model.backend;
+        let layout = self.model.layout();
         let Some(path) = path.filter(|path| *path != self.directory.path) else {
             let mut copy = Parameters::zeros(backend, "reference weights", layout)?;
             copy.copy_from(backend, &self.weights)?;

@@ -90,6 +90,12 @@ fn errors_are_matched_by_variant() {
 
     let (mut config, folder) = toy_run(1);
     let out = folder.path().join("out");
+    config.tar.tr_every = 0;
+    let zero = harden(&cpu(), &config, &out, Control::new()).unwrap_err();
+    assert!(matches!(&zero, Error::Config { key, .. } if key == "tar.tr_every"), "{zero:?}");
+    assert!(!out.exists(), "settings are checked before anything is written");
+    config.tar.tr_every = 1;
+
     std::fs::write(folder.path().join("retain.jsonl"), "{\"input_ids\": [1, 2, 3], \"labels\": \"x\"}\n").unwrap();
     let damaged = harden(&cpu(), &config, &out, Control::new()).unwrap_err();
     assert!(matches!(&damaged, Error::Input { file, .. } if file.ends_with("retain.jsonl")), "{damaged:?}");

@@ -29,8 +29,8 @@ impl Suite {
         Ok(suite)
     }
 
-    /// Fails where a setting is out of its range or contradicts another. [`Suite::load`] has seen to it; whoever builds a suite in
-    /// code may ask.
+    /// Fails where a setting is out of its range or contradicts another, as [`Suite::load`] does; for whoever builds a suite
+    /// in code.
     pub fn check(&self) -> Result<()> {
         validate::check(self)?;
         validate::check_names(self)

@@ -18,16 +18,16 @@ const JUDGE_SECONDS: f64 = 3600.0;
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Answer {
-    /// What was asked.
+    /// The prompt, for people.
     pub prompt: String,
-    /// What was put into the model's mouth; the response goes on from there.
+    /// The beginning of the answer that the model was given; the response goes on from there.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub prefill: String,
-    /// What the model wrote: text, or token ids where it has no tokenizer.
+    /// The text that the model wrote, or its token ids where it has no tokenizer.
     pub response: String,
     /// Whether the response reads like a refusal.
     pub refused: bool,
-    /// What the judge says.
+    /// The judge's score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
 }
@@ -44,7 +44,7 @@ pub struct Answers {
     pub score: Option<f64>,
     /// Tokens that were generated.
     pub tokens: u64,
-    /// How much the answers repeat themselves.
+    /// Measures of repetition within and between the answers.
     #[serde(flatten)]
     pub repetition: Repetition,
     /// The answers, in the order of the prompts.

@@ -1,10 +1,11 @@
-//! What is measured, and how: the options of a measurement, and which of them go with which form.
+//! The options of a measurement, and which of them go with which form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::settings::{add_place, parse, read_text, typed};
 
 /// A measurement as a user asks for it.
 ///
@@ -32,7 +33,7 @@ pub struct EvalConfig {
     /// Longest sequence in tokens, 2048 unless set. Longer ones are cut (text), left out (questions) or refused (prompts).
     #[serde(default = "default_max_length")]
     pub max_length: usize,
-    /// What is measured.
+    /// The form of the measurement.
     #[serde(default)]
     pub form: EvalForm,
     /// Questions with answers to show as examples, of the same subject where they have one.
@@ -78,7 +79,7 @@ fn default_max_length() -> usize {
     2048
 }
 
-/// What is measured.
+/// A form of measurement: what is measured, and how it is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -150,6 +151,29 @@ impl EvalConfig {
         }
     }
 
+    /// Reads the settings from the TOML file at `path`, one key an option, with `overrides` (`temperature=0.7`) over it, and
+    /// checks them. Relative paths count from the folder of the file.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        Self::from_text(&read_text(path, "pass a TOML file")?, path, overrides)
+    }
+
+    /// As [`EvalConfig::load`], from the text of a file that lies (or would lie) at `path`.
+    pub fn from_text(text: &str, path: &Path, overrides: &[String]) -> Result<Self> {
+        let mut tree = parse(text, path)?;
+        for assignment in overrides {
+            tree.set(assignment)?;
+        }
+        let mut config: Self = typed(&tree, path)?;
+        config.check().map_err(|error| add_place(error, &tree, path))?;
+        let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let optional = [&mut config.adapter, &mut config.shots, &mut config.predictions];
+        for path in optional.into_iter().flatten().chain([&mut config.model, &mut config.data]) {
+            *path = folder.join(&*path);
+        }
+        Ok(config)
+    }
+
     /// Fails if a value is out of its range, or if an option is set that the form does not read: silence would let it seem
     /// to count.
     pub fn check(&self) -> Result<()> {
@@ -192,5 +216,41 @@ impl EvalConfig {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_the_same_as_settings_built_in_code() {
+        let text = "model = \"m\"\ndata = \"d.jsonl\"\nform = \"qi\"\nmax_new_tokens = 2\n";
+        let read = EvalConfig::from_text(text, Path::new("/settings/eval.toml"), &["batch=3".into()]).unwrap();
+        let mut built = EvalConfig::new("/settings/m", "/settings/d.jsonl", EvalForm::Qi);
+        built.max_new_tokens = Some(2);
+        built.batch = 3;
+        assert_eq!(read, built);
+    }
+
+    #[test]
+    fn a_wrong_option_is_named_with_its_line() {
+        let text = "model = \"m\"\ndata = \"d\"\ntemperature = 1.0\n";
+        let error = EvalConfig::from_text(text, Path::new("eval.toml"), &[]).unwrap_err();
+        let expected = "temperature: it means nothing to the form ppl (line 3 of eval.toml); leave it out, or use `form` qi \
+                        or generate or refusal";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn zero_batches_and_lone_filters_are_refused() {
+        let mut config = EvalConfig::new("m", "d", EvalForm::Generate);
+        config.batch = 0;
+        assert!(matches!(config.check(), Err(Error::Config { key, .. }) if key == "batch"));
+        config.batch = 1;
+        config.top_k = Some(3);
+        assert!(matches!(config.check(), Err(Error::Config { key, .. }) if key == "top_k"));
+        config.temperature = Some(0.5);
+        assert!(config.check().is_ok());
     }
 }

@@ -20,7 +20,7 @@ use crate::model::Adapter;
 use crate::objective::Subject;
 use crate::ops::Backend;
 
-/// What was measured.
+/// The result of a measurement; its variant follows from the form.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 #[non_exhaustive]
@@ -79,7 +79,7 @@ impl<B: Backend> Loaded<B> {
         Subject { weights: &self.base.weights, adapter: self.adapter.as_ref(), dropout: None }
     }
 
-    /// How the forms that generate do it.
+    /// The options of generation; `max_new_tokens` counts where the configuration says nothing.
     fn generate_options(&self, config: &EvalConfig, max_new_tokens: usize) -> Result<GenerateOptions> {
         let sampling = config.temperature.map(|temperature| Sampling {
             temperature,

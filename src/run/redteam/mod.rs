@@ -68,8 +68,8 @@ impl RedteamConfig {
 /// [`crate::Error::Interrupted`] after a request to stop; attacks under way are lost. Errors of the device and of the output
 /// directory end the run.
 pub fn redteam<B: Backend>(backend: B, config: &RedteamConfig, mut control: Control) -> Result<Results> {
-    let config = &config.on(&backend)?;
     config.suite.check()?;
+    let config = &config.on(&backend)?;
     let tables = GoalTables::of(&config.suite)?;
     let attacks = config.suite.attacks()?;
     let (target, identity) = setup::open(backend, config, &attacks, tables)?;
