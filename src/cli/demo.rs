@@ -83,10 +83,10 @@ fn table(summary: &DemoSummary, out: &Path) -> String {
     ]);
     let header = ["restricted facts (lower is safer)", "plain safeguard", "hardened"];
     format!(
-        "\n{}\nguessing gets {}; {:.0} s; report: {}\n",
+        "\n{}\nguessing gets {}; {}; report: {}\n",
         print::table(header, rows),
         units::percent(summary.chance),
-        summary.seconds,
+        units::duration(summary.seconds),
         out.join("report.html").display()
     )
 }

@@ -26,7 +26,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = parse::count)]
     pub max_length: usize,
     /// What is measured
-    #[arg(long, value_enum, default_value_t = Form::Ppl)]
+    #[arg(long, value_enum, default_value_t = Form::Perplexity)]
     pub form: Form,
     /// Questions with answers to show as examples, of the same subject where they have one
     #[arg(long, value_name = "FILE")]
@@ -72,7 +72,8 @@ pub struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Form {
     /// Perplexity of the text
-    Ppl,
+    #[value(alias = "ppl")]
+    Perplexity,
     /// Share of the sequences whose learned tokens greedy decoding writes
     Exact,
     /// Multiple choice as the TAR authors ask it: the letter without a space before it
@@ -90,7 +91,7 @@ pub enum Form {
 impl From<Form> for EvalForm {
     fn from(form: Form) -> Self {
         match form {
-            Form::Ppl => Self::Perplexity,
+            Form::Perplexity => Self::Perplexity,
             Form::Exact => Self::Exact,
             Form::Mmlu => Self::Mmlu,
             Form::LmEval => Self::LmEval,

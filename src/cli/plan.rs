@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use temper::api::{self, Plan, PlannedDevice, RunConfig};
 use temper::plan::{Gpu, Place, available_memory};
+use temper::report::units;
 
 use super::print;
 
@@ -77,11 +78,11 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
     writeln!(text, "\nan outer step: {}, expected over the draws of adversaries", total.0)?;
     writeln!(text, "the run of {outer_steps} outer steps: {}", total.1)?;
     if let Some(peak) = plan.published_peak_flops {
-        let seconds = plan.flop_per_outer_step / peak;
+        let floor = units::duration(plan.flop_per_outer_step / peak);
         let peak = peak / 1e12;
         writeln!(
             text,
-            "floor: {seconds:.1} s an outer step at the published peak of {peak:.0} TFLOP/s, which no run reaches"
+            "floor: {floor} an outer step at the published peak of {peak:.0} TFLOP/s, which no run reaches"
         )?;
         writeln!(text, "memory and peak are the published specification; nothing here was measured")?;
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use comfy_table::{Cell, Table, presets};
 use serde::Serialize;
+use temper::error::one_line;
 pub use temper::report::units::{bytes, flop};
 
 /// Writes text to stdout.
@@ -30,19 +31,12 @@ where
     table.trim_fmt() + "\n"
 }
 
-/// Text that may quote a stranger's file, fit for a cell: control characters are spelled out, and an endless one is cut.
+/// Text that may quote a stranger's file, fit for a cell: one line, and an endless one is cut.
 pub fn cell(text: &str) -> String {
     const LONGEST: usize = 60;
-    let mut cell = String::new();
-    for character in text.chars().take(LONGEST) {
-        if character.is_control() {
-            cell.extend(character.escape_default());
-        } else {
-            cell.push(character);
-        }
+    let line = one_line(text);
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
     }
-    if text.chars().nth(LONGEST).is_some() {
-        cell.push('…');
-    }
-    cell
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use temper::api::{AttackResult, Event, Goal, Outcome, Phase, Plan};
+use temper::report::units;
 
 /// Plain lines are at least this far apart.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -96,10 +97,9 @@ impl Progress {
 }
 
 fn memory(plan: &Plan) -> String {
-    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-    let needed = gigabytes(plan.device_bytes);
-    let available = gigabytes(plan.available_bytes.unwrap_or_default());
-    format!("memory: {needed:.1} of {available:.1} GB on the device; {}", plan.memory)
+    let needed = units::bytes(plan.device_bytes);
+    let available = units::bytes(plan.available_bytes.unwrap_or_default());
+    format!("memory: {needed} of {available} on the device; {}", plan.memory)
 }
 
 fn attack(result: &AttackResult, goal: &Goal) -> String {
@@ -108,12 +108,13 @@ fn attack(result: &AttackResult, goal: &Goal) -> String {
         Outcome::Skipped { reason } => format!("{}: not run: {reason}", result.id),
         Outcome::Done { curve, breach } => {
             let best = goal.best(curve).or(curve.first());
-            let (restricted, utility) = best.map_or((0.0, 0.0), |p| (p.scores.restricted, p.scores.utility));
+            let restricted = units::percent(best.map_or(0.0, |point| point.scores.restricted));
+            let utility = units::percent(best.map_or(0.0, |point| point.scores.utility));
             let end = match breach {
-                Some(cost) => format!("breached after {} steps", cost.steps),
+                Some(cost) => format!("breached {}", units::after_steps(cost.steps)),
                 None => "not breached".into(),
             };
-            format!("{}: restricted {restricted:.3} at utility {utility:.3}, {end}", result.id)
+            format!("{}: restricted {restricted} at utility {utility}, {end}", result.id)
         }
     }
 }

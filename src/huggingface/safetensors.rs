@@ -117,27 +117,6 @@ impl TensorFile {
         Ok(())
     }
 
-    /// An integer tensor of any width as i64; unsigned 64-bit numbers must fit.
-    pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
-        let (entry, bytes) = self.data(name)?;
-        let mut out = vec![0i64; entry.shape.iter().product()];
-        match entry.dtype {
-            Dtype::I64 => convert(bytes, &mut out, i64::from_le_bytes),
-            Dtype::I32 => convert(bytes, &mut out, |b| i64::from(i32::from_le_bytes(b))),
-            Dtype::I16 => convert(bytes, &mut out, |b| i64::from(i16::from_le_bytes(b))),
-            Dtype::I8 => convert(bytes, &mut out, |b| i64::from(i8::from_le_bytes(b))),
-            Dtype::U64 => convert(bytes, &mut out, |b| i64::try_from(u64::from_le_bytes(b)).unwrap_or(-1)),
-            Dtype::U32 => convert(bytes, &mut out, |b| i64::from(u32::from_le_bytes(b))),
-            Dtype::U16 => convert(bytes, &mut out, |b| i64::from(u16::from_le_bytes(b))),
-            Dtype::U8 | Dtype::BOOL => convert(bytes, &mut out, |b: [u8; 1]| i64::from(b[0])),
-            other => return Err(self.refuse(format!("tensor `{name}` is {other:?}, not an integer"))),
-        }
-        if entry.dtype == Dtype::U64 && out.contains(&-1) {
-            return Err(self.refuse(format!("tensor `{name}` has a number above 2^63 - 1")));
-        }
-        Ok(out)
-    }
-
     /// Whether a tensor of this file has the bytes and the dtype of another one.
     pub(super) fn is_same(&self, name: &str, other: &Self, other_name: &str) -> Result<bool> {
         let ((entry, bytes), (other_entry, other_bytes)) = (self.data(name)?, other.data(other_name)?);
@@ -150,7 +129,7 @@ impl TensorFile {
     }
 }
 
-fn convert<const N: usize, T: Send>(bytes: &[u8], out: &mut [T], from: impl Fn([u8; N]) -> T + Sync) {
+fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], from: impl Fn([u8; N]) -> f32 + Sync) {
     const CHUNK: usize = 1 << 16;
     out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
         for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(N)) {

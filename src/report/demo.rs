@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::plot::{Chart, Series};
 use super::table::{Row, Table};
-use super::units::percent;
+use super::units::{duration, percent};
 use super::{DemoSummary, HtmlReport};
 use crate::demo::{AttackCurve, Course, Outcome};
 use crate::error::Result;
@@ -61,9 +61,9 @@ pub fn write_demo_report(path: &Path, course: &Course, outcome: &Outcome, summar
         .heading("Reproduce it")
         .code(&format!("temper demo --seed {}", course.seed))
         .paragraph(&format!(
-            "This run took {:.0} seconds. Its models are in the folders hardened and unlearned, every step's numbers in \
+            "This run took {}. Its models are in the folders hardened and unlearned, every step's numbers in \
              metrics.jsonl, the figures above in summary.json.",
-            summary.seconds
+            duration(summary.seconds)
         ))
         .write(path)
 }

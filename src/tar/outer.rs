@@ -216,11 +216,6 @@ impl<B: Backend> Hardener<B> {
         &self.outer
     }
 
-    /// The evaluator, for measurements between outer steps.
-    pub fn evaluator_mut(&mut self) -> (&mut Evaluator<B>, &Parameters<B>) {
-        (&mut self.evaluator, &self.weights)
-    }
-
     /// The data streams.
     pub fn streams(&self) -> &Streams {
         &self.streams

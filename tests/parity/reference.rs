@@ -9,6 +9,7 @@ use temper::objective::Evaluator;
 use temper::ops::{Backend, IGNORE_INDEX};
 
 use crate::support::models::fixture;
+use crate::support::numbers::integers;
 
 /// The largest errors that a backend may make, as relative norms.
 pub struct Bounds {
@@ -116,7 +117,7 @@ impl<B: Backend> Reference<B> {
 
 /// See [`Reference::batch`].
 pub fn rows(tensors: &TensorFile, name: &str) -> Batch {
-    let ids: Vec<u32> = tensors.read_i64(name).unwrap().iter().map(|&id| id as u32).collect();
+    let ids: Vec<u32> = integers(tensors, name).iter().map(|&id| id as u32).collect();
     let length = tensors.info(name).unwrap().shape[1];
     let mut batch = Batch::default();
     for row in ids.chunks(length) {
@@ -132,7 +133,7 @@ pub fn load<B: Backend>(model: &Model<B>, path: &Path) -> Parameters<B> {
 
 /// The right-padded batch `input_ids` with its `attention_mask` and `labels`.
 pub fn padded_batch<B: Backend>(reference: &Reference<B>) -> Batch {
-    let read = |name: &str| reference.tensors.read_i64(name).unwrap();
+    let read = |name: &str| integers(&reference.tensors, name);
     let (ids, mask, labels) = (read("input_ids"), read("attention_mask"), read("labels"));
     let length = reference.tensors.info("input_ids").unwrap().shape[1];
     let mut batch = Batch::default();

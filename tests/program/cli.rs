@@ -28,7 +28,7 @@ fn help_names_every_option() {
         ),
         (
             "eval",
-            "--model --data --adapter --batch --max-length --form ppl exact mmlu lm-eval qi generate refusal --shots \
+            "--model --data --adapter --batch --max-length --form perplexity exact mmlu lm-eval qi generate refusal --shots \
              --num-shots --max-new-tokens --temperature --top-p --top-k --seed --prefill --judge --judge-seconds \
              --predictions --json",
         ),

@@ -197,11 +197,11 @@ fn options_that_a_form_does_not_read_are_refused() {
     for (arguments, words) in [
         (
             vec!["--judge", "cat"],
-            "--judge: it means nothing to the form ppl; leave it out, or use --form generate or refusal",
+            "--judge: it means nothing to the form perplexity; leave it out, or use --form generate or refusal",
         ),
         (vec!["--form", "qi", "--shots", "x"], "--shots: it means nothing to --form qi"),
         (vec!["--form", "mmlu", "--prefill", "Sure"], "--prefill: it means nothing to --form mmlu"),
-        (vec!["--predictions", "x"], "--predictions: it means nothing to --form ppl"),
+        (vec!["--predictions", "x"], "--predictions: it means nothing to --form perplexity"),
         (vec!["--form", "generate", "--top-p", "0.5"], "--top-p: it means nothing where"),
         (vec!["--form", "generate", "--temperature", "1", "--top-p", "2"], "--top-p: 2 is no share"),
         (vec!["--form", "refusal", "--temperature", "0"], "above 0"),

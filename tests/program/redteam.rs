@@ -20,6 +20,7 @@ use temper::run::{self, AttackSummary, Control, StreamFile};
 
 use crate::support::chat_model;
 use crate::support::models::fixture;
+use crate::support::numbers::integers;
 use crate::support::program::{json as json_of, stderr, stdout, succeed, temper, text};
 
 /// Rows of the reference folder's attack data, 16 of them, as a data file.
@@ -29,7 +30,7 @@ fn write_data(folder: &Path) -> PathBuf {
     for batch in 0..4 {
         let name = format!("attack.batch.{batch}");
         let length = tensors.info(&name).unwrap().shape[1];
-        for row in tensors.read_i64(&name).unwrap().chunks(length) {
+        for row in integers(&tensors, &name).chunks(length) {
             writeln!(lines, "{}", json!({ "input_ids": &row[..12] })).unwrap();
         }
     }

@@ -12,7 +12,7 @@ use temper::huggingface::{ModelDirectory, TensorFile};
 use temper::model::ModelLayout;
 
 use crate::support::models::fixture;
-use crate::support::numbers::relative_to_update;
+use crate::support::numbers::{integers, relative_to_update};
 use crate::support::program::{run, stderr, succeed, temper, text};
 
 /// Rows of token tensors as JSONL, in order.
@@ -20,7 +20,7 @@ fn write_rows(tensors: &TensorFile, names: &[String], path: &Path) {
     let mut text = String::new();
     for name in names {
         let length = tensors.info(name).unwrap().shape[1];
-        for row in tensors.read_i64(name).unwrap().chunks(length) {
+        for row in integers(tensors, name).chunks(length) {
             writeln!(text, "{}", json!({ "input_ids": row })).unwrap();
         }
     }

@@ -1,11 +1,21 @@
 //! Numbers to compute with, and how far two sets of them are apart.
 
+use temper::huggingface::TensorFile;
 use temper::random::{Random, Stream};
 
 /// `count` normal numbers of standard deviation `scale`: one seed, one sequence.
 pub fn normals(seed: u64, count: usize, scale: f64) -> Vec<f32> {
     let mut random = Random::new(seed, Stream::Weights, 0, 0);
     (0..count).map(|_| (scale * random.normal()) as f32).collect()
+}
+
+/// A tensor of ids, masks or labels in a reference file, which PyTorch wrote as 64-bit integers.
+pub fn integers(file: &TensorFile, name: &str) -> Vec<i64> {
+    let bytes = std::fs::read(file.path()).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = tensors.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), safetensors::Dtype::I64, "{name}");
+    tensor.data().chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
 }
 
 /// The bits of every number, since NaN and −0 are not told apart by `==`.

@@ -84,9 +84,9 @@ fn default_max_length() -> usize {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum EvalForm {
-    /// `ppl`: perplexity of the text.
+    /// `perplexity` (or `ppl`): perplexity of the text.
     #[default]
-    #[serde(rename = "ppl")]
+    #[serde(alias = "ppl")]
     Perplexity,
     /// `exact`: share of the sequences whose learned tokens greedy decoding writes.
     Exact,
@@ -106,7 +106,7 @@ impl EvalForm {
     /// The name that files and the command line use.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Perplexity => "ppl",
+            Self::Perplexity => "perplexity",
             Self::Exact => "exact",
             Self::Mmlu => "mmlu",
             Self::LmEval => "lm-eval",
