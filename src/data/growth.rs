@@ -100,7 +100,8 @@ mod tests {
                 "special_tokens":{{"x":{{"id":"x","ids":[1,2],"tokens":["x","x"]}}}}}}}}"#
             )
         };
-        let (text, token) = (r#"{"Sequence":{"id":"A"}}"#, r#"{"SpecialToken":{"id":"x"}}"#);
+        let text = r#"{"Sequence":{"id":"A"}}"#;
+        let token = r#"{"SpecialToken":{"id":"x"}}"#;
         assert_eq!(growth(template(&format!("{token},{text},{token}")).as_bytes()).unwrap(), 1.0);
         assert_eq!(growth(template(&format!("{text},{text}")).as_bytes()).unwrap(), f64::INFINITY);
         let many = vec![token; 40].join(",");
