@@ -7,7 +7,7 @@ use super::{
     Block, DeviceBatch, GradientViewMut, Gradients, Model, Parameters, PartGradient, Recompute, Subject, Workspace,
 };
 use crate::error::Result;
-use crate::ops::{self, Backend, Matrix, MatrixMut, Tensor};
+use crate::ops::{self, Backend, Matrix, MatrixMut, RecordingKey, Tensor};
 
 /// The buffers that a backward pass adds its gradients to. A gradient without a destination is not computed.
 pub struct GradientDestinations<'a, B: Backend> {
@@ -39,12 +39,10 @@ impl<'a, B: Backend> GradientDestinations<'a, B> {
         Self { weights: None, adapter: None }
     }
 
-    /// The identities of both buffers, 0 for none.
-    pub(crate) fn identities(&self, backend: &B) -> [u64; 2] {
-        [
-            self.weights.as_ref().map_or(0, |gradients| gradients.identity(backend)),
-            self.adapter.as_ref().map_or(0, |gradients| backend.identity(gradients.flat().buffer)),
-        ]
+    /// Adds their memory to a recording's key.
+    pub(crate) fn add_to_key(&self, key: &mut RecordingKey) {
+        key.optional_buffer(self.weights.as_ref().map(GradientViewMut::buffer));
+        key.optional_buffer(self.adapter.as_ref().map(|gradients| gradients.flat().buffer));
     }
 
     /// The gradient of one matrix of the weights, where it is wanted.

@@ -95,9 +95,9 @@ impl<B: Backend> PartGradient<B> {
         GradientViewMut { range: self.range.clone(), values: self.values.shaped_mut(1, self.range.len()) }
     }
 
-    /// The identity of its memory; see [`Backend::identity`].
-    pub(super) fn identity(&self, backend: &B) -> u64 {
-        backend.identity(self.values.buffer())
+    /// The buffer of the values.
+    pub(super) fn buffer(&self) -> &B::Buffer {
+        self.values.buffer()
     }
 }
 
@@ -127,8 +127,8 @@ impl<B: Backend> GradientViewMut<'_, B> {
         MatrixMut { buffer: self.values.buffer, offset, rows: block.rows, cols: block.cols }
     }
 
-    /// The identity of its memory; see [`Backend::identity`].
-    pub(super) fn identity(&self, backend: &B) -> u64 {
-        backend.identity(self.values.buffer)
+    /// The buffer of the values.
+    pub(super) fn buffer(&self) -> &B::Buffer {
+        self.values.buffer
     }
 }

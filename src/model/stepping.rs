@@ -11,15 +11,15 @@ use super::{
     DeviceBatch, GradientDestinations, GradientView, Model, ModelLayout, Parameters, PartGradient, Subject, Workspace,
 };
 use crate::error::Result;
-use crate::ops::Backend;
+use crate::ops::{Backend, RecordingKey};
 
 /// A step of the weights that can be taken part by part, such as an optimizer's.
 pub trait PartStep<B: Backend> {
     /// Steps the weights whose gradients `part` holds, and no others.
     fn step_part(&mut self, backend: &B, weights: &mut Parameters<B>, part: GradientView<B>) -> Result<()>;
 
-    /// A number that is the same for steps by the same rule on the same memory; see [`Backend::identity`].
-    fn identity(&self, backend: &B) -> u64;
+    /// Adds to a recording's key what a step depends on: its rule and its memory.
+    fn add_to_key(&self, key: &mut RecordingKey);
 }
 
 /// Memory for the gradient of one part at a time.
@@ -39,9 +39,9 @@ impl<B: Backend> PartGradients<B> {
         Ok(Self { part, tied, head: layout.lm_head().range() })
     }
 
-    /// The identity of its memory; see [`Backend::identity`].
-    pub(crate) fn identity(&self, backend: &B) -> u64 {
-        self.part.identity(backend)
+    /// Adds its memory to a recording's key.
+    pub(crate) fn add_to_key(&self, key: &mut RecordingKey) {
+        key.buffer(self.part.buffer());
     }
 
     /// Memory for the gradient that the loss head of the next pass adds, all zero.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
 use super::pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
-use super::recordings::{Key, Recordable, Recordings};
+use super::recordings::{Recordable, Recordings};
 use super::tape::WeightedLosses;
 use super::token_weights::{learned_token_weights, token_weights_over};
 use super::tokens::TokenLosses;
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::model::{
     Adapter, GradientDestinations, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Subject, Workspace,
 };
-use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, Tensor};
+use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, RecordingKey, Tensor};
 
 /// A model with the memory to run it: computes losses and, where asked, their gradients.
 pub struct Evaluator<B: Backend> {
@@ -76,14 +76,12 @@ impl<B: Backend> Evaluator<B> {
         let SteppingPass { weights, batch, scale, gradients, stepper, loss } = pass;
         let backend = self.model.backend.clone();
         self.weigh(batch, &learned_token_weights(&batch.targets, scale))?;
-        let key = Key::of(Recordable {
-            backend: &backend,
-            loss: LOSS,
-            subject: Subject::plain(weights),
-            batch,
-            workspace: &self.workspace,
-            written: [gradients.identity(&backend), stepper.identity(&backend)],
-        });
+        let subject = Subject::plain(weights);
+        let mut key = Recordable { loss: LOSS, subject, batch, workspace: &self.workspace }.key();
+        if let Some(key) = &mut key {
+            gradients.add_to_key(key);
+            stepper.add_to_key(key);
+        }
         self.recorded(key, |evaluator| {
             let model = Arc::clone(&evaluator.model);
             evaluator.forward(Subject::plain(weights), batch)?;
@@ -237,12 +235,12 @@ impl<B: Backend> Evaluator<B> {
         hidden: Option<&mut dyn HiddenGradient<B>>,
     ) -> Result<()> {
         let LossPass { subject, batch, scale, destinations, loss } = pass;
-        let backend = self.model.backend.clone();
         self.weigh(batch, token_weights)?;
-        let written = destinations.as_ref().map_or([0; 2], |destinations| destinations.identities(&backend));
-        let workspace = &self.workspace;
-        let recordable = Recordable { backend: &backend, loss: head, subject, batch, workspace, written };
-        let key = if hidden.is_none() { Key::of(recordable) } else { None };
+        let recordable = Recordable { loss: head, subject, batch, workspace: &self.workspace };
+        let mut key = if hidden.is_none() { recordable.key() } else { None };
+        if let (Some(key), Some(destinations)) = (&mut key, &destinations) {
+            destinations.add_to_key(key);
+        }
         self.recorded(key, |evaluator| {
             evaluator.forward(subject, batch)?;
             let Some(mut destinations) = destinations else {
@@ -271,7 +269,7 @@ impl<B: Backend> Evaluator<B> {
     }
 
     /// Queues `work`, or what was recorded of it under `key`.
-    fn recorded(&mut self, key: Option<Key>, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    fn recorded(&mut self, key: Option<RecordingKey>, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let Some(key) = key else { return work(self) };
         let backend = self.model.backend.clone();
         let mut recording = self.recordings.take(&key);

@@ -86,8 +86,6 @@ pub trait Backend:
     /// So `work` must neither allocate, copy from or to the host, nor change anything of the caller's that matters. The
     /// buffers must live as long as the recording.
     fn record(&self, recording: &mut Self::Recording, work: impl FnOnce() -> Result<()>) -> Result<()>;
-    /// A number that no other buffer has or will have, where recordings depend on which buffers they use; otherwise 0.
-    fn identity(&self, buffer: &Self::Buffer) -> u64;
 
     /// Checks the operands of an operation and does it.
     ///

@@ -37,6 +37,12 @@ pub trait Buffer: Send + Sync + 'static {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// A number that no other buffer of this process has or will have, where recordings depend on which buffers they use;
+    /// otherwise 0. See [`RecordingKey`](super::RecordingKey).
+    fn identity(&self) -> u64 {
+        0
+    }
 }
 
 /// Where a device's operands live. It is apart from [`Backend`](super::Backend) because the argument structs of the

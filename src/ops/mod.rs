@@ -18,6 +18,7 @@ mod linear;
 mod loss;
 mod memory;
 mod norm;
+mod recording;
 mod tensor;
 mod update;
 
@@ -32,6 +33,7 @@ pub use linear::{
 pub use loss::{HeadGradients, HeadLoss, IGNORE_INDEX, LossHead, Preference, RandomMapping, RepresentationDistance};
 pub use memory::{Buffer, Clear, CopyValues, DType, DownloadF32, Fetch, Memory, Park, UploadF32, UploadU32};
 pub use norm::{RmsNormBackward, RmsNormForward};
+pub use recording::RecordingKey;
 pub use tensor::{Matrix, MatrixMut, Tensor};
 pub use update::{COEFFICIENTS, OptimizerUpdate, StateRounding, UpdateRule};
 

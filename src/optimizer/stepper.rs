@@ -4,7 +4,9 @@ use super::OptimizerConfig;
 use super::coefficients::{Coefficients, coefficients};
 use crate::error::{Error, Result};
 use crate::model::{GradientView, Gradients, Parameters, PartStep};
-use crate::ops::{self, Backend, COEFFICIENTS, DType, Matrix, MatrixMut, StateRounding, Tensor, UpdateRule};
+use crate::ops::{
+    self, Backend, COEFFICIENTS, DType, Matrix, MatrixMut, RecordingKey, StateRounding, Tensor, UpdateRule,
+};
 
 /// The few numbers of an optimizer that are not tensors; with the state tensors they are all a checkpoint needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -302,16 +304,13 @@ impl<B: Backend> PartStep<B> for Optimizer<B> {
         }
     }
 
-    fn identity(&self, backend: &B) -> u64 {
+    fn add_to_key(&self, key: &mut RecordingKey) {
         let states = match &self.states {
             States::Resident(states) => states,
             States::Parked { window, .. } => window,
         };
-        // FNV-1a over numbers that never come back.
-        let mix = |hash: u64, number: u64| (hash ^ number).wrapping_mul(0x0100_0000_01b3);
-        let rule = mix(0xcbf2_9ce4_8422_2325, self.config.kind.rule() as u64);
-        let buffers = std::iter::once(&self.coefficients).chain(states);
-        buffers.fold(rule, |hash, tensor| mix(hash, backend.identity(tensor.buffer())))
+        key.number(self.config.kind.rule() as u64);
+        std::iter::once(&self.coefficients).chain(states).for_each(|tensor| key.buffer(tensor.buffer()));
     }
 }
 

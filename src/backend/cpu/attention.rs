@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::linear::{Operand, product};
+use super::linear::{Operand, Product};
 use super::vector::{dot, exp_in_place, maximum, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::error::Result;
@@ -99,7 +99,8 @@ fn scores(task: &Task, block: &Block, qkv: &[f32], head: usize, scores: &mut [f3
     let (query, key, _) = task.columns(head);
     let q = task.part(qkv, cols, block.first, query);
     let k = task.part(qkv, cols, block.keys.start, key).transposed();
-    product((block.rows, width, task.shape.head_dim), q, k, scores, width, 1.0, false);
+    Product { m: block.rows, n: width, k: task.shape.head_dim, a: q, b: k, alpha: 1.0, accumulate: false }
+        .write(scores, width);
 }
 
 /// Output of a task: [length, queries · D] and log-sum-exp [length, queries].
@@ -119,7 +120,16 @@ fn forward_task(task: Task, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
             let (_, _, value) = task.columns(head);
             let v = task.part(qkv, task.shape.qkv_cols(), block.keys.start, value);
             let out = &mut out[block.first * queries * d + head * d..];
-            product((block.rows, d, width), Operand::rows(&buffer, width), v, out, queries * d, 1.0, false);
+            Product {
+                m: block.rows,
+                n: d,
+                k: width,
+                a: Operand::rows(&buffer, width),
+                b: v,
+                alpha: 1.0,
+                accumulate: false,
+            }
+            .write(out, queries * d);
         }
     }
     (out, log_sum_exp)
@@ -219,33 +229,37 @@ fn backward_task(task: Task, saved: Saved) -> TaskGradient {
             let d_out = task.part(saved.d_out, width, block.first, query);
             let v = task.part(saved.qkv, cols, block.keys.start, value);
             scores(&task, &block, saved.qkv, head, &mut p);
-            product((block.rows, keys, d), d_out, v.transposed(), &mut dp, keys, 1.0, false);
+            Product { m: block.rows, n: keys, k: d, a: d_out, b: v.transposed(), alpha: 1.0, accumulate: false }
+                .write(&mut dp, keys);
             for (i, (p, dp)) in p.chunks_mut(keys).zip(dp.chunks_mut(keys)).enumerate() {
-                row_gradient(&task, &block, saved, (head, i), p, dp);
+                row_gradient(&task, &block, saved, head, i, p, dp);
             }
             let (probabilities, ds) = (Operand::rows(&p, keys), Operand::rows(&dp, keys));
             let at = block.keys.start * d;
-            product(
-                (keys, d, block.rows),
-                probabilities.transposed(),
-                d_out,
-                &mut gradient.d_value[at..],
-                d,
-                1.0,
-                true,
-            );
+            Product {
+                m: keys,
+                n: d,
+                k: block.rows,
+                a: probabilities.transposed(),
+                b: d_out,
+                alpha: 1.0,
+                accumulate: true,
+            }
+            .write(&mut gradient.d_value[at..], d);
             let q = task.part(saved.qkv, cols, block.first, query);
-            product((keys, d, block.rows), ds.transposed(), q, &mut gradient.d_key[at..], d, 1.0, true);
+            Product { m: keys, n: d, k: block.rows, a: ds.transposed(), b: q, alpha: 1.0, accumulate: true }
+                .write(&mut gradient.d_key[at..], d);
             let k = task.part(saved.qkv, cols, block.keys.start, key);
             let d_query = &mut gradient.d_query[block.first * queries * d + head * d..];
-            product((block.rows, d, keys), ds, k, d_query, queries * d, 1.0, false);
+            Product { m: block.rows, n: d, k: keys, a: ds, b: k, alpha: 1.0, accumulate: false }
+                .write(d_query, queries * d);
         }
     }
     gradient
 }
 
-/// Row `i` of a block: scores become probabilities, and dp becomes ds.
-fn row_gradient(task: &Task, block: &Block, saved: Saved, (head, i): (usize, usize), p: &mut [f32], dp: &mut [f32]) {
+/// Row `i` of a block and a head: scores become probabilities, and dp becomes ds.
+fn row_gradient(task: &Task, block: &Block, saved: Saved, head: usize, i: usize, p: &mut [f32], dp: &mut [f32]) {
     let (shape, d) = (task.shape, task.shape.head_dim);
     let visible = shape.visible_keys(block.first + i, task.segment.valid);
     let (start, end) = (visible.start - block.keys.start, visible.end - block.keys.start);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::attention::probabilities;
-use super::linear::{Operand, product};
+use super::linear::{Operand, Product};
 use super::view::{floats, floats_mut};
 use crate::error::Result;
 use crate::ops::{AttentionCached, CachedSegment, CachedSegments, Checked, Execute};
@@ -66,12 +66,13 @@ fn attend(
         scores.resize(queries * count, 0.0);
         let q = Operand::rows(&qkv[(segment.start + i) * shape.qkv_cols() + group * queries * d..], d);
         let k = Operand::rows(&keys[skipped..], d).transposed();
-        product((queries, count, d), q, k, &mut scores, count, 1.0, false);
+        Product { m: queries, n: count, k: d, a: q, b: k, alpha: 1.0, accumulate: false }.write(&mut scores, count);
         for row in scores.chunks_mut(count) {
             probabilities(row, shape.score_scale());
         }
         let v = Operand::rows(&values[skipped..], d);
-        product((queries, d, count), Operand::rows(&scores, count), v, out, d, 1.0, false);
+        Product { m: queries, n: d, k: count, a: Operand::rows(&scores, count), b: v, alpha: 1.0, accumulate: false }
+            .write(out, d);
     }
     out
 }

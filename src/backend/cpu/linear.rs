@@ -43,69 +43,71 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// out [m, n] = alpha · a [m, k] · b [k, n] (+ out), with rows of `out` `stride` apart. Single-threaded.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn product(
-    (m, n, k): (usize, usize, usize),
-    a: Operand,
-    b: Operand,
-    out: &mut [f32],
-    stride: usize,
-    alpha: f32,
-    accumulate: bool,
-) {
-    if m == 0 || n == 0 || k == 0 {
-        if !accumulate {
-            out.chunks_mut(stride.max(1)).take(m).for_each(|row| row[..n].fill(0.0));
-        }
-        return;
-    }
-    a.check(m, k);
-    b.check(k, n);
-    assert!((m - 1) * stride + n <= out.len(), "a matrix product writes past its output");
-    let beta = if accumulate { 1.0 } else { 0.0 };
-    // SAFETY: the three matrices lie inside their slices (checked above), and `out` is borrowed mutably, so it overlaps
-    // neither operand. With `read_dst` false the output need not be initialised.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            stride as isize,
-            accumulate,
-            a.values.as_ptr(),
-            a.strides.1 as isize,
-            a.strides.0 as isize,
-            b.values.as_ptr(),
-            b.strides.1 as isize,
-            b.strides.0 as isize,
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
+/// alpha · a [m, k] · b [k, n].
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: Operand<'a>,
+    pub b: Operand<'a>,
+    pub alpha: f32,
+    /// Whether the product is added to the output instead of overwriting it.
+    pub accumulate: bool,
 }
 
-/// As [`product`] with alpha 1 and a gap-free `out`, spread over the threads by blocks of output rows.
-pub(super) fn parallel_product(
-    (m, n, k): (usize, usize, usize),
-    a: Operand,
-    b: Operand,
-    out: &mut [f32],
-    accumulate: bool,
-) {
-    // A transposed right-hand side is packed anew for every block: fewer, larger blocks pay for it.
-    let packed = b.strides.0 < b.strides.1;
-    let rows = block_rows(m, n * k).max(if packed { 128.min(m.div_ceil(2)) } else { 0 }).next_multiple_of(16);
-    out.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(block, out)| {
-        let first = block * rows;
-        product((rows.min(m - first), n, k), a.below(first), b, out, n, 1.0, accumulate);
-    });
+impl Product<'_> {
+    /// Writes the product to `out`, whose rows are `stride` apart. Single-threaded.
+    pub(super) fn write(self, out: &mut [f32], stride: usize) {
+        let Self { m, n, k, a, b, alpha, accumulate } = self;
+        if m == 0 || n == 0 || k == 0 {
+            if !accumulate {
+                out.chunks_mut(stride.max(1)).take(m).for_each(|row| row[..n].fill(0.0));
+            }
+            return;
+        }
+        a.check(m, k);
+        b.check(k, n);
+        assert!((m - 1) * stride + n <= out.len(), "a matrix product writes past its output");
+        let beta = if accumulate { 1.0 } else { 0.0 };
+        // SAFETY: the three matrices lie inside their slices (checked above), and `out` is borrowed mutably, so it overlaps
+        // neither operand. With `read_dst` false the output need not be initialised.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                out.as_mut_ptr(),
+                1,
+                stride as isize,
+                accumulate,
+                a.values.as_ptr(),
+                a.strides.1 as isize,
+                a.strides.0 as isize,
+                b.values.as_ptr(),
+                b.strides.1 as isize,
+                b.strides.0 as isize,
+                beta,
+                alpha,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    }
+
+    /// As [`Product::write`] to rows without gaps, spread over the threads by blocks of output rows.
+    pub(super) fn write_parallel(self, out: &mut [f32]) {
+        let Self { m, n, k, b, .. } = self;
+        // A transposed right-hand side is packed anew for every block: fewer, larger blocks pay for it.
+        let packed = b.strides.0 < b.strides.1;
+        let rows = block_rows(m, n * k).max(if packed { 128.min(m.div_ceil(2)) } else { 0 }).next_multiple_of(16);
+        out.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(block, out)| {
+            let first = block * rows;
+            Product { m: rows.min(m - first), a: self.a.below(first), ..self }.write(out, n);
+        });
+    }
 }
 
 /// Output rows of a block: at least two million multiplications, at most a sixteenth of all rows beyond that.
@@ -117,9 +119,9 @@ fn block_rows(m: usize, work_per_row: usize) -> usize {
 impl Execute<LinearForward<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<LinearForward<Cpu>>) -> Result<()> {
         let LinearForward { x, w, y } = checked.operands();
-        let shape = (x.rows, w.rows, x.cols);
-        let (a, b) = (Operand::rows(floats(x), x.cols), Operand::rows(floats(w), w.cols).transposed());
-        parallel_product(shape, a, b, floats_mut(y), false);
+        let a = Operand::rows(floats(x), x.cols);
+        let b = Operand::rows(floats(w), w.cols).transposed();
+        Product { m: x.rows, n: w.rows, k: x.cols, a, b, alpha: 1.0, accumulate: false }.write_parallel(floats_mut(y));
         Ok(())
     }
 }
@@ -127,9 +129,9 @@ impl Execute<LinearForward<'_, Cpu>> for Cpu {
 impl Execute<LinearBackwardInput<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<LinearBackwardInput<Cpu>>) -> Result<()> {
         let LinearBackwardInput { dy, w, dx, accumulate } = checked.operands();
-        let shape = (dy.rows, w.cols, dy.cols);
-        let (a, b) = (Operand::rows(floats(dy), dy.cols), Operand::rows(floats(w), w.cols));
-        parallel_product(shape, a, b, floats_mut(dx), accumulate);
+        let a = Operand::rows(floats(dy), dy.cols);
+        let b = Operand::rows(floats(w), w.cols);
+        Product { m: dy.rows, n: w.cols, k: dy.cols, a, b, alpha: 1.0, accumulate }.write_parallel(floats_mut(dx));
         Ok(())
     }
 }
@@ -137,9 +139,10 @@ impl Execute<LinearBackwardInput<'_, Cpu>> for Cpu {
 impl Execute<LinearBackwardWeight<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<LinearBackwardWeight<Cpu>>) -> Result<()> {
         let LinearBackwardWeight { dy, x, dw } = checked.operands();
-        let shape = (dy.cols, x.cols, dy.rows);
-        let (a, b) = (Operand::rows(floats(dy), dy.cols).transposed(), Operand::rows(floats(x), x.cols));
-        parallel_product(shape, a, b, floats_mut(dw), true);
+        let a = Operand::rows(floats(dy), dy.cols).transposed();
+        let b = Operand::rows(floats(x), x.cols);
+        Product { m: dy.cols, n: x.cols, k: dy.rows, a, b, alpha: 1.0, accumulate: true }
+            .write_parallel(floats_mut(dw));
         Ok(())
     }
 }
@@ -179,7 +182,8 @@ impl Execute<LoraForward<'_, Cpu>> for Cpu {
         for slice in slices {
             let rank = slice.a.rows;
             let a = Operand::rows(floats(slice.a), input).transposed();
-            product((tokens, rank, input), Operand::rows(x, input), a, &mut s[first..], ranks, 1.0, false);
+            Product { m: tokens, n: rank, k: input, a: Operand::rows(x, input), b: a, alpha: 1.0, accumulate: false }
+                .write(&mut s[first..], ranks);
             first += rank;
         }
         let (s, rows) = (&*s, block_rows(tokens, out * slices.first().map_or(1, |slice| slice.a.rows)));
@@ -189,7 +193,8 @@ impl Execute<LoraForward<'_, Cpu>> for Cpu {
                 let (rank, cols) = (slice.a.rows, slice.b.rows);
                 let low = Operand::rows(&s[block * rows * ranks + first..], ranks);
                 let b = Operand::rows(floats(slice.b), rank).transposed();
-                product((y.len() / out, cols, rank), low, b, &mut y[slice.start..], out, slice.scale, true);
+                Product { m: y.len() / out, n: cols, k: rank, a: low, b, alpha: slice.scale, accumulate: true }
+                    .write(&mut y[slice.start..], out);
                 first += rank;
             }
         });
@@ -209,14 +214,15 @@ impl Execute<LoraBackward<'_, Cpu>> for Cpu {
             let (rank, cols) = (slice.a.rows, slice.b.rows);
             let dy = Operand::rows(&dy[slice.start..], out);
             let b = Operand::rows(floats(slice.b), rank);
-            product((tokens, rank, cols), dy, b, &mut ds[first..], ranks, slice.scale, false);
+            Product { m: tokens, n: rank, k: cols, a: dy, b, alpha: slice.scale, accumulate: false }
+                .write(&mut ds[first..], ranks);
             first += rank;
         }
+        let low = LowRank { s, ds, dy, x, tokens, ranks, input, out };
         if let Some(gradients) = gradients {
-            let low = LowRank { s, ds, dy, x, tokens, ranks, input, out };
             add_factor_gradients(gradients, slices, &low);
         }
-        add_input_gradient(ds, slices, dropout, dx, (tokens, ranks, input));
+        add_input_gradient(&low, slices, dropout, dx);
         Ok(())
     }
 }
@@ -240,29 +246,33 @@ fn add_factor_gradients(buffer: &mut CpuBuffer, slices: &[LoraSlice<Cpu>], low: 
         let dy = Operand::rows(&low.dy[slice.start..], low.out).transposed();
         let s = Operand::rows(&low.s[first..], low.ranks);
         let db = &mut gradient[slice.b.offset..slice.b.offset + slice.b.len()];
-        product((cols, rank, low.tokens), dy, s, db, rank, slice.scale, true);
+        Product { m: cols, n: rank, k: low.tokens, a: dy, b: s, alpha: slice.scale, accumulate: true }.write(db, rank);
         let ds = Operand::rows(&low.ds[first..], low.ranks).transposed();
         let da = &mut gradient[slice.a.offset..slice.a.offset + slice.a.len()];
-        product((rank, low.input, low.tokens), ds, Operand::rows(low.x, low.input), da, low.input, 1.0, true);
+        Product {
+            m: rank,
+            n: low.input,
+            k: low.tokens,
+            a: ds,
+            b: Operand::rows(low.x, low.input),
+            alpha: 1.0,
+            accumulate: true,
+        }
+        .write(da, low.input);
         first += rank;
     }
 }
 
 /// dx += mask · (ds a).
-fn add_input_gradient(
-    ds: &[f32],
-    slices: &[LoraSlice<Cpu>],
-    dropout: Option<Dropout>,
-    dx: &mut [f32],
-    (tokens, ranks, input): (usize, usize, usize),
-) {
+fn add_input_gradient(low: &LowRank, slices: &[LoraSlice<Cpu>], dropout: Option<Dropout>, dx: &mut [f32]) {
     let mut masked = dropout.map(|_| vec![0.0; dx.len()]);
     let target = masked.as_deref_mut().unwrap_or(dx);
     let mut first = 0;
     for slice in slices {
-        let low = Operand::rows(&ds[first..], ranks);
-        let a = Operand::rows(floats(slice.a), input);
-        product((tokens, input, slice.a.rows), low, a, target, input, 1.0, true);
+        let ds = Operand::rows(&low.ds[first..], low.ranks);
+        let a = Operand::rows(floats(slice.a), low.input);
+        Product { m: low.tokens, n: low.input, k: slice.a.rows, a: ds, b: a, alpha: 1.0, accumulate: true }
+            .write(target, low.input);
         first += slice.a.rows;
     }
     if let (Some(mut masked), Some(dropout)) = (masked, dropout) {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::linear::{Operand, parallel_product};
+use super::linear::{Operand, Product};
 use super::vector::{dot, exp_in_place, maximum, sum_of, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::error::Result;
@@ -43,7 +43,8 @@ impl Execute<LossHead<'_, Cpu>> for Cpu {
             tokens.iter().for_each(|&t| scratch.hidden.extend_from_slice(&hidden[t * d..][..d]));
             scratch.logits.resize(n * vocab, 0.0);
             let (x, w) = (Operand::rows(&scratch.hidden, d), Operand::rows(head, d));
-            parallel_product((n, vocab, d), x, w.transposed(), &mut scratch.logits, false);
+            Product { m: n, n: vocab, k: d, a: x, b: w.transposed(), alpha: 1.0, accumulate: false }
+                .write_parallel(&mut scratch.logits);
             let rows = rows_per_task(vocab);
             let results: Vec<f32> = scratch
                 .logits
@@ -58,12 +59,14 @@ impl Execute<LossHead<'_, Cpu>> for Cpu {
             let dz = Operand::rows(&scratch.logits, vocab);
             if let Some(d_hidden) = &mut d_hidden {
                 scratch.d_hidden.resize(n * d, 0.0);
-                parallel_product((n, d, vocab), dz, w, &mut scratch.d_hidden, false);
+                Product { m: n, n: d, k: vocab, a: dz, b: w, alpha: 1.0, accumulate: false }
+                    .write_parallel(&mut scratch.d_hidden);
                 let rows = tokens.iter().zip(scratch.d_hidden.chunks(d));
                 rows.for_each(|(&t, row)| d_hidden[t * d..][..d].copy_from_slice(row));
             }
             if let Some(d_head) = &mut d_head {
-                parallel_product((vocab, d, n), dz.transposed(), x, d_head, true);
+                Product { m: vocab, n: d, k: n, a: dz.transposed(), b: x, alpha: 1.0, accumulate: true }
+                    .write_parallel(d_head);
             }
         }
         Ok(())

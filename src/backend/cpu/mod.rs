@@ -42,8 +42,4 @@ impl Backend for Cpu {
     fn record(&self, _: &mut (), work: impl FnOnce() -> Result<()>) -> Result<()> {
         work()
     }
-
-    fn identity(&self, _: &CpuBuffer) -> u64 {
-        0
-    }
 }

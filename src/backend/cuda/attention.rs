@@ -181,7 +181,8 @@ impl Execute<AttentionForward<'_, Cuda>> for Cuda {
 
 impl Execute<AttentionBackward<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<AttentionBackward<Cuda>>) -> Result<()> {
-        let AttentionBackward { d_out, qkv, out, log_sum_exp, segments, shape, d_qkv } = checked.operands();
+        let operands = checked.operands();
+        let AttentionBackward { d_out, qkv, segments, shape, ref d_qkv, .. } = operands;
         let plan = Plan::new(self, segments, shape, &[d_out.address(), qkv.address(), d_qkv.address()])?;
         if plan.longest == 0 {
             return Ok(());
@@ -189,7 +190,7 @@ impl Execute<AttentionBackward<'_, Cuda>> for Cuda {
         let rows_and_heads = qkv.rows * shape.num_attention_heads;
         self.with_scratch("attention statistics", 2 * rows_and_heads, DType::F32, |buffer| {
             let statistics = Argument::Pointer(buffer.address(0));
-            launch_statistics(self, &plan, [d_out, out, log_sum_exp], statistics)?;
+            launch_statistics(self, &plan, &operands, statistics)?;
             for pass in plan.backward_passes() {
                 let mut arguments = vec![
                     source(self, &plan, &d_out, shape.query_cols(), pass.box_rows)?,
@@ -209,12 +210,8 @@ impl Execute<AttentionBackward<'_, Cuda>> for Cuda {
 }
 
 /// For each head and row: `log_sum_exp`, in the unit of the kernels that read it, and the sum of `d_out · out`.
-fn launch_statistics(
-    cuda: &Cuda,
-    plan: &Plan,
-    [d_out, out, log_sum_exp]: [Matrix<Cuda>; 3],
-    statistics: Argument,
-) -> Result<()> {
+fn launch_statistics(cuda: &Cuda, plan: &Plan, operands: &AttentionBackward<Cuda>, statistics: Argument) -> Result<()> {
+    let AttentionBackward { d_out, out, log_sum_exp, .. } = operands;
     let (heads, head_dim) = (plan.shape.num_attention_heads, plan.shape.head_dim);
     let vector = 4 * d_out.dtype().bytes() as u64;
     let wide =

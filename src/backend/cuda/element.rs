@@ -105,17 +105,23 @@ impl Execute<EmbeddingBackward<'_, Cuda>> for Cuda {
     }
 }
 
-/// Grid, threads, chunks of a row and whether vectors fit, for a SwiGLU over `rows` × `cols` elements of h.
-fn swiglu_shape(
-    name: &str,
-    dtype: DType,
-    (rows, cols): (usize, usize),
-    addresses: &[u64],
-) -> Result<(u32, u32, u32, bool)> {
-    let width = row_width(dtype, cols, addresses);
-    let threads = row_threads(cols / width, ROW_THREADS);
-    let chunks = (cols / width).div_ceil(threads as usize);
-    Ok((size(name, rows * chunks)?, threads, size(name, chunks)?, width > 1))
+/// How a SwiGLU kernel is launched.
+struct SwigluLaunch {
+    blocks: u32,
+    threads: u32,
+    /// Blocks of a row.
+    chunks: u32,
+    vectorised: bool,
+}
+
+impl SwigluLaunch {
+    /// The launch for matrices at `addresses`, whose h has `rows` × `cols` elements of `dtype`.
+    fn new(name: &str, dtype: DType, rows: usize, cols: usize, addresses: &[u64]) -> Result<Self> {
+        let width = row_width(dtype, cols, addresses);
+        let threads = row_threads(cols / width, ROW_THREADS);
+        let chunks = (cols / width).div_ceil(threads as usize);
+        Ok(Self { blocks: size(name, rows * chunks)?, threads, chunks: size(name, chunks)?, vectorised: width > 1 })
+    }
 }
 
 impl Execute<SwigluForward<'_, Cuda>> for Cuda {
@@ -126,10 +132,11 @@ impl Execute<SwigluForward<'_, Cuda>> for Cuda {
             return Ok(());
         }
         let addresses = [gate_up.address(), h.address()];
-        let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, h.dtype(), (h.rows, h.cols), &addresses)?;
+        let SwigluLaunch { blocks, threads, chunks, vectorised } =
+            SwigluLaunch::new(NAME, h.dtype(), h.rows, h.cols, &addresses)?;
         let cols = size(NAME, 2 * h.cols)? / 2;
         let arguments = [gate_up.pointer(), h.pointer(), cols.into(), chunks.into(), flag(vectorised)];
-        self.launch(&self.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
+        self.launch(&self.kernel(NAME), [blocks, 1, 1], threads, 0, &arguments)
     }
 }
 
@@ -141,11 +148,12 @@ impl Execute<SwigluBackward<'_, Cuda>> for Cuda {
             return Ok(());
         }
         let addresses = [d_h.address(), gate_up.address(), d_gate_up.address()];
-        let (grid, threads, chunks, vectorised) = swiglu_shape(NAME, d_h.dtype(), (d_h.rows, d_h.cols), &addresses)?;
+        let SwigluLaunch { blocks, threads, chunks, vectorised } =
+            SwigluLaunch::new(NAME, d_h.dtype(), d_h.rows, d_h.cols, &addresses)?;
         let cols = size(NAME, 2 * d_h.cols)? / 2;
         let arguments =
             [d_h.pointer(), gate_up.pointer(), d_gate_up.pointer(), cols.into(), chunks.into(), flag(vectorised)];
-        self.launch(&self.kernel(NAME), [grid, 1, 1], threads, 0, &arguments)
+        self.launch(&self.kernel(NAME), [blocks, 1, 1], threads, 0, &arguments)
     }
 }
 

@@ -23,7 +23,7 @@ impl Execute<LoraForward<'_, Cuda>> for Cuda {
             down(self, x, slices, dropout, &s, dtype)?;
         }
         each_slice(slices, |slice, first| {
-            let shape = (y.rows, slice.b.rows, slice.b.cols);
+            let shape = Shape { m: y.rows, n: slice.b.rows, k: slice.b.cols };
             let to = Target { alpha: slice.scale, beta: 1.0, ..target(&y, slice.start, dtype) };
             multiply(self, shape, from(&s.as_matrix(), first), transposed(rows(&slice.b, slice.b.cols)), to, dtype)
         })
@@ -41,7 +41,7 @@ fn down(
 ) -> Result<()> {
     with_dropped(cuda, x, dropout, |x, keep| {
         each_slice(slices, |slice, first| {
-            let shape = (s.rows, slice.a.rows, slice.a.cols);
+            let shape = Shape { m: s.rows, n: slice.a.rows, k: slice.a.cols };
             let to = Target { alpha: keep, ..target(s, first, dtype) };
             multiply(cuda, shape, x, transposed(rows(&slice.a, slice.a.cols)), to, dtype)
         })
@@ -90,10 +90,10 @@ fn rank_gradients(
     let (part, dtype) = (from(&dy, slice.start), dy.dtype());
     let (tokens, rank, columns) = (dy.rows, slice.b.cols, slice.b.rows);
     let to = Target { alpha: slice.scale, ..target(ds, first, dtype) };
-    multiply(cuda, (tokens, rank, columns), part, rows(&slice.b, rank), to, dtype)?;
+    multiply(cuda, Shape { m: tokens, n: rank, k: columns }, part, rows(&slice.b, rank), to, dtype)?;
     let Some(gradients) = gradients else { return Ok(()) };
     let to = gradient(gradients, &slice.b, slice.scale);
-    multiply(cuda, (columns, rank, tokens), transposed(part), from(&s, first), to, dtype)
+    multiply(cuda, Shape { m: columns, n: rank, k: tokens }, transposed(part), from(&s, first), to, dtype)
 }
 
 /// The gradients of all a += dsᵀ dropout(x).
@@ -108,7 +108,7 @@ fn factor_gradients(
     let (tokens, dtype) = (x.rows, x.dtype());
     with_dropped(cuda, x, dropout, |x, keep| {
         each_slice(slices, |slice, first| {
-            let shape = (slice.a.rows, slice.a.cols, tokens);
+            let shape = Shape { m: slice.a.rows, n: slice.a.cols, k: tokens };
             let to = gradient(gradients, &slice.a, keep);
             multiply(cuda, shape, transposed(from(&ds, first)), x, to, dtype)
         })
@@ -126,7 +126,7 @@ fn add_input_gradient(
 ) -> Result<()> {
     let add_all = |to: Target| {
         each_slice(slices, |slice, first| {
-            let shape = (dx.rows, slice.a.cols, slice.a.rows);
+            let shape = Shape { m: dx.rows, n: slice.a.cols, k: slice.a.rows };
             // The first product overwrites scratch, whose content is undefined.
             let beta = if first == 0 { to.beta } else { 1.0 };
             multiply(cuda, shape, from(&ds, first), rows(&slice.a, slice.a.cols), Target { beta, ..to }, dtype)
@@ -175,14 +175,16 @@ fn from(matrix: &Matrix<Cuda>, column: usize) -> Operand {
     Operand { pointer, leading: matrix.cols, transposed: false }
 }
 
-fn multiply(
-    cuda: &Cuda,
-    (m, n, k): (usize, usize, usize),
-    a: Operand,
-    b: Operand,
-    to: Target,
-    input: DType,
-) -> Result<()> {
+/// Rows, columns and inner dimension of a product.
+#[derive(Clone, Copy)]
+struct Shape {
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+fn multiply(cuda: &Cuda, shape: Shape, a: Operand, b: Operand, to: Target, input: DType) -> Result<()> {
+    let Shape { m, n, k } = shape;
     let Target { pointer: c, leading: c_leading, dtype: output, alpha, beta } = to;
     product(cuda, &Gemm { m, n, k, a, b, c, c_leading, input, output, alpha, beta })
 }

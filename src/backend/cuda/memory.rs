@@ -31,11 +31,6 @@ impl CudaBuffer {
         Ok(Self { driver: Arc::clone(driver), pointer, len, dtype, number })
     }
 
-    /// Which buffer of this process it is; addresses come back, numbers do not.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
     /// The address of element `offset`.
     pub(super) fn address(&self, offset: usize) -> u64 {
         self.pointer + (offset * self.dtype.bytes()) as u64
@@ -49,6 +44,11 @@ impl Buffer for CudaBuffer {
 
     fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The number of the buffer among all that were made: addresses come back, numbers do not.
+    fn identity(&self) -> u64 {
+        self.number
     }
 }
 

@@ -192,8 +192,4 @@ impl Backend for Cuda {
     fn record(&self, recording: &mut Recording, work: impl FnOnce() -> Result<()>) -> Result<()> {
         recording::run(self, recording, work)
     }
-
-    fn identity(&self, buffer: &CudaBuffer) -> u64 {
-        buffer.number()
-    }
 }

@@ -54,7 +54,6 @@ pub(super) fn down(
 }
 
 /// ds of one slice, whose first column in s is `first`, and the gradient of its b where there is a buffer for it.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn rank_gradients(
     cuda: &Cuda,
     dy: Matrix<Cuda>,
@@ -93,11 +92,22 @@ pub(super) fn rank_gradients(
         let grid = [count(column_blocks)?, count(token_blocks)?, count(rank.div_ceil(32))?];
         cuda.launch("lora_rank_gradients_bf16", grid, 128, RANK_SHARED, &arguments)?;
         let ds_parts = Parts { pointer: parts.address(0), stride: ds_len, count: column_blocks };
-        ds_parts.add_up(cuda, (tokens, rank), at(ds.address(), first), ds.cols, DType::Bf16, slice.scale)?;
+        ds_parts.add_up(
+            cuda,
+            Sum {
+                rows: tokens,
+                columns: rank,
+                to: at(ds.address(), first),
+                leading: ds.cols,
+                dtype: DType::Bf16,
+                scale: slice.scale,
+            },
+        )?;
         let Some(gradients) = gradients else { return Ok(()) };
         let db_parts = Parts { pointer: db_parts, stride: db_len, count: token_blocks };
         let to = gradient(gradients, &slice.b, slice.scale).pointer;
-        db_parts.add_up(cuda, (columns, rank), to, rank, DType::F32, slice.scale)
+        let sum = Sum { rows: columns, columns: rank, to, leading: rank, dtype: DType::F32, scale: slice.scale };
+        db_parts.add_up(cuda, sum)
     })
 }
 
@@ -131,7 +141,9 @@ pub(super) fn factor_gradients(
         super::each_slice(slices, |slice, first| {
             let parts = Parts { pointer: parts.address(first * x.cols), stride: len, count: token_blocks };
             let to = gradient(gradients, &slice.a, 1.0).pointer;
-            parts.add_up(cuda, (slice.a.rows, x.cols), to, x.cols, DType::F32, keep(dropout))
+            let scale = keep(dropout);
+            let sum = Sum { rows: slice.a.rows, columns: x.cols, to, leading: x.cols, dtype: DType::F32, scale };
+            parts.add_up(cuda, sum)
         })
     })
 }
@@ -157,6 +169,17 @@ pub(super) fn input_gradient(
     launch(cuda, "lora_input_gradient", dropout, grid, 256, INPUT_SHARED, arguments)
 }
 
+/// Where the sum of parts goes, times `scale`: into a bf16 matrix, or onto an f32 matrix.
+struct Sum {
+    rows: usize,
+    columns: usize,
+    to: u64,
+    /// Elements from one row of the matrix to the next.
+    leading: usize,
+    dtype: DType,
+    scale: f32,
+}
+
 /// Sums in scratch that are still to be added up.
 struct Parts {
     pointer: u64,
@@ -166,16 +189,9 @@ struct Parts {
 }
 
 impl Parts {
-    /// Their sum times `scale` into a bf16 matrix, or onto an f32 matrix.
-    fn add_up(
-        &self,
-        cuda: &Cuda,
-        (rows, columns): (usize, usize),
-        to: u64,
-        leading: usize,
-        dtype: DType,
-        scale: f32,
-    ) -> Result<()> {
+    /// Writes their sum, or adds it to what is there.
+    fn add_up(&self, cuda: &Cuda, sum: Sum) -> Result<()> {
+        let Sum { rows, columns, to, leading, dtype, scale } = sum;
         let elements = rows * columns;
         if elements == 0 {
             return Ok(());
