@@ -166,26 +166,24 @@ fn rows(criterion: &mut Criterion) {
     let mut inverse = matrix(&mut random, TOKENS, 1);
     group.bench_function("norm forward", |b| {
         b.iter(|| {
-            let (normed, inverse) = (normed.view_mut(), inverse.view_mut());
             Cpu.run(ops::RmsNormForward {
                 residual: residual.view(),
                 delta: none(&residual),
                 weight: weight.view(),
                 epsilon: 1e-5,
                 sum: None,
-                normed,
-                inverse_rms: inverse,
+                normed: normed.view_mut(),
+                inverse_rms: inverse.view_mut(),
             })
         })
     });
     group.bench_function("norm backward", |b| {
         b.iter(|| {
-            let (x, w, i) = (residual.view(), weight.view(), inverse.view());
             Cpu.run(ops::RmsNormBackward {
                 d_normed: normed.view(),
-                x,
-                weight: w,
-                inverse_rms: i,
+                x: residual.view(),
+                weight: weight.view(),
+                inverse_rms: inverse.view(),
                 d_residual: d.view_mut(),
                 d_weight: Some(d_weight.view_mut()),
             })
@@ -219,18 +217,22 @@ fn attention(criterion: &mut Criterion) {
         let mut log_sum_exp = matrix(&mut random, tokens, 2);
         group.bench_function(format!("forward {sequences}x{length}"), |b| {
             b.iter(|| {
-                let (out, log_sum_exp) = (out.view_mut(), log_sum_exp.view_mut());
-                Cpu.run(ops::AttentionForward { qkv: qkv.view(), segments: &segments, shape, out, log_sum_exp })
+                Cpu.run(ops::AttentionForward {
+                    qkv: qkv.view(),
+                    segments: &segments,
+                    shape,
+                    out: out.view_mut(),
+                    log_sum_exp: log_sum_exp.view_mut(),
+                })
             })
         });
         group.bench_function(format!("backward {sequences}x{length}"), |b| {
             b.iter(|| {
-                let (d_out, out, sums) = (d_out.view(), out.view(), log_sum_exp.view());
                 Cpu.run(ops::AttentionBackward {
-                    d_out,
+                    d_out: d_out.view(),
                     qkv: qkv.view(),
-                    out,
-                    log_sum_exp: sums,
+                    out: out.view(),
+                    log_sum_exp: log_sum_exp.view(),
                     segments: &segments,
                     shape,
                     d_qkv: d_qkv.view_mut(),

@@ -70,11 +70,10 @@ fn a_distance_of_zero_has_no_gradient() {
         let before = gradient.found(&cuda);
         let mut distances = Operand::poisoned(&cuda, F32, (3, 1), 0);
         let d_hidden = Some(gradient.cuda_mut());
-        let (h, r, w) = (hidden.cuda(), reference.cuda(), weights.cuda());
         cuda.run(ops::RepresentationDistance {
-            hidden: h,
-            reference: r,
-            weights: w,
+            hidden: hidden.cuda(),
+            reference: reference.cuda(),
+            weights: weights.cuda(),
             values: distances.cuda_mut(),
             d_hidden,
         })
@@ -154,12 +153,11 @@ fn a_cosine_of_zero_has_no_gradient_and_a_cosine_of_one_has_little() {
         let mut gradient = Operand::new(&cuda, dtype, (3, 4), 0, [0.5; 12]);
         let mut values = Operand::poisoned(&cuda, F32, (3, 1), 0);
         let d_hidden = Some(gradient.cuda_mut());
-        let (h, t, w) = (hidden.cuda(), table.cuda(), weights.cuda());
         cuda.run(ops::RandomMapping {
-            hidden: h,
-            table: t,
+            hidden: hidden.cuda(),
+            table: table.cuda(),
             ids: ids.view(),
-            weights: w,
+            weights: weights.cuda(),
             values: values.cuda_mut(),
             d_hidden,
         })
@@ -206,15 +204,14 @@ fn preference() {
             losses: l,
         })
         .expect("cpu");
-        let (v, m, w, l) = (values.cuda(), margins.cuda(), weights.cuda_mut(), losses.cuda_mut());
         cuda.run(ops::Preference {
-            values: v,
+            values: values.cuda(),
             segments: &segments(&cuda, &lengths),
-            reference_margins: m,
+            reference_margins: margins.cuda(),
             beta: 0.5,
             scale: 4.0,
-            weights: w,
-            losses: l,
+            weights: weights.cuda_mut(),
+            losses: losses.cuda_mut(),
         })
         .expect("cuda");
         weights.assert_close(&cuda, 1e-6, "preference weights");
@@ -244,14 +241,13 @@ fn losses_do_not_depend_on_the_schedule() {
                 d_hidden: d,
             })
             .expect("cuda");
-            let (values, d) = (cosines.cuda_mut(), Some(gradient.cuda_mut()));
             cuda.run(ops::RandomMapping {
                 hidden: h,
                 table: table.cuda(),
                 ids: ids.view(),
                 weights: w,
-                values,
-                d_hidden: d,
+                values: cosines.cuda_mut(),
+                d_hidden: Some(gradient.cuda_mut()),
             })
             .expect("cuda");
             [distances.found(cuda), cosines.found(cuda), gradient.found(cuda)].concat()

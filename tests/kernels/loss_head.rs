@@ -113,9 +113,16 @@ fn run(cuda: &Cuda, loss: HeadLoss, operands: &Operands, with_head: bool) -> Res
     let (values, d_head) = (results.values.cuda.view_mut(), results.d_head.cuda.view_mut());
     let d_hidden = results.d_hidden.cuda.view_mut();
     let gradients = HeadGradients { d_hidden, d_head: with_head.then_some(d_head) };
-    let (hidden, head) = (operands.hidden.cuda.view(), operands.head.cuda.view());
-    let (targets, weights) = (operands.targets.cuda.view(), operands.weights.cuda.view());
-    cuda.run(LossHead { loss, hidden, head, targets, weights, values, gradients: Some(gradients) }).expect("a launch");
+    cuda.run(LossHead {
+        loss,
+        hidden: operands.hidden.cuda.view(),
+        head: operands.head.cuda.view(),
+        targets: operands.targets.cuda.view(),
+        weights: operands.weights.cuda.view(),
+        values,
+        gradients: Some(gradients),
+    })
+    .expect("a launch");
     results
 }
 
@@ -260,14 +267,12 @@ fn absent_gradients_are_not_touched() {
 
             let mut values = Pair::poisoned(&cuda, DType::F32, 21, 1);
             let Operands { hidden, head, targets, weights, .. } = &operands;
-            let (hidden, head) = (hidden.cuda.view(), head.cuda.view());
-            let (targets, weights) = (targets.cuda.view(), weights.cuda.view());
             cuda.run(LossHead {
                 loss,
-                hidden,
-                head,
-                targets,
-                weights,
+                hidden: hidden.cuda.view(),
+                head: head.cuda.view(),
+                targets: targets.cuda.view(),
+                weights: weights.cuda.view(),
                 values: values.cuda.view_mut(),
                 gradients: None,
             })

@@ -126,15 +126,14 @@ fn rows_beyond_shared_memory_are_refused() {
     let x = Operand::random(&cuda, &mut random(0), DType::F32, shape, 0, 1.0);
     let mut normed = Operand::poisoned(&cuda, DType::F32, shape, 0);
     let mut inverse = Operand::poisoned(&cuda, DType::F32, (1, 1), 0);
-    let (normed, inverse) = (normed.cuda_mut(), inverse.cuda_mut());
     let refused = cuda.run(ops::RmsNormForward {
         residual: x.cuda(),
         delta: None,
         weight: x.cuda(),
         epsilon: EPSILON,
         sum: None,
-        normed,
-        inverse_rms: inverse,
+        normed: normed.cuda_mut(),
+        inverse_rms: inverse.cuda_mut(),
     });
     assert!(refused.expect_err("too long").to_string().contains("50000"));
 }

@@ -375,12 +375,11 @@ fn bf16_moments_are_refused_where_there_are_none() {
     let key = Tensor::from_u32(&cuda, "key", &[0; 4]).expect("memory");
     let rounding = Some(StateRounding { key: key.view(), first: 0 });
     let states = vec![view(&mut model.states[0], 0, 2)];
-    let (weights, remainder) = (view(&mut model.weights, 0, 2), model.remainder.as_mut().map(|r| view(r, 0, 2)));
     let refused = cuda.run(ops::OptimizerUpdate {
         rule: UpdateRule::Sgd,
         coefficients: c.view(),
-        weights,
-        remainder,
+        weights: view(&mut model.weights, 0, 2),
+        remainder: model.remainder.as_mut().map(|r| view(r, 0, 2)),
         gradients: g.cuda(),
         states,
         rounding,

@@ -27,18 +27,22 @@ impl Operands {
     }
 
     fn forward(&mut self, cuda: &Cuda, segments: &Segments<Cuda>, shape: AttentionShape) -> Result<()> {
-        let (out, log_sum_exp) = (self.out.view_mut(), self.log_sum_exp.view_mut());
-        cuda.run(ops::AttentionForward { qkv: self.qkv.view(), segments, shape, out, log_sum_exp })
+        cuda.run(ops::AttentionForward {
+            qkv: self.qkv.view(),
+            segments,
+            shape,
+            out: self.out.view_mut(),
+            log_sum_exp: self.log_sum_exp.view_mut(),
+        })
     }
 
     fn backward(&mut self, cuda: &Cuda, segments: &Segments<Cuda>, shape: AttentionShape) -> Result<()> {
         let Self { qkv, out, log_sum_exp, d_out, d_qkv } = self;
-        let (d_out, out, sums) = (d_out.view(), out.view(), log_sum_exp.view());
         cuda.run(ops::AttentionBackward {
-            d_out,
+            d_out: d_out.view(),
             qkv: qkv.view(),
-            out,
-            log_sum_exp: sums,
+            out: out.view(),
+            log_sum_exp: log_sum_exp.view(),
             segments,
             shape,
             d_qkv: d_qkv.view_mut(),

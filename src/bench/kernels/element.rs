@@ -47,16 +47,14 @@ fn rms_norm_forward(bench: &mut Bench) {
         })?;
         Ok(move |i| {
             let [residual, delta, sum, normed, inverse_rms] = sets.at(i);
-            let (sum, normed, inverse_rms) = (Some(sum.view_mut()), normed.view_mut(), inverse_rms.view_mut());
-            let (residual, delta) = (residual.view(), Some(delta.view()));
             cuda.run(ops::RmsNormForward {
-                residual,
-                delta,
+                residual: residual.view(),
+                delta: Some(delta.view()),
                 weight: weight.view(),
                 epsilon: 1e-5,
-                sum,
-                normed,
-                inverse_rms,
+                sum: Some(sum.view_mut()),
+                normed: normed.view_mut(),
+                inverse_rms: inverse_rms.view_mut(),
             })
         })
     });
@@ -80,12 +78,11 @@ fn rms_norm_backward(bench: &mut Bench, with_weight: bool) {
         Ok(move |i| {
             let [d_normed, x, d_residual] = sets.at(i);
             let d_weight = if with_weight { Some(d_weight.view_mut()) } else { None };
-            let (x, inverse_rms) = (x.view(), inverse_rms.view());
             cuda.run(ops::RmsNormBackward {
                 d_normed: d_normed.view(),
-                x,
+                x: x.view(),
                 weight: weight.view(),
-                inverse_rms,
+                inverse_rms: inverse_rms.view(),
                 d_residual: d_residual.view_mut(),
                 d_weight,
             })
@@ -217,13 +214,12 @@ fn representation_distance(bench: &mut Bench) {
         let mut sets = sets(bench, work.bytes, |_| hidden_operands(bench, tokens, d))?;
         Ok(move |i| {
             let [hidden, reference, d_hidden, values] = sets.at(i);
-            let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
             cuda.run(ops::RepresentationDistance {
                 hidden: hidden.view(),
                 reference: reference.view(),
                 weights: weights.view(),
-                values,
-                d_hidden,
+                values: values.view_mut(),
+                d_hidden: Some(d_hidden.view_mut()),
             })
         })
     });
@@ -242,9 +238,14 @@ fn random_mapping(bench: &mut Bench) {
         let mut sets = sets(bench, work.bytes, |_| hidden_operands(bench, tokens, d))?;
         Ok(move |i| {
             let [hidden, _, d_hidden, values] = sets.at(i);
-            let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
-            let (hidden, table) = (hidden.view(), table.view());
-            cuda.run(ops::RandomMapping { hidden, table, ids: ids.view(), weights: weights.view(), values, d_hidden })
+            cuda.run(ops::RandomMapping {
+                hidden: hidden.view(),
+                table: table.view(),
+                ids: ids.view(),
+                weights: weights.view(),
+                values: values.view_mut(),
+                d_hidden: Some(d_hidden.view_mut()),
+            })
         })
     });
 }

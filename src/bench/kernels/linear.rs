@@ -184,7 +184,6 @@ fn lora_backward(bench: &mut Bench, layer: &Layer) {
         Ok(move |i| {
             let Adapted { x, y, s, ds, dx, factors, gradients } = sets.at(i);
             let (slices, gradients) = (slices(factors, layer, rank), gradients.buffer_mut());
-            let (ds, dx) = (ds.view_mut(), dx.view_mut());
             cuda.run(ops::LoraBackward {
                 dy: y.view(),
                 x: x.view(),
@@ -192,8 +191,8 @@ fn lora_backward(bench: &mut Bench, layer: &Layer) {
                 slices: &slices,
                 dropout: None,
                 gradients: Some(gradients),
-                ds,
-                dx,
+                ds: ds.view_mut(),
+                dx: dx.view_mut(),
             })
         })
     });

@@ -100,14 +100,13 @@ fn row(bench: &mut Bench, name: String, loss: HeadLoss, d_head: bool, library: O
             let Tokens { hidden, d_hidden, values } = sets.at(i);
             let gradients =
                 HeadGradients { d_hidden: d_hidden.view_mut(), d_head: d_weight.as_mut().map(Tensor::view_mut) };
-            let (targets, weights, values) = (targets.view(), weights.view(), values.view_mut());
             cuda.run(ops::LossHead {
                 loss,
                 hidden: hidden.view(),
                 head: head.view(),
-                targets,
-                weights,
-                values,
+                targets: targets.view(),
+                weights: weights.view(),
+                values: values.view_mut(),
                 gradients: Some(gradients),
             })
         })

@@ -100,8 +100,15 @@ fn optimizer(
             let (weights, remainder) = (values.view_mut(), remainder.as_mut().map(Tensor::view_mut));
             let states: Vec<MatrixMut<Cuda>> = states.iter_mut().map(Tensor::view_mut).collect();
             let rounding = key.as_ref().map(|key| StateRounding { key: key.view(), first: 0 });
-            let (c, g) = (coefficients.view(), gradients.view());
-            cuda.run(ops::OptimizerUpdate { rule, coefficients: c, weights, remainder, gradients: g, states, rounding })
+            cuda.run(ops::OptimizerUpdate {
+                rule,
+                coefficients: coefficients.view(),
+                weights,
+                remainder,
+                gradients: gradients.view(),
+                states,
+                rounding,
+            })
         })
     })
 }

@@ -87,13 +87,11 @@ fn attention(trial: &mut Trial, shape: Shape) -> Result<()> {
     })?;
     let d_qkv = trial.poisoned(dtype, tokens, heads.qkv_cols());
     let [found] = trial.launch([&d_qkv], |[d_qkv]| {
-        let (d_out, qkv) = (d_out.tensor.view(), qkv.tensor.view());
-        let (out, sums) = (out.tensor.view(), sums.tensor.view());
         cuda.run(ops::AttentionBackward {
-            d_out,
-            qkv,
-            out,
-            log_sum_exp: sums,
+            d_out: d_out.tensor.view(),
+            qkv: qkv.tensor.view(),
+            out: out.tensor.view(),
+            log_sum_exp: sums.tensor.view(),
             segments: &on_device,
             shape: heads,
             d_qkv: d_qkv.view_mut(),

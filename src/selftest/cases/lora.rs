@@ -161,11 +161,10 @@ fn backward(trial: &mut Trial, shape: Shape) -> Result<()> {
     let slices = adapted.slices();
     let [_, found_dx, found_gradient] = trial.launch([&ds, &dx, &gradient], |[ds, dx, gradient]| {
         let gradients = Some(gradient.buffer_mut());
-        let (dy, x, s) = (dy.tensor.view(), x.tensor.view(), s.tensor.view());
         cuda.run(ops::LoraBackward {
-            dy,
-            x,
-            s,
+            dy: dy.tensor.view(),
+            x: x.tensor.view(),
+            s: s.tensor.view(),
             slices: &slices,
             dropout: adapted.dropout(),
             gradients,

@@ -75,14 +75,12 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
     let [found_values, found_hidden, found_head] =
         trial.launch([&values, &d_hidden, &d_head], |[values, d_hidden, d_head]| {
             let gradients = HeadGradients { d_hidden: d_hidden.view_mut(), d_head: Some(d_head.view_mut()) };
-            let (hidden, head) = (hidden.tensor.view(), head.tensor.view());
-            let (targets, weights) = (targets.tensor.view(), weights.tensor.view());
             cuda.run(ops::LossHead {
                 loss,
-                hidden,
-                head,
-                targets,
-                weights,
+                hidden: hidden.tensor.view(),
+                head: head.tensor.view(),
+                targets: targets.tensor.view(),
+                weights: weights.tensor.view(),
                 values: values.view_mut(),
                 gradients: Some(gradients),
             })
@@ -115,9 +113,13 @@ fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
     let values = trial.poisoned(DType::F32, tokens, 1);
     let d_hidden = trial.starting(dtype, tokens, cols, 0.1 / (cols as f64).sqrt());
     let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
-        let (hidden, reference) = (hidden.tensor.view(), reference_states.tensor.view());
-        let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
-        cuda.run(ops::RepresentationDistance { hidden, reference, weights: weights.tensor.view(), values, d_hidden })
+        cuda.run(ops::RepresentationDistance {
+            hidden: hidden.tensor.view(),
+            reference: reference_states.tensor.view(),
+            weights: weights.tensor.view(),
+            values: values.view_mut(),
+            d_hidden: Some(d_hidden.view_mut()),
+        })
     })?;
     trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
         vec![reference::distance(&hidden, &reference_states, t).0]
@@ -136,9 +138,14 @@ fn mapping(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
     let values = trial.poisoned(DType::F32, tokens, 1);
     let d_hidden = trial.starting(dtype, tokens, cols, 0.1 / cols as f64);
     let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
-        let (hidden, table, ids) = (hidden.tensor.view(), table.tensor.view(), ids.tensor.view());
-        let (values, d_hidden) = (values.view_mut(), Some(d_hidden.view_mut()));
-        cuda.run(ops::RandomMapping { hidden, table, ids, weights: weights.tensor.view(), values, d_hidden })
+        cuda.run(ops::RandomMapping {
+            hidden: hidden.tensor.view(),
+            table: table.tensor.view(),
+            ids: ids.tensor.view(),
+            weights: weights.tensor.view(),
+            values: values.view_mut(),
+            d_hidden: Some(d_hidden.view_mut()),
+        })
     })?;
     trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
         vec![reference::mapping_value(&hidden, &table, &ids.values, t)]
@@ -166,11 +173,10 @@ fn preference(trial: &mut Trial, lengths: &[usize]) -> Result<()> {
     let weights = trial.output(DType::F32, weights);
     let losses = trial.poisoned(DType::F32, lengths.len() / 2, 1);
     let [found_weights, found_losses] = trial.launch([&weights, &losses], |[weights, losses]| {
-        let (values, margins) = (values.tensor.view(), margins.tensor.view());
         cuda.run(ops::Preference {
-            values,
+            values: values.tensor.view(),
             segments: &segments,
-            reference_margins: margins,
+            reference_margins: margins.tensor.view(),
             beta: BETA,
             scale: SCALE,
             weights: weights.view_mut(),

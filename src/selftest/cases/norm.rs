@@ -45,14 +45,12 @@ fn forward(trial: &mut Trial, tokens: usize, cols: usize, with_delta: bool) -> R
     let sum = if with_delta { sum } else { trial.starting(dtype, 1, 1, 1.0) };
     let inverse = trial.poisoned(DType::F32, tokens, 1);
     let [sum, normed, inverse] = trial.launch([&sum, &normed, &inverse], |[sum, normed, inverse]| {
-        let (delta, sum) = (delta.as_ref().map(|d| d.tensor.view()), with_delta.then(|| sum.view_mut()));
-        let (residual, weight) = (residual.tensor.view(), weight.tensor.view());
         cuda.run(ops::RmsNormForward {
-            residual,
-            delta,
-            weight,
+            residual: residual.tensor.view(),
+            delta: delta.as_ref().map(|d| d.tensor.view()),
+            weight: weight.tensor.view(),
             epsilon: EPSILON,
-            sum,
+            sum: with_delta.then(|| sum.view_mut()),
             normed: normed.view_mut(),
             inverse_rms: inverse.view_mut(),
         })
@@ -83,13 +81,11 @@ fn backward(trial: &mut Trial, tokens: usize, cols: usize, with_weight: bool) ->
     let d_weight = trial.starting(DType::F32, 1, cols, 1.0);
     let [found, found_weight] = trial.launch([&d_residual, &d_weight], |[d_residual, d_weight]| {
         let d_weight = with_weight.then(|| d_weight.view_mut());
-        let (d_normed, x) = (d_normed.tensor.view(), x.tensor.view());
-        let (weight, inverse) = (weight.tensor.view(), inverse.tensor.view());
         cuda.run(ops::RmsNormBackward {
-            d_normed,
-            x,
-            weight,
-            inverse_rms: inverse,
+            d_normed: d_normed.tensor.view(),
+            x: x.tensor.view(),
+            weight: weight.tensor.view(),
+            inverse_rms: inverse.tensor.view(),
             d_residual: d_residual.view_mut(),
             d_weight,
         })

@@ -81,13 +81,12 @@ fn update(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
             let remainder = (dtype == DType::Bf16).then(|| remainder.view_mut());
             let mut states = vec![s0.view_mut(), s1.view_mut()];
             states.truncate(step.rule.states());
-            let (c, g) = (coefficients.tensor.view(), gradients.tensor.view());
             cuda.run(ops::OptimizerUpdate {
                 rule: step.rule,
-                coefficients: c,
+                coefficients: coefficients.tensor.view(),
                 weights: weights.view_mut(),
                 remainder,
-                gradients: g,
+                gradients: gradients.tensor.view(),
                 states,
                 rounding: None,
             })
@@ -139,12 +138,11 @@ fn moments(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
             states.truncate(step.rule.states());
             let (c, g) = (coefficients.tensor.view(), gradients.tensor.view());
             let rounding = Some(StateRounding { key: key.tensor.view(), first: PLACE });
-            let (weights, remainder) = (weights.view_mut(), Some(remainder.view_mut()));
             cuda.run(ops::OptimizerUpdate {
                 rule: step.rule,
                 coefficients: c,
-                weights,
-                remainder,
+                weights: weights.view_mut(),
+                remainder: Some(remainder.view_mut()),
                 gradients: g,
                 states,
                 rounding,
