@@ -366,7 +366,7 @@ fn bf16_moments_are_refused_where_there_are_none() {
     ];
     for refused in refusals {
         let message = refused.expect("an error").to_string();
-        assert!(message.starts_with("memory.states: ") && message.contains("--precision bf16"), "{message}");
+        assert!(message.starts_with("memory.states: ") && message.contains("`precision` bf16"), "{message}");
     }
     let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
     let mut model = Model::new(&cuda, UpdateRule::Sgd, &[1.0, 2.0], 0);

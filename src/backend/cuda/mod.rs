@@ -134,30 +134,29 @@ fn kernel_name(stem: &str, dtype: DType) -> String {
 
 /// Where a matrix starts on the device, and how it is stored.
 trait Place {
-    fn pointer(&self) -> Argument;
     fn address(&self) -> u64;
     fn dtype(&self) -> DType;
-}
 
-impl Place for Matrix<'_, Cuda> {
     fn pointer(&self) -> Argument {
         Argument::Pointer(self.address())
     }
+}
+
+impl Place for Matrix<'_, Cuda> {
     fn address(&self) -> u64 {
         self.buffer.address(self.offset)
     }
+
     fn dtype(&self) -> DType {
         self.buffer.dtype()
     }
 }
 
 impl Place for MatrixMut<'_, Cuda> {
-    fn pointer(&self) -> Argument {
-        Argument::Pointer(self.address())
-    }
     fn address(&self) -> u64 {
-        self.buffer.address(self.offset)
+        self.as_matrix().address()
     }
+
     fn dtype(&self) -> DType {
         self.buffer.dtype()
     }
