@@ -46,9 +46,9 @@ impl Faulty {
         self.device.driver()
     }
 
-    /// Changes the lowest bit of what the third argument points to.
+    /// Changes the lowest bit of what the fourth argument points to.
     fn flip(&self, arguments: &[Argument]) -> Result<()> {
-        let Argument::Pointer(address) = arguments[2] else { panic!("not an address") };
+        let Argument::Pointer(address) = arguments[3] else { panic!("not an address") };
         let mut byte = [0];
         // SAFETY: an output of the launch.
         unsafe { self.inner().download(address, &mut byte) }?;
