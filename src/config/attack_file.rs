@@ -189,9 +189,10 @@ impl AttackConfig {
             let remedy = "name a stream, two of them, or a mixture { first = 0.5, second = 0.5 }";
             return Err(fault("attack.data", format!("missing: there are {} streams", self.data.len()), remedy));
         }
-        let mut fine_tune = self.attack.fine_tune("attack", data, |key, name| match self.data.contains_key(name) {
-            true => Ok(name.to_string()),
-            false => {
+        let mut fine_tune = self.attack.fine_tune("attack", data, |key, name| {
+            if self.data.contains_key(name) {
+                Ok(name.to_string())
+            } else {
                 let known = suggestion(name, self.data.keys().map(String::as_str));
                 Err(fault(key, format!("there is no [data.{name}]"), known))
             }

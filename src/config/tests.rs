@@ -321,7 +321,8 @@ fn the_example_is_complete() {
     let config = load(text, &[]).unwrap();
     let example: toml::Table = text.parse().unwrap();
     let resolved: toml::Table = config.resolved().unwrap().parse().unwrap();
-    let (mut named, mut known) = (Vec::new(), Vec::new());
+    let mut named = Vec::new();
+    let mut known = Vec::new();
     keys("", &toml::Value::Table(example), &mut named);
     keys("", &toml::Value::Table(resolved), &mut known);
     assert_eq!(known, named);

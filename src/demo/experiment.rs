@@ -249,7 +249,7 @@ impl<B: Backend> Experiment<B> {
         let config = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
         let mut safeguard = safeguard::Safeguard::new(
             &self.model,
-            safeguard::Method::MaxEntropy { over: EntropyOver::Learned },
+            safeguard::RemovalLoss::MaxEntropy { over: EntropyOver::Learned },
             config,
             EntropyOver::Valid,
         )?;
@@ -265,7 +265,8 @@ impl<B: Backend> Experiment<B> {
     }
 
     fn harden(&mut self, weights: Parameters<B>, base: Parameters<B>, observe: &mut Observer) -> Result<Vec<f32>> {
-        let (steps, inner_steps) = (self.course.outer_steps, self.course.inner_steps);
+        let steps = self.course.outer_steps;
+        let inner_steps = self.course.inner_steps;
         observe(Event::Begin { phase: Phase::Harden, from: 0, steps })?;
         let streams = Streams(
             [
@@ -379,7 +380,8 @@ impl<B: Backend> Experiment<B> {
     }
 
     fn accuracy(&mut self, subject: Subject<B>, domain: Domain, pool: Pool) -> Result<f64> {
-        let (mut right, mut asked) = (0, 0);
+        let mut right = 0;
+        let mut asked = 0;
         for (batch, rows, answers) in self.facts.questions(domain, pool, QUESTIONS) {
             let batch = LossBatch::new(&self.model, batch)?;
             self.evaluator.forward(subject, &batch)?;

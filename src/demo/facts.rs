@@ -83,7 +83,8 @@ impl Facts {
             Domain::Restricted => &self.restricted,
             Domain::Benign => &self.benign,
         };
-        let (half, three_quarters) = (all.len() / 2, all.len() * 3 / 4);
+        let half = all.len() / 2;
+        let three_quarters = all.len() * 3 / 4;
         match pool {
             Pool::All => all,
             Pool::Attack => &all[..half],
@@ -97,7 +98,8 @@ impl Facts {
     pub fn rows(&self, domain: Domain, pool: Pool, rows: usize, random: &mut Random) -> Vec<(Vec<u32>, Vec<u32>)> {
         let facts = self.pool(domain, pool);
         let mut row = || {
-            let (mut tokens, mut labels) = (vec![BOS], vec![IGNORE_INDEX]);
+            let mut tokens = vec![BOS];
+            let mut labels = vec![IGNORE_INDEX];
             for _ in 0..FACTS_PER_ROW {
                 let fact = facts[random.below(facts.len())];
                 tokens.extend([domain.token(), fact.entity, fact.attribute, fact.value]);
@@ -151,7 +153,9 @@ mod tests {
         let keys = |pool| -> Vec<(u32, u32)> {
             facts.pool(Domain::Restricted, pool).iter().map(|f| (f.entity, f.attribute)).collect()
         };
-        let (attack, held, probe) = (keys(Pool::Attack), keys(Pool::Held), keys(Pool::Probe));
+        let attack = keys(Pool::Attack);
+        let held = keys(Pool::Held);
+        let probe = keys(Pool::Probe);
         assert_eq!(attack.len() + held.len() + probe.len(), 384);
         assert!(probe.iter().all(|key| !attack.contains(key) && !held.contains(key)));
         assert!(held.iter().all(|key| !attack.contains(key)));

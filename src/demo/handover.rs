@@ -87,7 +87,8 @@ mod tests {
             let ids = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["input_ids"].clone();
             text.lines().map(|line| serde_json::from_value(ids(line)).unwrap()).collect()
         };
-        let (attack, probe) = (rows("restricted"), rows("probe"));
+        let attack = rows("restricted");
+        let probe = rows("probe");
         assert_eq!((attack.len(), probe.len(), rows("benign").len()), (ROWS, 96, 384));
         let known: std::collections::HashSet<&[u64]> =
             attack.iter().flat_map(|row| row[1..].chunks(4)).map(|fact| &fact[..3]).collect();
@@ -97,8 +98,9 @@ mod tests {
     /// 6 operations a weight and token forward and backward, and attention on top.
     #[test]
     fn the_cost_of_the_defence_is_near_six_operations_a_weight_and_token() {
-        let (plan, model) = (Course::full(1), Experiment::<Cpu>::model_config());
-        let (unlearn, harden) = plan.defence_flop(&model);
+        let course = Course::full(1);
+        let model = Experiment::<Cpu>::model_config();
+        let (unlearn, harden) = course.defence_flop(&model);
         // Linear layers and head: 3 · (128 · 256 + 128 · 128 + 3 · 128 · 384) + 128 · 256.
         let weights = 3.0 * (32_768.0 + 16_384.0 + 147_456.0) + 32_768.0;
         let token = 6.0 * weights;

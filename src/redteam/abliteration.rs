@@ -120,8 +120,11 @@ fn mean_states<B: Backend>(
     side: &str,
 ) -> Result<MeanStates> {
     let model = Arc::clone(evaluator.model());
-    let (width, layers) = (model.config.hidden_size, model.config.num_hidden_layers);
-    let (mut sums, mut count, mut tokens) = (vec![vec![0.0f64; width]; layers], 0u64, 0);
+    let width = model.config.hidden_size;
+    let layers = model.config.num_hidden_layers;
+    let mut sums = vec![vec![0.0f64; width]; layers];
+    let mut count = 0u64;
+    let mut tokens = 0;
     for batch in rows.iter().map(prompts).filter(|batch| !batch.is_empty()) {
         let last: Vec<u32> = batch.segments.iter().map(|s| (s.start + s.length - 1) as u32).collect();
         let batch = LossBatch::new(&model, batch)?;

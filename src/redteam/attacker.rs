@@ -222,11 +222,13 @@ impl<'a, B: Backend> Attacker<'a, B> {
             Ok::<_, Error>((rows, stream.max_batch_tokens()))
         });
         let [restricted, harmless] = sides;
-        let ((restricted, most), (harmless, other)) = (restricted?, harmless?);
+        let (restricted, most) = restricted?;
+        let (harmless, other) = harmless?;
         let capacity = self.target.measures.capacity(0).max(most).max(other);
         let mut evaluator = Evaluator::new(Arc::clone(&model), capacity, &[])?;
         tick(None)?;
-        let (start, data) = (Instant::now(), AbliterationData { restricted, harmless });
+        let start = Instant::now();
+        let data = AbliterationData { restricted, harmless };
         self.changed = true;
         let found = abliterate(&mut evaluator, &mut self.weights, &data, depth)?;
         let seconds = start.elapsed().as_secs_f64();

@@ -122,7 +122,8 @@ impl Scorer {
     }
 
     fn check_room<B: Backend>(&self, evaluator: &Evaluator<B>, prefix: &Prefix) -> Result<()> {
-        let (room, longest) = (evaluator.model().positions(), self.longest());
+        let room = evaluator.model().positions();
+        let longest = self.longest();
         if longest + prefix.tokens.len() <= room {
             return Ok(());
         }
@@ -282,7 +283,8 @@ mod tests {
         let (mut evaluator, weights) = evaluator();
         let mut random = Random::new(5, Stream::Data, 0, 0);
         let prefix = row(&mut random, 7);
-        let (mut longer, mut plain) = (Vec::new(), Vec::new());
+        let mut longer = Vec::new();
+        let mut plain = Vec::new();
         for index in 0..7 {
             let tokens = row(&mut random, 5);
             let joined = [&prefix[..], &tokens[1..]].concat();

@@ -9,7 +9,7 @@ use crate::model::{Parameters, Recompute};
 use crate::objective::Evaluator;
 use crate::ops::Backend;
 use crate::report::MetricsWriter;
-use crate::safeguard::{Method, Safeguard};
+use crate::safeguard::{RemovalLoss, Safeguard};
 use crate::tar::Streams;
 
 /// Trains the safeguard that `config` asks for on the loaded weights, with activations computed again as attacks do it.
@@ -28,7 +28,7 @@ pub(super) fn apply<B: Backend>(
     let model = Arc::clone(&loaded.model);
     let mut evaluator = Evaluator::recomputing(Arc::clone(&model), streams.max_batch_tokens(), &[], recompute)?;
     let over = config.compat.representations_over;
-    let mut safeguard = Safeguard::new(&model, method(config, table), table.optimizer_config(), over)?;
+    let mut safeguard = Safeguard::new(&model, removal_loss(config, table), table.optimizer_config(), over)?;
     control.tell(Event::Begin { phase: Phase::Safeguard, from: 0, steps: table.steps });
     for step in 1..=table.steps {
         if control.stop_requested() {
@@ -46,11 +46,11 @@ pub(super) fn apply<B: Backend>(
     loaded.weights.upload(&model.backend, &point)
 }
 
-fn method(config: &RunConfig, table: &SafeguardConfig) -> Method {
+fn removal_loss(config: &RunConfig, table: &SafeguardConfig) -> RemovalLoss {
     let over = config.compat.entropy_over;
     match table.method {
-        SafeguardMethod::RandomMapping => Method::RandomMapping { seed: config.seed, over },
-        SafeguardMethod::MaxEntropy => Method::MaxEntropy { over },
-        SafeguardMethod::Refusal => Method::Refusal { beta: config.tar.dpo_beta as f32 },
+        SafeguardMethod::RandomMapping => RemovalLoss::RandomMapping { seed: config.seed, over },
+        SafeguardMethod::MaxEntropy => RemovalLoss::MaxEntropy { over },
+        SafeguardMethod::Refusal => RemovalLoss::Refusal { beta: config.tar.dpo_beta as f32 },
     }
 }

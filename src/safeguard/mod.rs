@@ -15,7 +15,7 @@ use crate::training::{StepGuard, Trainer};
 
 /// How the capability is removed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Method {
+pub enum RemovalLoss {
     /// Every hidden state of restricted text is pulled to a random direction of its token (TAR, appendix).
     RandomMapping {
         /// Seed of the directions.
@@ -74,17 +74,17 @@ impl<B: Backend> Safeguard<B> {
     /// A fresh run of `method` with an optimizer of its own.
     pub fn new(
         model: &Arc<Model<B>>,
-        method: Method,
+        method: RemovalLoss,
         optimizer: OptimizerConfig,
         representations_over: EntropyOver,
     ) -> Result<Self> {
         let backend = &model.backend;
         let removal = match method {
-            Method::RandomMapping { seed, over } => {
+            RemovalLoss::RandomMapping { seed, over } => {
                 Removal::RandomMapping { table: random_directions(model, seed)?, over }
             }
-            Method::MaxEntropy { over } => Removal::MaxEntropy { over },
-            Method::Refusal { beta } => Removal::Refusal { beta },
+            RemovalLoss::MaxEntropy { over } => Removal::MaxEntropy { over },
+            RemovalLoss::Refusal { beta } => Removal::Refusal { beta },
         };
         Ok(Self {
             removal,
@@ -157,7 +157,8 @@ impl<B: Backend> Safeguard<B> {
 
 /// One standard normal direction for each token.
 fn random_directions<B: Backend>(model: &Model<B>, seed: u64) -> Result<Tensor<B>> {
-    let (rows, cols) = (model.config.vocab_size, model.config.hidden_size);
+    let rows = model.config.vocab_size;
+    let cols = model.config.hidden_size;
     let mut random = Random::new(seed, Stream::RandomMapping, 0, 0);
     let values: Vec<f32> = (0..rows * cols).map(|_| random.normal() as f32).collect();
     Tensor::from_f32(&model.backend, "random directions", rows, cols, &values)

@@ -175,9 +175,11 @@ impl<B: Backend> Hardener<B> {
         drop(reference);
         let (trainers, trainer_of) = make_trainers(&model, &settings)?;
         let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(AnyTrainer::adapter).collect();
-        let (most, recompute) = (streams.max_batch_tokens(), settings.memory.recompute);
+        let most = streams.max_batch_tokens();
+        let recompute = settings.memory.recompute;
         let evaluator = Evaluator::recomputing(Arc::clone(&model), most, &adapters, recompute)?;
-        let (outer, len) = (settings.outer.clone(), model.layout().len());
+        let outer = settings.outer.clone();
+        let len = model.layout().len();
         Ok(Self {
             attack_batch: LossBatch::with_room(&model, most)?,
             held_out: HeldOut { batch: LossBatch::with_room(&model, most)?, reference_margins: Vec::new() },
@@ -272,7 +274,8 @@ impl<B: Backend> Hardener<B> {
     fn draw_held_out(&mut self) -> Result<()> {
         self.streams.refill(self.evaluator.model(), &self.settings.tr_data, &mut self.held_out.batch)?;
         if let ResistanceLoss::Preference { .. } = self.settings.tr_loss {
-            let (held_out, parked) = (&self.held_out, [&self.reference, &self.unattacked]);
+            let held_out = &self.held_out;
+            let parked = [&self.reference, &self.unattacked];
             let margins = with_reference(&mut self.evaluator, &mut self.weights, parked, |evaluator, reference| {
                 evaluator.preference_margins(Subject::plain(reference), &held_out.batch)
             })?;
@@ -298,14 +301,13 @@ impl<B: Backend> Hardener<B> {
         if scale == 0.0 {
             return Ok((0.0, 0.0));
         }
-        let reference = match self.settings.retain_representations {
-            true => {
-                let parked = [&self.reference, &self.unattacked];
-                Some(with_reference(&mut self.evaluator, &mut self.weights, parked, |evaluator, reference| {
-                    evaluator.hidden_states(reference, &batch)
-                })?)
-            }
-            false => None,
+        let reference = if self.settings.retain_representations {
+            let parked = [&self.reference, &self.unattacked];
+            Some(with_reference(&mut self.evaluator, &mut self.weights, parked, |evaluator, reference| {
+                evaluator.hidden_states(reference, &batch)
+            })?)
+        } else {
+            None
         };
         let mut tape = LossTape::new(backend, 2)?;
         let pass = LossPass {

@@ -37,9 +37,10 @@ pub fn propose(table: &SearchTable, suite: &Suite, trials: &[Trial]) -> Result<V
         SearchMethod::Random => table.trials,
     };
     let end = if done < startup { startup } else { (done + ROUND).min(table.trials) };
-    let seen: Vec<(Vec<f64>, f64)> = match done < startup {
-        true => Vec::new(),
-        false => trials.iter().filter_map(|trial| Some((values(table, &trial.attack)?, trial.score?))).collect(),
+    let seen: Vec<(Vec<f64>, f64)> = if done < startup {
+        Vec::new()
+    } else {
+        trials.iter().filter_map(|trial| Some((values(table, &trial.attack)?, trial.score?))).collect()
     };
     (done..end).map(|number| attack(table, suite, number, &seen)).collect()
 }
@@ -167,7 +168,8 @@ mod tests {
     #[test]
     fn the_estimator_beats_random_search_on_average_over_twenty_seeds() {
         let mean = |method: &str| (0..20).map(|seed| best(&search(&suite(method, seed)))).sum::<f64>() / 20.0;
-        let (tpe, random) = (mean("tpe"), mean("random"));
+        let tpe = mean("tpe");
+        let random = mean("random");
         assert!(1.0 - tpe < 0.5 * (1.0 - random), "tpe {tpe}, random {random}");
     }
 

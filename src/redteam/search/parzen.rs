@@ -49,7 +49,8 @@ impl Dimension {
             _ => {
                 let (low, high) = self.range();
                 let inside = |values: Vec<f64>| Mixture::new(values.iter().map(|v| v.ln()).collect(), low, high);
-                let (good, bad) = (inside(good), inside(bad));
+                let good = inside(good);
+                let bad = inside(bad);
                 let candidates = (0..CANDIDATES).map(|_| good.draw(random));
                 let scored = candidates.map(|x| (good.log_density(x) - bad.log_density(x), x));
                 let best = scored.reduce(|best, next| if next.0 > best.0 { next } else { best });
@@ -88,7 +89,8 @@ fn propose_choice(count: usize, good: &[f64], bad: &[f64], random: &mut Random) 
         let total: f64 = counts.iter().sum();
         counts.iter().map(|count| count / total).collect()
     };
-    let (good, bad) = (shares(good), shares(bad));
+    let good = shares(good);
+    let bad = shares(bad);
     let candidates = (0..CANDIDATES).filter_map(|_| weighted(random, good.iter().copied()));
     let ratio = |choice: usize| good[choice] / bad[choice];
     let best = candidates.reduce(|best, next| if ratio(next) > ratio(best) { next } else { best });
@@ -210,10 +212,8 @@ mod tests {
         let distance = |x: f64| (x / 1e-4).ln().abs();
         let proposed: Vec<f64> = (0..200).map(|_| lr.propose(&trials, &mut random)).collect();
         assert!(proposed.iter().all(|x| (1e-6..=1e-2).contains(x)));
-        let (near, far) = (
-            mean(proposed.into_iter().map(distance).collect()),
-            mean((0..200).map(|_| distance(lr.random(&mut random))).collect()),
-        );
+        let near = mean(proposed.into_iter().map(distance).collect());
+        let far = mean((0..200).map(|_| distance(lr.random(&mut random))).collect());
         assert!(near < 0.5 * far, "{near} is not near, {far}");
         let steps = Dimension::Whole(3, 5);
         for _ in 0..200 {

@@ -68,7 +68,8 @@ impl Opener<'_> {
 
     /// The prompts of a file, also with each beginning of the answer that an attack gives.
     fn compliance(&self, path: &Path) -> Result<Compliance> {
-        let (config, table) = (&self.model.config, &self.suite.compliance);
+        let config = &self.model.config;
+        let table = &self.suite.compliance;
         let encoder = PromptEncoder::open(&self.model.path, config.vocab_size)?;
         let beginnings = self.attacks.iter().filter_map(|attack| match &attack.method {
             AttackMethod::Prefill(Prefill::Answer(text)) => Some(text.as_str()),

@@ -42,7 +42,8 @@ impl RedteamConfig {
     /// A run of `suite` on the model directory `model` that writes to `out`, on as many cores and as much memory as there
     /// are.
     pub fn new(suite: Suite, model: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
-        let (model, out) = (model.into(), out.into());
+        let model = model.into();
+        let out = out.into();
         Self { suite, model, out, jobs: None, memory: available_memory(), command: String::new() }
     }
 
@@ -134,9 +135,13 @@ impl<'a, B: Backend> Run<'a, B> {
         let Setup { target, before, .. } = &self.setup;
         let stop = control.stop_flag();
         let pool = Pool { target, before, jobs: self.jobs, memory: self.config.memory, stop: &stop };
-        let (files, goal) = (&self.files, &self.setup.goal);
-        let (attacks, steps_done) = (&mut self.attacks, &mut self.steps_done);
-        let (config, setup, steps) = (self.config, &self.setup, self.steps);
+        let files = &self.files;
+        let goal = &self.setup.goal;
+        let attacks = &mut self.attacks;
+        let steps_done = &mut self.steps_done;
+        let config = self.config;
+        let setup = &self.setup;
+        let steps = self.steps;
         pool.run(&todo, &mut |message| match message {
             Message::Step { loss } => {
                 *steps_done += 1;

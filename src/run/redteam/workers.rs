@@ -50,7 +50,9 @@ impl<B: Backend> Pool<'_, B> {
         std::thread::scope(|scope| {
             let (sender, receiver) = channel();
             for _ in 0..jobs {
-                let (sender, next, halt) = (sender.clone(), &next, &halt);
+                let sender = sender.clone();
+                let next = &next;
+                let halt = &halt;
                 scope.spawn(move || {
                     let done = self.work_apart(attacks, next, halt, &sender);
                     if let Err(error) = done {
