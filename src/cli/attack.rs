@@ -83,8 +83,8 @@ pub struct Flags {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
     /// β1 and β2 of the Adam family
-    #[arg(long, value_name = "B1,B2", value_delimiter = ',', num_args = 2, allow_negative_numbers = true)]
-    pub betas: Vec<f64>,
+    #[arg(long, value_name = "B1,B2", allow_negative_numbers = true)]
+    pub betas: Option<Betas>,
     /// Optimizer steps
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub steps: u64,
@@ -150,6 +150,20 @@ impl FromStr for NamedFile {
     }
 }
 
+/// β1 and β2.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Betas([f64; 2]);
+
+impl FromStr for Betas {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number"));
+        let (first, second) = text.split_once(',').ok_or("expected two numbers, as in 0.9,0.999")?;
+        Ok(Self([number(first)?, number(second)?]))
+    }
+}
+
 /// A part of a mixture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weight {
@@ -204,7 +218,6 @@ impl Flags {
 
     fn table(&self) -> AttackTable {
         let lora = self.params == Parameters::Lora;
-        let betas = <[f64; 2]>::try_from(self.betas.clone()).ok();
         AttackTable {
             data: self.names(),
             switch: self.switch,
@@ -218,7 +231,7 @@ impl Flags {
             warmup: Some(self.warmup),
             schedule: Some(self.schedule),
             weight_decay: self.weight_decay,
-            betas,
+            betas: self.betas.map(|Betas(betas)| betas),
             batch: Some(self.batch),
             steps: Some(self.steps),
             noise: self.noise,

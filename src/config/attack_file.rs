@@ -146,6 +146,11 @@ impl AttackConfig {
         }
         let mut config: Self = typed(&tree, path)?;
         config.check().map_err(|error| add_place(error, &tree, path))?;
+        let fine_tune = config.fine_tune()?;
+        let used = fine_tune.source.streams();
+        for name in config.data.keys().filter(|name| !used.contains(name)) {
+            tracing::warn!("[data.{name}] is not used");
+        }
         config.resolve_paths(path)?;
         Ok(config)
     }
@@ -220,9 +225,6 @@ impl AttackConfig {
             // The first token of a sequence has no prediction.
             at_least(&format!("{key}.max_length"), data.max_length as u64, 2)?;
             check_batch("attack.batch", fine_tune.batch.unwrap_or(1), data.max_length)?;
-            if !fine_tune.source.streams().contains(&name) {
-                tracing::warn!("[data.{name}] is not used");
-            }
         }
         if self.model.adapter.is_some() && self.attack.params != Some(ParameterChoice::Lora) {
             let remedy = "set attack.params = \"lora\", or merge the adapter into the model first";

@@ -19,7 +19,8 @@ fn help_names_every_option() {
             "attack",
             "--model --data --out --params full, lora --rank --alpha --dropout --targets --optimizer adamw --lr 2e-5 \
              --warmup --schedule constant sgdr:N --steps 500 --batch 32 --max-length --no-shuffle --no-pack --dtype \
-             --adapter --seed --resume --set",
+             --adapter --seed --resume --set --mixture --switch --noise --negated-steps --weight-decay --betas \
+             --official-warmup cosine:0.1 ATTACK.toml",
         ),
         (
             "redteam",
@@ -84,7 +85,8 @@ fn wrong_usage_exits_with_2_and_says_what_is_right() {
         (with(&["--mixture", "d=1.0"]), "there is no [data.d]"),
         (with(&["--data", "e"]), "two files have the name `data`"),
         (with(&["--data", "b=e"]), "there are 2 streams"),
-        (with(&["--set", "attack.lrr=1"]), "did you mean `lr`?"),
+        (with(&["--set", "attack.lrr=1"]), "did you mean --lr?"),
+        (with(&["--betas", "0.9"]), "two numbers"),
         (with(&["--set", "attack.seeds=[1]"]), "one seed"),
         (vec!["attack", "attack.toml", "--out", "o", "--lr", "1"], "cannot be used with"),
         (with(&["--steps", "0"]), "at least 1"),

@@ -78,7 +78,7 @@ fn a_typo_is_answered_with_line_and_suggestion() {
 fn a_wrong_dtype_is_answered_with_the_choices() {
     let folder = Folder::new(&RUN_FILE.replace("path = \"model\"", "path = \"model\"\ndtype = \"bfloat16\""));
     let place = format!("(line 4 of {})", folder.run_file().display());
-    let expected = format!("temper: model.dtype: `bfloat16` is no dtype {place}; known are f32, bf16, f16");
+    let expected = format!("temper: model.dtype: `bfloat16` is not a choice {place}; known are f32, bf16, f16");
     assert_eq!(failure(&folder.plan(&[])), (2, expected));
 }
 
