@@ -256,7 +256,7 @@ fn overrides_reach_every_place_and_win() {
     assert_eq!(config.data["meta"].path, PathBuf::from("/runs/other.jsonl"));
 }
 
-/// `research`'s table of published values: (preset, N, outer lr, scale, loss, learning rates of each adversary, batches).
+/// The published values: (preset, N, outer lr, scale, loss, learning rates of each adversary, batches).
 #[test]
 fn presets_hold_the_published_hyperparameters() {
     let three = [2e-6, 2e-5, 4e-5];

@@ -13,6 +13,7 @@ use crate::model::{Adapter, GradientDestinations, Gradients, Model, Parameters, 
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Representations, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Optimizer, OptimizerConfig, OptimizerProgress};
+use crate::settings::{at_least, fault};
 use crate::training::{AnyTrainer, MemorySettings, StepGuard};
 
 /// The tamper-resistance loss, with what it needs.
@@ -67,6 +68,21 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Fails where the loop could not run. Run files say more in their own checks; settings are built in code too.
+    fn check(&self) -> Result<()> {
+        at_least("tar.inner_steps", self.inner_steps, 1)?;
+        at_least("tar.tr_every", self.tr_every, 1)?;
+        at_least("tar.tasks_per_step", self.tasks_per_step, 1)?;
+        let count = self.adversaries.len();
+        match self.script.iter().find(|draw| draw.adversary >= count) {
+            None => Ok(()),
+            Some(draw) => {
+                let problem = format!("there is no adversary {} among {count}", draw.adversary);
+                Err(fault("tar.script", problem, "count adversaries from 0"))
+            }
+        }
+    }
+
     /// Weight of the TR gradient after inner step `k` (from 0): scale/tasks · exp(λ(k − (K−1))), or scale/tasks/K.
     pub(super) fn weight(&self, k: u64) -> f64 {
         let schedule = match self.schedule_lambda {
@@ -163,6 +179,9 @@ pub struct Hardener<B: Backend> {
 
 impl<B: Backend> Hardener<B> {
     /// A run from `weights`, with `reference` as the frozen model of the retain loss.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for settings with which the loop could not run.
     pub fn new(
         model: Arc<Model<B>>,
         weights: Parameters<B>,
@@ -170,6 +189,7 @@ impl<B: Backend> Hardener<B> {
         streams: Streams,
         settings: Settings,
     ) -> Result<Self> {
+        settings.check()?;
         let backend = model.backend.clone();
         let parked = ParkedParameters::to_read(&backend, "reference weights", &reference)?;
         drop(reference);
@@ -433,6 +453,21 @@ mod tests {
             adversaries: vec![],
             script: vec![],
             memory: MemorySettings::default(),
+        }
+    }
+
+    #[test]
+    fn settings_with_which_the_loop_could_not_run_are_refused() {
+        settings(None).check().unwrap();
+        let draw = Draw { adversary: 0, lr: 1e-3, switch_at: None };
+        for (wrong, key) in [
+            (Settings { inner_steps: 0, ..settings(None) }, "tar.inner_steps"),
+            (Settings { tr_every: 0, ..settings(None) }, "tar.tr_every"),
+            (Settings { tasks_per_step: 0, ..settings(None) }, "tar.tasks_per_step"),
+            (Settings { script: vec![draw], ..settings(None) }, "tar.script"),
+        ] {
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{key}: ")), "{error}");
         }
     }
 

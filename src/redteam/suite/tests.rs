@@ -57,7 +57,7 @@ fn built_in_suites_have_every_row_of_the_published_tables() {
     }
 }
 
-/// Qi et al.'s schedule, as their launch script has it (research on arXiv 2412.07097).
+/// Qi et al.'s schedule, as their launch script has it (arXiv 2412.07097).
 #[test]
 fn the_attack_of_qi_et_al_has_its_published_settings() {
     let suite = suite(&format!("suite = \"strong\"\nonly = [\"F8\"]\n{ROLES}"));
