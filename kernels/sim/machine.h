@@ -7,6 +7,7 @@
 #include <cstdarg>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "device.h"
@@ -160,6 +161,8 @@ struct Machine {
     Random random;
     bool seeded = false;
     bool watched = false;
+    // How often each kernel was launched with one shape, by a digest of both.
+    std::unordered_map<uint64_t, uint32_t> launches;
 
     std::vector<Thread> threads;
     std::vector<Warp> warps;
@@ -183,6 +186,9 @@ struct Machine {
     Machine();
     ~Machine();
     const char* run(const Kernel& kernel, const temper_launch& launch, void* const* arguments);
+
+    // Whether this launch is to be watched, where the kernel was compiled for it.
+    bool watch_is_due();
 
     // Blocks the running thread until somebody calls wake on it.
     void block_current(Thread& self, const char* what, Site site, int64_t detail = -1);

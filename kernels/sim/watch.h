@@ -2,7 +2,8 @@
 // memory that nobody wrote, and data that the copy engine or wgmma would not see.
 //
 // Works when kernels are compiled with -fsanitize=thread, whose calls before every load and store watch.cpp defines (no
-// sanitizer runtime is linked). Otherwise every function here returns at once.
+// sanitizer runtime is linked), and the launch is one of those that are watched (Machine::watch_is_due). Otherwise every
+// function here returns at once.
 //
 // Order is known per warp: a clock counts, for each warp, up to which of its steps an observer has seen. Two accesses to
 // a byte, one of them a write, are a race when neither is seen by the other's warp. Whatever one lane has seen counts as

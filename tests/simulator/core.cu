@@ -263,3 +263,33 @@ int check_launches() {
     if (!launch("vectors", fine, out.data, in, 0).empty()) failures++;
     return failures;
 }
+
+// A race that only data decides: in the launches of one shape, the watch sees it in those that it watches.
+TEMPER_KERNEL(race_by_data, 64, float* out, const float* fault) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    const int i = threadIdx.x;
+    shared[i] = float(i);
+    if (fault[0] == 0.0f) __syncthreads();
+    out[i] = shared[63 - i];
+}
+
+// Launches one shape sixteen times and expects the race in the first, second, fourth, eighth and sixteenth; then the same
+// with other shapes, which count for themselves. Returns the number of failures.
+int check_repeats() {
+    if (!watched) return 0;
+    int failures = 0;
+    Buffer<float> fault(1), out(64);
+    fault[0] = 1.0f;
+    for (uint32_t blocks = 1; blocks <= 2; blocks++) {
+        for (int count = 1; count <= 16; count++) {
+            const temper_launch shape = {{blocks, 1, 1}, {1, 1, 1}, 64, 256, 0};
+            const std::string report = launch("race_by_data", shape, out.data, (const float*)fault.data);
+            const bool reported = !report.empty();
+            if (reported != ((count & (count - 1)) == 0)) {
+                printf("FAIL launch %d of a shape of %u blocks: %s\n", count, blocks, reported ? report.c_str() : "no report");
+                failures++;
+            }
+        }
+    }
+    return failures;
+}
