@@ -66,10 +66,12 @@ impl Unit {
     }
 }
 
-/// Compiles what changed, as many at a time as cargo allows. All errors are reported, not only the first.
+/// Compiles what changed, as many at a time as cargo allows, or as there are cores where cargo says nothing. All errors are
+/// reported, not only the first.
 pub fn make_all(units: &[Unit], version: &str) -> Result<(), String> {
-    let jobs =
-        env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).clamp(1, units.len().max(1));
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or_else(cores);
+    let jobs = jobs.clamp(1, units.len().max(1));
     let mut largest_first: Vec<&Unit> = units.iter().collect();
     largest_first.sort_by_key(|unit| std::cmp::Reverse(fs::metadata(&unit.source).map_or(0, |data| data.len())));
     let (next, errors) = (AtomicUsize::new(0), Mutex::new(Vec::new()));

@@ -9,6 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use compile::{Unit, make_all, version};
+
+/// The build script's way to compile what changed and nothing else.
+#[allow(dead_code)]
+#[path = "../../build/compile.rs"]
+mod compile;
+
 const FLAGS: [&str; 10] = [
     "-std=gnu++20",
     "-g1",
@@ -41,32 +48,28 @@ fn sources(folder: &str, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Runs one compiler invocation. Panics with its words when it fails.
+/// Runs a program. Panics with its words when it fails.
 fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}; set CXX"));
     assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Compiles files into objects of a folder, two at a time, and returns the objects.
+/// Compiles the files that changed since the last run into objects of a folder, and returns the objects of all.
 fn compile(folder: &Path, files: &[PathBuf], flags: &[&str]) -> Vec<PathBuf> {
     std::fs::create_dir_all(folder).expect("the target folder is writable");
-    let object = |file: &PathBuf| folder.join(format!("{}.o", file.file_name().expect("a file").display()));
-    let half = files.len().div_ceil(2);
-    std::thread::scope(|scope| {
-        for part in files.chunks(half.max(1)) {
-            scope.spawn(move || {
-                for file in part {
-                    let mut command = Command::new(compiler());
-                    command.args(FLAGS).args(flags).arg("-o").arg(object(file));
-                    if file.extension().is_some_and(|extension| extension == "cu") {
-                        command.args(["-x", "c++"]);
-                    }
-                    run(command.arg(file));
-                }
-            });
+    let unit = |source: &PathBuf| {
+        let mut command = vec![compiler()];
+        command.extend(FLAGS.iter().chain(flags).map(|flag| flag.to_string()));
+        if source.extension().is_some_and(|extension| extension == "cu") {
+            command.extend(["-x", "c++"].map(String::from));
         }
-    });
-    files.iter().map(object).collect()
+        let output = folder.join(format!("{}.o", source.file_name().expect("a file").display()));
+        Unit { source: source.clone(), included: None, compiler: command, output }
+    };
+    let units: Vec<Unit> = files.iter().map(unit).collect();
+    let version = version(&compiler()).unwrap_or_else(|| panic!("{} cannot be started; set CXX", compiler()));
+    make_all(&units, &version).unwrap_or_else(|error| panic!("{error}"));
+    units.into_iter().map(|unit| unit.output).collect()
 }
 
 fn link(executable: &Path, objects: &[PathBuf], flags: &[&str]) {
