@@ -5,6 +5,8 @@
 mod checkpoint;
 /// Data streams have the promised order, cursors, packing, truncation and loss masks.
 mod data;
+/// What the documents name is there.
+mod documents;
 /// Models, adapters and merged weights that are written are what was meant.
 mod export;
 /// Damaged or hostile data, tokenizers and templates are refused, or read as what they are.
