@@ -155,7 +155,7 @@ impl AttackConfig {
         Ok(config)
     }
 
-    /// The same attack with `overrides` laid over it, checked; relative paths count from the working directory.
+    /// The same attack with `overrides` laid over it, checked. Paths stay as they are written.
     pub fn with_overrides(&self, overrides: &[String]) -> Result<Self> {
         let path = Path::new("attack.toml");
         let mut config = self.clone();
@@ -167,13 +167,16 @@ impl AttackConfig {
             config = typed(&tree, path)?;
         }
         config.check()?;
-        config.resolve_paths(path)?;
         Ok(config)
     }
 
-    /// The whole attack as a file: defaults and overrides worked in, paths as they are. Loading it gives the same attack.
+    /// The whole attack as a file: defaults and overrides worked in and paths absolute. Loading it gives the same attack.
     pub fn resolved(&self) -> Result<String> {
-        to_toml(&self.with_defaults(), "attack file")
+        let mut whole = self.with_defaults();
+        for path in whole.paths_mut() {
+            *path = std::path::absolute(&*path).map_err(Error::io("find", &*path))?;
+        }
+        to_toml(&whole, "attack file")
     }
 
     fn with_defaults(&self) -> Self {
