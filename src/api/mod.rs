@@ -9,31 +9,52 @@ use std::path::Path;
 
 pub use hardening::Hardening;
 
+// Devices, errors, and the control of runs.
 pub use crate::backend::any::{Device, DeviceName, Precision};
-pub use crate::config::{
-    AdversaryConfig, AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel, AttackTable,
-    CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig, ParameterChoice,
-    RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry, StatesChoice,
-    SwitchDraw, TarConfig, TrLoss,
-};
-pub use crate::demo::toy;
 pub use crate::error::{Cause, Error, Result};
-pub use crate::eval::{ChoiceReport, ExactMatch, Perplexity, Prediction, Repetition};
 pub use crate::events::{Event, Measured, Phase};
+pub use crate::run::Control;
+pub use crate::run::signals::StopFlag;
+
+// Hardening: settings and results.
+pub use crate::config::{
+    AdversaryConfig, CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig,
+    ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry,
+    StatesChoice, SwitchDraw, TarConfig, TrLoss,
+};
+pub use crate::run::HardenSummary;
+pub use crate::safeguard::Losses as SafeguardLosses;
+pub use crate::tar::{Draw, OuterReport, TrajectoryReport};
+
+// One attack: settings and results.
+pub use crate::config::{
+    AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel, AttackTable,
+};
 pub use crate::huggingface::ExportDType;
 pub use crate::model::{AdapterConfig, Projection};
 pub use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
-pub use crate::plan::{DefenderCost, Plan, PlannedDevice};
-pub use crate::redteam::suite::{DataTable, MetricKind, RestrictedTable, Suite, UtilityTable};
-pub use crate::redteam::{AttackResult, Goal, Outcome, Point, Results, Scores, Summary};
-pub use crate::report::DemoSummary;
-pub use crate::run::signals::StopFlag;
-pub use crate::run::{
-    Answer, Answers, AttackSummary, Control, DemoConfig, EvalConfig, EvalForm, EvalReport, HardenSummary, RedteamConfig,
-};
-pub use crate::safeguard::Losses as SafeguardLosses;
-pub use crate::tar::{OuterReport, TrajectoryReport};
+pub use crate::run::AttackSummary;
 pub use crate::training::{FineTune, Source, StepReport};
+
+// A suite of attacks: settings and results.
+pub use crate::plan::DefenderCost;
+pub use crate::redteam::suite::{
+    BudgetTable, ComplianceTable, DataTable, EvaluateTable, MetricKind, PerplexityTable, RestrictedTable, ScaleTable,
+    SearchMethod, SearchTable, Suite, UtilityTable,
+};
+pub use crate::redteam::{
+    AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point, Results, Scores,
+    Spread, Summary,
+};
+pub use crate::run::RedteamConfig;
+
+// Measurements, plans and the demonstration.
+pub use crate::demo::toy;
+pub use crate::eval::{ChoiceReport, ExactMatch, Perplexity, Prediction, PromptForm, Repetition};
+pub use crate::plan::{Buffer, Gpu, Place, Plan, PlannedDevice, Work};
+pub use crate::report::{AttackRow, DemoSummary, Stages};
+pub use crate::run::{Answer, Answers, DemoConfig, EvalConfig, EvalForm, EvalReport};
+pub use crate::training::{MemorySettings, Moments};
 
 use crate::backend::any::on_device;
 use crate::run;
@@ -79,9 +100,9 @@ pub fn eval(device: &Device, config: &EvalConfig) -> Result<EvalReport> {
     on_device!(device, backend => run::eval(backend.clone(), config))
 }
 
-/// What a hardening run needs on `target`, in memory and arithmetic. Nothing is run.
-pub fn plan(config: &RunConfig, target: PlannedDevice) -> Result<Plan> {
-    run::plan(config, target)
+/// Plans a hardening run on `device`: the memory and the arithmetic that it needs. Nothing is run.
+pub fn plan(config: &RunConfig, device: PlannedDevice) -> Result<Plan> {
+    run::plan(config, device)
 }
 
 /// Runs the demonstration: trains a tiny model, safeguards it, hardens it, and attacks it before and after.

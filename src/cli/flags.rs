@@ -31,6 +31,8 @@ impl Flags {
                 | Error::Interrupted { remedy, .. }
                 | Error::Memory { remedy, .. }
                 | Error::NonFinite { remedy, .. } = &mut ours
+                    // Suggestions are about keys of a file, also where a flag is spelled like one.
+                    && !remedy.starts_with("did you mean")
                 {
                     *remedy = self.in_text(remedy);
                 }

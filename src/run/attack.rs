@@ -18,6 +18,7 @@ use crate::training::{FineTune, FineTuneRun, GuardedTrainer, OpenStreams, StepRe
 
 /// What a finished attack reports.
 #[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
 pub struct AttackSummary {
     /// Steps taken.
     pub steps: u64,

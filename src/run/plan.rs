@@ -5,9 +5,9 @@ use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::plan::{Plan, PlannedDevice};
 
-/// The plan of a hardening run on `target`. Of the model only `config.json` is read.
-pub fn plan(config: &RunConfig, target: PlannedDevice) -> Result<Plan> {
+/// The plan of a hardening run on `device`. Of the model only `config.json` is read.
+pub fn plan(config: &RunConfig, device: PlannedDevice) -> Result<Plan> {
     config.check()?;
     let model = ModelConfig::from_directory(&config.model.path)?;
-    Plan::new(config, &model, target)
+    Plan::new(config, &model, device)
 }

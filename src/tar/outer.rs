@@ -95,6 +95,7 @@ impl Settings {
 
 /// What an outer step reports.
 #[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
 pub struct OuterReport {
     /// Outer step, from 0.
     pub step: u64,

@@ -10,6 +10,7 @@ use crate::training::{AnyTrainer, FineTuneRun, StreamDraws, UnwatchedTrainer, Wo
 
 /// What a trajectory reports.
 #[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
 pub struct TrajectoryReport {
     /// Name of the adversary.
     pub adversary: String,
