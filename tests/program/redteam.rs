@@ -243,6 +243,9 @@ name = \"elsewhere\"
 data = \"ood\"
 ";
 
+/// An attack that outlasts every test.
+const ENDLESS: &str = "[[attack]]\nname = \"endless\"\nlr = 1e-4\nbatch = 8\nsteps = 1000000\n";
+
 fn redteam(suite: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = temper(&["redteam", &text(suite), "--model", &text(&fixture("llama3")), "--out", &text(out)]);
     command.args(["--device", "cpu"]).args(more);
@@ -306,11 +309,17 @@ fn attacks_side_by_side_end_with_the_same_bits() {
 #[test]
 fn a_killed_run_goes_on_without_repeating_finished_attacks() {
     let scratch = tempfile::tempdir().unwrap();
+    // What is killed cannot have finished: after four attacks it has one that ends on no machine.
+    let endless = format!("{ENDLESS}[[attack]]\nname = \"mixed\"");
+    let more = write_suite(scratch.path(), &ATTACKS.replace("[[attack]]\nname = \"mixed\"", &endless));
+    let longer = more.with_file_name("longer.toml");
+    std::fs::rename(&more, &longer).unwrap();
     let suite = write_suite(scratch.path(), ATTACKS);
-    let (whole, out) = (scratch.path().join("whole"), scratch.path().join("killed"));
+    let whole = scratch.path().join("whole");
+    let out = scratch.path().join("killed");
     succeed(&mut redteam(&suite, &whole, &["--jobs", "1"]));
     let mut child =
-        redteam(&suite, &out, &["--jobs", "1"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        redteam(&longer, &out, &["--jobs", "1"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let written = || -> Vec<(PathBuf, u64, i64)> {
         let entries = std::fs::read_dir(out.join("attacks")).into_iter().flatten().flatten();
         let named = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
@@ -323,7 +332,7 @@ fn a_killed_run_goes_on_without_repeating_finished_attacks() {
     assert!(Command::new("kill").args(["-KILL", &child.id().to_string()]).status().unwrap().success());
     child.wait().unwrap();
     let kept = written();
-    assert!((2..8).contains(&kept.len()), "{} attacks were finished when it was killed", kept.len());
+    assert!((2..=4).contains(&kept.len()), "{} attacks were finished when it was killed", kept.len());
 
     let refused = redteam(&suite, &out, &[]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
@@ -516,7 +525,7 @@ fn four_choice_questions_are_scored_as_temper_eval_scores_them() {
 #[test]
 fn a_stop_signal_ends_the_run_with_its_own_exit_code() {
     let scratch = tempfile::tempdir().unwrap();
-    let suite = write_suite(scratch.path(), "[[attack]]\nname = \"endless\"\nlr = 1e-4\nbatch = 8\nsteps = 1000000\n");
+    let suite = write_suite(scratch.path(), ENDLESS);
     for jobs in ["1", "2"] {
         let out = scratch.path().join(jobs);
         let mut child =
@@ -524,7 +533,7 @@ fn a_stop_signal_ends_the_run_with_its_own_exit_code() {
         while !out.join("attacks").exists() && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(Duration::from_millis(200));
+        // Whoever made that folder listens for signals.
         assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
         assert_eq!(child.wait().unwrap().code(), Some(75));
     }
