@@ -83,3 +83,21 @@ impl Files {
         write_results(&self.out, results)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Versions before BLAKE3 wrote 16 digits, which say nothing about the numbers of this version.
+    #[test]
+    fn a_run_of_an_older_version_is_not_resumed() {
+        let out = tempfile::tempdir().unwrap();
+        let identity = Identity::from([("model".to_string(), Fingerprint::of("a model").unwrap())]);
+        Files::open(out.path(), "", &identity, false).unwrap();
+        Files::open(out.path(), "", &identity, true).unwrap();
+        let path = out.path().join("temper/identity.json");
+        std::fs::write(&path, "{\"model\": \"00c0ffee00c0ffee\"}").unwrap();
+        let error = Files::open(out.path(), "", &identity, true).err().unwrap();
+        assert!(error.to_string().contains("not of a run of this version"), "{error}");
+    }
+}
