@@ -29,8 +29,8 @@ pub struct Work<'a, B: Backend> {
 
 /// A fine-tuning run and how far it is.
 ///
-/// Whoever runs it calls [`FineTuneRun::step`] until the run is over, and does between the steps what is his own: measure,
-/// save, take a tamper-resistance gradient, stop.
+/// Its user calls [`FineTuneRun::step`] until the run is over. Between the steps there is time to measure, to save a
+/// checkpoint, to take a tamper-resistance gradient, or to stop.
 #[derive(Clone, Debug)]
 pub struct FineTuneRun<S> {
     fine_tune: FineTune<S>,
