@@ -10,7 +10,7 @@ use crate::ops::{Backend, Matrix, MatrixMut, Tensor};
 /// slot 0 | layer 0, then layer 1 | layer 2 |
 /// slot 1 | layer 3               | layer 4 |
 /// ```
-pub struct PerLayer<B: Backend> {
+pub(super) struct PerLayer<B: Backend> {
     slots: Vec<Tensor<B>>,
     layers: usize,
 }

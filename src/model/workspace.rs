@@ -40,7 +40,7 @@ impl Recompute {
 }
 
 /// The activations of all layers. Layers share those that are computed again. T is the number of tokens.
-pub struct Activations<B: Backend> {
+pub(super) struct Activations<B: Backend> {
     /// Residual stream at the layer's input, [T, d]: the hidden state of this depth. Never shared.
     pub input: Vec<Tensor<B>>,
     /// Output of the input norm, [T, d].
@@ -64,7 +64,7 @@ pub struct Activations<B: Backend> {
     /// silu(gate)·up, [T, F].
     pub mlp_hidden: PerLayer<B>,
     /// x Aᵀ of each adapted site, [T, Σr]; empty without an adapter.
-    pub(crate) low_rank: [Option<PerLayer<B>>; 4],
+    pub(super) low_rank: [Option<PerLayer<B>>; 4],
 }
 
 /// The hidden states of a model on one batch, taken out of the workspace that computed them.
@@ -107,25 +107,25 @@ fn hidden_state<'a, B: Backend>(
 pub struct Workspace<B: Backend> {
     capacity: usize,
     recompute: Recompute,
-    pub(crate) layers: Activations<B>,
+    pub(super) layers: Activations<B>,
     /// Residual stream after the last layer, [T, d].
-    pub(crate) last_residual: Tensor<B>,
+    pub(super) last_residual: Tensor<B>,
     /// Output of the final norm, [T, d].
-    pub(crate) normed: Tensor<B>,
-    pub(crate) inverse_rms: Tensor<B>,
+    pub(super) normed: Tensor<B>,
+    pub(super) inverse_rms: Tensor<B>,
     /// Output of o_proj or down_proj before it joins the residual stream, [T, d].
-    pub(crate) delta: Tensor<B>,
+    pub(super) delta: Tensor<B>,
     /// Gradient of the final norm's output, [T, d]. A loss head writes it, and backward starts from it.
-    pub(crate) d_normed: Tensor<B>,
+    pub(super) d_normed: Tensor<B>,
     /// Gradient of the residual stream, [T, d].
-    pub(crate) d_residual: Tensor<B>,
+    pub(super) d_residual: Tensor<B>,
     /// Gradient of a norm's output, [T, d].
-    pub(crate) d_input: Tensor<B>,
-    pub(crate) d_qkv: Tensor<B>,
-    pub(crate) d_attention: Tensor<B>,
-    pub(crate) d_gate_up: Tensor<B>,
-    pub(crate) d_mlp_hidden: Tensor<B>,
-    pub(crate) d_low_rank: [Option<Tensor<B>>; 4],
+    pub(super) d_input: Tensor<B>,
+    pub(super) d_qkv: Tensor<B>,
+    pub(super) d_attention: Tensor<B>,
+    pub(super) d_gate_up: Tensor<B>,
+    pub(super) d_mlp_hidden: Tensor<B>,
+    pub(super) d_low_rank: [Option<Tensor<B>>; 4],
 }
 
 /// The part of a [`Workspace`] that a loss head reads and writes.

@@ -19,7 +19,7 @@ use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, RecordingKey, Te
 pub struct Evaluator<B: Backend> {
     model: Arc<Model<B>>,
     workspace: Workspace<B>,
-    tokens: TokenLosses<B>,
+    token_losses: TokenLosses<B>,
     /// Memory for a reference model's hidden states, from the first retain loss on.
     reference: Option<HiddenStates<B>>,
     recordings: Recordings<B>,
@@ -39,8 +39,8 @@ impl<B: Backend> Evaluator<B> {
         recompute: Recompute,
     ) -> Result<Self> {
         let workspace = Workspace::new(&model.backend, &model.config, capacity, adapters, recompute)?;
-        let tokens = TokenLosses::new(&model.backend, capacity)?;
-        Ok(Self { model, workspace, tokens, reference: None, recordings: Recordings::default() })
+        let token_losses = TokenLosses::new(&model.backend, capacity)?;
+        Ok(Self { model, workspace, token_losses, reference: None, recordings: Recordings::default() })
     }
 
     /// The model.
@@ -160,8 +160,8 @@ impl<B: Backend> Evaluator<B> {
         let margins = Tensor::from_f32(backend, "reference margins", reference_margins.len(), 1, reference_margins)?;
         let mut losses = Tensor::zeros(backend, "pair losses", reference_margins.len(), 1, DType::F32)?;
         let segments = &batch.device.segments;
-        let values = self.tokens.values.top(tokens);
-        let weights = self.tokens.weights.top_mut(tokens);
+        let values = self.token_losses.values.top(tokens);
+        let weights = self.token_losses.weights.top_mut(tokens);
         backend.run(ops::Preference {
             values,
             segments,
@@ -179,7 +179,7 @@ impl<B: Backend> Evaluator<B> {
         self.backward(subject, batch, destinations, None)
     }
 
-    /// log p(chosen) − log p(rejected) of each pair: what [`Evaluator::preference`] wants of a reference model. Waits for
+    /// log p(chosen) − log p(rejected) of each pair; [`Evaluator::preference`] takes those of a reference model. Waits for
     /// the device.
     pub fn preference_margins(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<Vec<f32>> {
         let log_probabilities = self.sequence_log_probabilities(subject, batch)?;
@@ -189,20 +189,20 @@ impl<B: Backend> Evaluator<B> {
     /// Log-probability of the learned tokens of each sequence. Waits for the device.
     pub fn sequence_log_probabilities(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<Vec<f64>> {
         self.sequence_values(subject, batch)?;
-        let values = self.model.backend.download_f32(self.tokens.values.buffer(), 0, batch.host.len())?;
+        let values = self.model.backend.download_f32(self.token_losses.values.buffer(), 0, batch.host.len())?;
         let sum = |rows: &[f32]| -rows.iter().map(|&v| f64::from(v)).sum::<f64>();
         Ok(batch.host.segments.iter().map(|s| sum(&values[s.start..s.start + s.length])).collect())
     }
 
-    /// Forward, and each learned token's cross-entropy into the tokens' values; the tokens' weights are 1 there, else 0.
+    /// Forward, and the cross-entropy of each learned token, with weight 1, into the token losses; the others have weight 0.
     fn sequence_values(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<()> {
         self.forward(subject, batch)?;
         let learned: Vec<f32> = batch.targets.iter().map(|&t| if t == ops::IGNORE_INDEX { 0.0 } else { 1.0 }).collect();
-        self.model.backend.upload_f32(self.tokens.weights.buffer_mut(), 0, &learned)?;
+        self.model.backend.upload_f32(self.token_losses.weights.buffer_mut(), 0, &learned)?;
         self.head(HeadLoss::CrossEntropy, subject.weights, batch, None)
     }
 
-    /// The loss head on the last forward pass, with the weights that the tokens have.
+    /// The loss head on the last forward pass, with the token weights that are on the device.
     fn head(
         &mut self,
         loss: HeadLoss,
@@ -220,8 +220,8 @@ impl<B: Backend> Evaluator<B> {
             hidden: head.normed,
             head: weights.matrix(block),
             targets: batch.device_targets.view(),
-            weights: self.tokens.weights.top(tokens),
-            values: self.tokens.values.top_mut(tokens),
+            weights: self.token_losses.weights.top(tokens),
+            values: self.token_losses.values.top_mut(tokens),
             gradients,
         })
     }
@@ -262,13 +262,14 @@ impl<B: Backend> Evaluator<B> {
         self.model.backward(subject, &batch.device, &mut self.workspace, destinations, hidden)
     }
 
-    /// Sends the weights of the tokens, with the scale in them, to the device: before what may be a recording.
+    /// Sends the token weights, with the scale in them, to the device. It comes before a recording, which cannot have it in
+    /// it: a replay takes other weights.
     fn weigh(&mut self, batch: &LossBatch<B>, token_weights: &[f32]) -> Result<()> {
         self.workspace.check_fits(batch.host.len())?;
-        self.model.backend.upload_f32(self.tokens.weights.buffer_mut(), 0, token_weights)
+        self.model.backend.upload_f32(self.token_losses.weights.buffer_mut(), 0, token_weights)
     }
 
-    /// Queues `work`, or what was recorded of it under `key`.
+    /// Queues `work`, or replays its recording under `key`.
     fn recorded(&mut self, key: Option<RecordingKey>, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let Some(key) = key else { return work(self) };
         let backend = self.model.backend.clone();
@@ -281,8 +282,8 @@ impl<B: Backend> Evaluator<B> {
     /// Adds the weighted sum of the last loss head's values to `loss`.
     fn note_loss(&self, batch: &LossBatch<B>, scale: f32, mut loss: LossSlot<B>) -> Result<()> {
         let tokens = batch.host.len();
-        let values = self.tokens.values.top(tokens);
-        let weights = self.tokens.weights.top(tokens);
+        let values = self.token_losses.values.top(tokens);
+        let weights = self.token_losses.weights.top(tokens);
         loss.add(&self.model.backend, WeightedLosses { values, weights, scale })
     }
 
@@ -297,13 +298,13 @@ impl<B: Backend> Evaluator<B> {
     ) -> Result<Recorder<'a, B>> {
         let tokens = batch.host.len();
         let depths = self.model.config.num_hidden_layers + 1;
-        let weights = token_weights_over(&batch.host, over, scale / depths as f32);
+        let token_weights = token_weights_over(&batch.host, over, scale / depths as f32);
         Ok(Recorder {
             backend,
             loss,
             scale,
             values: Tensor::zeros(backend, "hidden losses", tokens, 1, DType::F32)?,
-            weights: Tensor::from_f32(backend, "hidden weights", tokens, 1, &weights)?,
+            token_weights: Tensor::from_f32(backend, "hidden weights", tokens, 1, &token_weights)?,
         })
     }
 }

@@ -14,12 +14,13 @@ pub(super) struct Recorder<'a, B: Backend> {
     /// [T, 1], scratch.
     pub values: Tensor<B>,
     /// [T, 1]: the normalisation over tokens and depths, times `scale`.
-    pub weights: Tensor<B>,
+    pub token_weights: Tensor<B>,
 }
 
 impl<B: Backend> Recorder<'_, B> {
     fn record(&mut self) -> Result<()> {
-        let losses = WeightedLosses { values: self.values.view(), weights: self.weights.view(), scale: self.scale };
+        let losses =
+            WeightedLosses { values: self.values.view(), weights: self.token_weights.view(), scale: self.scale };
         self.loss.add(self.backend, losses)
     }
 }
@@ -34,7 +35,7 @@ impl<B: Backend> HiddenGradient<B> for RepresentationDistance<'_, B> {
     fn add(&mut self, level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
         let Self { recorder, reference } = self;
         let reference = reference.at(level, hidden.rows);
-        let weights = recorder.weights.view();
+        let weights = recorder.token_weights.view();
         let values = recorder.values.view_mut();
         recorder.backend.run(ops::RepresentationDistance {
             hidden,
@@ -59,7 +60,7 @@ pub(super) struct RandomMapping<'a, B: Backend> {
 impl<B: Backend> HiddenGradient<B> for RandomMapping<'_, B> {
     fn add(&mut self, _level: usize, hidden: Matrix<B>, gradient: MatrixMut<B>) -> Result<()> {
         let Self { recorder, table, ids } = self;
-        let weights = recorder.weights.view();
+        let weights = recorder.token_weights.view();
         let values = recorder.values.view_mut();
         recorder.backend.run(ops::RandomMapping {
             hidden,
