@@ -15,6 +15,31 @@ pub(super) struct PerLayer<B: Backend> {
     layers: usize,
 }
 
+/// The sizes that decide which layers have a place of their own in a [`PerLayer`].
+#[derive(Clone, Copy, Debug)]
+pub struct LayerMemory {
+    /// Number of layers.
+    pub layers: usize,
+    /// Number of slots, at least one.
+    pub slots: usize,
+    /// Tokens that a slot has room for.
+    pub capacity: usize,
+}
+
+impl LayerMemory {
+    /// The number of layers, from the last one down, that keep what they compute on a batch of `tokens` tokens: all, or one
+    /// for each place but the shared one.
+    pub fn kept_layers(&self, tokens: usize) -> usize {
+        let places = self.slots * self.places_of_slot(tokens);
+        if places >= self.layers { self.layers } else { places - 1 }
+    }
+
+    /// The number of layers that one slot has room for.
+    fn places_of_slot(&self, tokens: usize) -> usize {
+        (self.capacity / tokens.max(1)).max(1)
+    }
+}
+
 impl<B: Backend> PerLayer<B> {
     /// At least one slot, for `layers` layers.
     pub(super) fn new(layers: usize, slots: Vec<Tensor<B>>) -> Self {
@@ -23,8 +48,9 @@ impl<B: Backend> PerLayer<B> {
 
     /// The slot of a layer and its first row there.
     fn place(&self, layer: usize, tokens: usize) -> (usize, usize) {
-        let each = layers_of_slot(self.slots[0].rows(), tokens);
-        let shared = self.layers - own_layers(self.layers, self.slots.len() * each);
+        let memory = LayerMemory { layers: self.layers, slots: self.slots.len(), capacity: self.slots[0].rows() };
+        let each = memory.places_of_slot(tokens);
+        let shared = self.layers - memory.kept_layers(tokens);
         let place = if layer < shared { 0 } else { layer - shared + usize::from(shared > 0) };
         (place / each, place % each * tokens)
     }
@@ -65,22 +91,6 @@ impl<B: Backend> PerLayer<B> {
     }
 }
 
-/// Layers that a slot for `capacity` tokens has room for on a batch of `tokens`.
-fn layers_of_slot(capacity: usize, tokens: usize) -> usize {
-    (capacity / tokens.max(1)).max(1)
-}
-
-/// The number of layers that have a place of their own: all, or one for each place but the shared one.
-fn own_layers(layers: usize, places: usize) -> usize {
-    if places >= layers { layers } else { places - 1 }
-}
-
-/// The number of layers, of `layers` and from the last one down, that keep what they compute on a batch of `tokens` tokens,
-/// with `slots` slots for `capacity` tokens.
-pub fn kept_layers(layers: usize, slots: usize, capacity: usize, tokens: usize) -> usize {
-    own_layers(layers, slots * layers_of_slot(capacity, tokens))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,7 +106,7 @@ mod tests {
                 let make = |_| Tensor::zeros(&Cpu, "slot", CAPACITY, 2, DType::F32).unwrap();
                 let all = PerLayer::<Cpu>::new(layers, (0..slots).map(make).collect());
                 for tokens in 1..=CAPACITY {
-                    let kept = kept_layers(layers, slots, CAPACITY, tokens);
+                    let kept = LayerMemory { layers, slots, capacity: CAPACITY }.kept_layers(tokens);
                     let mut used = vec![false; slots * CAPACITY];
                     for layer in 0..layers {
                         let (slot, row) = all.place(layer, tokens);

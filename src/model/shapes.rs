@@ -2,7 +2,7 @@
 
 use super::adapter::Site;
 use super::per_layer::PerLayer;
-use super::{AdapterConfig, ModelConfig, Recompute};
+use super::{AdapterConfig, LayerSlots, ModelConfig, Recompute};
 use crate::error::Result;
 use crate::ops::{Backend, DType, Tensor};
 
@@ -88,7 +88,7 @@ impl WorkspaceShapes {
         let query = attention.query_cols();
         let heads = attention.num_attention_heads;
         let layers = config.num_hidden_layers;
-        let (cheap, rest) = recompute.slots(layers);
+        let LayerSlots { cheap, rest } = recompute.slots(layers);
         // The workspace has room for any of the adapters: at each site for the widest.
         let mut ranks = [0; 4];
         for adapter in adapters {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::per_layer::{PerLayer, kept_layers};
+use super::per_layer::{LayerMemory, PerLayer};
 use super::shapes::{TensorKind, WorkspaceShapes};
 use super::{Adapter, ModelConfig};
 use crate::error::Result;
@@ -28,15 +28,23 @@ pub enum Recompute {
 }
 
 impl Recompute {
-    /// The number of layers, of `layers`, that there is room for on the largest batch: first for the outputs of norms and
-    /// silu(gate)·up, then for everything else that is kept.
-    pub fn slots(self, layers: usize) -> (usize, usize) {
+    /// The number of slots for the activations of `layers` layers.
+    pub fn slots(self, layers: usize) -> LayerSlots {
         match self {
-            Self::Nothing => (layers, layers),
-            Self::Cheap => (1, layers),
-            Self::Layers { kept } => (1, layers.min(kept + 1)),
+            Self::Nothing => LayerSlots { cheap: layers, rest: layers },
+            Self::Cheap => LayerSlots { cheap: 1, rest: layers },
+            Self::Layers { kept } => LayerSlots { cheap: 1, rest: layers.min(kept.saturating_add(1)) },
         }
     }
+}
+
+/// How many of a model's layers there is room for on the largest batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSlots {
+    /// Slots for the outputs of norms and silu(gate)·up.
+    pub cheap: usize,
+    /// Slots for all other activations that a layer keeps, its input apart.
+    pub rest: usize,
 }
 
 /// The activations of all layers. Layers share those that are computed again. T is the number of tokens.
@@ -202,8 +210,8 @@ impl<B: Backend> Workspace<B> {
     /// Whether `layer` keeps only its input on a batch of `tokens` tokens.
     pub(super) fn runs_again(&self, layer: usize, tokens: usize) -> bool {
         let layers = self.layers.input.len();
-        let (_, slots) = self.recompute.slots(layers);
-        layer < layers - kept_layers(layers, slots, self.capacity, tokens)
+        let memory = LayerMemory { layers, slots: self.recompute.slots(layers).rest, capacity: self.capacity };
+        layer < layers - memory.kept_layers(tokens)
     }
 
     /// The hidden state of depth `level` (0: embeddings, L: output of the final norm), as Transformers numbers them.

@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use crate::config::{AdversaryConfig, ParameterChoice, RunConfig, SafeguardMethod, TrLoss};
-use crate::model::{ModelConfig, Recompute, kept_layers};
+use crate::model::{LayerMemory, ModelConfig, Recompute};
 use crate::training::Source;
 
 /// One kind of work in an outer step.
@@ -131,11 +131,11 @@ fn again(run: &RunConfig, costs: &Costs, recompute: Recompute, largest_batch: u6
         passes.push((&tar.retain_data, 1, 1.0));
     }
     let layers = costs.model.num_hidden_layers;
-    let (_, slots) = recompute.slots(layers);
+    let memory = LayerMemory { layers, slots: recompute.slots(layers).rest, capacity: largest_batch as usize };
     let mut sum = Work { name: "layers run forward again".into(), passes: 0.0, tokens: 0.0, flop: 0.0 };
     for (stream, pairs, passes) in passes {
         let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (data.batch * pairs, data.max_length));
-        let again = layers - kept_layers(layers, slots, largest_batch as usize, batch * length);
+        let again = layers - memory.kept_layers(batch * length);
         if again > 0 {
             let tokens = passes * (batch * length) as f64;
             sum.passes += passes;
