@@ -173,9 +173,9 @@ fn what_does_not_fit_is_an_error() {
     };
     assert!(sampled(0.0, None, 1.0).contains("temperature: "));
     assert!(sampled(f64::NAN, None, 1.0).contains("temperature: "));
-    assert!(sampled(1.0, Some(0), 1.0).contains("--top-k"));
-    assert!(sampled(1.0, None, 1.5).contains("--top-p"));
-    assert!(prompts(&[vec![3]], &GenerateOptions { batch: 0, ..GenerateOptions::default() }).contains("--batch"));
+    assert!(sampled(1.0, Some(0), 1.0).starts_with("top_k: "));
+    assert!(sampled(1.0, None, 1.5).starts_with("top_p: "));
+    assert!(prompts(&[vec![3]], &GenerateOptions { batch: 0, ..GenerateOptions::default() }).starts_with("batch: "));
 }
 
 fn lists(value: &serde_json::Value) -> Texts {
