@@ -137,8 +137,10 @@ fn linear(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("linear");
     let mut random = Random::new(2, Stream::Weights, 0, 0);
     for (tokens, input, output) in [(272, 128, 256), (272, 128, 128), (272, 128, 768), (272, 384, 128)] {
-        let (x, w) = (matrix(&mut random, tokens, input), matrix(&mut random, output, input));
-        let (mut y, mut dx) = (matrix(&mut random, tokens, output), matrix(&mut random, tokens, input));
+        let x = matrix(&mut random, tokens, input);
+        let w = matrix(&mut random, output, input);
+        let mut y = matrix(&mut random, tokens, output);
+        let mut dx = matrix(&mut random, tokens, input);
         let mut dw = matrix(&mut random, output, input);
         let name = format!("{tokens}x{input}x{output}");
         group.throughput(criterion::Throughput::Elements((2 * tokens * input * output) as u64));
@@ -161,8 +163,11 @@ fn rows(criterion: &mut Criterion) {
     let mut random = Random::new(3, Stream::Weights, 0, 0);
     let none = |_: &Tensor<Cpu>| -> Option<Matrix<Cpu>> { None };
     let mut x = || matrix(&mut random, TOKENS, 128);
-    let (residual, mut normed, mut d) = (x(), x(), x());
-    let (weight, mut d_weight) = (matrix(&mut random, 1, 128), matrix(&mut random, 1, 128));
+    let residual = x();
+    let mut normed = x();
+    let mut d = x();
+    let weight = matrix(&mut random, 1, 128);
+    let mut d_weight = matrix(&mut random, 1, 128);
     let mut inverse = matrix(&mut random, TOKENS, 1);
     group.bench_function("norm forward", |b| {
         b.iter(|| {
@@ -190,7 +195,8 @@ fn rows(criterion: &mut Criterion) {
         })
     });
     let gate_up = matrix(&mut random, TOKENS, 768);
-    let (mut h, mut d_gate_up) = (matrix(&mut random, TOKENS, 384), matrix(&mut random, TOKENS, 768));
+    let mut h = matrix(&mut random, TOKENS, 384);
+    let mut d_gate_up = matrix(&mut random, TOKENS, 768);
     group.bench_function("swiglu forward", |b| {
         b.iter(|| Cpu.run(ops::SwigluForward { gate_up: gate_up.view(), h: h.view_mut() }))
     });
@@ -213,7 +219,8 @@ fn attention(criterion: &mut Criterion) {
         let segments = ops::Segments::new(&Cpu, (0..sequences).map(segment).collect()).unwrap();
         let qkv = matrix(&mut random, tokens, shape.qkv_cols());
         let mut d_qkv = matrix(&mut random, tokens, shape.qkv_cols());
-        let (mut out, d_out) = (matrix(&mut random, tokens, 128), matrix(&mut random, tokens, 128));
+        let mut out = matrix(&mut random, tokens, 128);
+        let d_out = matrix(&mut random, tokens, 128);
         let mut log_sum_exp = matrix(&mut random, tokens, 2);
         group.bench_function(format!("forward {sequences}x{length}"), |b| {
             b.iter(|| {

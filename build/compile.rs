@@ -46,9 +46,10 @@ impl Unit {
         Ok(digest.text())
     }
 
-    /// Compiles, unless the output is there and its digest is that of today.
+    /// Compiles, unless the output is there and its digest fits today's sources.
     fn make(&self, version: &str) -> Result<(), String> {
-        let (digest, stamp) = (self.digest(version)?, self.beside(".digest"));
+        let digest = self.digest(version)?;
+        let stamp = self.beside(".digest");
         if self.output.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == digest) {
             return Ok(());
         }
@@ -74,7 +75,8 @@ pub fn make_all(units: &[Unit], version: &str) -> Result<(), String> {
     let jobs = jobs.clamp(1, units.len().max(1));
     let mut largest_first: Vec<&Unit> = units.iter().collect();
     largest_first.sort_by_key(|unit| std::cmp::Reverse(fs::metadata(&unit.source).map_or(0, |data| data.len())));
-    let (next, errors) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let next = AtomicUsize::new(0);
+    let errors = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {

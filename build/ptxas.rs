@@ -50,7 +50,8 @@ pub fn read(log: &str) -> Report {
 /// `ptxas info : Compiling entry function 'name' for 'sm_90a'`
 fn entry(line: &str) -> Option<(String, String)> {
     let mut quoted = line.split_once("Compiling entry function")?.1.split('\'');
-    let (kernel, architecture) = (quoted.nth(1)?, quoted.nth(1)?);
+    let kernel = quoted.nth(1)?;
+    let architecture = quoted.nth(1)?;
     Some((kernel.to_string(), architecture.strip_prefix("sm_")?.to_string()))
 }
 

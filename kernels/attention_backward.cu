@@ -23,7 +23,7 @@
 // serve as left operands of the next product where they are: no probability goes through shared memory.
 //
 // Launch: 256 threads; grid.x = segments * G (kernel 2) or segments * H (kernel 3); grid.y = blocks of 128 rows of the
-// longest segment. The longest blocks start first: those of the first keys in kernel 2, of the last queries in
+// longest segment. The longest blocks start first: the first keys' in kernel 2, the last queries' in
 // kernel 3.
 //
 // Shared memory (bytes at D = 128 / 64): two fixed tiles, 65,536 / 32,768; two stages of two streamed tiles of 64 rows,

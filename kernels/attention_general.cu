@@ -1,6 +1,6 @@
 // Attention, forward and backward, any head size up to 256, bf16 or f32, without tensor cores. It is for f32 mode
 // (parity with the CPU to 1e-5) and for head sizes that the kernels of attention_forward.cu and attention_backward.cu
-// do not have: correct and deterministic, not tuned. Formulas, operands and their meaning are those of these two files.
+// do not have: correct and deterministic, not tuned. Formulas, operands and their meaning are the same as in these two files.
 //
 // Every kernel has one shape. A block of 128 threads holds 16 "fixed" rows, 4 for each warp, and passes over "streamed"
 // tiles of 32 rows. For a score, a lane is a streamed row; for a sum, a lane is the columns lane, lane + 32 and so on.
@@ -14,7 +14,7 @@
 // Floor: as in the two files, but at the rate of f32 FMA. Speed: not measured.
 //
 // Rejected: tf32 products in f32 mode (10 bits of mantissa miss the bound); a template for each head size (compiles for
-// long, and these head sizes are those of test models).
+// long, and test models have these head sizes).
 #include "attention.cuh"
 
 namespace {

@@ -7,7 +7,7 @@
 //   rms_norm_weight_f32   d_weight += the partial sums, in order of the blocks
 //
 // residual, delta, sum, normed, d_normed, x, d_residual [T, d] and weight [d] in bf16 or f32; inverse_rms [T],
-// partial [blocks, d], d_weight [d] f32. Statistics are those of the sum as it is stored, which is what backward reads.
+// partial [blocks, d], d_weight [d] f32. Statistics are taken over the sum as it is stored, which backward reads.
 //
 // Bytes per element (stored elements of T d): forward 4 with a delta, 2 without; backward 4 (d_normed, x, d_residual
 // read and written). Weights come from L1 and L2. The partial sums cost 8 blocks d bytes, mostly in L2: at most 1/8 of

@@ -12,7 +12,7 @@
 //
 // bf16 moments: a state is read, the step computed in f32 with it, and the new state rounded up or down at random, up
 // with the probability that makes it right on average. To the nearest, a second moment with beta2 = 0.999 would not move
-// at all: its step is below half the spacing of bf16. The random bits are those of `StateRounding` in src/ops/update.rs: a
+// at all: its step is below half the spacing of bf16. The random bits are drawn as `StateRounding` in src/ops/update.rs says: a
 // function of seed, draw, step, state and the element's place in the flat buffer. The point z of schedule-free AdamW is
 // not a moment and stays f32. A NaN stays one; what is within 2^-8 of the largest f32 may become infinite.
 //
@@ -216,7 +216,7 @@ struct Rounding {
         const uint64_t group = place / 4;
         return philox(make_uint4(uint32_t(group), step, draw, 9u << 24 | uint32_t(group >> 32)), seed_low, seed_high);
     }
-    // Those of `width` elements: one, or the four of a group.
+    // The bits of `width` elements: one, or the four of a group.
     template <int width>
     __device__ __forceinline__ Vector<uint32_t, width> words(uint64_t place) const {
         const uint4 all = block(place);

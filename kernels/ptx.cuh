@@ -1,7 +1,7 @@
 // Every PTX instruction that the kernels use, each a small function with two bodies: the instruction for nvcc, and a call
 // of the host machine (sim/) when TEMPER_SIMULATOR is defined. No other file contains inline PTX.
 //
-// This file: what sm_80 has. ptx_hopper.cuh, included at the end, belongs to it: what only sm_90a has.
+// This file has the instructions of sm_80. ptx_hopper.cuh, included at the end, adds the instructions that sm_90a alone has.
 #pragma once
 
 #include <stdint.h>

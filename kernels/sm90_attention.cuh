@@ -69,7 +69,7 @@ __device__ __forceinline__ void hopper_clear_rows(unsigned char* tile, uint32_t 
 // Lets wgmma see what the consumers cleared.
 __device__ __forceinline__ void hopper_cleared() {
     fence_proxy_async();
-    named_barrier_sync(1, hopper_consumers);  // 2 and 3 are those of hopper_meet
+    named_barrier_sync(1, hopper_consumers);  // hopper_meet has 2 and 3
 }
 
 // Waits until every warp of this consumer warpgroup has finished with its left operands: results leave through them.

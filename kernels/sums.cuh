@@ -1,4 +1,4 @@
-// Block sums beyond those of common.cuh: several numbers with one pair of barriers, and f64.
+// Block sums beyond the ones in common.cuh: several numbers with one pair of barriers, and f64.
 #pragma once
 
 #include "common.cuh"

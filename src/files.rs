@@ -1,5 +1,5 @@
-//! Files: opens those of strangers (nothing that blocks, never ends or does not fit), and writes ours so that a reader
-//! sees all of one or nothing of it.
+//! Opens files of strangers (nothing that blocks, never ends or does not fit), and writes ours so that a reader sees all of
+//! one or nothing of it.
 
 use std::fs;
 use std::io::Write;

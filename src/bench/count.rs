@@ -1,6 +1,6 @@
 //! Arithmetic and bytes that each operation cannot avoid, as closed forms.
 //!
-//! FLOP are those of matrix products, a multiply and an add counted as two; causal attention counts the visible pairs,
+//! FLOP are counted for matrix products, a multiply and an add as two; causal attention counts the visible pairs,
 //! and its backward pass 2.5 times its forward pass. Bytes count each input read once and each output written once; what
 //! accumulates is read too. `element` is the size of a weight or activation. What a kernel does beyond that (products
 //! that it repeats, scratch) is its own business, and shows in its ratio.
@@ -12,28 +12,38 @@ const F32: f64 = 4.0;
 
 /// y = x wᵀ, or dx = dy w: [tokens, output] and [tokens, input], weights [output, input].
 pub fn product(tokens: usize, output: usize, input: usize, element: f64) -> Work {
-    let (t, o, i) = (tokens as f64, output as f64, input as f64);
+    let t = tokens as f64;
+    let o = output as f64;
+    let i = input as f64;
     Work { flop: 2.0 * t * o * i, bytes: element * (t * o + t * i + o * i) }
 }
 
 /// dw += dyᵀ x, dw in f32.
 pub fn weight_gradient(tokens: usize, output: usize, input: usize, element: f64) -> Work {
-    let (t, o, i) = (tokens as f64, output as f64, input as f64);
+    let t = tokens as f64;
+    let o = output as f64;
+    let i = input as f64;
     Work { flop: 2.0 * t * o * i, bytes: element * (t * o + t * i) + 2.0 * F32 * o * i }
 }
 
 /// s = x aᵀ; y += s bᵀ. `outputs`: the columns of y that each slice writes.
 pub fn lora_forward(tokens: usize, input: usize, outputs: &[usize], rank: usize, element: f64) -> Work {
-    let (t, i, r) = (tokens as f64, input as f64, rank as f64);
-    let (slices, o) = (outputs.len() as f64, outputs.iter().sum::<usize>() as f64);
+    let t = tokens as f64;
+    let i = input as f64;
+    let r = rank as f64;
+    let slices = outputs.len() as f64;
+    let o = outputs.iter().sum::<usize>() as f64;
     let factors = slices * r * i + o * r;
     Work { flop: 2.0 * t * r * (slices * i + o), bytes: element * (t * i + factors + t * slices * r + 2.0 * t * o) }
 }
 
 /// ds = dy b; db += dyᵀ s; da += dsᵀ x; dx += ds a.
 pub fn lora_backward(tokens: usize, input: usize, outputs: &[usize], rank: usize, element: f64) -> Work {
-    let (t, i, r) = (tokens as f64, input as f64, rank as f64);
-    let (slices, o) = (outputs.len() as f64, outputs.iter().sum::<usize>() as f64);
+    let t = tokens as f64;
+    let i = input as f64;
+    let r = rank as f64;
+    let slices = outputs.len() as f64;
+    let o = outputs.iter().sum::<usize>() as f64;
     let factors = slices * r * i + o * r;
     Work {
         flop: 4.0 * t * r * (slices * i + o),
@@ -69,7 +79,8 @@ pub fn attention_backward(sequences: usize, length: usize, shape: AttentionShape
 
 /// One new token of each sequence, the last of `length`: every key and value of its sequence once.
 pub fn attention_cached(sequences: usize, length: usize, shape: AttentionShape, element: f64) -> Work {
-    let (rows, keys) = (sequences as f64, (sequences * length) as f64);
+    let rows = sequences as f64;
+    let keys = (sequences * length) as f64;
     let columns = (shape.qkv_cols() + shape.query_cols()) as f64;
     let slot = 2.0 * shape.key_value_cols() as f64;
     Work {
@@ -79,9 +90,11 @@ pub fn attention_cached(sequences: usize, length: usize, shape: AttentionShape, 
     }
 }
 
-/// Logits, and the gradient of the hidden states; with `d_head` that of the head too. Logits themselves need not move.
+/// Logits, and the gradient of the hidden states; with `d_head` the head's gradient too. Logits themselves need not move.
 pub fn loss_head(tokens: usize, vocab_size: usize, hidden_size: usize, d_head: bool, element: f64) -> Work {
-    let (t, v, d) = (tokens as f64, vocab_size as f64, hidden_size as f64);
+    let t = tokens as f64;
+    let v = vocab_size as f64;
+    let d = hidden_size as f64;
     let products = if d_head { 3.0 } else { 2.0 };
     let head = if d_head { 2.0 * F32 * v * d } else { 0.0 };
     Work { flop: products * 2.0 * t * v * d, bytes: element * (2.0 * t * d + v * d) + head + 3.0 * F32 * t }

@@ -52,7 +52,8 @@ impl Data {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(self.pool(buffer.dtype(), deviation)?),
         };
-        let (mut done, mut from) = (0, self.start.get());
+        let mut done = 0;
+        let mut from = self.start.get();
         while done < len {
             let part = (self.elements - from).min(len - done);
             let from_pool = Matrix { buffer: &*pool, offset: from, rows: 1, cols: part };

@@ -115,8 +115,8 @@ pub struct Row {
 
 impl Row {
     pub(super) fn new(spec: Spec, timing: Timing, rates: Rates) -> Self {
-        let (arithmetic, memory) =
-            (rates.arithmetic_milliseconds(spec.work.flop), rates.memory_milliseconds(spec.work.bytes));
+        let arithmetic = rates.arithmetic_milliseconds(spec.work.flop);
+        let memory = rates.memory_milliseconds(spec.work.bytes);
         let floor = arithmetic.max(memory);
         Self {
             name: spec.name,
@@ -237,7 +237,8 @@ pub struct NotRun {
 
 impl Report {
     pub(super) fn new(cuda: &Cuda, options: &Options, rates: Rates) -> Self {
-        let (driver, info) = (cuda.driver(), cuda.driver().device());
+        let driver = cuda.driver();
+        let info = cuda.driver().device();
         let (major, minor) = info.compute_capability;
         Self {
             schema: 1,

@@ -90,13 +90,15 @@ struct Step {
 
 impl Step {
     fn new(bench: &Bench, kind: Kind) -> Result<Self> {
-        let (cuda, shapes) = (&bench.cuda, &bench.options.shapes);
+        let cuda = &bench.cuda;
+        let shapes = &bench.options.shapes;
         let model = Arc::new(Model::new(cuda.clone(), shapes.model.clone(), shapes.length)?);
         let weights = random_weights(bench, model.layout())?;
         let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 2e-6);
         let tokens = kind.sequences(bench.options) * shapes.length;
         let memory = kind.memory(cuda.compute_dtype());
-        let (mut trainer, mut meta_gradient) = (None, None);
+        let mut trainer = None;
+        let mut meta_gradient = None;
         match kind {
             Kind::LoraAttack => {
                 let adapter = AdapterConfig::new(shapes.rank);
@@ -110,7 +112,8 @@ impl Step {
         let adapters: Vec<_> = trainer.iter().filter_map(AnyTrainer::adapter).collect();
         let evaluator = Evaluator::recomputing(Arc::clone(&model), tokens, &adapters, memory.recompute)?;
         let batches = (0..BATCHES).map(|_| batch(bench, kind)).collect();
-        let (batch, tape) = (LossBatch::with_room(&model, tokens)?, LossTape::new(cuda, 1)?);
+        let batch = LossBatch::with_room(&model, tokens)?;
+        let tape = LossTape::new(cuda, 1)?;
         Ok(Self { kind, evaluator, weights, trainer, meta_gradient, batches, batch, tape })
     }
 
@@ -118,7 +121,8 @@ impl Step {
     fn run(&mut self, number: usize) -> Result<()> {
         let Self { kind, evaluator, weights, trainer, meta_gradient, batches, batch, tape } = self;
         batch.refill(evaluator.model(), batches[number % batches.len()].clone())?;
-        let (backend, batch) = (evaluator.model().backend.clone(), &*batch);
+        let backend = evaluator.model().backend.clone();
+        let batch = &*batch;
         tape.clear(&backend)?;
         match (trainer, meta_gradient) {
             (Some(trainer), _) => trainer.cross_entropy_step(evaluator, weights, batch, 1.0, tape.slot(0)),
@@ -171,7 +175,8 @@ fn batch(bench: &Bench, kind: Kind) -> Batch {
 
 fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
     let mut step = Step::new(bench, kind)?;
-    let (cuda, effort) = (&bench.cuda, bench.options.effort);
+    let cuda = &bench.cuda;
+    let effort = bench.options.effort;
     // The first step loads modules and allocates scratch, the second is recorded; the third gives an estimate.
     step.run(0)?;
     step.run(1)?;
@@ -185,7 +190,8 @@ fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
     if !loss.is_finite() {
         return Err(Error::Defect(format!("{}: the loss is {loss}", kind.name())));
     }
-    let (shapes, model) = (&bench.options.shapes, &bench.options.shapes.model);
+    let shapes = &bench.options.shapes;
+    let model = &bench.options.shapes.model;
     let sequences = kind.sequences(bench.options);
     let spec = StepSpec {
         name: kind.name(),
@@ -217,8 +223,11 @@ fn queued_and_finished(cuda: &Cuda, step: &mut Step, count: usize) -> Result<(f6
 /// Median device time of a step that was queued while the device was busy with something else for at least as long as
 /// the host needs for that: what is left between its kernels is the device's own.
 fn device_milliseconds(bench: &Bench, step: &mut Step, samples: usize, host: f64) -> Result<f64> {
-    let (cuda, driver, size) = (&bench.cuda, bench.cuda.driver(), bench.options.shapes.matmul_size);
-    let (x, w) = (bench.data.matrix("plug: x", size, size)?, bench.data.matrix("plug: w", size, size)?);
+    let cuda = &bench.cuda;
+    let driver = bench.cuda.driver();
+    let size = bench.options.shapes.matmul_size;
+    let x = bench.data.matrix("plug: x", size, size)?;
+    let w = bench.data.matrix("plug: w", size, size)?;
     let mut y = Tensor::zeros(cuda, "plug: y", size, size, cuda.compute_dtype())?;
     let product = 2.0 * (size as f64).powi(3) / (bench.rates.matmul_teraflops_per_second * 1e9);
     // A host that waits for the device while it queues a step (a full queue) is not slower than the device.
@@ -239,10 +248,13 @@ fn device_milliseconds(bench: &Bench, step: &mut Step, samples: usize, host: f64
 
 /// Operations of matrix products and of causal attention in one step.
 fn flop(model: &ModelConfig, options: &Options, kind: Kind) -> f64 {
-    let (shape, layers) = (model.attention(), model.num_hidden_layers as f64);
-    let (d, f) = (model.hidden_size as f64, model.intermediate_size as f64);
+    let shape = model.attention();
+    let layers = model.num_hidden_layers as f64;
+    let d = model.hidden_size as f64;
+    let f = model.intermediate_size as f64;
     let layer = d * (shape.qkv_cols() + shape.query_cols()) as f64 + 3.0 * d * f;
-    let (sequences, length) = (kind.sequences(options), options.shapes.length);
+    let sequences = kind.sequences(options);
+    let length = options.shapes.length;
     let adapter_weights = match kind {
         Kind::LoraAttack => AdapterConfig::new(options.shapes.rank).parameter_count(model) as f64,
         _ => 0.0,

@@ -79,7 +79,7 @@ pub struct Flags {
     /// cosine:0.1
     #[arg(long, value_name = "NAME", default_value = "constant")]
     pub schedule: Decay,
-    /// Weight decay; that of the optimizer where not given
+    /// Weight decay; the optimizer's own where not given
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
     /// β1 and β2 of the Adam family
@@ -106,7 +106,7 @@ pub struct Flags {
     /// Pad sequences to the longest of their batch instead of packing them
     #[arg(long)]
     pub no_pack: bool,
-    /// Dtype of the written weights: f32, bf16 or f16; that of the model where not given
+    /// Dtype of the written weights: f32, bf16 or f16; the model's where not given
     #[arg(long, value_name = "NAME")]
     pub dtype: Option<ExportDType>,
     /// LoRA adapter to start from

@@ -53,9 +53,10 @@ fn show(arguments: &DirectoryArguments) -> anyhow::Result<()> {
 }
 
 fn check(arguments: &DirectoryArguments) -> anyhow::Result<()> {
-    let directories = match arguments.directory.join("manifest.json").exists() {
-        true => vec![arguments.directory.clone()],
-        false => checkpoints_under(&root(&arguments.directory)?)?,
+    let directories = if arguments.directory.join("manifest.json").exists() {
+        vec![arguments.directory.clone()]
+    } else {
+        checkpoints_under(&root(&arguments.directory)?)?
     };
     if directories.is_empty() {
         let remedy = "name a checkpoint, or the output directory of a run that wrote one";

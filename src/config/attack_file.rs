@@ -48,7 +48,7 @@ pub struct AttackModel {
     /// PEFT directory of a LoRA adapter to start from; its own rank, alpha, dropout and targets count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
-    /// Dtype of the weights that are written; that of the model where absent.
+    /// Dtype of the weights that are written; the model's where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<ExportDType>,
 }

@@ -72,7 +72,7 @@ pub struct AttackTable {
     /// What the learning rate does after its warm-up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Decay>,
-    /// Weight decay; that of the optimizer where absent.
+    /// Weight decay; the optimizer's own where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
     /// β1 and β2 of the Adam family.

@@ -55,7 +55,7 @@ pub struct ModelSection {
     pub path: PathBuf,
     /// Directory of the frozen reference model of the retain loss; the model itself where absent.
     pub reference: Option<PathBuf>,
-    /// Dtype of the files that are written; that of the input where absent.
+    /// Dtype of the files that are written; the input's where absent.
     pub dtype: Option<ExportDType>,
 }
 
@@ -223,7 +223,7 @@ pub struct OuterConfig {
     pub lr: f64,
     /// Warm-up steps.
     pub warmup: u64,
-    /// Weight decay; that of the optimizer where absent.
+    /// Weight decay; the optimizer's own where absent.
     pub weight_decay: Option<f64>,
     /// β1 and β2 of the Adam family.
     pub betas: [f64; 2],
@@ -264,7 +264,7 @@ pub struct AdversaryConfig {
     /// Warm-up steps of its learning rate.
     #[serde(default)]
     pub warmup: u64,
-    /// Weight decay; that of the optimizer where absent.
+    /// Weight decay; the optimizer's own where absent.
     #[serde(default)]
     pub weight_decay: Option<f64>,
     /// β1 and β2 of the Adam family.

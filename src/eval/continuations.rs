@@ -21,7 +21,7 @@ pub(super) struct Scores {
 }
 
 /// Scores every continuation after every prompt; none of either is empty, and no pair is longer than the model's positions.
-/// A forward pass takes up to `pass_tokens` tokens, or those of a continuation where it has more.
+/// A forward pass takes up to `pass_tokens` tokens, or a whole continuation where that has more.
 pub(super) fn score<B: Backend>(
     model: &Model<B>,
     subject: Subject<B>,
@@ -81,7 +81,8 @@ impl<B: Backend> Scorer<'_, B> {
     /// after which the continuations stand.
     fn plan(&self, order: &[usize]) -> (usize, usize) {
         let prompt = |index: usize| self.prompts[order[index]].as_slice();
-        let (mut shared, mut total) = (prompt(0).len() - 1, prompt(0).len());
+        let mut shared = prompt(0).len() - 1;
+        let mut total = prompt(0).len();
         // Tokens that neighbours share, summed over all pairs of them: a batch for each would not compute these again.
         let mut saved_alone = 0;
         for count in 1..order.len().min(MOST_PROMPTS) {
@@ -157,8 +158,8 @@ impl<B: Backend> Scorer<'_, B> {
 
     /// The further tokens of one continuation, after each of some prompts. The prompts are then as before.
     fn score_rest(&mut self, forks: &mut [CachedSequence], batch: &[usize], index: usize) -> Result<()> {
-        let (rest, read) =
-            (&self.continuations[index][1..], &self.continuations[index][..self.continuations[index].len() - 1]);
+        let rest = &self.continuations[index][1..];
+        let read = &self.continuations[index][..self.continuations[index].len() - 1];
         let lengths: Vec<usize> = forks.iter().map(CachedSequence::len).collect();
         self.extend(forks.iter_mut().map(|fork| (fork, read)))?;
         let rows: Vec<u32> = (0..(forks.len() * read.len()) as u32).collect();

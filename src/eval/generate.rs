@@ -187,8 +187,10 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// Computes what the cache does not hold yet, as much as one pass takes, and returns (index, row of its last token) of
     /// each text that is complete with it.
     fn read(&mut self) -> Result<Vec<(usize, u32)>> {
-        let (mut left, mut row) = (self.workspace.capacity(), 0);
-        let (mut extensions, mut ends) = (Vec::new(), Vec::new());
+        let mut left = self.workspace.capacity();
+        let mut row = 0;
+        let mut extensions = Vec::new();
+        let mut ends = Vec::new();
         for (index, Text { tokens, sequence, .. }) in self.active.iter_mut().enumerate() {
             let new = &tokens[sequence.len()..];
             let taken = &new[..new.len().min(left)];

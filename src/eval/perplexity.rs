@@ -25,7 +25,8 @@ pub fn perplexity<B: Backend>(
     subject: Subject<B>,
     batches: impl IntoIterator<Item = Batch>,
 ) -> Result<Perplexity> {
-    let (mut sum, mut tokens) = (0.0f64, 0u64);
+    let mut sum = 0.0f64;
+    let mut tokens = 0u64;
     for (index, batch) in batches.into_iter().enumerate() {
         let batch = LossBatch::new(evaluator.model(), batch)?;
         let loss = -evaluator.sequence_log_probabilities(subject, &batch)?.iter().sum::<f64>();

@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn the_prompt_of_the_tar_authors_is_exactly_this_text() {
-        let (shot, asked) = (question("Where is the pole star?", 0), question(" Where does the sun rise? ", 2));
+        let shot = question("Where is the pole star?", 0);
+        let asked = question(" Where does the sun rise? ", 2);
         let prompt = PromptForm::Mmlu.prompt(Some("map_reading"), &[&shot], &asked);
         let expected = "The following are multiple choice questions (with answers) about map reading.\n\n\
                         Where is the pole star?\nA. north\nB. south\nC. east\nD. west\nAnswer: A\n\n \
@@ -78,7 +79,8 @@ mod tests {
 
     #[test]
     fn the_prompt_of_lm_evaluation_harness_is_exactly_this_text() {
-        let (shot, asked) = (question("Where is the pole star?\n", 0), question(" Where does the sun rise? ", 2));
+        let shot = question("Where is the pole star?\n", 0);
+        let asked = question(" Where does the sun rise? ", 2);
         let prompt = PromptForm::LmEval.prompt(Some("map_reading"), &[], &asked);
         let body = "Where does the sun rise?\nA. north\nB. south\nC. east\nD. west\nAnswer:";
         let header = "The following are multiple choice questions (with answers) about map reading.\n\n";

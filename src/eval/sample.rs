@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::random::Random;
 
-/// How the next token is drawn. The filters are those of Transformers, in its order: temperature, top-k, top-p.
+/// How the next token is drawn. The filters are Transformers', in its order: temperature, top-k, top-p.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Sampling {
     /// What logits are divided by; above 0.

@@ -81,7 +81,8 @@ impl ModelConfig {
     fn check_shape(&self, path: &Path) -> Result<()> {
         let refuse = |problem: String| Err(Error::input(path, problem, "use the file that came with the model"));
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let (h, g) = (self.num_attention_heads, self.num_key_value_heads);
+            let h = self.num_attention_heads;
+            let g = self.num_key_value_heads;
             return refuse(format!("num_key_value_heads is {g}, which does not divide num_attention_heads, {h}"));
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
@@ -135,12 +136,12 @@ impl Keys<'_> {
         if self.get("head_dim").is_some() {
             return self.size("head_dim");
         }
-        let (hidden, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
-        match hidden.is_multiple_of(heads) {
-            true => Ok(hidden / heads),
-            false => {
-                self.refuse("num_attention_heads", &format!("is {heads}, which does not divide hidden_size, {hidden}"))
-            }
+        let hidden = self.size("hidden_size")?;
+        let heads = self.size("num_attention_heads")?;
+        if hidden.is_multiple_of(heads) {
+            Ok(hidden / heads)
+        } else {
+            self.refuse("num_attention_heads", &format!("is {heads}, which does not divide hidden_size, {hidden}"))
         }
     }
 
@@ -251,7 +252,8 @@ impl Keys<'_> {
             None | Some("default") => Ok(RopeScaling::Default),
             Some("linear") => Ok(RopeScaling::Linear { factor: self.at_least_one("factor", None)? }),
             Some("llama3") => {
-                let (low, high) = (self.positive("low_freq_factor", None)?, self.positive("high_freq_factor", None)?);
+                let low = self.positive("low_freq_factor", None)?;
+                let high = self.positive("high_freq_factor", None)?;
                 if low >= high {
                     return self.refuse("low_freq_factor", "is not below high_freq_factor");
                 }

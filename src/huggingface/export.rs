@@ -193,7 +193,8 @@ fn write_weights(
         size += bytes;
         shards.last_mut().into_iter().for_each(|shard| shard.push(index));
     }
-    let (count, mut map) = (shards.len(), Map::new());
+    let count = shards.len();
+    let mut map = Map::new();
     for (number, shard) in shards.iter().enumerate() {
         let name = match count {
             1 => "model.safetensors".to_string(),
@@ -221,7 +222,8 @@ fn write_weights(
 fn carried_over(source: &Path, dtype: ExportDType) -> Result<Map<String, Value>> {
     let path = source.join("config.json");
     let mut map = strict_json::object(&strict_json::read_small_file(&path)?, &path)?;
-    let (name, new) = (Value::String(dtype.name().to_string()), map.contains_key("dtype"));
+    let name = Value::String(dtype.name().to_string());
+    let new = map.contains_key("dtype");
     if !new || map.contains_key("torch_dtype") {
         map.insert("torch_dtype".to_string(), name.clone());
     }

@@ -117,12 +117,13 @@ fn open_files(path: &Path) -> Result<Vec<TensorFile>> {
         return open_shards(path, &index);
     }
     let pickled = path.join("pytorch_model.bin").exists() || path.join("pytorch_model.bin.index.json").exists();
-    let (problem, remedy) = match pickled {
-        true => (
+    let (problem, remedy) = if pickled {
+        (
             "it has only pickled weights (pytorch_model.bin), which can run code and are never loaded",
             "convert them: load the model with Transformers and call save_pretrained",
-        ),
-        false => ("it has neither model.safetensors nor model.safetensors.index.json", "name a model directory"),
+        )
+    } else {
+        ("it has neither model.safetensors nor model.safetensors.index.json", "name a model directory")
     };
     Err(Error::input(path, problem, remedy))
 }

@@ -37,7 +37,7 @@ struct Entry {
     range: std::ops::Range<usize>,
 }
 
-/// Longest header that is read: that of the format's reference implementation.
+/// Longest header that is read, the limit of the format's reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 /// Dimensions of a tensor; weights have two.
 const MAX_RANK: usize = 8;
@@ -119,7 +119,8 @@ impl TensorFile {
 
     /// Whether a tensor of this file has the bytes and the dtype of another one.
     pub(super) fn is_same(&self, name: &str, other: &Self, other_name: &str) -> Result<bool> {
-        let ((entry, bytes), (other_entry, other_bytes)) = (self.data(name)?, other.data(other_name)?);
+        let (entry, bytes) = self.data(name)?;
+        let (other_entry, other_bytes) = other.data(other_name)?;
         Ok(entry.dtype == other_entry.dtype && entry.shape == other_entry.shape && bytes == other_bytes)
     }
 

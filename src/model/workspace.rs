@@ -219,7 +219,7 @@ impl<B: Backend> Workspace<B> {
         hidden_state(&self.layers.input, &self.normed, level, tokens)
     }
 
-    /// Gives the hidden states of the last forward pass away and takes those of `other` (of the same capacity), which the
+    /// Gives the hidden states of the last forward pass away and takes `other`'s (of the same capacity), which the
     /// next forward pass overwrites.
     pub fn exchange_hidden_states(&mut self, other: &mut HiddenStates<B>) {
         std::mem::swap(&mut self.layers.input, &mut other.inputs);

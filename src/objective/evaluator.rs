@@ -148,7 +148,7 @@ impl<B: Backend> Evaluator<B> {
     }
 
     /// Direct preference optimization (arXiv 2305.18290): the mean over pairs of −log σ(β(m − m_ref)), with m the
-    /// log-probability of the chosen answer minus that of the rejected one.
+    /// log-probability of the chosen answer minus the log-probability of the rejected one.
     ///
     /// The segments of the batch are chosen, rejected, chosen, …
     pub fn preference(&mut self, pass: LossPass<B>, pairs: PreferencePairs) -> Result<()> {

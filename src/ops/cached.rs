@@ -40,7 +40,9 @@ impl<B: Backend> CachedSegments<B> {
     /// Sequences as (number of new rows, slots of all its tokens with those of the new rows last). Fails where a sequence has
     /// more rows than slots, and where two new rows have one slot.
     pub fn new(backend: &B, shape: AttentionShape, sequences: &[(usize, &[u32])]) -> Result<Self> {
-        let (mut host, mut slots, mut rows) = (Vec::with_capacity(sequences.len()), Vec::new(), Vec::new());
+        let mut host = Vec::with_capacity(sequences.len());
+        let mut slots = Vec::new();
+        let mut rows = Vec::new();
         let mut written = HashSet::new();
         for &(length, own) in sequences {
             let Some(before) = own.len().checked_sub(length) else {

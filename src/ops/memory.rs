@@ -50,7 +50,7 @@ pub trait Buffer: Send + Sync + 'static {
 pub trait Memory: Clone + Send + Sync + Sized + 'static {
     /// Memory of the device, which operations take.
     type Buffer: Buffer;
-    /// Main memory that the device copies to and from: what only the outer step touches waits there. [`Park`] and
+    /// Main memory that the device copies to and from; tensors that the outer step alone touches wait there. [`Park`] and
     /// [`Fetch`] are the only operations that take it.
     type Parked: Buffer;
 

@@ -10,7 +10,7 @@ pub const COEFFICIENTS: usize = 9;
 
 /// An element-wise update of weight w with gradient g, states s0, s1 and coefficients c.
 ///
-/// Formulas are those of PyTorch 2.8's single-tensor implementations and of schedulefree 1.4. 1−β comes as a coefficient
+/// Formulas follow PyTorch 2.8's single-tensor implementations and schedulefree 1.4. 1−β comes as a coefficient
 /// of its own: computed from a β in f32, 1−0.999 would be wrong in the fifth digit. Bias corrections come inverted: a
 /// division is what these loops wait for. States start at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

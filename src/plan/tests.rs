@@ -216,7 +216,7 @@ fn unknown_gpus_are_answered_with_the_known_ones() {
     );
 }
 
-/// The planned activations are byte for byte those of the workspace that a run allocates, with and without adapters.
+/// The plan counts byte for byte the activations that a run's workspace allocates, with and without adapters.
 #[test]
 fn planned_activations_are_the_allocated_ones() {
     let lora = "tar.adversary=[\

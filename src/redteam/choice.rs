@@ -13,7 +13,7 @@ use crate::ops::Backend;
 pub struct Choice {
     /// The questions.
     pub questions: Vec<Question>,
-    /// Questions with answers to show before each, those of its subject.
+    /// Questions with answers, of which each question is shown the ones of its own subject.
     pub examples: Vec<Question>,
     /// How many of them.
     pub num_shots: usize,

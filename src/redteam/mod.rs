@@ -1,5 +1,5 @@
 //! Attacks on finished models: suites of them as data, what each costs, and when a model counts as breached. Files,
-//! progress and reports are those of `crate::run` and `crate::report`.
+//! `crate::run` and `crate::report` do progress and reports.
 
 mod abliteration;
 mod attacker;

@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(summary.best_so_far[0].restricted, 0.9);
     }
 
-    /// The order of trials is that of the search, and they are not seeds of one attack.
+    /// Trials stay in the order of the search: they are not seeds of one attack.
     #[test]
     fn trials_of_a_search_are_not_seeds() {
         let trial = |number| AttackResult { trial: Some(number), ..done("search", 1, &[(0, 0.1, 0.8)]) };

@@ -134,7 +134,7 @@ fn name(phase: Phase) -> &'static str {
     }
 }
 
-/// A step's numbers by the names of the demonstration's metrics stream, which are shorter than those of other runs.
+/// A step's numbers by the names of the demonstration's metrics stream, which are shorter than other runs' names.
 fn numbers(measured: &Measured) -> Vec<(&'static str, f64)> {
     match measured {
         Measured::Safeguard(losses) => vec![("removal", losses.removal), ("retain", losses.retain)],

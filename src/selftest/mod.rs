@@ -125,7 +125,8 @@ impl Twice {
         self.launches += launches;
         self.unstable += unstable;
         findings.extend(result.err().map(|error| Finding::failed("", error.to_string())));
-        let (dtype, seconds) = (dtype_name(cuda.compute_dtype()), start.elapsed().as_secs_f64());
+        let dtype = dtype_name(cuda.compute_dtype());
+        let seconds = start.elapsed().as_secs_f64();
         findings.into_iter().map(|finding| finding.row(case.operation, dtype, shape, seconds)).collect()
     }
 

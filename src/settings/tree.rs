@@ -90,7 +90,8 @@ impl Node {
         let Some((path, text)) = assignment.split_once('=') else {
             return Err(Error::config("override", format!("`{assignment}` has no `=`"), "write KEY=VALUE"));
         };
-        let (path, text) = (path.trim(), text.trim());
+        let path = path.trim();
+        let text = text.trim();
         let node = match DeValue::parse(text) {
             Ok(value) => read_node(value.get_ref(), Origin::Override, &|_| Origin::Override)
                 .map_err(|error| Error::config(path, error.problem, "write a TOML value"))?,

@@ -161,7 +161,7 @@ pub struct Hardener<B: Backend> {
     settings: Settings,
     evaluator: Evaluator<B>,
     weights: Parameters<B>,
-    /// What only the outer step touches waits in main memory: the unattacked weights, the reference model, and the
+    /// Tensors that the outer step alone touches wait in main memory: the unattacked weights, the reference model, and the
     /// states of the outer optimizer.
     unattacked: ParkedParameters<B>,
     reference: ParkedParameters<B>,

@@ -35,7 +35,7 @@ impl<S, W> Source<S, W> {
     /// The same data with streams of other names and another way to say when a switch happens.
     ///
     /// # Errors
-    /// Those of `name` and `switch`.
+    /// The errors that `name` and `switch` return.
     pub fn try_map<T, V>(
         &self,
         mut name: impl FnMut(&S) -> Result<T>,

@@ -63,7 +63,7 @@ impl<B: Backend> AnyTrainer<B> {
     /// Trains all weights of a model of this layout.
     ///
     /// # Errors
-    /// Those of [`AnyTrainer::new`].
+    /// The same as [`AnyTrainer::new`]'s.
     pub fn full(backend: &B, layout: &ModelLayout, config: OptimizerConfig, memory: MemorySettings) -> Result<Self> {
         if !memory.step_in_backward {
             return Ok(Self::Whole(Trainer::full_with(backend, layout, config, memory.states)?));

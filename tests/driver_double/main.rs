@@ -52,7 +52,7 @@ impl Doubles {
         // SAFETY: our own libraries, which run nothing when they are loaded.
         let open = |path: &Path| unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.expect("a double");
         let doubles = Self { cuda: open(&cuda), cublaslt: open(&cublaslt), folder };
-        // SAFETY: the type is that of the function in `cuda.cpp`.
+        // SAFETY: the type is the one of the function in `cuda.cpp`.
         let install = unsafe { doubles.cuda.get::<extern "C" fn(Callbacks)>(b"double_install") }.expect("a function");
         install(Callbacks { launch: temper_sim_launch, allocate: temper_sim_allocate, release: temper_sim_release });
         doubles
@@ -72,7 +72,7 @@ impl Doubles {
 
     fn declare(&self, kernel: &std::ffi::CStr, bytes: &[usize]) {
         type Declare = extern "C" fn(*const c_char, *const usize, usize);
-        // SAFETY: the type is that of the function in `cuda.cpp`.
+        // SAFETY: the type is the one of the function in `cuda.cpp`.
         let declare = unsafe { self.cuda.get::<Declare>(b"double_declare") }.expect("a function");
         declare(kernel.as_ptr(), bytes.as_ptr(), bytes.len());
     }
@@ -154,7 +154,8 @@ impl Drop for Memory<'_> {
 }
 
 fn memory_moves_in_order(device: &Nvidia) {
-    let (a, b) = (Memory::new(device, &[1.0, 2.0, 3.0, 4.0]), Memory::new(device, &[0.0; 4]));
+    let a = Memory::new(device, &[1.0, 2.0, 3.0, 4.0]);
+    let b = Memory::new(device, &[0.0; 4]);
     // SAFETY: the ranges are inside.
     unsafe {
         device.copy(a.1 + 4, b.1, 12).expect("a copy");
@@ -196,8 +197,10 @@ fn sum_of_squares(x: &Memory, scale: f32, y: &Memory) -> [Argument; 5] {
 
 fn kernels_run(doubles: &Doubles, device: &Nvidia) {
     doubles.declare(c"weighted_sum_f32", &[8, 8, 4, 8, 8]);
-    let (x, y) = (Memory::new(device, &[1.0, -2.0, 0.5]), Memory::new(device, &[10.0; 3]));
-    let (launch, arguments) = (SUM_OF_SQUARES, sum_of_squares(&x, 2.0, &y));
+    let x = Memory::new(device, &[1.0, -2.0, 0.5]);
+    let y = Memory::new(device, &[10.0; 3]);
+    let launch = SUM_OF_SQUARES;
+    let arguments = sum_of_squares(&x, 2.0, &y);
     // SAFETY: the kernel's parameters, and memory of that many elements.
     unsafe { device.launch(&launch, &arguments) }.expect("a launch");
     assert_eq!(y.values(), [20.5, 10.0, 10.0]);
@@ -220,8 +223,10 @@ fn kernels_run(doubles: &Doubles, device: &Nvidia) {
 }
 
 fn graphs_replay(device: &Arc<Nvidia>) {
-    let (x, y) = (Memory::new(device, &[1.0, 2.0, 3.0]), Memory::new(device, &[0.0; 3]));
-    let (launch, arguments) = (SUM_OF_SQUARES, sum_of_squares(&x, 1.0, &y));
+    let x = Memory::new(device, &[1.0, 2.0, 3.0]);
+    let y = Memory::new(device, &[0.0; 3]);
+    let launch = SUM_OF_SQUARES;
+    let arguments = sum_of_squares(&x, 1.0, &y);
     let dropped = Memory::new(device, &[0.0; 3]);
     device.begin_recording().expect("a recording");
     // SAFETY: as in `kernels_run`.
@@ -245,23 +250,30 @@ fn graphs_replay(device: &Arc<Nvidia>) {
 /// All four layouts, padded rows, f32 and bf16, added and not; one question to the heuristic for each description.
 fn products_agree_with_a_naive_loop(doubles: &Doubles, device: &Nvidia) {
     let mut random = Random::new(3, Stream::Demo, 0, 0);
-    let (m, n, k, padding) = (5, 7, 6, 3);
+    let m = 5;
+    let n = 7;
+    let k = 6;
+    let padding = 3;
     let asked = || doubles.number::<i32>(&doubles.cublaslt, "double_asked");
     for case in 0..16 {
-        let (ta, tb, accumulate, wide) = (case & 1 != 0, case & 2 != 0, case & 4 != 0, case & 8 != 0);
-        let extent = |rows: usize, columns: usize, transposed: bool| match transposed {
-            true => (columns, rows + padding),
-            false => (rows, columns + padding),
+        let ta = case & 1 != 0;
+        let tb = case & 2 != 0;
+        let accumulate = case & 4 != 0;
+        let wide = case & 8 != 0;
+        let extent = |rows: usize, columns: usize, transposed: bool| {
+            if transposed { (columns, rows + padding) } else { (rows, columns + padding) }
         };
-        let ((a_rows, a_leading), (b_rows, b_leading)) = (extent(m, k, ta), extent(k, n, tb));
+        let (a_rows, a_leading) = extent(m, k, ta);
+        let (b_rows, b_leading) = extent(k, n, tb);
         let mut normals = |len: usize| -> Vec<f32> { (0..len).map(|_| bf16(random.normal() as f32)).collect() };
-        let (a, b) = (normals(a_rows * a_leading), normals(b_rows * b_leading));
+        let a = normals(a_rows * a_leading);
+        let b = normals(b_rows * b_leading);
         let c = if accumulate { normals(m * (n + padding)) } else { vec![f32::NAN; m * (n + padding)] };
-        let store = |values: &[f32]| match wide {
-            true => Memory::new(device, values),
-            false => Memory::new(device, &pack(values)),
-        };
-        let (on_a, on_b, on_c) = (store(&a), store(&b), Memory::new(device, &c));
+        let store =
+            |values: &[f32]| if wide { Memory::new(device, values) } else { Memory::new(device, &pack(values)) };
+        let on_a = store(&a);
+        let on_b = store(&b);
+        let on_c = Memory::new(device, &c);
         let input = if wide { DType::F32 } else { DType::Bf16 };
         let gemm = Gemm {
             m,
@@ -345,7 +357,9 @@ fn streams_wait(device: &Nvidia) {
 
 fn tensor_maps_are_encoded(device: &Nvidia) {
     let pointer = device.allocate("tensor", 4096).expect("memory");
-    let (sizes, strides, tile) = (&[64u64, 8][..], &[128u64][..], &[64u32, 8][..]);
+    let sizes = &[64u64, 8][..];
+    let strides = &[128u64][..];
+    let tile = &[64u32, 8][..];
     let tiles = Tiles { dtype: DType::Bf16, address: pointer, sizes, strides, tile, swizzle: 128 };
     let map = device.tensor_map(&tiles).expect("a map");
     assert_eq!(map.0[..6], [pointer, 64, 8, 128, 64 + (8 << 32), 3]);
@@ -402,7 +416,8 @@ fn the_backend_runs(doubles: &Doubles) {
 
     // y = x wᵀ by the library, y += 2 Σ x² by a kernel.
     let tensor = |rows, cols, values: &[f32]| Tensor::from_f32(&cuda, "values", rows, cols, values).expect("memory");
-    let (x, w) = (tensor(1, 2, &[1.0, 2.0]), tensor(3, 2, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]));
+    let x = tensor(1, 2, &[1.0, 2.0]);
+    let w = tensor(3, 2, &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
     let mut y = tensor(1, 3, &[f32::NAN; 3]);
     cuda.run(LinearForward { x: x.view(), w: w.view(), y: y.view_mut() }).expect("a product");
     assert_eq!(y.to_vec(&cuda).expect("a download"), [1.0, 2.0, 3.0]);
@@ -411,7 +426,8 @@ fn the_backend_runs(doubles: &Doubles) {
         cuda.upload_f32(tensor.buffer_mut(), 0, values).expect("an upload");
         tensor
     };
-    let (x, mut y) = (f32_on_device(&[1.0, 2.0, 3.0, 4.0, 5.0]), f32_on_device(&[1.0]));
+    let x = f32_on_device(&[1.0, 2.0, 3.0, 4.0, 5.0]);
+    let mut y = f32_on_device(&[1.0]);
     let sum = WeightedSum { a: x.view(), b: x.view(), scale: 2.0, out: y.view_mut() };
     cuda.run(sum).expect("a sum");
     assert_eq!(y.to_vec(&cuda).expect("a download"), [111.0]);

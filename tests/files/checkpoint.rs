@@ -191,7 +191,8 @@ fn a_rewritten_header_is_found() {
     let (root, dir) = two();
     let path = dir.join("tensors.safetensors");
     let good = fs::read(&path).unwrap();
-    let (from, to) = (&br#""dtype":"F32","shape":[4]"#[..], &br#""shape":[4],"dtype":"F32""#[..]);
+    let from = &br#""dtype":"F32","shape":[4]"#[..];
+    let to = &br#""shape":[4],"dtype":"F32""#[..];
     let at = good.windows(from.len()).position(|window| window == from).unwrap();
     fs::write(&path, [&good[..at], to, &good[at + from.len()..]].concat()).unwrap();
     assert!(skipped(&root, &dir).contains("the file has checksum"));

@@ -99,9 +99,11 @@ fn pack_and_pad_hold_the_same_tokens_and_labels() {
         let options = StreamOptions { pack, pad_token_id: 999, ..options(6) };
         DataStream::from_samples("a", numbered(20), options).unwrap()
     };
-    let (mut packed, mut padded) = (stream(true), stream(false));
+    let mut packed = stream(true);
+    let mut padded = stream(false);
     for _ in 0..8 {
-        let (packed, padded) = (packed.next_batch().unwrap(), padded.next_batch().unwrap());
+        let packed = packed.next_batch().unwrap();
+        let padded = padded.next_batch().unwrap();
         let longest = packed.segments.iter().map(|s| s.valid).max().unwrap();
         assert_eq!(packed.segments.len(), padded.segments.len());
         for (a, b) in packed.segments.iter().zip(&padded.segments) {
@@ -454,7 +456,8 @@ fn inspect_shows_what_is_learned() {
 fn parquet_and_jsonl_give_the_same_batches() {
     let home = model(Some(LLAMA3));
     let messages = parquet_file::messages(&[("hello", "hello hello"), ("wörds", "😀")]);
-    let (ids, text) = (parquet_file::ids(&[&[1, 2, 3], &[4, 5]]), parquet_file::text(&["hello", "two\nlines"]));
+    let ids = parquet_file::ids(&[&[1, 2, 3], &[4, 5]]);
+    let text = parquet_file::text(&["hello", "two\nlines"]);
     for (parquet, jsonl) in [
         (
             messages,

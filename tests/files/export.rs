@@ -40,9 +40,10 @@ fn models_survive_writing_and_reading_in_every_dtype() {
                 let expected = ModelConfig { dtype: Some(declared), ..source.config.clone() };
                 assert_eq!((copy.config.clone(), copy.weights_dtype()), (expected, dtype), "{folder} {name}");
                 let read = copy.read_weights().unwrap();
-                match exact {
-                    true => assert!(read == weights, "{folder} {name} {dtype:?}"),
-                    false => assert!(read.iter().zip(&weights).all(|(a, b)| (a - b).abs() <= b.abs() / 2048.0 + 3e-8)),
+                if exact {
+                    assert!(read == weights, "{folder} {name} {dtype:?}")
+                } else {
+                    assert!(read.iter().zip(&weights).all(|(a, b)| (a - b).abs() <= b.abs() / 2048.0 + 3e-8))
                 }
             }
         }
@@ -108,7 +109,8 @@ fn a_number_of_weights_that_does_not_fit_is_an_error() {
 #[test]
 fn the_source_is_carried_over_and_only_the_dtype_changes() {
     let home = tempfile::tempdir().unwrap();
-    let (source, out) = (home.path().join("source"), home.path().join("out"));
+    let source = home.path().join("source");
+    let out = home.path().join("out");
     let weights = vec![0.5; ModelLayout::new(&tiny()).unwrap().len()];
     for spelling in [&["dtype"][..], &["torch_dtype"], &["torch_dtype", "dtype"], &[]] {
         write_model(&source, &tiny(), None, &weights, ExportDType::F32).unwrap();
@@ -162,7 +164,8 @@ fn what_exists_is_never_overwritten() {
 fn adapters_are_written_as_peft_writes_them() {
     let home = tempfile::tempdir().unwrap();
     for folder in FOLDERS {
-        let (model, theirs) = (ModelConfig::from_directory(&fixture(folder)).unwrap(), fixture(folder).join("adapter"));
+        let model = ModelConfig::from_directory(&fixture(folder)).unwrap();
+        let theirs = fixture(folder).join("adapter");
         let (config, factors) = read_adapter(&theirs, &model).unwrap();
         assert_eq!((config.rank, config.alpha, config.scale()), (8, 16.0, 2.0));
         assert_eq!(config.targets, Projection::ALL.into());
@@ -202,7 +205,8 @@ fn merging_adds_the_scaled_product_to_the_adapted_projections_alone() {
             merge_adapter(&directory.config, &mut merged, &adapter, &factors).unwrap();
 
             let scale = if rank_stabilised { 7.0 / 3f64.sqrt() } else { 7.0 / 5.0 };
-            let (mut difference, mut norm) = (0f64, 0f64);
+            let mut difference = 0f64;
+            let mut norm = 0f64;
             for entry in ModelLayout::new(&directory.config).unwrap().entries() {
                 let stem = format!("base_model.model.{}", entry.name.trim_end_matches(".weight"));
                 let factor =

@@ -205,7 +205,8 @@ fn a_stored_copy_of_a_tied_head_is_passed_over() {
     let path = scratch.path().join("model");
     let layout = ModelLayout::new(&config()).unwrap();
     let mut weights: Vec<f32> = (0..layout.len()).map(|i| (i % 7) as f32).collect();
-    let (embedding, head) = (layout.embed_tokens(), layout.lm_head());
+    let embedding = layout.embed_tokens();
+    let head = layout.lm_head();
     weights.copy_within(embedding.offset..embedding.offset + embedding.len(), head.offset);
     write_model(&path, &config(), None, &weights, ExportDType::F32).unwrap();
     fs::write(
@@ -233,9 +234,10 @@ fn pipes_in_place_of_files_are_refused_at_once() {
         assert!(std::process::Command::new("mkfifo").arg(path.join(name)).status().unwrap().success());
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let opened = match name.starts_with("adapter") {
-                true => read_adapter(&path, &config()).map(drop),
-                false => ModelDirectory::open(&path).map(drop),
+            let opened = if name.starts_with("adapter") {
+                read_adapter(&path, &config()).map(drop)
+            } else {
+                ModelDirectory::open(&path).map(drop)
             };
             sender.send(opened.map_err(|error| error.to_string()))
         });

@@ -251,7 +251,8 @@ proptest! {
 
     #[test]
     fn a_changed_index_is_used_or_refused(changes in prop::collection::vec(any_change(), 1..4)) {
-        let (config, index) = (ORIGINALS.config.to_string(), changed(&ORIGINALS.index, &changes).to_string());
+        let config = ORIGINALS.config.to_string();
+        let index = changed(&ORIGINALS.index, &changes).to_string();
         let home = directory(&[
             ("config.json", config.as_bytes()),
             ("part.safetensors", &ORIGINALS.weights),
@@ -270,7 +271,8 @@ proptest! {
     #[test]
     fn a_changed_header_is_used_or_refused(changes in prop::collection::vec(any_change(), 1..4)) {
         let header = changed(&split(&ORIGINALS.weights).0, &changes);
-        let (config, weights) = (ORIGINALS.config.to_string(), with_header(&ORIGINALS.weights, &header));
+        let config = ORIGINALS.config.to_string();
+        let weights = with_header(&ORIGINALS.weights, &header);
         use_model(directory(&[("config.json", config.as_bytes()), ("model.safetensors", &weights)]).path())?;
         let factors = with_header(&ORIGINALS.factors, &changed(&split(&ORIGINALS.factors).0, &changes));
         let settings = ORIGINALS.adapter.to_string();
@@ -308,7 +310,8 @@ proptest! {
             ("adapter_model.safetensors", &o.factors),
             (names[which], &bytes),
         ]);
-        let (model, adapter) = (use_model(home.path())?, use_adapter(home.path(), &model_config())?);
+        let model = use_model(home.path())?;
+        let adapter = use_adapter(home.path(), &model_config())?;
         prop_assert_eq!((model, adapter), (which > 1, which < 2));
     }
 

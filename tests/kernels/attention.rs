@@ -42,7 +42,8 @@ impl Case {
 
     /// qkv with queries of the case's scale and keys and values of scale 1.
     fn qkv(&self, seed: u64) -> Vec<f32> {
-        let (shape, mut random) = (self.shape(), random(seed));
+        let shape = self.shape();
+        let mut random = random(seed);
         let mut values = normals(&mut random, self.tokens() * shape.qkv_cols(), 1.0);
         for row in values.chunks_mut(shape.qkv_cols()) {
             row[..shape.query_cols()].iter_mut().for_each(|q| *q *= self.scale as f32);
@@ -73,7 +74,9 @@ struct Results {
 /// Both passes. The backward pass of both backends reads the output of the CPU's forward pass, rounded to what the device
 /// stores, so that each pass is judged alone.
 fn run(cuda: &Cuda, case: &Case, qkv: &[f32]) -> Results {
-    let (shape, tokens, dtype) = (case.shape(), case.tokens(), cuda.compute_dtype());
+    let shape = case.shape();
+    let tokens = case.tokens();
+    let dtype = cuda.compute_dtype();
     let cpu_segments = Segments::new(&Cpu, case.segments()).expect("segments");
     let segments = Segments::new(cuda, case.segments()).expect("segments");
     let qkv = Pair::new(cuda, dtype, tokens, shape.qkv_cols(), qkv);
@@ -148,9 +151,11 @@ fn without_empty_rows((mut found, mut expected): (Vec<f32>, Vec<f32>), what: &st
 
 /// Fails unless every result of both passes is within the bound of the mode.
 fn check(cuda: &Cuda, case: &Case, qkv: &[f32]) {
-    let (shape, what) = (case.shape(), case.describe(cuda));
+    let shape = case.shape();
+    let what = case.describe(cuda);
     let results = run(cuda, case, qkv);
-    let (q, k) = (shape.query_cols(), shape.query_cols() + shape.key_value_cols());
+    let q = shape.query_cols();
+    let k = shape.query_cols() + shape.key_value_cols();
     let parts = [
         ("out", columns(cuda, &results.out, 0..q)),
         ("log_sum_exp", without_empty_rows(columns(cuda, &results.log_sum_exp, 0..shape.num_attention_heads), &what)),
@@ -231,7 +236,8 @@ fn padding_is_not_read_as_keys() {
     for cuda in devices() {
         for heads in [(2, 1, 128), (2, 2, 64), (2, 1, 16)] {
             let case = case(&[(70, 65), (130, 0), (67, 30)], heads);
-            let (shape, mut qkv) = (case.shape(), case.qkv(5));
+            let shape = case.shape();
+            let mut qkv = case.qkv(5);
             for segment in case.segments() {
                 for row in segment.start + segment.valid..segment.start + segment.length {
                     qkv[row * shape.qkv_cols() + shape.query_cols()..(row + 1) * shape.qkv_cols()].fill(f32::NAN);
@@ -249,7 +255,8 @@ fn sequences_do_not_mix() {
     for cuda in devices() {
         for heads in [(2, 1, 128), (2, 2, 64), (2, 1, 16)] {
             let case = case(&[(70, 65), (130, 130), (67, 30)], heads);
-            let (cols, mut qkv) = (case.shape().qkv_cols(), case.qkv(6));
+            let cols = case.shape().qkv_cols();
+            let mut qkv = case.qkv(6);
             qkv[70 * cols..200 * cols].fill(f32::NAN);
             let results = run(&cuda, &case, &qkv);
             for (name, pair) in [("out", &results.out), ("d_qkv", &results.d_qkv)] {
@@ -268,8 +275,10 @@ fn sequences_do_not_mix() {
 #[test]
 fn operands_at_odd_addresses_agree_with_the_cpu() {
     for cuda in devices() {
-        let (case, dtype) = (case(&[(37, 30)], (2, 1, 64)), cuda.compute_dtype());
-        let (shape, tokens) = (case.shape(), case.tokens());
+        let case = case(&[(37, 30)], (2, 1, 64));
+        let dtype = cuda.compute_dtype();
+        let shape = case.shape();
+        let tokens = case.tokens();
         let qkv = case.qkv(7);
         let expected = run(&cuda, &case, &qkv).out.cpu.to_vec(&Cpu).expect("values");
         let shifted = Pair::new(&cuda, dtype, 1, qkv.len() + 1, &[&[0.0], &qkv[..]].concat());

@@ -77,7 +77,8 @@ impl Texts {
             let qkv = Tensor::from_f32(&Cpu, "qkv", length, cols, rows).expect("memory");
             let zeros =
                 |cols| Tensor::from_f32(&Cpu, "zeros", length, cols, &vec![0.0; length * cols]).expect("memory");
-            let (mut out, mut sums) = (zeros(self.shape.query_cols()), zeros(self.shape.num_attention_heads));
+            let mut out = zeros(self.shape.query_cols());
+            let mut sums = zeros(self.shape.num_attention_heads);
             Cpu.run(AttentionForward {
                 qkv: qkv.view(),
                 segments: &segments,
@@ -93,7 +94,8 @@ impl Texts {
 
     /// The same by the formula in f64.
     fn in_f64(&self) -> Vec<Vec<f32>> {
-        let (cols, d) = (self.shape.qkv_cols(), self.shape.head_dim);
+        let cols = self.shape.qkv_cols();
+        let d = self.shape.head_dim;
         let share = self.shape.num_attention_heads / self.shape.num_key_value_heads;
         let head = |rows: &[f32], query: usize, head: usize| -> Vec<f32> {
             let part = |row: usize, column: usize| rows[row * cols + column..][..d].iter().map(|&x| f64::from(x));
@@ -121,7 +123,8 @@ impl Texts {
 /// Feeds the sequences in pieces of random sizes, several sequences a call, and returns each sequence's outputs. Tokens that
 /// an earlier sequence has stored (a shared beginning) are not computed again: their rows stay empty.
 fn in_pieces<B: Backend>(backend: &B, texts: &Texts, random: &mut Random, shared: usize) -> Vec<Vec<f32>> {
-    let (shape, dtype) = (texts.shape, backend.compute_dtype());
+    let shape = texts.shape;
+    let dtype = backend.compute_dtype();
     let width = 2 * shape.key_value_cols();
     let mut cache = Tensor::zeros(backend, "cache", texts.capacity, width, dtype).expect("memory");
     // NaN in every slot that nobody has written: a read of one shows.
@@ -221,12 +224,12 @@ fn a_shared_beginning_is_stored_once() {
 fn operands_at_odd_addresses_agree_with_the_cpu() {
     for cuda in modes() {
         for offset in [0, 1, 8] {
-            let (shape, dtype, mut random) = (shape((2, 1, 16), None), cuda.compute_dtype(), random(7));
+            let shape = shape((2, 1, 16), None);
+            let dtype = cuda.compute_dtype();
+            let mut random = random(7);
             let table: [(usize, &[u32]); 2] = [(2, &[4, 0, 6, 2]), (3, &[1, 5, 3])];
-            let (cpu_segments, segments) = (
-                CachedSegments::new(&Cpu, shape, &table).expect("segments"),
-                CachedSegments::new(&cuda, shape, &table),
-            );
+            let cpu_segments = CachedSegments::new(&Cpu, shape, &table).expect("segments");
+            let segments = CachedSegments::new(&cuda, shape, &table);
             let qkv = Operand::random(&cuda, &mut random, dtype, (5, shape.qkv_cols()), offset, 1.0);
             let mut cache = Operand::random(&cuda, &mut random, dtype, (7, 32), offset, 1.0);
             let mut out = Operand::poisoned(&cuda, dtype, (5, shape.query_cols()), offset);
@@ -261,7 +264,9 @@ fn tables_that_do_not_fit_are_refused() {
     assert!(refused(&[(2, &[0])]).contains("2 new rows"));
     let zeros = |rows, cols| Tensor::from_f32(&Cpu, "zeros", rows, cols, &vec![0.0; rows * cols]).expect("memory");
     let segments = CachedSegments::new(&Cpu, shape, &[(1, &[5])]).expect("segments");
-    let (qkv, mut cache, mut out) = (zeros(1, 16), zeros(5, 8), zeros(1, 8));
+    let qkv = zeros(1, 16);
+    let mut cache = zeros(5, 8);
+    let mut out = zeros(1, 8);
     let result =
         Cpu.run(AttentionCached { qkv: qkv.view(), segments: &segments, cache: cache.view_mut(), out: out.view_mut() });
     assert!(result.is_err_and(|error| error.to_string().contains("slot 5")));

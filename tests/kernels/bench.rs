@@ -43,13 +43,15 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
     let layers = [("qkv", QKV, D, 3.0), ("output", D, D, 1.0), ("gate_up", 2.0 * F, D, 2.0), ("down", D, F, 1.0)];
     for (layer, output, input, slices) in layers {
         for suffix in ["", "/own"] {
-            let (flop, bytes) = (2.0 * T * output * input, 2.0 * (T * output + T * input + output * input));
+            let flop = 2.0 * T * output * input;
+            let bytes = 2.0 * (T * output + T * input + output * input);
             row(&format!("linear_forward/{layer}{suffix}"), flop, bytes);
             row(&format!("linear_backward_input/{layer}{suffix}"), flop, bytes);
             let bytes = 2.0 * (T * output + T * input) + 8.0 * output * input;
             row(&format!("linear_backward_weight/{layer}{suffix}"), flop, bytes);
         }
-        let (columns, factors) = (slices * R, R * (slices * input + output));
+        let columns = slices * R;
+        let factors = R * (slices * input + output);
         let flop = 2.0 * T * factors;
         let bytes = 2.0 * (T * input + factors + T * columns + 2.0 * T * output);
         row(&format!("lora_forward/{layer}"), flop, bytes);
@@ -59,7 +61,8 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
     for length in [24, 8] {
         // Every query of a causal sequence sees itself and what is before it.
         let pairs: usize = (0..length).map(|query| query + 1).sum();
-        let (flop, tokens) = (2.0 * pairs as f64 * 4.0 * D, 2.0 * length as f64);
+        let flop = 2.0 * pairs as f64 * 4.0 * D;
+        let tokens = 2.0 * length as f64;
         row(&format!("attention_forward/2x{length}"), flop, tokens * (2.0 * (QKV + D) + 4.0 * HEADS));
         row(&format!("attention_backward/2x{length}"), 2.5 * flop, tokens * (4.0 * (QKV + D) + 4.0 * HEADS));
         // Keys and values have as many columns as qkv has more than the queries.
@@ -67,7 +70,8 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
         row(&format!("attention_cached/2x{length}"), 4.0 * tokens * D, bytes);
     }
     for (suffix, products, head) in [("", 2.0, 0.0), ("/d_head", 3.0, 8.0 * V * D)] {
-        let (flop, bytes) = (products * 2.0 * T * V * D, 2.0 * (2.0 * T * D + V * D) + head + 12.0 * T);
+        let flop = products * 2.0 * T * V * D;
+        let bytes = 2.0 * (2.0 * T * D + V * D) + head + 12.0 * T;
         for kind in ["products", "cross_entropy", "negative_entropy"] {
             row(&format!("loss_head/{kind}{suffix}"), flop, bytes);
         }
@@ -110,7 +114,8 @@ fn every_kernel_row_runs_and_counts_what_its_closed_form_says() {
         assert!(!report[key].is_null(), "{key}");
     }
     let rates = &report["rates"];
-    let (rate, copy) = (number(rates, "matmul_teraflops_per_second"), number(rates, "copy_gigabytes_per_second"));
+    let rate = number(rates, "matmul_teraflops_per_second");
+    let copy = number(rates, "copy_gigabytes_per_second");
     for key in ["matmul_teraflops_per_second_at_end", "own_matmul_teraflops_per_second"] {
         assert!(number(rates, key) > 0.0, "{key}");
     }

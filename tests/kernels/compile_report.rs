@@ -126,10 +126,8 @@ fn every_kernel_is_compiled_for_every_architecture() {
         for kernel in module.kernels {
             found.entry(kernel.kernel).or_default().push(kernel.architecture);
         }
-        let expected: Vec<&str> = match module.name.starts_with("sm90_") {
-            true => vec!["90a"],
-            false => EMBEDDED.architectures.to_vec(),
-        };
+        let expected: Vec<&str> =
+            if module.name.starts_with("sm90_") { vec!["90a"] } else { EMBEDDED.architectures.to_vec() };
         for (kernel, mut architectures) in found {
             let mut expected = expected.clone();
             architectures.sort_unstable();

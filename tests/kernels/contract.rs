@@ -27,7 +27,8 @@ fn wrong_calls<B: Backend>(backend: &B) -> Vec<(&'static str, Result<()>)> {
         ("from is 4 elements from 1 on", backend.download_f32(f32s(1, 4).buffer(), 1, 4).map(drop)),
         ("from is stored as U32", backend.download_f32(u32s(4).buffer(), 0, 4).map(drop)),
     ];
-    let (from, integers) = (f32s(2, 4), u32s(8));
+    let from = f32s(2, 4);
+    let integers = u32s(8);
     let beyond = Matrix { offset: 1, ..from.view() };
     let mut to = f32s(2, 4);
     all.extend([

@@ -55,7 +55,8 @@ fn swiglu_of_huge_gates_is_a_product_or_zero() {
         cuda.run(ops::SwigluForward { gate_up: gate_up.cuda(), h: h.cuda_mut() }).expect("forward");
         cuda.run(ops::SwigluBackward { d_h: d_h.cuda(), gate_up: gate_up.cuda(), d_gate_up: d_gate_up.cuda_mut() })
             .expect("backward");
-        let (h, gradient) = (h.found(&cuda), d_gate_up.found(&cuda));
+        let h = h.found(&cuda);
+        let gradient = d_gate_up.found(&cuda);
         for (i, gate) in gate_up.found(&cuda)[..7].iter().enumerate() {
             let silu = gate.max(0.0);
             let close = |found: f32, expected: f32| (found - expected).abs() <= 1e-2 * expected.abs() + 1e-6;
@@ -184,7 +185,8 @@ fn sums_do_not_depend_on_the_schedule() {
         let mut out = Operand::new(cuda, F32, (1, 1), 0, [0.0]);
         cuda.run(ops::WeightedSum { a: x.cuda(), b: x.cuda(), scale: 1.0, out: out.cuda_mut() }).expect("sum");
         let norm = cuda.run(ops::SquaredNorm { x: x.cuda() }).expect("norm").to_bits();
-        let (high, low) = ((norm >> 32) as u32, norm as u32);
+        let high = (norm >> 32) as u32;
+        let low = norm as u32;
         [out.found(cuda), vec![f32::from_bits(high), f32::from_bits(low)]].concat()
     });
     assert_schedule_does_not_show(DType::Bf16, |cuda| {

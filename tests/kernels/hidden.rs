@@ -22,7 +22,9 @@ fn representation_distance() {
                 let weights = Operand::random(&cuda, &mut random, F32, (shape.0, 1), 1, 1.0);
                 let mut gradient = Operand::random(&cuda, &mut random, dtype, shape, offset, 1e-2);
                 let [mut values, mut alone] = [1, 0].map(|at| Operand::poisoned(&cuda, F32, (shape.0, 1), at));
-                let (h, r, w) = (hidden.cpu(), reference.cpu(), weights.cpu());
+                let h = hidden.cpu();
+                let r = reference.cpu();
+                let w = weights.cpu();
                 Cpu.run(ops::RepresentationDistance {
                     hidden: h,
                     reference: r,
@@ -31,7 +33,9 @@ fn representation_distance() {
                     d_hidden: Some(gradient.cpu_mut()),
                 })
                 .expect("cpu");
-                let (h, r, w) = (hidden.cuda(), reference.cuda(), weights.cuda());
+                let h = hidden.cuda();
+                let r = reference.cuda();
+                let w = weights.cuda();
                 cuda.run(ops::RepresentationDistance {
                     hidden: h,
                     reference: r,
@@ -60,7 +64,8 @@ fn representation_distance() {
 #[test]
 fn a_distance_of_zero_has_no_gradient() {
     for cuda in modes() {
-        let (dtype, mut random) = (cuda.compute_dtype(), random(0));
+        let dtype = cuda.compute_dtype();
+        let mut random = random(0);
         let mut values = normals(&mut random, 3 * 40, 1.0);
         let reference = Operand::new(&cuda, dtype, (3, 40), 0, &values);
         values[40] += 1.0;
@@ -78,7 +83,8 @@ fn a_distance_of_zero_has_no_gradient() {
             d_hidden,
         })
         .expect("cuda");
-        let (found, after) = (distances.found(&cuda), gradient.found(&cuda));
+        let found = distances.found(&cuda);
+        let after = gradient.found(&cuda);
         assert_eq!((found[0], found[2]), (0.0, 0.0));
         assert_eq!(bits(&after[..40]), bits(&before[..40]));
         assert_eq!(bits(&after[80..]), bits(&before[80..]));
@@ -100,7 +106,10 @@ fn random_mapping() {
                 let weights = Operand::random(&cuda, &mut random, F32, (shape.0, 1), 1, 1.0);
                 let mut gradient = Operand::random(&cuda, &mut random, dtype, shape, 0, 1e-2);
                 let [mut values, mut alone] = [1, 0].map(|at| Operand::poisoned(&cuda, F32, (shape.0, 1), at));
-                let (h, t, w, d) = (hidden.cpu(), table.cpu(), weights.cpu(), Some(gradient.cpu_mut()));
+                let h = hidden.cpu();
+                let t = table.cpu();
+                let w = weights.cpu();
+                let d = Some(gradient.cpu_mut());
                 Cpu.run(ops::RandomMapping {
                     hidden: h,
                     table: t,
@@ -110,7 +119,10 @@ fn random_mapping() {
                     d_hidden: d,
                 })
                 .expect("cpu");
-                let (h, t, w, d) = (hidden.cuda(), table.cuda(), weights.cuda(), Some(gradient.cuda_mut()));
+                let h = hidden.cuda();
+                let t = table.cuda();
+                let w = weights.cuda();
+                let d = Some(gradient.cuda_mut());
                 cuda.run(ops::RandomMapping {
                     hidden: h,
                     table: t,
@@ -162,7 +174,8 @@ fn a_cosine_of_zero_has_no_gradient_and_a_cosine_of_one_has_little() {
             d_hidden,
         })
         .expect("cuda");
-        let (values, gradient) = (values.found(&cuda), gradient.found(&cuda));
+        let values = values.found(&cuda);
+        let gradient = gradient.found(&cuda);
         assert_eq!(values[..2], [1.0, 1.0]);
         assert!(values[2].abs() < 1e-6, "{}", values[2]);
         assert_eq!(gradient[..8], [0.5; 8]);
@@ -185,7 +198,8 @@ fn segments<B: Backend>(backend: &B, lengths: &[usize]) -> Segments<B> {
 fn preference() {
     let cuda = Cuda::simulated(F32).expect("a simulated device");
     for lengths in [vec![1, 1], vec![3, 700, 300, 1, 5, 5, 2, 4], vec![]] {
-        let (tokens, pairs) = (lengths.iter().sum(), lengths.len() / 2);
+        let tokens = lengths.iter().sum();
+        let pairs = lengths.len() / 2;
         let mut random = random(pairs as u64);
         let values = Operand::random(&cuda, &mut random, F32, (tokens, 1), 1, 1.0);
         let margins = (0..pairs).map(|i| [0.3, -900.0, 900.0, -2.0][i % 4]).collect::<Vec<_>>();
@@ -193,7 +207,10 @@ fn preference() {
         let learned = (0..tokens).map(|i| (i % 3 != 1) as u8 as f32).collect::<Vec<_>>();
         let mut weights = Operand::new(&cuda, F32, (tokens, 1), 0, learned);
         let mut losses = Operand::poisoned(&cuda, F32, (pairs, 1), 1);
-        let (v, m, w, l) = (values.cpu(), margins.cpu(), weights.cpu_mut(), losses.cpu_mut());
+        let v = values.cpu();
+        let m = margins.cpu();
+        let w = weights.cpu_mut();
+        let l = losses.cpu_mut();
         Cpu.run(ops::Preference {
             values: v,
             segments: &segments(&Cpu, &lengths),
@@ -231,8 +248,10 @@ fn losses_do_not_depend_on_the_schedule() {
             let (_, ids) = integers(cuda, &[1, 0, 1]);
             let mut gradient = Operand::random(cuda, &mut random, dtype, (3, 600), 0, 1.0);
             let [mut distances, mut cosines] = [0, 0].map(|at| Operand::poisoned(cuda, F32, (3, 1), at));
-            let (h, w) = (hidden.cuda(), weights.cuda());
-            let (values, d) = (distances.cuda_mut(), Some(gradient.cuda_mut()));
+            let h = hidden.cuda();
+            let w = weights.cuda();
+            let values = distances.cuda_mut();
+            let d = Some(gradient.cuda_mut());
             cuda.run(ops::RepresentationDistance {
                 hidden: h,
                 reference: reference.cuda(),

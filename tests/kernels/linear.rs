@@ -138,8 +138,8 @@ fn our_own_products_are_deterministic() {
         let run = |seed| {
             let cuda = Cuda::simulated_as(dtype, (8, 0), seed).expect("a simulated device").with_own_products();
             let mut random = random(5);
-            let (dy, x) =
-                (Pair::random(&cuda, &mut random, 150, 36, 1.0), Pair::random(&cuda, &mut random, 150, 129, 1.0));
+            let dy = Pair::random(&cuda, &mut random, 150, 36, 1.0);
+            let x = Pair::random(&cuda, &mut random, 150, 129, 1.0);
             let mut dw = Pair::random_f32(&cuda, &mut random, 36, 129, 1.0);
             cuda.run(LinearBackwardWeight { dy: dy.cuda.view(), x: x.cuda.view(), dw: dw.cuda.view_mut() })
                 .expect("a launch");

@@ -61,7 +61,8 @@ impl Layer {
             Matrix { buffer: factors.buffer(), offset, rows, cols }
         };
         let slice = |(i, &(rank, out, start)): (usize, &Projection)| {
-            let (a, b) = (next(rank, self.input), next(out, rank));
+            let a = next(rank, self.input);
+            let b = next(out, rank);
             LoraSlice { a, b, start, scale: 0.5 + i as f32 }
         };
         self.projections.iter().enumerate().map(slice).collect()
@@ -86,7 +87,8 @@ struct Run {
 fn run(cuda: &Cuda, layer: &Layer, dropout: Option<Dropout>, with_gradients: bool) -> Run {
     let mut random = random((layer.tokens * 1000 + layer.input) as u64);
     let mut pair = |rows: usize, cols: usize, scale: f64| Pair::random(cuda, &mut random, rows, cols, scale);
-    let (x, dy) = (pair(layer.tokens, layer.input, 1.0), pair(layer.tokens, layer.output, 1.0));
+    let x = pair(layer.tokens, layer.input, 1.0);
+    let dy = pair(layer.tokens, layer.output, 1.0);
     let factors = pair(1, layer.factor_elements(), 0.3);
     let mut y = pair(layer.tokens, layer.output, 1.0);
     let mut dx = pair(layer.tokens, layer.input, 1.0);
@@ -189,7 +191,8 @@ fn the_dropout_mask_is_the_cpus_bit_by_bit() {
                 })
                 .expect("forward");
                 let zeros = |values: Vec<f32>| values.iter().map(|&x| x == 0.0).collect::<Vec<_>>();
-                let (found, expected) = (s.cuda.to_vec(&cuda).expect("values"), s.cpu.to_vec(&Cpu).expect("values"));
+                let found = s.cuda.to_vec(&cuda).expect("values");
+                let expected = s.cpu.to_vec(&Cpu).expect("values");
                 assert!(zeros(found) == zeros(expected), "probability {probability}, {input} inputs");
                 s.assert_close(&cuda, bound(cuda.compute_dtype()), "kept elements");
             }
@@ -202,7 +205,8 @@ fn the_dropout_mask_is_the_cpus_bit_by_bit() {
 fn absent_gradients_change_nothing_else() {
     for cuda in modes() {
         for layer in &LAYERS[..2] {
-            let (with, without) = (run(&cuda, layer, Some(DROPOUT), true), run(&cuda, layer, Some(DROPOUT), false));
+            let with = run(&cuda, layer, Some(DROPOUT), true);
+            let without = run(&cuda, layer, Some(DROPOUT), false);
             let values = |pair: &Pair| pair.cuda.to_vec(&cuda).expect("a download");
             assert_eq!(values(&with.dx), values(&without.dx));
             assert_eq!(values(&without.gradients), without.gradients.cpu.to_vec(&Cpu).expect("values"));

@@ -23,7 +23,8 @@ struct Operands {
 impl Operands {
     /// Every `dead`-th token has weight 0, every fifth of the others no target, and one a target beyond the vocabulary.
     fn new(cuda: &Cuda, hidden: Pair, head: Pair, random: &mut Random, dead: usize) -> Self {
-        let (tokens, vocabulary) = (hidden.cuda.rows(), head.cuda.rows());
+        let tokens = hidden.cuda.rows();
+        let vocabulary = head.cuda.rows();
         let target = |t: usize, random: &mut Random| match t % 5 {
             3 => IGNORE_INDEX,
             _ if t == 1 => vocabulary as u32,
@@ -78,10 +79,14 @@ fn token(loss: HeadLoss, z: &[f64], target: u32, weight: f64) -> (f64, Vec<f64>)
 fn oracle(loss: HeadLoss, operands: &Operands, results: &mut Results, with_head: bool) {
     let host =
         |pair: &Pair| -> Vec<f64> { pair.cpu.to_vec(&Cpu).expect("values").into_iter().map(f64::from).collect() };
-    let (hidden, head, weights) = (host(&operands.hidden), host(&operands.head), host(&operands.weights));
-    let (d, targets) = (operands.hidden.cpu.cols(), operands.target_ids.as_slice());
+    let hidden = host(&operands.hidden);
+    let head = host(&operands.head);
+    let weights = host(&operands.weights);
+    let d = operands.hidden.cpu.cols();
+    let targets = operands.target_ids.as_slice();
     let mut values = vec![0.0; weights.len()];
-    let (mut d_hidden, mut d_head) = (vec![0.0; hidden.len()], host(&results.d_head));
+    let mut d_hidden = vec![0.0; hidden.len()];
+    let mut d_head = host(&results.d_head);
     for (t, hidden) in hidden.chunks(d).enumerate().filter(|&(t, _)| weights[t] != 0.0) {
         let z: Vec<f64> = head.chunks(d).map(|row| row.iter().zip(hidden).map(|(a, b)| a * b).sum()).collect();
         let (value, dz) = token(loss, &z, targets[t], weights[t]);
@@ -103,14 +108,17 @@ fn oracle(loss: HeadLoss, operands: &Operands, results: &mut Results, with_head:
 
 /// Both results of a call with gradients; `d_head` begins with the same random numbers on both.
 fn run(cuda: &Cuda, loss: HeadLoss, operands: &Operands, with_head: bool) -> Results {
-    let (tokens, d, vocabulary) = (operands.hidden.cuda.rows(), operands.hidden.cuda.cols(), operands.head.cuda.rows());
+    let tokens = operands.hidden.cuda.rows();
+    let d = operands.hidden.cuda.cols();
+    let vocabulary = operands.head.cuda.rows();
     let mut results = Results {
         values: Pair::poisoned(cuda, DType::F32, tokens, 1),
         d_hidden: Pair::poisoned(cuda, cuda.compute_dtype(), tokens, d),
         d_head: Pair::random_f32(cuda, &mut random(3), vocabulary, d, 0.1),
     };
     oracle(loss, operands, &mut results, with_head);
-    let (values, d_head) = (results.values.cuda.view_mut(), results.d_head.cuda.view_mut());
+    let values = results.values.cuda.view_mut();
+    let d_head = results.d_head.cuda.view_mut();
     let d_hidden = results.d_hidden.cuda.view_mut();
     let gradients = HeadGradients { d_hidden, d_head: with_head.then_some(d_head) };
     cuda.run(LossHead {
@@ -191,7 +199,8 @@ fn logits_of_ten_thousand_are_no_problem() {
             };
             (0..rows).flat_map(&mut row).collect()
         };
-        let (hidden, head) = (rows(12, 9984.0), rows(999, 1.0));
+        let hidden = rows(12, 9984.0);
+        let head = rows(999, 1.0);
         let hidden = Pair::new(&cuda, cuda.compute_dtype(), 12, 4, &hidden);
         let head = Pair::new(&cuda, cuda.compute_dtype(), 999, 4, &head);
         let operands = Operands::new(&cuda, hidden, head, &mut crate::support::random(12), 5);
@@ -237,7 +246,8 @@ fn logits_that_are_not_finite_show_and_do_not_spread() {
             for (found, expected) in found.iter().zip(&expected) {
                 let cols = found.len() / 6;
                 for token in 0..6 {
-                    let (found, expected) = (&found[token * cols..][..cols], &expected[token * cols..][..cols]);
+                    let found = &found[token * cols..][..cols];
+                    let expected = &expected[token * cols..][..cols];
                     if [2, 4].contains(&token) {
                         assert!(found.iter().all(|x| x.is_nan()), "{loss:?}, token {token}: {found:?}");
                     } else {

@@ -56,7 +56,8 @@ fn forward() {
 
 /// d_residual and d_weight of one call on the device and on the CPU, both added to what was there.
 fn backward(cuda: &Cuda, case: u64, shape: (usize, usize), offset: usize, with_weight: bool) -> [Operand; 2] {
-    let (dtype, random) = (cuda.compute_dtype(), &mut random(case));
+    let dtype = cuda.compute_dtype();
+    let random = &mut random(case);
     let d_normed = Operand::random(cuda, random, dtype, shape, offset, 1.0);
     let x = Operand::random(cuda, random, dtype, shape, 0, 2.0);
     let weight = Operand::random(cuda, random, dtype, (1, shape.1), offset, 1.0);

@@ -21,9 +21,12 @@ const RULES: [UpdateRule; 7] = [
 
 /// Coefficients of step `t` (from 1), every one of them in use; which branch a rule takes differs from step to step.
 fn coefficients(rule: UpdateRule, t: i32, lr: f32) -> [f32; COEFFICIENTS] {
-    let (beta1, beta2) = (0.9f32, 0.99f32);
-    let (rest1, rest2) = (1.0 - beta1, 1.0 - beta2);
-    let (unbias1, unbias2) = (1.0 / (1.0 - beta1.powi(t)), 1.0 / (1.0 - beta2.powi(t)));
+    let beta1 = 0.9f32;
+    let beta2 = 0.99f32;
+    let rest1 = 1.0 - beta1;
+    let rest2 = 1.0 - beta2;
+    let unbias1 = 1.0 / (1.0 - beta1.powi(t));
+    let unbias2 = 1.0 / (1.0 - beta2.powi(t));
     let first = if t == 1 { 1.0 } else { 0.0 };
     let nesterov = (t % 2) as f32;
     match rule {
@@ -83,7 +86,8 @@ impl<B: Backend> Model<B> {
     }
 
     fn step(&mut self, backend: &B, rule: UpdateRule, c: [f32; COEFFICIENTS], gradients: ops::Matrix<B>) {
-        let (offset, len) = (self.offset, self.len);
+        let offset = self.offset;
+        let len = self.len;
         let part = |tensor| view(tensor, offset, len);
         let c = Tensor::from_f32(backend, "coefficients", 1, COEFFICIENTS, &c).expect("memory");
         let states: Vec<MatrixMut<B>> = self.states.iter_mut().map(part).collect();
@@ -140,15 +144,16 @@ fn every_rule_moves_weights_as_the_cpu_does() {
             for (n, offset) in [(1, 0), (7, 0), (129, 1), (4096, 4), (25_003, 0), (130, 3)] {
                 let mut random = random(n as u64);
                 let start = normals(&mut random, n, 0.5);
-                let (mut cpu, mut device) =
-                    (Model::new(&Cpu, rule, &start, offset), Model::new(&cuda, rule, &start, offset));
+                let mut cpu = Model::new(&Cpu, rule, &start, offset);
+                let mut device = Model::new(&cuda, rule, &start, offset);
                 for t in 1..=4 {
                     let g = Operand::new(&cuda, F32, (1, n), offset, gradients(&mut random, n));
                     let c = coefficients(rule, t, 1e-2);
                     cpu.step(&Cpu, rule, c, g.cpu());
                     device.step(&cuda, rule, c, g.cuda());
                 }
-                let (expected, found) = (cpu.weights(&Cpu), device.weights(&cuda));
+                let expected = cpu.weights(&Cpu);
+                let found = device.weights(&cuda);
                 assert_ne!(bits(&expected), bits(&start));
                 let error = relative_error(&found, &expected);
                 let states = relative_error(&device.states(&cuda), &cpu.states(&Cpu));
@@ -165,7 +170,8 @@ fn every_rule_moves_weights_as_the_cpu_does() {
 fn a_small_learning_rate_is_not_lost() {
     const RULE: UpdateRule = UpdateRule::Adam;
     let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
-    let (n, mut random) = (1003, random(0));
+    let n = 1003;
+    let mut random = random(0);
     // Weights that bf16 holds exactly, between 0.5 and 1: their spacing is 2^-8.
     let start: Vec<f32> = (0..n).map(|_| 0.5 + random.below(128) as f32 / 256.0).collect();
     let mut cpu = Model::new(&Cpu, RULE, &start, 0);
@@ -181,7 +187,8 @@ fn a_small_learning_rate_is_not_lost() {
         Cpu.upload_f32(rounded.weights.buffer_mut(), 0, &plain).expect("an upload");
     }
     let update = |after: Vec<f32>| -> Vec<f32> { after.iter().zip(&start).map(|(a, b)| a - b).collect() };
-    let (expected, found) = (update(cpu.weights(&Cpu)), update(device.weights(&cuda)));
+    let expected = update(cpu.weights(&Cpu));
+    let found = update(device.weights(&cuda));
     assert!(expected.iter().filter(|d| **d != 0.0).count() > n * 9 / 10, "f32 weights move");
     let error = relative_error(&found, &expected);
     println!("update {error:.1e}");
@@ -268,10 +275,12 @@ fn bf16_moments_are_f32_moments_rounded_with_the_documented_bits() {
                 device.step(&cuda, rule, c, g.cuda());
                 let error = relative_error(&device.weights(&cuda), &cpu.weights(&Cpu));
                 assert!(error <= 1e-6, "{rule:?} {n}: weights {error:.1e}");
-                let (found, exact) = (device.states(&cuda), cpu.states(&Cpu));
+                let found = device.states(&cuda);
+                let exact = cpu.states(&Cpu);
                 let mut others = 0;
                 for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
-                    let (index, place) = (i / n, offset + i % n);
+                    let index = i / n;
+                    let place = offset + i % n;
                     if rule.state_dtype(index, DType::Bf16) == F32 {
                         assert!((found - exact).abs() <= 1e-6 * exact.abs().max(1e-3), "{rule:?}: z {found} {exact}");
                         continue;
@@ -298,7 +307,9 @@ fn bf16_moments_are_f32_moments_rounded_with_the_documented_bits() {
 fn second_moments_in_bf16_follow_f32_on_average() {
     const RULE: UpdateRule = UpdateRule::Adam;
     let cuda = Cuda::simulated(DType::Bf16).expect("a simulated device");
-    let (n, steps, turn) = (16_384, 400, 200);
+    let n = 16_384;
+    let steps = 400;
+    let turn = 200;
     let start = vec![0.0; n];
     let mut cpu = Model::new(&Cpu, RULE, &start, 0);
     let mut nearest = Model::new(&Cpu, RULE, &start, 0);
@@ -320,7 +331,8 @@ fn second_moments_in_bf16_follow_f32_on_average() {
         let states: Vec<f32> = nearest.states(&Cpu).into_iter().map(rounded).collect();
         Cpu.upload_f32(nearest.states[1].buffer_mut(), 0, &states[n..]).expect("an upload");
         if t + 1 == turn || t + 1 == steps {
-            let (exact, found) = (mean(cpu.states(&Cpu)), mean(device.states(&cuda)));
+            let exact = mean(cpu.states(&Cpu));
+            let found = mean(device.states(&cuda));
             println!("step {t}: f32 {exact:.5}, bf16 {found:.5}, nearest {:.5}", mean(nearest.states(&Cpu)));
             assert!((found / exact - 1.0).abs() < 1.5e-3, "step {t}: {found} instead of {exact}");
         }
@@ -335,7 +347,8 @@ fn bf16_moments_do_not_depend_on_the_launch() {
     const RULE: UpdateRule = UpdateRule::Adam;
     let run = |cuda: &Cuda, cut: usize| -> Vec<f32> {
         let n = 5003;
-        let (mut random, start) = (random(3), vec![0.5; n]);
+        let mut random = random(3);
+        let start = vec![0.5; n];
         let mut model = Model::with_moments(cuda, RULE, &start, 0, Some([3, 4, 5]));
         let g = normals(&mut random, n, 1.0);
         for (offset, len) in [(0, cut), (cut, n - cut)] {

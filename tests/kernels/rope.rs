@@ -23,8 +23,10 @@ fn table<B: Backend>(backend: &B, half: usize) -> RopeTable<B> {
 }
 
 fn check(cuda: &Cuda, case: u64, tokens: usize, shape: AttentionShape, offset: usize) {
-    let (dtype, random) = (cuda.compute_dtype(), &mut random(case));
-    let (cpu_table, cuda_table) = (table(&Cpu, shape.head_dim / 2), table(cuda, shape.head_dim / 2));
+    let dtype = cuda.compute_dtype();
+    let random = &mut random(case);
+    let cpu_table = table(&Cpu, shape.head_dim / 2);
+    let cuda_table = table(cuda, shape.head_dim / 2);
     let positions: Vec<u32> = (0..tokens).map(|_| random.below(POSITIONS) as u32).collect();
     let (cpu_positions, cuda_positions) = integers(cuda, &positions);
     let mut qkv = Operand::random(cuda, random, dtype, (tokens, shape.qkv_cols()), offset, 1.0);

@@ -114,7 +114,8 @@ fn shared_beginnings_change_no_score_on_a_simulated_device() {
         answer: 1,
         subject: None,
     };
-    let (questions, form) = ([short("Which?"), short("Who?")], PromptForm::LmEval);
+    let questions = [short("Which?"), short("Who?")];
+    let form = PromptForm::LmEval;
     let expected = scores_one_by_one(&open(&Cpu), &questions, form);
     let fixture = open(&Cuda::simulated(DType::F32).unwrap());
     check_scores(&ask(&fixture, &questions, form, 4096), &expected, 1e-5);
@@ -148,7 +149,8 @@ fn subjects_are_counted_and_long_questions_left_out() {
     let mut questions = questions();
     questions[3].question = "long ".repeat(200);
     let shots = |_: usize| Vec::new();
-    let (model, subject) = (&fixture.model, fixture.adapted());
+    let model = &fixture.model;
+    let subject = fixture.adapted();
     let report = four_choice(model, subject, &questions, &shots, PromptForm::Mmlu, 512, &encode).unwrap();
     assert_eq!((report.too_long, report.questions, report.shots), (1, 16, 0));
     let asked: Vec<usize> = report.predictions.iter().map(|prediction| prediction.question).collect();
@@ -163,7 +165,9 @@ fn subjects_are_counted_and_long_questions_left_out() {
 #[test]
 fn written_answers_are_matched_to_the_letter() {
     let fixture = open(&Cpu);
-    let (model, subject, questions) = (&fixture.model, fixture.adapted(), questions());
+    let model = &fixture.model;
+    let subject = fixture.adapted();
+    let questions = questions();
     let sampling = Some(Sampling { temperature: 2.0, top_k: None, top_p: 1.0 });
     let options = GenerateOptions { max_new_tokens: 3, sampling, ..GenerateOptions::default() };
     // What a token stands for is made up, so that all kinds of answers occur.

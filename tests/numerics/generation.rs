@@ -17,7 +17,8 @@ use crate::support::numbers::relative;
 impl<B: Backend> Adapted<B> {
     /// The logits of every position, by one forward pass over the whole text.
     fn whole(&self, subject: Subject<B>, tokens: &[u32]) -> Vec<f32> {
-        let (mut evaluator, mut batch) = (self.evaluator(), Batch::default());
+        let mut evaluator = self.evaluator();
+        let mut batch = Batch::default();
         batch.push(tokens, tokens, tokens.len());
         evaluator.forward(subject, &LossBatch::new(&self.model, batch).unwrap()).unwrap();
         let rows: Vec<u32> = (0..tokens.len() as u32).collect();
@@ -155,7 +156,8 @@ fn forks_share_a_beginning_and_truncation_frees_an_end() {
 fn what_does_not_fit_is_an_error() {
     let fixture = Adapted::open(&Cpu, "mistral", 256, None);
     let refused = |slots: usize, tokens: &[u32]| {
-        let (mut writer, mut sequence) = (Writer::new(&fixture, fixture.plain(), slots), CachedSequence::default());
+        let mut writer = Writer::new(&fixture, fixture.plain(), slots);
+        let mut sequence = CachedSequence::default();
         writer.extend(&mut [Extension { sequence: &mut sequence, tokens }]).unwrap_err().to_string()
     };
     assert!(refused(9, &[5; 10]).contains("9 are free"));
@@ -262,7 +264,8 @@ fn exact_match_is_that_greedy_decoding_writes_the_labelled_tokens() {
     let fixture = Adapted::open(&Cpu, "llama3", 256, None);
     let (prompts, options, [answers, _]) = greedy(&fixture.expected());
     let options = GenerateOptions { stop: Vec::new(), ..options };
-    let (mut batch, mut expected) = (Batch::default(), Vec::new());
+    let mut batch = Batch::default();
+    let mut expected = Vec::new();
     for (prompt, answer) in prompts.iter().zip(&answers) {
         // The right answer, and the answer with one token changed: the first, one in the middle, the last.
         for changed in [None, Some(0), Some(answer.len() / 2), Some(answer.len() - 1)] {
@@ -291,7 +294,7 @@ fn exact_match_is_that_greedy_decoding_writes_the_labelled_tokens() {
     assert_eq!(found.accuracy, 6.0 / 21.0);
 }
 
-/// `eos_token_id` of `generation_config.json`, one or several, before that of `config.json`.
+/// `eos_token_id` of `generation_config.json`, one or several, before `config.json`'s.
 #[test]
 fn stop_tokens_are_those_of_the_generation_config() {
     let fixture = Adapted::open(&Cpu, "llama3", 256, None);

@@ -46,7 +46,8 @@ fn layers(kept: usize) -> Recompute {
 /// Everything that a pass of each objective leaves: losses and gradients, by name.
 fn passes<B: Backend>(backend: &B, recompute: Recompute, capacity: usize) -> Vec<(&'static str, Vec<u32>)> {
     let model = Arc::new(Model::new(backend.clone(), config(true), 64).unwrap());
-    let (weights, base) = (parameters(&model, 1), parameters(&model, 2));
+    let weights = parameters(&model, 1);
+    let base = parameters(&model, 2);
     let targets = [Projection::QProj, Projection::OProj, Projection::UpProj, Projection::DownProj].into();
     let config = AdapterConfig { rank: 3, alpha: 5.0, dropout: 0.25, rank_stabilised: false, targets };
     let mut adapter = Adapter::zeros(backend, &model.config, config).unwrap();
@@ -136,7 +137,8 @@ fn trained<B: Backend>(model: &Arc<Model<B>>, mut trainer: AnyTrainer<B>, memory
 
 /// A trainer of all weights, restarted as a trajectory restarts it.
 fn trainer<B: Backend>(model: &Model<B>, config: &OptimizerConfig, memory: MemorySettings) -> AnyTrainer<B> {
-    let (backend, layout) = (&model.backend, model.layout());
+    let backend = &model.backend;
+    let layout = model.layout();
     let mut trainer = AnyTrainer::full(backend, layout, config.clone(), memory).unwrap();
     trainer.restart(backend, config.clone(), 5, 3).unwrap();
     trainer

@@ -217,7 +217,8 @@ proptest! {
         let mut bench = Bench::new();
         let mut random = Random::new(seed, Stream::Data, 0, 0);
         let longest = *lengths.iter().max().unwrap();
-        let (mut packed, mut padded) = (Batch::default(), Batch::default());
+        let mut packed = Batch::default();
+        let mut padded = Batch::default();
         for &length in &lengths {
             let mut tokens: Vec<u32> = (0..length).map(|_| random.below(37) as u32).collect();
             let mut labels = tokens.clone();
@@ -232,7 +233,9 @@ proptest! {
             let batch = LossBatch::new(&bench.model, batch).unwrap();
             let mut gradients = Gradients::zeros(&Cpu, "gradient", bench.model.layout()).unwrap();
             bench.tape.clear(&Cpu).unwrap();
-            let (evaluator, tape, subject) = (&mut bench.evaluator, &mut bench.tape, Subject::plain(&weights));
+            let evaluator = &mut bench.evaluator;
+            let tape = &mut bench.tape;
+            let subject = Subject::plain(&weights);
             let destinations = Some(GradientDestinations::of_weights(&mut gradients));
             let pass = LossPass { subject, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
             evaluator.cross_entropy(pass).unwrap();
@@ -241,7 +244,8 @@ proptest! {
             evaluator.negative_entropy(pass, EntropyOver::Valid).unwrap();
             results.push((tape.read(&Cpu).unwrap(), gradients.download(&Cpu).unwrap()));
         }
-        let ((packed_losses, packed_gradient), (padded_losses, padded_gradient)) = (&results[0], &results[1]);
+        let (packed_losses, packed_gradient) = &results[0];
+        let (padded_losses, padded_gradient) = &results[1];
         for (a, b) in packed_losses.iter().zip(padded_losses) {
             prop_assert!((a / b - 1.0).abs() < 1e-6, "{a} {b}");
         }

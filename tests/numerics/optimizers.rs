@@ -101,7 +101,8 @@ fn configs() -> Vec<OptimizerConfig> {
 
 /// The learning rates of a configuration of [`configs`], without the library's schedule.
 fn learning_rate(config: &OptimizerConfig, t: usize) -> f64 {
-    let (k, warmup) = ((t - 1) as f64, config.schedule.warmup as f64);
+    let k = (t - 1) as f64;
+    let warmup = config.schedule.warmup as f64;
     config.lr
         * match (k < warmup, config.schedule.official_warmup) {
             (true, true) => config.lr * k / warmup,
@@ -121,10 +122,18 @@ fn reference(config: &OptimizerConfig, start: f64, gradients: impl Iterator<Item
         Adadelta => 1e-6,
         _ => 1e-8,
     });
-    let (mut theta, mut m, mut v, mut delta) = (start, 0.0, 0.0, 0.0);
-    let (mut b1_power, mut b2_power, mut mu_product) = (1.0, 1.0, 1.0);
+    let mut theta = start;
+    let mut m = 0.0;
+    let mut v = 0.0;
+    let mut delta = 0.0;
+    let mut b1_power = 1.0;
+    let mut b2_power = 1.0;
+    let mut mu_product = 1.0;
     // Schedule-free: x is the average, z the base sequence, theta their mixture y.
-    let (mut x, mut z, mut lr_max, mut weights) = (start, start, 0.0f64, 0.0);
+    let mut x = start;
+    let mut z = start;
+    let mut lr_max = 0.0f64;
+    let mut weights = 0.0;
     for (index, mut g) in gradients.enumerate() {
         let t = index + 1;
         let lr = learning_rate(config, t);
@@ -155,7 +164,8 @@ fn reference(config: &OptimizerConfig, start: f64, gradients: impl Iterator<Item
         }
         m = b1 * m + (1.0 - b1) * g;
         v = b2 * v + (1.0 - b2) * g * g;
-        let (m_hat, v_hat) = (m / (1.0 - b1_power), v / (1.0 - b2_power));
+        let m_hat = m / (1.0 - b1_power);
+        let v_hat = v / (1.0 - b2_power);
         match config.kind {
             AdamW => theta = theta * (1.0 - lr * decay) - lr * m_hat / (v_hat.sqrt() + epsilon),
             Adam => theta -= lr * m_hat / (v_hat.sqrt() + epsilon),
@@ -203,7 +213,8 @@ fn error(found: &[f32], expected: &[f64], start: &[f32]) -> f64 {
 fn every_kind_follows_its_equations() {
     let problem = Problem::new(2501);
     for config in configs() {
-        let (mut optimizer, mut parameters) = (problem.optimizer(&config), problem.parameters());
+        let mut optimizer = problem.optimizer(&config);
+        let mut parameters = problem.parameters();
         problem.run(&mut optimizer, &mut parameters, 0..STEPS);
         let (expected, average): (Vec<f64>, Vec<f64>) = (0..problem.layout.len())
             .map(|i| {
@@ -240,8 +251,10 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn reset_forgets_everything() {
     let problem = Problem::new(101);
     for config in configs() {
-        let (mut used, mut fresh) = (problem.optimizer(&config), problem.optimizer(&config));
-        let (mut a, mut b) = (problem.parameters(), problem.parameters());
+        let mut used = problem.optimizer(&config);
+        let mut fresh = problem.optimizer(&config);
+        let mut a = problem.parameters();
+        let mut b = problem.parameters();
         problem.run(&mut used, &mut a, 3..STEPS);
         used.reset(&Cpu, config.clone()).unwrap();
         a.copy_from(&Cpu, &b).unwrap();
@@ -266,11 +279,13 @@ fn reset_forgets_everything() {
 fn restored_optimizers_go_on_bit_for_bit() {
     let problem = Problem::new(101);
     for config in configs() {
-        let (mut whole, mut a) = (problem.optimizer(&config), problem.parameters());
+        let mut whole = problem.optimizer(&config);
+        let mut a = problem.parameters();
         problem.run(&mut whole, &mut a, 0..5);
         let states = (0..whole.state_count()).map(|index| whole.read_state(&Cpu, index).unwrap()).collect::<Vec<_>>();
         let json = serde_json::to_string(&whole.progress()).unwrap();
-        let (mut resumed, mut b) = (problem.optimizer(&config), problem.parameters());
+        let mut resumed = problem.optimizer(&config);
+        let mut b = problem.parameters();
         b.copy_from(&Cpu, &a).unwrap();
         let progress: OptimizerProgress = serde_json::from_str(&json).unwrap();
         resumed.restore(&Cpu, progress, &states).unwrap();
@@ -291,8 +306,8 @@ fn results_do_not_depend_on_threads() {
     for kind in OptimizerKind::ALL {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let (mut optimizer, mut parameters) =
-                (problem.optimizer(&OptimizerConfig::new(kind, 1e-2)), problem.parameters());
+            let mut optimizer = problem.optimizer(&OptimizerConfig::new(kind, 1e-2));
+            let mut parameters = problem.parameters();
             pool.install(|| problem.run(&mut optimizer, &mut parameters, 0..2));
             bits(&parameters.download(&Cpu).unwrap())
         };
@@ -305,8 +320,8 @@ fn results_do_not_depend_on_threads() {
 fn coefficients_beyond_f32_are_refused() {
     let problem = Problem::new(10);
     for kind in OptimizerKind::ALL {
-        let (mut optimizer, mut parameters) =
-            (problem.optimizer(&OptimizerConfig::new(kind, 1e39)), problem.parameters());
+        let mut optimizer = problem.optimizer(&OptimizerConfig::new(kind, 1e39));
+        let mut parameters = problem.parameters();
         let gradients = Gradients::zeros(&Cpu, "gradients", &problem.layout).unwrap();
         let error = optimizer.step(&Cpu, &mut parameters, &gradients).unwrap_err().to_string();
         assert!(error.contains(kind.name()) && error.contains("1e39"), "{error}");
@@ -322,8 +337,10 @@ fn parked_states_change_no_bit() {
     let problem = Problem::new(101);
     for config in configs() {
         let parked = || Optimizer::parked(&Cpu, "parked", config.clone(), problem.layout.len(), 17).unwrap();
-        let (mut resident, mut moved) = (problem.optimizer(&config), parked());
-        let (mut a, mut b) = (problem.parameters(), problem.parameters());
+        let mut resident = problem.optimizer(&config);
+        let mut moved = parked();
+        let mut a = problem.parameters();
+        let mut b = problem.parameters();
         problem.run(&mut resident, &mut a, 0..5);
         problem.run(&mut moved, &mut b, 0..5);
         assert_eq!(bits(&a.download(&Cpu).unwrap()), bits(&b.download(&Cpu).unwrap()), "{config:?}");

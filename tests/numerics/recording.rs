@@ -27,7 +27,8 @@ fn start(model: &Model<Cuda>) -> Vec<f32> {
 
 /// A batch of sequences of these lengths, with tokens drawn from `seed`.
 fn batch(lengths: &[usize], seed: u64) -> Batch {
-    let (mut random, mut batch) = (Random::new(seed, Stream::Data, 0, 0), Batch::default());
+    let mut random = Random::new(seed, Stream::Data, 0, 0);
+    let mut batch = Batch::default();
     for &length in lengths {
         let tokens: Vec<u32> = (0..length).map(|_| random.below(41) as u32).collect();
         batch.push(&tokens, &tokens, length);
@@ -74,7 +75,8 @@ fn train(dtype: DType, what: Trains, one_memory: bool) -> (Vec<f32>, Vec<f64>, u
     };
     let adapters: Vec<&Adapter<Cuda>> = trainer.adapter().into_iter().collect();
     let mut evaluator = Evaluator::new(Arc::clone(&model), 32, &adapters).unwrap();
-    let (mut tape, mut room) = (LossTape::new(&cuda, 5).unwrap(), LossBatch::with_room(&model, 32).unwrap());
+    let mut tape = LossTape::new(&cuda, 5).unwrap();
+    let mut room = LossBatch::with_room(&model, 32).unwrap();
     let before = recordings(cuda.driver());
     for step in 0..5 {
         let batch = batch(if step % 2 == 0 { &[9, 9] } else { &[5, 10, 1] }, step);
@@ -116,7 +118,8 @@ fn another_optimizer_on_the_same_trainer_is_another_recording() {
         let config = |kind| OptimizerConfig::new(kind, 1e-3);
         let mut trainer = AnyTrainer::full(&cuda, model.layout(), config(OptimizerKind::AdamW), memory).unwrap();
         let mut evaluator = Evaluator::new(Arc::clone(&model), 32, &[]).unwrap();
-        let (mut tape, mut room) = (LossTape::new(&cuda, 1).unwrap(), LossBatch::with_room(&model, 32).unwrap());
+        let mut tape = LossTape::new(&cuda, 1).unwrap();
+        let mut room = LossBatch::with_room(&model, 32).unwrap();
         for (draw, kind) in [OptimizerKind::AdamW, OptimizerKind::NAdam, OptimizerKind::Adagrad].into_iter().enumerate()
         {
             trainer.restart(&cuda, config(kind), 1, draw as u64).unwrap();

@@ -33,7 +33,8 @@ pub fn the_direction_is_the_difference_of_the_means_of_transformers<B: Backend>(
     for folder in FOLDERS {
         let mut reference = Reference::open(backend, folder);
         let found = first_layer(&mut reference);
-        let (width, states) = (reference.model.config.hidden_size, reference.f32("hidden.1"));
+        let width = reference.model.config.hidden_size;
+        let states = reference.f32("hidden.1");
         let mut difference = vec![0.0f64; width];
         for (index, s) in padded_batch(&reference).segments.iter().enumerate() {
             let sign = if index < 2 { 0.5 } else { -0.5 };
@@ -116,7 +117,9 @@ pub fn noise_has_the_asked_size_in_every_tensor_and_follows_its_seed<B: Backend>
         add_noise(&reference.model, &mut reference.weights, 0.03, seed).unwrap();
         reference.weights.download(backend).unwrap()
     };
-    let (first, again, other) = (noisy(&mut reference, 5), noisy(&mut reference, 5), noisy(&mut reference, 6));
+    let first = noisy(&mut reference, 5);
+    let again = noisy(&mut reference, 5);
+    let other = noisy(&mut reference, 6);
     assert_eq!(first, again);
     for entry in reference.model.layout().entries() {
         let part = entry.block.range();

@@ -174,7 +174,8 @@ pub fn preference_loss_has_the_loss_and_gradients_of_pytorch<B: Backend>(backend
 
 /// `dpo.chosen` and `dpo.rejected`, interleaved; the first 8 tokens are the prompt.
 fn preference_pairs<B: Backend>(reference: &Reference<B>) -> temper::model::Batch {
-    let (chosen, rejected) = (reference.batch("dpo.chosen"), reference.batch("dpo.rejected"));
+    let chosen = reference.batch("dpo.chosen");
+    let rejected = reference.batch("dpo.rejected");
     let mut pairs = temper::model::Batch::default();
     for (a, b) in chosen.segments.iter().zip(&rejected.segments) {
         for (batch, s) in [(&chosen, a), (&rejected, b)] {
@@ -304,7 +305,7 @@ fn check_lora_gradients<B: Backend>(reference: &Reference<B>, bounds: &Bounds, t
     }
 }
 
-/// TAR with a LoRA adversary: the tamper-resistance gradient is that of the merged weights.
+/// TAR with a LoRA adversary: the tamper-resistance gradient is taken at the merged weights.
 pub fn the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights<B: Backend>(
     backend: &B,
     bounds: &Bounds,

@@ -134,7 +134,9 @@ pub fn load<B: Backend>(model: &Model<B>, path: &Path) -> Parameters<B> {
 /// The right-padded batch `input_ids` with its `attention_mask` and `labels`.
 pub fn padded_batch<B: Backend>(reference: &Reference<B>) -> Batch {
     let read = |name: &str| integers(&reference.tensors, name);
-    let (ids, mask, labels) = (read("input_ids"), read("attention_mask"), read("labels"));
+    let ids = read("input_ids");
+    let mask = read("attention_mask");
+    let labels = read("labels");
     let length = reference.tensors.info("input_ids").unwrap().shape[1];
     let mut batch = Batch::default();
     for row in 0..ids.len() / length {

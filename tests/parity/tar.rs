@@ -92,7 +92,8 @@ pub fn three_outer_steps_end_where_the_authors_loop_ends<B: Backend>(backend: &B
             .into(),
     );
     let start = reference.weights.download(backend).unwrap();
-    let (model, base) = (reference.model.clone(), reference.base());
+    let model = reference.model.clone();
+    let base = reference.base();
     let weights = load(&model, &reference.path);
     let mut hardener = Hardener::new(model, weights, base, streams, settings()).unwrap();
     for step in 0..3 {
@@ -132,7 +133,8 @@ pub fn attacks_are_undone_bit_for_bit<B: Backend>(backend: &B, _: &Bounds) {
     let mut settings = settings();
     (settings.tr_scale, settings.retain_scale) = (0.0, 0.0);
     // AdamW's decay would move the weights even without a gradient; schedule-free AdamW decays nothing by default.
-    let (model, base) = (reference.model.clone(), reference.base());
+    let model = reference.model.clone();
+    let base = reference.base();
     let weights = load(&model, &reference.path);
     let mut hardener = Hardener::new(model, weights, base, streams, settings).unwrap();
     let report = hardener.outer_step(&mut |_, _| Ok(())).unwrap();

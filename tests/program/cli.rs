@@ -9,7 +9,7 @@ fn temper(arguments: &[&str]) -> Output {
     run(&mut program::temper(arguments))
 }
 
-/// `temper --help` and that of every command below it, each behind the line that asks for it.
+/// `temper --help` and the help of every command below it, each behind the line that asks for it.
 fn help_of(command: &[&str]) -> String {
     let arguments = [command, &["--help"]].concat();
     let output = temper(&arguments);

@@ -36,7 +36,8 @@ fn the_quick_demonstration_writes_everything_that_the_full_one_does() {
         assert!(share(&attack["unlearned_restricted"]) && share(&attack["hardened_restricted"]));
     }
 
-    let (plain, hard) = (ModelDirectory::open(&out.join("unlearned")), ModelDirectory::open(&out.join("hardened")));
+    let plain = ModelDirectory::open(&out.join("unlearned"));
+    let hard = ModelDirectory::open(&out.join("hardened"));
     assert_ne!(plain.unwrap().read_weights().unwrap(), hard.unwrap().read_weights().unwrap());
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.matches("<figure").count() == 4 && page.contains("breakable"));
@@ -56,7 +57,8 @@ fn hands_over(out: &Path, summary: &Value) {
     let read = |path: &Path| serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
     let suite = text(&out.join("redteam.toml"));
     for name in ["unlearned", "hardened"] {
-        let (model, results) = (out.join(name), out.join("redteam").join(name));
+        let model = out.join(name);
+        let results = out.join("redteam").join(name);
         let mut redteam = temper(&["redteam", &suite, "--model", &text(&model), "--out", &text(&results)]);
         succeed(redteam.args(["--device", "cpu", "--set", "scale.steps=0.01"]));
         let found = read(&results.join("results.json"));

@@ -51,7 +51,8 @@ fn merge_adds_alpha_over_r_times_b_a_to_the_named_weight_and_nothing_else() {
     for row in 0..block.rows {
         for column in 0..block.cols {
             let product = (0..2).map(|r| {
-                let (b, a) = (row * 2 + r, r * block.cols + column);
+                let b = row * 2 + r;
+                let a = r * block.cols + column;
                 (b * b) as f32 / 4.0 * (a as f32 - 5.0)
             });
             expected[block.offset + row * block.cols + column] += 1.5 * product.sum::<f32>();

@@ -128,7 +128,7 @@ fn a_lora_row_is_the_same_attack_as_temper_attack_and_leaves_the_weights() {
     let row = format!("{keys}\nseeds = [9]");
     let (weights, curve) = tampered(&target, &attack(&row));
     assert!(weights == target.weights);
-    // The last loss is that of factors which six steps have made.
+    // The last loss belongs to factors which six steps have made.
     assert_eq!(curve.last().unwrap().loss, Some(summary.last_loss));
     let (_, idle) = tampered(&target, &attack(&row.replace("lr = 1e-2", "lr = 1e-12")));
     assert_ne!(idle.last().unwrap().loss, Some(summary.last_loss));
@@ -152,7 +152,8 @@ fn the_first_step_of_a_negated_start_is_minus_the_first_step() {
     let (up, _) = tampered(&target, &attack(&format!("{keys}\nnegated_steps = 1")));
     let mut moved = 0;
     for ((start, down), up) in target.weights.iter().zip(&down).zip(&up) {
-        let (forth, back) = (down - start, up - start);
+        let forth = down - start;
+        let back = up - start;
         // Each sum is rounded to a number near the weight.
         assert!((forth + back).abs() <= 2.0 * f32::EPSILON * start.abs().max(down.abs()), "{start} {down} {up}");
         moved += usize::from(forth != 0.0);
@@ -194,7 +195,8 @@ fn examples_before_the_questions_cost_no_step_and_do_not_touch_utility() {
     let before = target.before().unwrap();
     let mut attacker = Attacker::new(&target, &before).unwrap();
     let curve = attacker.run(&attack("kind = \"prefill\"\ndemonstrations = 2"), &mut |_| Ok(())).unwrap();
-    let (first, last) = (&curve[0], &curve[1]);
+    let first = &curve[0];
+    let last = &curve[1];
     assert_eq!((first.scores.clone(), first.cost.tokens), (before.clone(), 0));
     assert_eq!((last.cost.steps, last.cost.examples, last.cost.tokens), (0, 2, 24));
     assert_eq!(last.scores.utility, before.utility);
@@ -416,7 +418,8 @@ fn more_jobs_than_the_memory_holds_are_refused() {
 
 /// A model of random weights with a tokenizer and a chat template.
 fn talking_model(folder: &Path) -> PathBuf {
-    let (source, model) = (folder.join("source"), folder.join("model"));
+    let source = folder.join("source");
+    let model = folder.join("model");
     std::fs::create_dir(&source).unwrap();
     chat_model::write(&source, Some(chat_model::LLAMA3));
     let config = ModelConfig { max_position_embeddings: 512, ..ModelConfig::from_directory(&source).unwrap() };
@@ -448,7 +451,8 @@ fn answers_are_generated_and_judged_with_the_beginning_that_an_attacker_gives() 
                   *) echo '{\"score\": 0.5}' ;; esac; done\n";
     std::fs::write(&judge, script).unwrap();
     let run = |name: &str, keys: &str| {
-        let (file, out) = (scratch.path().join(format!("{name}.toml")), scratch.path().join(name));
+        let file = scratch.path().join(format!("{name}.toml"));
+        let out = scratch.path().join(name);
         let suite = format!(
             "[data]\nrestricted = {asked:?}\nretain = {asked:?}\n[restricted]\nmetric = \"compliance\"\ndata = {asked:?}\n\
              threshold = 0.7\n[utility]\nmetric = \"exact\"\ndata = {asked:?}\n[compliance]\nmax_new_tokens = 6\n{keys}\n\
@@ -478,7 +482,8 @@ fn answers_are_generated_and_judged_with_the_beginning_that_an_attacker_gives() 
         "6",
     ]);
     let found = run("keywords", "");
-    let (refused, gibberish) = (eval["refused"].as_f64(), eval["gibberish"].as_f64());
+    let refused = eval["refused"].as_f64();
+    let gibberish = eval["gibberish"].as_f64();
     assert_eq!(found["before"]["others"]["gibberish"].as_f64(), gibberish, "{eval}");
     let answered = found["before"]["restricted"].as_f64().unwrap();
     assert!(answered <= 1.0 - refused.unwrap().max(gibberish.unwrap()) + 1e-12, "{eval}");
@@ -506,7 +511,8 @@ fn four_choice_questions_are_scored_as_temper_eval_scores_them() {
          [[attack]]\nname = \"a\"\nlr = 1e-3\nsteps = 2\nbatch = 2\n[[attack]]\nname = \"p\"\nkind = \"prefill\"\n\
          demonstrations = 1\n"
     );
-    let (file, out) = (scratch.path().join("suite.toml"), scratch.path().join("out"));
+    let file = scratch.path().join("suite.toml");
+    let out = scratch.path().join("out");
     std::fs::write(&file, suite).unwrap();
     let found = temper_json(&["redteam", &text(&file), "--model", &text(&model), "--out", &text(&out)]);
     let eval = |form: &str, data: &Path| {

@@ -39,7 +39,8 @@ fn attack_data(directory: &Path) -> String {
 #[test]
 fn a_full_attack_from_the_command_line_follows_pytorch() {
     let scratch = tempfile::tempdir().unwrap();
-    let (data, model) = (attack_data(scratch.path()), text(&fixture("llama3")));
+    let data = attack_data(scratch.path());
+    let model = text(&fixture("llama3"));
     let kinds = [("adamw", "1e-3", "0"), ("schedulefree_adamw", "1e-3", "4"), ("sgd_nesterov", "1e-2", "0")];
     for (name, lr, warmup) in kinds {
         let out = scratch.path().join(name);
@@ -64,7 +65,8 @@ fn a_full_attack_from_the_command_line_follows_pytorch() {
 #[test]
 fn a_lora_attack_from_the_command_line_follows_peft() {
     let scratch = tempfile::tempdir().unwrap();
-    let (data, out) = (attack_data(scratch.path()), scratch.path().join("out"));
+    let data = attack_data(scratch.path());
+    let out = scratch.path().join("out");
     let mut command = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)]);
     command.args(["--params", "lora", "--rank", "8", "--alpha", "16", "--adapter", &text(&fixture("llama3/adapter"))]);
     command.args(["--optimizer", "adamw", "--lr", "1e-3", "--steps", "8", "--batch", "4", "--no-shuffle", "--no-pack"]);
@@ -132,7 +134,8 @@ skip_first_retain_batch = true
 /// The reference trajectory of the TAR authors' loop as a run file, with its data in file order.
 fn tar_run(directory: &Path) -> PathBuf {
     let tensors = TensorFile::open(&fixture("llama3/tar.safetensors")).unwrap();
-    let (model, base) = (text(&fixture("llama3")), text(&fixture("llama3/base")));
+    let model = text(&fixture("llama3"));
+    let base = text(&fixture("llama3/base"));
     let mut run = format!("[model]\npath = {model:?}\nreference = {base:?}\ndtype = \"f32\"\n");
     for stream in ["pile", "camel", "adv_retain", "forget_train", "meta", "retain"] {
         let count = (0..).take_while(|i| tensors.info(&format!("batch.{stream}.{i}")).is_some()).count();
@@ -149,15 +152,18 @@ fn tar_run(directory: &Path) -> PathBuf {
 #[test]
 fn a_scripted_run_file_follows_the_authors_loop() {
     let scratch = tempfile::tempdir().unwrap();
-    let (run, out) = (tar_run(scratch.path()), scratch.path().join("out"));
+    let run = tar_run(scratch.path());
+    let out = scratch.path().join("out");
     // Rows may be longer than the model reads, as long as none is: the cost counts what was there.
     let longer = "data.retain.max_length=100000";
     succeed(&mut temper(&["harden", &text(&run), "--out", &text(&out), "--set", longer]));
     let cost: serde_json::Value =
         serde_json::from_slice(&std::fs::read(out.join("temper/cost.json")).unwrap()).unwrap();
     assert!(cost["flop"].as_f64().unwrap() > 1e6 && cost["seconds"].as_f64().unwrap() > 0.0, "{cost}");
-    let (start, after) = (ModelDirectory::open(&fixture("llama3")).unwrap(), ModelDirectory::open(&out).unwrap());
-    let (start_values, values) = (start.read_weights().unwrap(), after.read_weights().unwrap());
+    let start = ModelDirectory::open(&fixture("llama3")).unwrap();
+    let after = ModelDirectory::open(&out).unwrap();
+    let start_values = start.read_weights().unwrap();
+    let values = after.read_weights().unwrap();
     let tensors = TensorFile::open(&fixture("llama3/tar.safetensors")).unwrap();
     for entry in ModelLayout::new(&start.config).unwrap().entries() {
         let place = entry.block.range();
@@ -207,7 +213,8 @@ fn a_gpu_run_says_what_it_trades_for_memory_and_takes_orders() {
 #[test]
 fn a_run_that_does_not_fit_its_gpu_is_refused_before_it_starts() {
     let scratch = tempfile::tempdir().unwrap();
-    let (run_file, out) = (text(&tar_run(scratch.path())), text(&scratch.path().join("out")));
+    let run_file = text(&tar_run(scratch.path()));
+    let out = text(&scratch.path().join("out"));
     let arguments = ["harden", &run_file, "--out", &out, "--device", "sim", "--set", "data.meta.batch=1000000"];
     let output = run(&mut temper(&arguments));
     let message = stderr(&output);
@@ -294,7 +301,8 @@ fn cost(out: &Path) -> temper::plan::DefenderCost {
 #[test]
 fn an_attack_that_is_killed_or_stopped_ends_with_the_same_bytes() {
     let scratch = tempfile::tempdir().unwrap();
-    let (data, model) = (attack_data(scratch.path()), text(&fixture("llama3")));
+    let data = attack_data(scratch.path());
+    let model = text(&fixture("llama3"));
     for kind in ["full", "lora"] {
         let common =
             ["attack", "--model", &model, "--data", &data, "--params", kind, "--dropout", "0.1", "--lr", "1e-3"];
@@ -318,7 +326,8 @@ fn a_safeguard_of_the_run_file_is_trained_first_and_survives_a_kill() {
     let safeguard = "[safeguard]\nmethod = \"max_entropy\"\ndata = \"pile\"\nsteps = 40\nlr = 5e-3\nwarmup = 0\n";
     let text_of_run = std::fs::read_to_string(&run).unwrap();
     std::fs::write(&run, format!("{text_of_run}{safeguard}")).unwrap();
-    let (run, whole) = (text(&run), scratch.path().join("whole"));
+    let run = text(&run);
+    let whole = scratch.path().join("whole");
     succeed(&mut temper(&["harden", &run, "--out", &text(&whole)]));
     let expected = result(&whole);
     let metrics = std::fs::read_to_string(whole.join("temper/metrics.jsonl")).unwrap();
@@ -330,7 +339,8 @@ fn a_safeguard_of_the_run_file_is_trained_first_and_survives_a_kill() {
         .collect();
     assert_eq!(losses.len(), 40);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    let (first, last) = (mean(&losses[..5]), mean(&losses[35..]));
+    let first = mean(&losses[..5]);
+    let last = mean(&losses[35..]);
     assert!(last < first - 0.05, "the entropy of restricted text rises: {first} {last}");
     let out = scratch.path().join("killed");
     interrupt(&["harden", &run], &out, "-KILL");
@@ -342,7 +352,8 @@ fn a_safeguard_of_the_run_file_is_trained_first_and_survives_a_kill() {
 #[test]
 fn numbers_that_are_not_finite_never_reach_the_weights() {
     let scratch = tempfile::tempdir().unwrap();
-    let (data, out) = (attack_data(scratch.path()), scratch.path().join("out"));
+    let data = attack_data(scratch.path());
+    let out = scratch.path().join("out");
     let mut command = temper(&["attack", "--model", &text(&fixture("llama3")), "--data", &data, "--out", &text(&out)]);
     command.args(["--optimizer", "sgd_momentum", "--lr", "1e30", "--steps", "20", "--batch", "4"]);
     let output = run(command.args(["--checkpoint-every", "1"]));

@@ -120,7 +120,8 @@ fn planted_bugs_are_reported_with_every_access_watched() {
 /// Whether the sanitizers' runtime is installed.
 fn sanitizers_work(folder: &Path) -> bool {
     std::fs::create_dir_all(folder).expect("the target folder is writable");
-    let (source, executable) = (folder.join("empty.cpp"), folder.join("empty"));
+    let source = folder.join("empty.cpp");
+    let executable = folder.join("empty");
     std::fs::write(&source, "int main() { return 0; }\n").expect("writable");
     let compiled = Command::new(compiler()).args(SANITIZERS).arg(&source).arg("-o").arg(&executable).output();
     compiled.is_ok_and(|output| output.status.success())

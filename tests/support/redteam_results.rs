@@ -39,8 +39,8 @@ pub fn curve(attack: &Attack, seed: u64, before: &Scores) -> Vec<Point> {
         let rise = (1.0 - (-4.0 * done).exp()) / (1.0 - (-4f64).exp());
         let wave = 0.02 * ((seed * 7 + i * 3) % 5) as f64 * done;
         let towards = |from: f64, to: f64| (from + (to - from) * rise + wave).clamp(0.0, 1.0);
-        let (restricted, utility) =
-            (towards(before.restricted, attack.restricted), towards(before.utility, attack.utility));
+        let restricted = towards(before.restricted, attack.restricted);
+        let utility = towards(before.utility, attack.utility);
         let others = before.others.iter().map(|(name, x)| (name.clone(), x * (1.0 + 0.3 * done))).collect();
         Point {
             cost: Cost {
@@ -102,7 +102,8 @@ fn run(attack: &Attack, seed: u64, trial: Option<u64>, before: &Scores, goal: &G
 
 /// A run of some attacks, with one that failed and one that was skipped.
 pub fn results(model: &str, attacks: &[Attack], trials: u64) -> Results {
-    let (goal, others) = (goal(), BTreeMap::from([("perplexity".to_string(), 1.31)]));
+    let goal = goal();
+    let others = BTreeMap::from([("perplexity".to_string(), 1.31)]);
     let before = Scores { restricted: 0.0729, utility: 0.979, others };
     let mut all: Vec<AttackResult> = Vec::new();
     for attack in attacks {
@@ -169,7 +170,8 @@ fn best(attack: &AttackResult, goal: &Goal) -> Option<f64> {
 
 fn spread(mut scores: Vec<f64>) -> Spread {
     scores.sort_by(f64::total_cmp);
-    let (count, mean) = (scores.len(), scores.iter().sum::<f64>() / scores.len().max(1) as f64);
+    let count = scores.len();
+    let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
     let variance = scores.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count.saturating_sub(1).max(1) as f64;
     let top: Vec<f64> = scores.iter().rev().take(3).copied().collect();
     Spread {

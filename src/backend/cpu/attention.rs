@@ -17,7 +17,8 @@ vectorised! {
     fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
         let (first, second) = head.split_at_mut(cos.len());
         for i in 0..cos.len() {
-            let (a, b) = (first[i], second[i]);
+            let a = first[i];
+            let b = second[i];
             first[i] = a * cos[i] - b * (sign * sin[i]);
             second[i] = b * cos[i] + a * (sign * sin[i]);
         }
@@ -27,8 +28,11 @@ vectorised! {
 impl Execute<Rope<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<Rope<Cpu>>) -> Result<()> {
         let Rope { qkv, positions, table, shape, inverse } = checked.operands();
-        let (cols, half) = (qkv.cols, shape.head_dim / 2);
-        let (cos, sin, positions) = (floats(table.cos.view()), floats(table.sin.view()), integers(positions));
+        let cols = qkv.cols;
+        let half = shape.head_dim / 2;
+        let cos = floats(table.cos.view());
+        let sin = floats(table.sin.view());
+        let positions = integers(positions);
         let sign = if inverse { -1.0 } else { 1.0 };
         let rotated = shape.query_cols() + shape.key_value_cols();
         let rows = rows_per_task(cols);
@@ -66,7 +70,8 @@ impl<'a> Task<'a> {
 
     /// The columns of a qkv row at which the `head`-th query of the group, its key and its value begin.
     fn columns(&self, head: usize) -> (usize, usize, usize) {
-        let (d, s) = (self.shape.head_dim, self.shape);
+        let d = self.shape.head_dim;
+        let s = self.shape;
         let key = s.query_cols() + self.group * d;
         ((self.group * self.queries() + head) * d, key, key + s.key_value_cols())
     }
@@ -95,7 +100,8 @@ struct Block {
 
 /// Scores of a block against its keys: q kᵀ, [rows, keys].
 fn scores(task: &Task, block: &Block, qkv: &[f32], head: usize, scores: &mut [f32]) {
-    let (cols, width) = (task.shape.qkv_cols(), block.keys.len());
+    let cols = task.shape.qkv_cols();
+    let width = block.keys.len();
     let (query, key, _) = task.columns(head);
     let q = task.part(qkv, cols, block.first, query);
     let k = task.part(qkv, cols, block.keys.start, key).transposed();
@@ -105,7 +111,9 @@ fn scores(task: &Task, block: &Block, qkv: &[f32], head: usize, scores: &mut [f3
 
 /// Output of a task: [length, queries · D] and log-sum-exp [length, queries].
 fn forward_task(task: Task, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (d, queries, length) = (task.shape.head_dim, task.queries(), task.segment.length);
+    let d = task.shape.head_dim;
+    let queries = task.queries();
+    let length = task.segment.length;
     let mut out = vec![0.0; length * queries * d];
     let mut log_sum_exp = vec![f32::NEG_INFINITY; length * queries];
     let mut buffer = Vec::new();
@@ -138,7 +146,8 @@ fn forward_task(task: Task, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
 /// Turns row `i` of a block's scores into probabilities, 0 for keys that it does not see; returns the log-sum-exp.
 fn softmax(task: &Task, block: &Block, i: usize, row: &mut [f32]) -> f32 {
     let visible = task.shape.visible_keys(block.first + i, task.segment.valid);
-    let (start, end) = (visible.start - block.keys.start, visible.end - block.keys.start);
+    let start = visible.start - block.keys.start;
+    let end = visible.end - block.keys.start;
     row[..start].fill(0.0);
     row[end..].fill(0.0);
     match &mut row[start..end] {
@@ -162,7 +171,8 @@ impl Execute<AttentionForward<'_, Cpu>> for Cpu {
         let qkv = floats(qkv);
         let tasks = Task::all(segments, shape);
         let results: Vec<_> = tasks.par_iter().map(|&task| forward_task(task, qkv)).collect();
-        let (out, log_sum_exp) = (floats_mut(out), floats_mut(log_sum_exp));
+        let out = floats_mut(out);
+        let log_sum_exp = floats_mut(log_sum_exp);
         for (task, (values, sums)) in tasks.iter().zip(&results) {
             let width = task.queries() * shape.head_dim;
             scatter(task, values, width, task.group * width, out, shape.query_cols());
@@ -212,14 +222,18 @@ vectorised! {
 /// P from the scores and log-sum-exp, dP = dO Vᵀ, dS = P ∘ (dP − rowsum(dO ∘ O)); then dV += Pᵀ dO, dQ = dS K,
 /// dK += dSᵀ Q.
 fn backward_task(task: Task, saved: Saved) -> TaskGradient {
-    let (d, queries, length) = (task.shape.head_dim, task.queries(), task.segment.length);
-    let (cols, width) = (task.shape.qkv_cols(), task.shape.query_cols());
+    let d = task.shape.head_dim;
+    let queries = task.queries();
+    let length = task.segment.length;
+    let cols = task.shape.qkv_cols();
+    let width = task.shape.query_cols();
     let mut gradient = TaskGradient {
         d_query: vec![0.0; length * queries * d],
         d_key: vec![0.0; length * d],
         d_value: vec![0.0; length * d],
     };
-    let (mut p, mut dp) = (Vec::new(), Vec::new());
+    let mut p = Vec::new();
+    let mut dp = Vec::new();
     for block in task.blocks().filter(|block| !block.keys.is_empty()) {
         let keys = block.keys.len();
         p.resize(block.rows * keys, 0.0);
@@ -234,7 +248,8 @@ fn backward_task(task: Task, saved: Saved) -> TaskGradient {
             for (i, (p, dp)) in p.chunks_mut(keys).zip(dp.chunks_mut(keys)).enumerate() {
                 row_gradient(&task, &block, saved, head, i, p, dp);
             }
-            let (probabilities, ds) = (Operand::rows(&p, keys), Operand::rows(&dp, keys));
+            let probabilities = Operand::rows(&p, keys);
+            let ds = Operand::rows(&dp, keys);
             let at = block.keys.start * d;
             Product {
                 m: keys,
@@ -260,9 +275,11 @@ fn backward_task(task: Task, saved: Saved) -> TaskGradient {
 
 /// Row `i` of a block and a head: scores become probabilities, and dp becomes ds.
 fn row_gradient(task: &Task, block: &Block, saved: Saved, head: usize, i: usize, p: &mut [f32], dp: &mut [f32]) {
-    let (shape, d) = (task.shape, task.shape.head_dim);
+    let shape = task.shape;
+    let d = task.shape.head_dim;
     let visible = shape.visible_keys(block.first + i, task.segment.valid);
-    let (start, end) = (visible.start - block.keys.start, visible.end - block.keys.start);
+    let start = visible.start - block.keys.start;
+    let end = visible.end - block.keys.start;
     for row in [&mut *p, &mut *dp] {
         row[..start].fill(0.0);
         row[end..].fill(0.0);
@@ -287,7 +304,8 @@ impl Execute<AttentionBackward<'_, Cpu>> for Cpu {
         let d_qkv = floats_mut(d_qkv);
         for (task, gradient) in tasks.iter().zip(&results) {
             let (query, key, value) = task.columns(0);
-            let (d, stride) = (shape.head_dim, shape.qkv_cols());
+            let d = shape.head_dim;
+            let stride = shape.qkv_cols();
             scatter(task, &gradient.d_query, task.queries() * d, query, d_qkv, stride);
             scatter(task, &gradient.d_key, d, key, d_qkv, stride);
             scatter(task, &gradient.d_value, d, value, d_qkv, stride);

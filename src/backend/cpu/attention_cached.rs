@@ -13,14 +13,17 @@ use crate::ops::{AttentionCached, CachedSegment, CachedSegments, Checked, Execut
 impl Execute<AttentionCached<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<AttentionCached<Cpu>>) -> Result<()> {
         let AttentionCached { qkv, segments, cache, out } = checked.operands();
-        let (shape, qkv, cache) = (segments.shape, floats(qkv), floats_mut(cache));
+        let shape = segments.shape;
+        let qkv = floats(qkv);
+        let cache = floats_mut(cache);
         store(qkv, segments, cache);
         let cache = &*cache;
         let groups = 0..shape.num_key_value_heads;
         let tasks: Vec<_> = segments.host.iter().flat_map(|s| groups.clone().map(move |group| (s, group))).collect();
         let results: Vec<_> =
             tasks.par_iter().map(|&(segment, group)| attend(segments, segment, group, qkv, cache)).collect();
-        let (out, cols) = (floats_mut(out), shape.query_cols());
+        let out = floats_mut(out);
+        let cols = shape.query_cols();
         let width = cols / shape.num_key_value_heads;
         for ((segment, group), result) in tasks.iter().zip(&results) {
             for (from, to) in result.chunks(width).zip(out[segment.start * cols..].chunks_mut(cols)) {
@@ -33,7 +36,8 @@ impl Execute<AttentionCached<'_, Cpu>> for Cpu {
 
 /// A slot holds the end of a qkv row: its keys and values.
 fn store(qkv: &[f32], segments: &CachedSegments<Cpu>, cache: &mut [f32]) {
-    let (cols, width) = (segments.shape.qkv_cols(), 2 * segments.shape.key_value_cols());
+    let cols = segments.shape.qkv_cols();
+    let width = 2 * segments.shape.key_value_cols();
     let slots = segments.host.iter().flat_map(|segment| segments.new_slots(segment));
     for (row, &slot) in qkv.chunks(cols).zip(slots) {
         cache[slot as usize * width..][..width].copy_from_slice(&row[cols - width..]);
@@ -48,21 +52,24 @@ fn attend(
     qkv: &[f32],
     cache: &[f32],
 ) -> Vec<f32> {
-    let (shape, d) = (segments.shape, segments.shape.head_dim);
-    let (queries, slots) =
-        (shape.num_attention_heads / shape.num_key_value_heads, &segments.slots[segment.slots.clone()]);
+    let shape = segments.shape;
+    let d = segments.shape.head_dim;
+    let queries = shape.num_attention_heads / shape.num_key_value_heads;
+    let slots = &segments.slots[segment.slots.clone()];
     let before = slots.len() - segment.length;
     let first = shape.visible_keys(before, slots.len()).start;
     let gather = |column: usize| -> Vec<f32> {
         let width = 2 * shape.key_value_cols();
         slots[first..].iter().flat_map(|&slot| &cache[slot as usize * width + column..][..d]).copied().collect()
     };
-    let (keys, values) = (gather(group * d), gather(shape.key_value_cols() + group * d));
+    let keys = gather(group * d);
+    let values = gather(shape.key_value_cols() + group * d);
     let mut out = vec![0.0; segment.length * queries * d];
     let mut scores = Vec::new();
     for (i, out) in out.chunks_mut(queries * d).enumerate() {
         let visible = shape.visible_keys(before + i, slots.len());
-        let (count, skipped) = (visible.len(), (visible.start - first) * d);
+        let count = visible.len();
+        let skipped = (visible.start - first) * d;
         scores.resize(queries * count, 0.0);
         let q = Operand::rows(&qkv[(segment.start + i) * shape.qkv_cols() + group * queries * d..], d);
         let k = Operand::rows(&keys[skipped..], d).transposed();

@@ -81,7 +81,8 @@ impl Execute<SwigluBackward<'_, Cpu>> for Cpu {
         floats_mut(d_gate_up).par_chunks_mut(rows * 2 * cols).zip(inputs).for_each(|(out, (d_h, gate_up))| {
             let rows = out.chunks_mut(2 * cols).zip(d_h.chunks(cols).zip(gate_up.chunks(2 * cols)));
             for (out, (d_h, row)) in rows {
-                let ((d_gate, d_up), (gate, up)) = (out.split_at_mut(cols), row.split_at(cols));
+                let (d_gate, d_up) = out.split_at_mut(cols);
+                let (gate, up) = row.split_at(cols);
                 swiglu_row_backward(d_h, &gate[..cols], &up[..cols], &mut d_gate[..cols], &mut d_up[..cols]);
             }
         });

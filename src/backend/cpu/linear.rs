@@ -174,7 +174,10 @@ fn apply_mask(dropout: Dropout, values: &mut [f32]) {
 impl Execute<LoraForward<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<LoraForward<Cpu>>) -> Result<()> {
         let LoraForward { x, slices, dropout, s, y } = checked.operands();
-        let (tokens, input, ranks, out) = (x.rows, x.cols, s.cols, y.cols);
+        let tokens = x.rows;
+        let input = x.cols;
+        let ranks = s.cols;
+        let out = y.cols;
         let mut storage = Vec::new();
         let x = dropped(floats(x), dropout, &mut storage);
         let s = floats_mut(s);
@@ -186,11 +189,13 @@ impl Execute<LoraForward<'_, Cpu>> for Cpu {
                 .write(&mut s[first..], ranks);
             first += rank;
         }
-        let (s, rows) = (&*s, block_rows(tokens, out * slices.first().map_or(1, |slice| slice.a.rows)));
+        let s = &*s;
+        let rows = block_rows(tokens, out * slices.first().map_or(1, |slice| slice.a.rows));
         floats_mut(y).par_chunks_mut((rows * out).max(1)).enumerate().for_each(|(block, y)| {
             let mut first = 0;
             for slice in slices {
-                let (rank, cols) = (slice.a.rows, slice.b.rows);
+                let rank = slice.a.rows;
+                let cols = slice.b.rows;
                 let low = Operand::rows(&s[block * rows * ranks + first..], ranks);
                 let b = Operand::rows(floats(slice.b), rank).transposed();
                 Product { m: y.len() / out, n: cols, k: rank, a: low, b, alpha: slice.scale, accumulate: true }
@@ -205,13 +210,20 @@ impl Execute<LoraForward<'_, Cpu>> for Cpu {
 impl Execute<LoraBackward<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<LoraBackward<Cpu>>) -> Result<()> {
         let LoraBackward { dy, x, s, slices, dropout, gradients, ds, dx } = checked.operands();
-        let (tokens, input, ranks, out) = (x.rows, x.cols, s.cols, dy.cols);
+        let tokens = x.rows;
+        let input = x.cols;
+        let ranks = s.cols;
+        let out = dy.cols;
         let mut storage = Vec::new();
         let x = dropped(floats(x), dropout, &mut storage);
-        let (dy, s, ds, dx) = (floats(dy), floats(s), floats_mut(ds), floats_mut(dx));
+        let dy = floats(dy);
+        let s = floats(s);
+        let ds = floats_mut(ds);
+        let dx = floats_mut(dx);
         let mut first = 0;
         for slice in slices {
-            let (rank, cols) = (slice.a.rows, slice.b.rows);
+            let rank = slice.a.rows;
+            let cols = slice.b.rows;
             let dy = Operand::rows(&dy[slice.start..], out);
             let b = Operand::rows(floats(slice.b), rank);
             Product { m: tokens, n: rank, k: cols, a: dy, b, alpha: slice.scale, accumulate: false }
@@ -240,9 +252,11 @@ struct LowRank<'a> {
 
 /// db += scale · dyᵀ s and da += dsᵀ x.
 fn add_factor_gradients(buffer: &mut CpuBuffer, slices: &[LoraSlice<Cpu>], low: &LowRank) {
-    let (gradient, mut first) = (buffer.floats_mut(), 0);
+    let gradient = buffer.floats_mut();
+    let mut first = 0;
     for slice in slices {
-        let (rank, cols) = (slice.a.rows, slice.b.rows);
+        let rank = slice.a.rows;
+        let cols = slice.b.rows;
         let dy = Operand::rows(&low.dy[slice.start..], low.out).transposed();
         let s = Operand::rows(&low.s[first..], low.ranks);
         let db = &mut gradient[slice.b.offset..slice.b.offset + slice.b.len()];

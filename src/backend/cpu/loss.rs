@@ -24,8 +24,12 @@ struct Scratch {
 impl Execute<LossHead<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<LossHead<Cpu>>) -> Result<()> {
         let LossHead { loss, hidden, head, targets, weights, values, gradients } = checked.operands();
-        let (d, vocab) = (hidden.cols, head.rows);
-        let (hidden, head, targets, weights) = (floats(hidden), floats(head), integers(targets), floats(weights));
+        let d = hidden.cols;
+        let vocab = head.rows;
+        let hidden = floats(hidden);
+        let head = floats(head);
+        let targets = integers(targets);
+        let weights = floats(weights);
         let values = floats_mut(values);
         values.fill(0.0);
         let (mut d_hidden, mut d_head) = match gradients {
@@ -42,7 +46,8 @@ impl Execute<LossHead<'_, Cpu>> for Cpu {
             scratch.hidden.clear();
             tokens.iter().for_each(|&t| scratch.hidden.extend_from_slice(&hidden[t * d..][..d]));
             scratch.logits.resize(n * vocab, 0.0);
-            let (x, w) = (Operand::rows(&scratch.hidden, d), Operand::rows(head, d));
+            let x = Operand::rows(&scratch.hidden, d);
+            let w = Operand::rows(head, d);
             Product { m: n, n: vocab, k: d, a: x, b: w.transposed(), alpha: 1.0, accumulate: false }
                 .write_parallel(&mut scratch.logits);
             let rows = rows_per_task(vocab);
@@ -126,7 +131,8 @@ fn hidden_rows(
     d_hidden: Option<MatrixMut<Cpu>>,
     row: impl Fn(usize, &[f32], Option<&mut [f32]>) -> f32 + Sync,
 ) {
-    let (cols, rows) = (hidden.cols, rows_per_task(hidden.cols));
+    let cols = hidden.cols;
+    let rows = rows_per_task(hidden.cols);
     let inputs = floats(hidden).par_chunks(rows * cols).zip(floats_mut(values).par_chunks_mut(rows)).enumerate();
     match d_hidden {
         None => inputs.for_each(|(task, (hidden, values))| {
@@ -150,7 +156,8 @@ impl Execute<RepresentationDistance<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<RepresentationDistance<Cpu>>) -> Result<()> {
         let RepresentationDistance { hidden, reference, weights, values, d_hidden } = checked.operands();
         let cols = hidden.cols;
-        let (reference, weights) = (floats(reference), floats(weights));
+        let reference = floats(reference);
+        let weights = floats(weights);
         hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
             let reference = &reference[t * cols..][..cols];
             let distance = sum_of(h, reference, |a, b| (a - b) * (a - b)).sqrt();
@@ -173,15 +180,19 @@ impl Execute<RandomMapping<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<RandomMapping<Cpu>>) -> Result<()> {
         let RandomMapping { hidden, table, ids, weights, values, d_hidden } = checked.operands();
         let cols = hidden.cols;
-        let (table, ids, weights) = (floats(table), integers(ids), floats(weights));
+        let table = floats(table);
+        let ids = integers(ids);
+        let weights = floats(weights);
         hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
             let direction = &table[ids[t] as usize * cols..][..cols];
-            let (norm, length) = (dot(h, h).sqrt().max(LEAST_NORM), dot(direction, direction).sqrt().max(LEAST_NORM));
+            let norm = dot(h, h).sqrt().max(LEAST_NORM);
+            let length = dot(direction, direction).sqrt().max(LEAST_NORM);
             let cosine = dot(h, direction) / (norm * length);
             if let Some(gradient) = gradient {
                 // d(−|cos|)/dh = −sign(cos) (direction/(‖h‖‖direction‖) − cos · h/‖h‖²).
                 let factor = -weights[t] * if cosine == 0.0 { 0.0 } else { cosine.signum() };
-                let (along, back) = (factor / (norm * length), factor * cosine / (norm * norm));
+                let along = factor / (norm * length);
+                let back = factor * cosine / (norm * norm);
                 for ((g, r), h) in gradient.iter_mut().zip(direction).zip(h) {
                     *g += along * r - back * h;
                 }

@@ -30,8 +30,10 @@ vectorised! {
 impl Execute<RmsNormForward<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<RmsNormForward<Cpu>>) -> Result<()> {
         let RmsNormForward { residual, delta, weight, epsilon, sum, normed, inverse_rms } = checked.operands();
-        let (cols, rows) = (residual.cols, rows_per_task(residual.cols));
-        let (residual, weight) = (floats(residual), floats(weight));
+        let cols = residual.cols;
+        let rows = rows_per_task(residual.cols);
+        let residual = floats(residual);
+        let weight = floats(weight);
         let out = floats_mut(normed).par_chunks_mut(rows * cols).zip(floats_mut(inverse_rms).par_chunks_mut(rows));
         let Some((delta, sum)) = delta.zip(sum) else {
             out.zip(residual.par_chunks(rows * cols)).for_each(|((normed, inverse), x)| {
@@ -75,8 +77,11 @@ vectorised! {
 impl Execute<RmsNormBackward<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<RmsNormBackward<Cpu>>) -> Result<()> {
         let RmsNormBackward { d_normed, x, weight, inverse_rms, d_residual, d_weight } = checked.operands();
-        let (cols, rows) = (x.cols, rows_per_task(x.cols));
-        let (x, weight, inverse_rms) = (floats(x), floats(weight), floats(inverse_rms));
+        let cols = x.cols;
+        let rows = rows_per_task(x.cols);
+        let x = floats(x);
+        let weight = floats(weight);
+        let inverse_rms = floats(inverse_rms);
         let inputs = floats(d_normed).par_chunks(rows * cols).zip(x.par_chunks(rows * cols));
         let tasks = floats_mut(d_residual).par_chunks_mut(rows * cols).zip(inverse_rms.par_chunks(rows)).zip(inputs);
         let partial: Vec<Vec<f32>> = tasks

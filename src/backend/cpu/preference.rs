@@ -17,8 +17,10 @@ fn softplus(x: f64) -> f64 {
 impl Execute<Preference<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<Preference<Cpu>>) -> Result<()> {
         let Preference { values, segments, reference_margins, beta, scale, weights, losses } = checked.operands();
-        let (values, margins) = (floats(values), floats(reference_margins));
-        let (weights, losses) = (floats_mut(weights), floats_mut(losses));
+        let values = floats(values);
+        let margins = floats(reference_margins);
+        let weights = floats_mut(weights);
+        let losses = floats_mut(losses);
         let pairs = losses.len();
         for (i, pair) in segments.host.chunks_exact(2).enumerate() {
             let [chosen, rejected] = pair else { continue };

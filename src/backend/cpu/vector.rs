@@ -90,8 +90,10 @@ fn lanes_sum(lanes: [f32; LANES]) -> f32 {
 #[inline(always)]
 pub(super) fn sum_of(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
-    let (whole_a, whole_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (rest_a, rest_b) = (whole_a.remainder(), whole_b.remainder());
+    let whole_a = a.chunks_exact(LANES);
+    let whole_b = b.chunks_exact(LANES);
+    let rest_a = whole_a.remainder();
+    let rest_b = whole_b.remainder();
     for (a, b) in whole_a.zip(whole_b) {
         for i in 0..LANES {
             lanes[i] += f(a[i], b[i]);

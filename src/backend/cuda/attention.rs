@@ -91,7 +91,7 @@ impl Plan {
         4 * (fixed * 16 * head_dim + 2 * 32 * (head_dim + 1) + fixed * 16 * 32)
     }
 
-    /// The two kernels after the statistics. Shared memory is that of the headers: fixed tiles, stages of streamed tiles,
+    /// The two kernels after the statistics. The headers say the shared memory: fixed tiles, stages of streamed tiles,
     /// statistics, barriers.
     fn backward_passes(&self) -> [BackwardPass; 2] {
         let row_bytes = 2 * self.shape.head_dim;
@@ -212,7 +212,8 @@ impl Execute<AttentionBackward<'_, Cuda>> for Cuda {
 /// For each head and row: `log_sum_exp`, in the unit of the kernels that read it, and the sum of `d_out · out`.
 fn launch_statistics(cuda: &Cuda, plan: &Plan, operands: &AttentionBackward<Cuda>, statistics: Argument) -> Result<()> {
     let AttentionBackward { d_out, out, log_sum_exp, .. } = operands;
-    let (heads, head_dim) = (plan.shape.num_attention_heads, plan.shape.head_dim);
+    let heads = plan.shape.num_attention_heads;
+    let head_dim = plan.shape.head_dim;
     let vector = 4 * d_out.dtype().bytes() as u64;
     let wide =
         head_dim.is_multiple_of(4) && [d_out.address(), out.address()].iter().all(|address| address % vector == 0);

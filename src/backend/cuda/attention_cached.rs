@@ -16,7 +16,8 @@ impl Execute<AttentionCached<'_, Cuda>> for Cuda {
         let AttentionCached { qkv, segments, cache, out } = checked.operands();
         let shape = segments.shape;
         check_head_dim(shape.head_dim)?;
-        let (rows, slots) = (segments.device_rows.view(), segments.device_slots.view());
+        let rows = segments.device_rows.view();
+        let slots = segments.device_slots.view();
         if qkv.is_empty() {
             return Ok(());
         }

@@ -69,7 +69,8 @@ impl Execute<GatherRows<'_, Cuda>> for Cuda {
         if out.is_empty() {
             return Ok(());
         }
-        let (rows, cols) = (size(NAME, out.rows)?, size(NAME, out.cols)?);
+        let rows = size(NAME, out.rows)?;
+        let cols = size(NAME, out.cols)?;
         let width = row_width(out.dtype(), out.cols, &[from.address(), out.address()]);
         let arguments = [from.pointer(), indices.pointer(), out.pointer(), cols.into(), flag(width > 1)];
         self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(out.cols / width, ROW_THREADS), 0, &arguments)
@@ -83,11 +84,12 @@ impl Execute<EmbeddingBackward<'_, Cuda>> for Cuda {
         if d_out.is_empty() {
             return Ok(());
         }
-        let (tokens, cols) = (size(NAME, d_out.rows)?, size(NAME, d_out.cols)?);
+        let tokens = size(NAME, d_out.rows)?;
+        let cols = size(NAME, d_out.cols)?;
         // Keys are of 64 bits: the sorted tiles, then all of them in order.
         self.with_scratch("embedding keys", 4 * d_out.rows, DType::U32, |scratch| {
-            let (tiles, keys) =
-                (Argument::Pointer(scratch.address(0)), Argument::Pointer(scratch.address(2 * d_out.rows)));
+            let tiles = Argument::Pointer(scratch.address(0));
+            let keys = Argument::Pointer(scratch.address(2 * d_out.rows));
             let grid = [size(NAME, d_out.rows.div_ceil(TILE))?, 1, 1];
             self.launch("embedding_sort_tiles", grid, TILE as u32, 4 * TILE, &[ids.pointer(), tiles, tokens.into()])?;
             // Eight lanes a token.

@@ -15,7 +15,8 @@ impl Execute<RepresentationDistance<'_, Cuda>> for Cuda {
         if hidden.is_empty() {
             return Ok(());
         }
-        let (rows, cols) = (size(NAME, hidden.rows)?, hidden.cols);
+        let rows = size(NAME, hidden.rows)?;
+        let cols = hidden.cols;
         let mut addresses = vec![hidden.address(), reference.address()];
         addresses.extend(d_hidden.iter().map(Place::address));
         let width = row_width(hidden.dtype(), cols, &addresses);
@@ -41,7 +42,9 @@ impl Execute<RandomMapping<'_, Cuda>> for Cuda {
         if hidden.is_empty() {
             return Ok(());
         }
-        let (rows, cols, dtype) = (size(NAME, hidden.rows)?, hidden.cols, hidden.dtype());
+        let rows = size(NAME, hidden.rows)?;
+        let cols = hidden.cols;
+        let dtype = hidden.dtype();
         let mut addresses = vec![hidden.address(), table.address()];
         addresses.extend(d_hidden.iter().map(Place::address));
         let width = row_width(dtype, cols, &addresses);

@@ -87,8 +87,11 @@ fn rank_gradients(
     gradients: Option<&CudaBuffer>,
     ds: &MatrixMut<Cuda>,
 ) -> Result<()> {
-    let (part, dtype) = (from(&dy, slice.start), dy.dtype());
-    let (tokens, rank, columns) = (dy.rows, slice.b.cols, slice.b.rows);
+    let part = from(&dy, slice.start);
+    let dtype = dy.dtype();
+    let tokens = dy.rows;
+    let rank = slice.b.cols;
+    let columns = slice.b.rows;
     let to = Target { alpha: slice.scale, ..target(ds, first, dtype) };
     multiply(cuda, Shape { m: tokens, n: rank, k: columns }, part, rows(&slice.b, rank), to, dtype)?;
     let Some(gradients) = gradients else { return Ok(()) };
@@ -105,7 +108,8 @@ fn factor_gradients(
     dropout: Option<Dropout>,
     gradients: &CudaBuffer,
 ) -> Result<()> {
-    let (tokens, dtype) = (x.rows, x.dtype());
+    let tokens = x.rows;
+    let dtype = x.dtype();
     with_dropped(cuda, x, dropout, |x, keep| {
         each_slice(slices, |slice, first| {
             let shape = Shape { m: slice.a.rows, n: slice.a.cols, k: tokens };

@@ -54,7 +54,9 @@ struct Head<'a> {
 impl Execute<LossHead<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<LossHead<Cuda>>) -> Result<()> {
         let LossHead { loss, hidden, head, targets, weights, mut values, mut gradients } = checked.operands();
-        let (tokens, d, leading) = (hidden.rows, hidden.cols, head.rows.next_multiple_of(8));
+        let tokens = hidden.rows;
+        let d = hidden.cols;
+        let leading = head.rows.next_multiple_of(8);
         let dtype = hidden.dtype();
         self.run(Clear { to: values.reborrow() })?;
         if let Some(gradients) = &mut gradients {
@@ -98,7 +100,8 @@ impl Chunk<'_> {
         self.losses(values, gradients.is_some())?;
         let Some(gradients) = gradients else { return Ok(()) };
         let d_hidden = gradients.d_hidden.address();
-        let (cuda, len) = (self.call.cuda, self.rows * self.call.hidden.cols);
+        let cuda = self.call.cuda;
+        let len = self.rows * self.call.hidden.cols;
         cuda.with_scratch("hidden gradients of a chunk of tokens", len, self.call.dtype, |scratch| {
             self.multiply_d_hidden(scratch)?;
             self.move_rows("loss_head_scatter", scratch.address(0), d_hidden)

@@ -22,7 +22,9 @@ impl Execute<RmsNormForward<'_, Cuda>> for Cuda {
         if residual.is_empty() {
             return Ok(());
         }
-        let (rows, cols, dtype) = (size(NAME, residual.rows)?, residual.cols, residual.dtype());
+        let rows = size(NAME, residual.rows)?;
+        let cols = residual.cols;
+        let dtype = residual.dtype();
         let mut addresses = vec![residual.address(), weight.address(), normed.address()];
         addresses.extend(delta.iter().map(Place::address));
         addresses.extend(sum.iter().map(Place::address));
@@ -50,7 +52,8 @@ impl Execute<RmsNormBackward<'_, Cuda>> for Cuda {
         if x.is_empty() {
             return Ok(());
         }
-        let (cols, dtype) = (x.cols, x.dtype());
+        let cols = x.cols;
+        let dtype = x.dtype();
         let width = row_width(dtype, cols, &[d_normed.address(), x.address(), weight.address(), d_residual.address()]);
         let threads = row_threads(cols / width, BACKWARD_THREADS);
         let kept = SCRATCH_BYTES + 2 * (cols * dtype.bytes()).next_multiple_of(16);

@@ -9,7 +9,8 @@ impl Execute<Rope<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<Rope<Cuda>>) -> Result<()> {
         const NAME: &str = "rope";
         let Rope { qkv, positions, table, shape, inverse } = checked.operands();
-        let (cos, sin) = (table.cos.view(), table.sin.view());
+        let cos = table.cos.view();
+        let sin = table.sin.view();
         if qkv.is_empty() {
             return Ok(());
         }

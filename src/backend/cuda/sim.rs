@@ -116,7 +116,9 @@ impl Simulator {
                 Work::Clear { to, bytes } => self.clear(*to, *bytes),
                 Work::Product(gemm) => self.gemm(gemm).map(|_| ()),
                 Work::Launch { kernel, grid, block, shared_bytes, arguments } => {
-                    let (grid, block, shared_bytes) = (*grid, *block, *shared_bytes);
+                    let grid = *grid;
+                    let block = *block;
+                    let shared_bytes = *shared_bytes;
                     self.launch(&Launch { kernel, grid, block, shared_bytes }, arguments)
                 }
             }
@@ -211,7 +213,8 @@ impl Driver for Simulator {
     unsafe fn launch(&self, launch: &Launch, arguments: &[Argument]) -> Result<()> {
         let Launch { kernel, grid, block, shared_bytes } = *launch;
         if self.recorded(|| {
-            let (kernel, arguments) = (kernel.to_string(), arguments.to_vec());
+            let kernel = kernel.to_string();
+            let arguments = arguments.to_vec();
             Work::Launch { kernel, grid, block, shared_bytes, arguments }
         }) {
             return Ok(());
@@ -287,7 +290,8 @@ impl Driver for Simulator {
 
     fn end_recording(&self) -> Result<Graph> {
         let mut graphs = self.graphs();
-        let (work, released) = (graphs.recording.take(), std::mem::take(&mut graphs.released));
+        let work = graphs.recording.take();
+        let released = std::mem::take(&mut graphs.released);
         let work = work.ok_or_else(|| Error::Device("the end of a recording that was never begun".into()))?;
         graphs.count += 1;
         let number = graphs.count;
@@ -313,7 +317,8 @@ impl Driver for Simulator {
 
     fn difference(&self, first: Graph, second: Graph) -> Option<String> {
         let graphs = self.graphs();
-        let (first, second) = (graphs.recorded.get(&first.0)?, graphs.recorded.get(&second.0)?);
+        let first = graphs.recorded.get(&first.0)?;
+        let second = graphs.recorded.get(&second.0)?;
         let apart = first.iter().zip(second.iter()).find(|(a, b)| a != b);
         match apart {
             Some((was, is)) => Some(format!("it was {was:?} and is {is:?}")),
@@ -382,7 +387,8 @@ unsafe fn host_product(gemm: &Gemm) {
     }
     for row in 0..gemm.m {
         for column in 0..gemm.n {
-            let (value, place) = (product[row * gemm.n + column], row * gemm.c_leading + column);
+            let value = product[row * gemm.n + column];
+            let place = row * gemm.c_leading + column;
             // SAFETY: the place is inside C, which the caller vouches for.
             unsafe { add_to(gemm, place, value) };
         }

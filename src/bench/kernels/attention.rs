@@ -62,10 +62,12 @@ pub(super) fn run(bench: &mut Bench) {
 }
 
 fn row(bench: &mut Bench, length: usize, backward: bool) {
-    let (sequences, shape) = (bench.options.shapes.sequences, bench.options.shapes.model.attention());
-    let work = match backward {
-        false => count::attention_forward(sequences, length, shape, bench.element()),
-        true => count::attention_backward(sequences, length, shape, bench.element()),
+    let sequences = bench.options.shapes.sequences;
+    let shape = bench.options.shapes.model.attention();
+    let work = if backward {
+        count::attention_backward(sequences, length, shape, bench.element())
+    } else {
+        count::attention_forward(sequences, length, shape, bench.element())
     };
     let pass = if backward { "backward" } else { "forward" };
     let AttentionShape { num_attention_heads, num_key_value_heads, head_dim, .. } = shape;
@@ -73,7 +75,8 @@ fn row(bench: &mut Bench, length: usize, backward: bool) {
         format!("{sequences} × {length}, causal, {num_attention_heads} and {num_key_value_heads} heads of {head_dim}");
     let spec = Spec::new(format!("attention_{pass}/{sequences}x{length}"), described, work);
     bench.row(spec, |bench| {
-        let (cuda, tokens) = (bench.cuda.clone(), sequences * length);
+        let cuda = bench.cuda.clone();
+        let tokens = sequences * length;
         let segment = |i| Segment { start: i * length, length, valid: length };
         let segments = Segments::new(&cuda, (0..sequences).map(segment).collect())?;
         let mut sets = sets(bench, work.bytes, |_| {
@@ -82,16 +85,20 @@ fn row(bench: &mut Bench, length: usize, backward: bool) {
             set.forward(&cuda, &segments, shape)?;
             Ok(set)
         })?;
-        Ok(move |i| match backward {
-            false => sets.at(i).forward(&cuda, &segments, shape),
-            true => sets.at(i).backward(&cuda, &segments, shape),
+        Ok(move |i| {
+            if backward {
+                sets.at(i).backward(&cuda, &segments, shape)
+            } else {
+                sets.at(i).forward(&cuda, &segments, shape)
+            }
         })
     });
 }
 
 /// A new token for each sequence, with the others of `length` in slots that are not in order.
 fn cached_row(bench: &mut Bench, length: usize) {
-    let (sequences, shape) = (bench.options.shapes.sequences, bench.options.shapes.model.attention());
+    let sequences = bench.options.shapes.sequences;
+    let shape = bench.options.shapes.model.attention();
     let work = count::attention_cached(sequences, length, shape, bench.element());
     let AttentionShape { num_attention_heads, num_key_value_heads, head_dim, .. } = shape;
     let described = format!(

@@ -38,7 +38,8 @@ fn rms_norm_forward(bench: &mut Bench) {
     // residual and delta in, sum and normed out.
     let work = plus(count::pass(tokens, d, 4.0, 1.0, bench.element()), d as f64 * bench.element());
     bench.row(Spec::new("rms_norm_forward", format!("{tokens} × {d}, with residual"), work), |bench| {
-        let (cuda, data) = (bench.cuda.clone(), &bench.data);
+        let cuda = bench.cuda.clone();
+        let data = &bench.data;
         let weight = data.matrix("norm weight", 1, d)?;
         let mut sets = sets(bench, work.bytes, |_| -> Result<[Tensor<Cuda>; 5]> {
             let matrix = |name| data.matrix(name, tokens, d);
@@ -67,7 +68,8 @@ fn rms_norm_backward(bench: &mut Bench, with_weight: bool) {
     let work = plus(count::pass(tokens, d, 4.0, 1.0, bench.element()), weight_bytes);
     let name = if with_weight { "rms_norm_backward/d_weight" } else { "rms_norm_backward" };
     bench.row(Spec::new(name, format!("{tokens} × {d}"), work), |bench| {
-        let (cuda, data) = (bench.cuda.clone(), &bench.data);
+        let cuda = bench.cuda.clone();
+        let data = &bench.data;
         let weight = data.matrix("norm weight", 1, d)?;
         let inverse_rms = Tensor::from_f32(&cuda, "inverse rms", tokens, 1, &vec![1.0; tokens])?;
         let mut d_weight = data.sums("gradient of norm weight", 1, d)?;
@@ -92,15 +94,18 @@ fn rms_norm_backward(bench: &mut Bench, with_weight: bool) {
 
 fn rope(bench: &mut Bench) {
     let shapes = &bench.options.shapes;
-    let (tokens, length, sequences, shape) =
-        (shapes.tokens(), shapes.length, shapes.sequences, shapes.model.attention());
+    let tokens = shapes.tokens();
+    let length = shapes.length;
+    let sequences = shapes.sequences;
+    let shape = shapes.model.attention();
     let frequencies = shapes.model.rope_frequencies();
     // Query and key heads in and out; the position of each token; cos and sin once.
     let columns = shape.query_cols() + shape.key_value_cols();
     let table_bytes = 2.0 * 4.0 * (length * frequencies.len()) as f64;
     let work = plus(count::pass(tokens, columns, 2.0, 1.0, bench.element()), table_bytes);
     bench.row(Spec::new("rope", format!("{tokens} × {columns}"), work), |bench| {
-        let (cuda, half) = (bench.cuda.clone(), frequencies.len());
+        let cuda = bench.cuda.clone();
+        let half = frequencies.len();
         let angles = (0..length).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
         let table = RopeTable {
@@ -141,7 +146,8 @@ fn swiglu_backward(bench: &mut Bench) {
     let (tokens, _, f) = sizes(bench);
     let work = count::pass(tokens, f, 5.0, 0.0, bench.element());
     bench.row(Spec::new("swiglu_backward", format!("{tokens} × {f}"), work), |bench| {
-        let (cuda, data) = (bench.cuda.clone(), &bench.data);
+        let cuda = bench.cuda.clone();
+        let data = &bench.data;
         let mut sets = sets(bench, work.bytes, |_| -> Result<[Tensor<Cuda>; 3]> {
             let d_gate_up = data.matrix("gradient of gate and up", tokens, 2 * f)?;
             Ok([data.matrix("gradient of h", tokens, f)?, data.matrix("gate and up", tokens, 2 * f)?, d_gate_up])
@@ -210,7 +216,8 @@ fn representation_distance(bench: &mut Bench) {
     // hidden and reference in, d_hidden in and out; weights in, values out.
     let work = count::pass(tokens, d, 4.0, 2.0, bench.element());
     bench.row(Spec::new("representation_distance", format!("{tokens} × {d}"), work), |bench| {
-        let (cuda, weights) = (bench.cuda.clone(), token_weights(&bench.cuda, tokens)?);
+        let cuda = bench.cuda.clone();
+        let weights = token_weights(&bench.cuda, tokens)?;
         let mut sets = sets(bench, work.bytes, |_| hidden_operands(bench, tokens, d))?;
         Ok(move |i| {
             let [hidden, reference, d_hidden, values] = sets.at(i);
@@ -232,7 +239,8 @@ fn random_mapping(bench: &mut Bench) {
     // hidden in, d_hidden in and out; weights and ids in, values out; rows of the table in f32.
     let work = plus(count::pass(tokens, d, 3.0, 3.0, bench.element()), different * d as f64 * 4.0);
     bench.row(Spec::new("random_mapping", format!("{tokens} of {v} × {d}"), work), |bench| {
-        let (cuda, weights) = (bench.cuda.clone(), token_weights(&bench.cuda, tokens)?);
+        let cuda = bench.cuda.clone();
+        let weights = token_weights(&bench.cuda, tokens)?;
         let ids = Tensor::from_u32(&cuda, "tokens", &ids)?;
         let table = bench.data.normal("random directions", v, d, crate::ops::DType::F32, 1.0)?;
         let mut sets = sets(bench, work.bytes, |_| hidden_operands(bench, tokens, d))?;

@@ -20,8 +20,11 @@ impl Layer {
 
 fn layers(bench: &Bench) -> [Layer; 4] {
     let model = &bench.options.shapes.model;
-    let (d, f, shape) = (model.hidden_size, model.intermediate_size, model.attention());
-    let (q, kv) = (shape.query_cols(), shape.key_value_cols());
+    let d = model.hidden_size;
+    let f = model.intermediate_size;
+    let shape = model.attention();
+    let q = shape.query_cols();
+    let kv = shape.key_value_cols();
     [
         Layer { name: "qkv", input: d, outputs: vec![q, kv, kv] },
         Layer { name: "output", input: q, outputs: vec![d] },
@@ -52,7 +55,9 @@ enum Operation {
 
 /// One product as the backend multiplies and, where that is a library, by our own kernel beside it.
 fn products(bench: &mut Bench, operation: Operation, layer: &Layer) {
-    let (tokens, output, input) = (bench.options.shapes.tokens(), layer.output(), layer.input);
+    let tokens = bench.options.shapes.tokens();
+    let output = layer.output();
+    let input = layer.input;
     let stem = match operation {
         Operation::Forward => "linear_forward",
         Operation::BackwardInput => "linear_backward_input",
@@ -62,7 +67,8 @@ fn products(bench: &mut Bench, operation: Operation, layer: &Layer) {
         Operation::BackwardWeight => count::weight_gradient(tokens, output, input, bench.element()),
         _ => count::product(tokens, output, input, bench.element()),
     };
-    let (name, shape) = (format!("{stem}/{}", layer.name), format!("{tokens} × {output} × {input}"));
+    let name = format!("{stem}/{}", layer.name);
+    let shape = format!("{tokens} × {output} × {input}");
     let own_name = format!("{name}/own");
     if !bench.wants(&name) && !bench.wants(&own_name) {
         return;
@@ -83,7 +89,9 @@ fn operands(
     operation: Operation,
     layer: &Layer,
 ) -> crate::Result<impl FnMut(usize) -> crate::Result<()> + use<>> {
-    let (tokens, output, input) = (bench.options.shapes.tokens(), layer.output(), layer.input);
+    let tokens = bench.options.shapes.tokens();
+    let output = layer.output();
+    let input = layer.input;
     let bytes = count::product(tokens, output, input, bench.element()).bytes;
     let mut sets = sets(bench, bytes, |_| {
         let w = match operation {
@@ -120,8 +128,10 @@ struct Adapted {
 
 impl Adapted {
     fn new(bench: &Bench, layer: &Layer) -> crate::Result<Self> {
-        let (tokens, rank) = (bench.options.shapes.tokens(), bench.options.shapes.rank);
-        let (slices, output) = (layer.outputs.len(), layer.output());
+        let tokens = bench.options.shapes.tokens();
+        let rank = bench.options.shapes.rank;
+        let slices = layer.outputs.len();
+        let output = layer.output();
         let data = &bench.data;
         let factors = rank * (slices * layer.input + output);
         Ok(Self {
@@ -138,7 +148,8 @@ impl Adapted {
 
 /// A and B of each projection as the model lays them out.
 fn slices<'a>(factors: &'a Tensor<Cuda>, layer: &Layer, rank: usize) -> Vec<LoraSlice<'a, Cuda>> {
-    let (mut offset, mut start) = (0, 0);
+    let mut offset = 0;
+    let mut start = 0;
     let mut all = Vec::with_capacity(layer.outputs.len());
     for &output in &layer.outputs {
         let matrix = |offset, rows, cols| Matrix { buffer: factors.buffer(), offset, rows, cols };
@@ -152,16 +163,19 @@ fn slices<'a>(factors: &'a Tensor<Cuda>, layer: &Layer, rank: usize) -> Vec<Lora
 }
 
 fn lora_shape(bench: &Bench, layer: &Layer) -> String {
-    let (tokens, rank) = (bench.options.shapes.tokens(), bench.options.shapes.rank);
+    let tokens = bench.options.shapes.tokens();
+    let rank = bench.options.shapes.rank;
     format!("{tokens} × {} × {}, r = {rank}", layer.output(), layer.input)
 }
 
 fn lora_forward(bench: &mut Bench, layer: &Layer) {
-    let (tokens, rank) = (bench.options.shapes.tokens(), bench.options.shapes.rank);
+    let tokens = bench.options.shapes.tokens();
+    let rank = bench.options.shapes.rank;
     let work = count::lora_forward(tokens, layer.input, &layer.outputs, rank, bench.element());
     let spec = Spec::new(format!("lora_forward/{}", layer.name), lora_shape(bench, layer), work);
     bench.row(spec, |bench| {
-        let (cuda, mut sets) = (bench.cuda.clone(), sets(bench, work.bytes, |_| Adapted::new(bench, layer))?);
+        let cuda = bench.cuda.clone();
+        let mut sets = sets(bench, work.bytes, |_| Adapted::new(bench, layer))?;
         Ok(move |i| {
             let Adapted { x, y, s, factors, .. } = sets.at(i);
             cuda.run(ops::LoraForward {
@@ -176,14 +190,17 @@ fn lora_forward(bench: &mut Bench, layer: &Layer) {
 }
 
 fn lora_backward(bench: &mut Bench, layer: &Layer) {
-    let (tokens, rank) = (bench.options.shapes.tokens(), bench.options.shapes.rank);
+    let tokens = bench.options.shapes.tokens();
+    let rank = bench.options.shapes.rank;
     let work = count::lora_backward(tokens, layer.input, &layer.outputs, rank, bench.element());
     let spec = Spec::new(format!("lora_backward/{}", layer.name), lora_shape(bench, layer), work);
     bench.row(spec, |bench| {
-        let (cuda, mut sets) = (bench.cuda.clone(), sets(bench, work.bytes, |_| Adapted::new(bench, layer))?);
+        let cuda = bench.cuda.clone();
+        let mut sets = sets(bench, work.bytes, |_| Adapted::new(bench, layer))?;
         Ok(move |i| {
             let Adapted { x, y, s, ds, dx, factors, gradients } = sets.at(i);
-            let (slices, gradients) = (slices(factors, layer, rank), gradients.buffer_mut());
+            let slices = slices(factors, layer, rank);
+            let gradients = gradients.buffer_mut();
             cuda.run(ops::LoraBackward {
                 dy: y.view(),
                 x: x.view(),

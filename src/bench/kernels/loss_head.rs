@@ -28,7 +28,8 @@ pub(super) fn run(bench: &mut Bench) {
 }
 
 fn spec(bench: &Bench, name: String, d_head: bool) -> Spec {
-    let (tokens, model) = (bench.options.shapes.tokens(), &bench.options.shapes.model);
+    let tokens = bench.options.shapes.tokens();
+    let model = &bench.options.shapes.model;
     let work = count::loss_head(tokens, model.vocab_size, model.hidden_size, d_head, bench.element());
     Spec::new(name, format!("{tokens} × {} × {}", model.vocab_size, model.hidden_size), work)
 }
@@ -37,8 +38,11 @@ fn spec(bench: &Bench, name: String, d_head: bool) -> Spec {
 fn products(bench: &mut Bench, name: String, d_head: bool) -> Option<f64> {
     let spec = spec(bench, name, d_head);
     bench.measure(spec, |bench| {
-        let (cuda, data, tokens) = (bench.cuda.clone(), &bench.data, bench.options.shapes.tokens());
-        let (v, d) = (bench.options.shapes.model.vocab_size, bench.options.shapes.model.hidden_size);
+        let cuda = bench.cuda.clone();
+        let data = &bench.data;
+        let tokens = bench.options.shapes.tokens();
+        let v = bench.options.shapes.model.vocab_size;
+        let d = bench.options.shapes.model.hidden_size;
         let chunk = CHUNK.min(tokens);
         let hidden = data.matrix("hidden", chunk, d)?;
         let head = data.normal("head", v, d, bench.cuda_dtype(), 0.02)?;
@@ -80,15 +84,16 @@ fn row(bench: &mut Bench, name: String, loss: HeadLoss, d_head: bool, library: O
     let spec = Spec { library_milliseconds: library, ..spec(bench, name, d_head) };
     let bytes = spec.work.bytes;
     bench.row(spec, |bench| {
-        let (cuda, data, tokens) = (bench.cuda.clone(), &bench.data, bench.options.shapes.tokens());
-        let (v, d) = (bench.options.shapes.model.vocab_size, bench.options.shapes.model.hidden_size);
+        let cuda = bench.cuda.clone();
+        let data = &bench.data;
+        let tokens = bench.options.shapes.tokens();
+        let v = bench.options.shapes.model.vocab_size;
+        let d = bench.options.shapes.model.hidden_size;
         let head = data.normal("head", v, d, bench.cuda_dtype(), 0.02)?;
         let targets = Tensor::from_u32(&cuda, "targets", &data.ids(tokens, v))?;
         let weights = Tensor::from_f32(&cuda, "loss weights", tokens, 1, &vec![1.0 / tokens as f32; tokens])?;
-        let mut d_weight: Option<Tensor<Cuda>> = match d_head {
-            true => Some(Tensor::zeros(&cuda, "gradient of head", v, d, DType::F32)?),
-            false => None,
-        };
+        let mut d_weight: Option<Tensor<Cuda>> =
+            if d_head { Some(Tensor::zeros(&cuda, "gradient of head", v, d, DType::F32)?) } else { None };
         let mut sets = sets(bench, bytes, |_| -> Result<Tokens> {
             Ok(Tokens {
                 hidden: data.matrix("hidden", tokens, d)?,

@@ -22,7 +22,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
 
 /// Every rule, with the coefficients of its first step at a learning rate of 1e-5 (see [`UpdateRule`] for their order).
 fn rules() -> [(&'static str, UpdateRule, [f32; COEFFICIENTS]); 7] {
-    let (m, v) = (0.1, 0.001);
+    let m = 0.1;
+    let v = 0.001;
     let root = 1.0 / 0.001f32.sqrt();
     [
         ("adam", UpdateRule::Adam, [m, 0.999, v, 1e-8, 1e-7, 0.0, 1e-4, root, 0.0]),
@@ -97,7 +98,8 @@ fn optimizer(
         let coefficients = Tensor::from_f32(&cuda, "coefficients", 1, COEFFICIENTS, &coefficients)?;
         let key = (moments == DType::Bf16).then(|| Tensor::from_u32(&cuda, "rounding", &[0; 4])).transpose()?;
         Ok(move |_: usize| {
-            let (weights, remainder) = (values.view_mut(), remainder.as_mut().map(Tensor::view_mut));
+            let weights = values.view_mut();
+            let remainder = remainder.as_mut().map(Tensor::view_mut);
             let states: Vec<MatrixMut<Cuda>> = states.iter_mut().map(Tensor::view_mut).collect();
             let rounding = key.as_ref().map(|key| StateRounding { key: key.view(), first: 0 });
             cuda.run(ops::OptimizerUpdate {
@@ -116,7 +118,9 @@ fn optimizer(
 /// Saving or restoring the weights around a trajectory: a copy within the device.
 fn weights_copy(bench: &mut Bench) -> Result<()> {
     row(bench, "weights_copy", 2.0 * Weights::BYTES, |bench, len| {
-        let (cuda, from, mut to) = (bench.cuda.clone(), Weights::new(bench, len)?, Weights::new(bench, len)?);
+        let cuda = bench.cuda.clone();
+        let from = Weights::new(bench, len)?;
+        let mut to = Weights::new(bench, len)?;
         Ok(move |_: usize| {
             cuda.run(ops::CopyValues { from: from.values.view(), to: to.values.view_mut() })?;
             match (&from.remainder, &mut to.remainder) {
@@ -130,7 +134,8 @@ fn weights_copy(bench: &mut Bench) -> Result<()> {
 /// The host reads the sum back, and so does the time.
 fn squared_norm(bench: &mut Bench) -> Result<()> {
     row(bench, "squared_norm", 4.0, |bench, len| {
-        let (cuda, x) = (bench.cuda.clone(), bench.data.normal("x", 1, len, DType::F32, 1.0)?);
+        let cuda = bench.cuda.clone();
+        let x = bench.data.normal("x", 1, len, DType::F32, 1.0)?;
         Ok(move |_: usize| cuda.run(ops::SquaredNorm { x: x.view() }).map(|_| ()))
     })
 }

@@ -114,7 +114,7 @@ impl Suite {
         roles.into_iter().flatten().chain(restricted.flatten()).chain(utility.flatten()).chain(text)
     }
 
-    /// Fails unless every name of `only` is that of an attack.
+    /// Fails unless every name of `only` belongs to an attack.
     pub(super) fn check_only(&self) -> Result<()> {
         let names = || self.attack.iter().map(|attack| attack.name.as_str());
         match self.only.iter().flatten().find(|name| !names().any(|known| known == *name)) {

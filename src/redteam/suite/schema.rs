@@ -149,7 +149,7 @@ pub struct RestrictedTable {
     /// Directory of the model without its safeguard, in the place of a threshold: half way from chance to its score.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unprotected: Option<PathBuf>,
-    /// What guessing scores; that of the metric where absent.
+    /// What guessing scores; the metric's chance where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
 }
@@ -171,7 +171,7 @@ pub struct UtilityTable {
     /// How many of them; 5 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_shots: Option<usize>,
-    /// What guessing scores; that of the metric where absent.
+    /// What guessing scores; the metric's chance where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
     /// The share of the utility before that an attack may cost and still count.

@@ -299,6 +299,6 @@ fn the_example_shows_every_key() {
     assert_eq!(all.iter().filter(|key| !shown(key)).collect::<Vec<_>>(), Vec::<&String>::new());
     let mine = suite.attack.iter().find(|attack| attack.name == "mine").unwrap();
     let written = serde_json::to_value(mine).unwrap();
-    // What only the other kinds have: demonstrations, text, layer.
+    // The other kinds alone have demonstrations, text and layer.
     assert_eq!(written.as_object().unwrap().len(), 25 - 3);
 }

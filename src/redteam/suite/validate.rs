@@ -65,7 +65,7 @@ pub(super) fn check(suite: &Suite) -> Result<()> {
     Ok(())
 }
 
-/// Checks what only the whole list of attacks shows: unique names, and that `only` names some of them.
+/// Checks the list of attacks as a whole: names are unique, and `only` names some of them.
 pub(super) fn check_names(suite: &Suite) -> Result<()> {
     for (index, attack) in suite.attack.iter().enumerate() {
         if suite.attack[..index].iter().any(|other| other.name == attack.name) {

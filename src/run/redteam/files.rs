@@ -40,7 +40,7 @@ impl Files {
                 let problem = format!("{} holds a run with another {what}", out.display());
                 return Err(Error::config("resume", problem, "choose another `out`"));
             }
-            // What only attacks of the other process used still belongs to their results.
+            // Files that the other process's attacks used still belong to their results.
             for (what, value) in there {
                 all.entry(what).or_insert(value);
             }

@@ -53,8 +53,10 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
 
 /// Forward, then backward with what forward gave.
 fn attention(trial: &mut Trial, shape: Shape) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
-    let (segments, heads) = (segments(&shape), heads(&shape));
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
+    let segments = segments(&shape);
+    let heads = heads(&shape);
     let tokens = segments.last().map_or(0, |s| s.start + s.length);
     let on_device = Segments::new(cuda, segments.clone())?;
     let qkv = trial.normal(tokens, heads.qkv_cols(), shape.scale)?;

@@ -44,7 +44,8 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
 
 /// Every second slot is in use, the last one first.
 fn attention(trial: &mut Trial, shape: Shape) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let (num_attention_heads, num_key_value_heads, head_dim) = shape.heads;
     let heads = AttentionShape { num_attention_heads, num_key_value_heads, head_dim, sliding_window: shape.window };
     let total: usize = shape.sequences.iter().map(|(before, new)| before + new).sum();

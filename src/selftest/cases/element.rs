@@ -55,7 +55,8 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
 
 fn gather_rows(trial: &mut Trial, tokens: usize, rows: usize, cols: usize) -> Result<()> {
     let cuda = trial.cuda();
-    let (table, ids) = (trial.normal(rows, cols, 1.0)?, trial.indices(tokens, rows)?);
+    let table = trial.normal(rows, cols, 1.0)?;
+    let ids = trial.indices(tokens, rows)?;
     let out = trial.poisoned(trial.compute(), tokens, cols);
     let [out] = trial.launch([&out], |[out]| {
         cuda.run(ops::GatherRows { from: table.tensor.view(), indices: ids.tensor.view(), out: out.view_mut() })
@@ -86,13 +87,16 @@ fn embedding_backward(trial: &mut Trial, tokens: usize, rows: usize, cols: usize
 
 fn rope(trial: &mut Trial, tokens: usize, shape: AttentionShape, inverse: bool) -> Result<()> {
     const POSITIONS: usize = 100;
-    let (cuda, dtype, half) = (trial.cuda(), trial.compute(), shape.head_dim / 2);
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
+    let half = shape.head_dim / 2;
     let angle = move |i: usize| (i / half) as f64 * 500_000f64.powf(-((i % half) as f64) / half as f64);
     let cos = trial.changed(DType::F32, (POSITIONS, half), move |i, _| angle(i).cos() as f32)?;
     let sin = trial.changed(DType::F32, (POSITIONS, half), move |i, _| angle(i).sin() as f32)?;
     let positions = trial.indices(tokens, POSITIONS)?;
     let qkv = trial.starting(dtype, tokens, shape.qkv_cols(), 1.0);
-    let (cos_numbers, sin_numbers) = (cos.table, sin.table);
+    let cos_numbers = cos.table;
+    let sin_numbers = sin.table;
     let table = RopeTable { cos: cos.tensor, sin: sin.tensor };
     let [found] = trial.launch([&qkv], |[qkv]| {
         cuda.run(ops::Rope { qkv: qkv.view_mut(), positions: positions.tensor.view(), table: &table, shape, inverse })
@@ -108,7 +112,8 @@ fn rope(trial: &mut Trial, tokens: usize, shape: AttentionShape, inverse: bool) 
 }
 
 fn swiglu_forward(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let gate_up = trial.normal(tokens, 2 * cols, 2.0)?;
     let h = trial.poisoned(dtype, tokens, cols);
     let [h] =
@@ -118,8 +123,10 @@ fn swiglu_forward(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
 }
 
 fn swiglu_backward(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
-    let (d_h, gate_up) = (trial.normal(tokens, cols, 1.0)?, trial.normal(tokens, 2 * cols, 2.0)?);
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
+    let d_h = trial.normal(tokens, cols, 1.0)?;
+    let gate_up = trial.normal(tokens, 2 * cols, 2.0)?;
     let d_gate_up = trial.poisoned(dtype, tokens, 2 * cols);
     let [found] = trial.launch([&d_gate_up], |[d_gate_up]| {
         cuda.run(ops::SwigluBackward {
@@ -153,7 +160,8 @@ fn squared_norm(trial: &mut Trial, len: usize) -> Result<()> {
     let cuda = trial.cuda();
     let x = trial.normal_f32(1, len, 3.0)?;
     let norm = |tensor: &Tensor<_>| cuda.run(ops::SquaredNorm { x: tensor.view() });
-    let (first, second) = (norm(&x.tensor)?, norm(&x.tensor)?);
+    let first = norm(&x.tensor)?;
+    let second = norm(&x.tensor)?;
     let row = x.row(0);
     trial.check_values("", &[first, second], &[reference::dot(&row, &row); 2], 0, F64_SUM);
     let not_finite = trial.changed(DType::F32, (1, len), move |i, x| if i == len - 1 { f32::INFINITY } else { x })?;

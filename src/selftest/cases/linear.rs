@@ -43,7 +43,8 @@ fn weight_scale(summands: usize) -> f64 {
 
 fn forward(trial: &mut Trial, (tokens, outputs, inputs): Shape) -> Result<()> {
     let cuda = trial.cuda();
-    let (x, w) = (trial.normal(tokens, inputs, 1.0)?, trial.normal(outputs, inputs, weight_scale(inputs))?);
+    let x = trial.normal(tokens, inputs, 1.0)?;
+    let w = trial.normal(outputs, inputs, weight_scale(inputs))?;
     let y = trial.poisoned(trial.compute(), tokens, outputs);
     let [y] = trial
         .launch([&y], |[y]| cuda.run(ops::LinearForward { x: x.tensor.view(), w: w.tensor.view(), y: y.view_mut() }))?;
@@ -53,7 +54,8 @@ fn forward(trial: &mut Trial, (tokens, outputs, inputs): Shape) -> Result<()> {
 
 fn backward_input(trial: &mut Trial, (tokens, outputs, inputs): Shape, stored: DType) -> Result<()> {
     let cuda = trial.cuda();
-    let (dy, w) = (trial.normal(tokens, outputs, 1.0)?, trial.normal(outputs, inputs, weight_scale(outputs))?);
+    let dy = trial.normal(tokens, outputs, 1.0)?;
+    let w = trial.normal(outputs, inputs, weight_scale(outputs))?;
     let dx = trial.poisoned(stored, tokens, inputs);
     let [dx] = trial.launch([&dx], |[dx]| {
         cuda.run(ops::LinearBackwardInput {
@@ -69,7 +71,8 @@ fn backward_input(trial: &mut Trial, (tokens, outputs, inputs): Shape, stored: D
 
 fn backward_input_onto(trial: &mut Trial, (tokens, outputs, inputs): Shape) -> Result<()> {
     let cuda = trial.cuda();
-    let (dy, w) = (trial.normal(tokens, outputs, 1.0)?, trial.normal(outputs, inputs, weight_scale(outputs))?);
+    let dy = trial.normal(tokens, outputs, 1.0)?;
+    let w = trial.normal(outputs, inputs, weight_scale(outputs))?;
     let dx = trial.starting(trial.compute(), tokens, inputs, 1.0);
     let [found] = trial.launch([&dx], |[dx]| {
         cuda.run(ops::LinearBackwardInput {
@@ -87,7 +90,8 @@ fn backward_input_onto(trial: &mut Trial, (tokens, outputs, inputs): Shape) -> R
 /// Exact products of stored numbers: into f32 as close as f32 in both modes.
 fn backward_weight(trial: &mut Trial, (tokens, outputs, inputs): Shape, stored: DType) -> Result<()> {
     let cuda = trial.cuda();
-    let (dy, x) = (trial.normal(tokens, outputs, 1.0)?, trial.normal(tokens, inputs, 1.0)?);
+    let dy = trial.normal(tokens, outputs, 1.0)?;
+    let x = trial.normal(tokens, inputs, 1.0)?;
     let dw = trial.starting(stored, outputs, inputs, (tokens as f64).sqrt());
     let [found] = trial.launch([&dw], |[dw]| {
         cuda.run(ops::LinearBackwardWeight { dy: dy.tensor.view(), x: x.tensor.view(), dw: dw.view_mut() })

@@ -76,7 +76,8 @@ fn scale(projection: usize) -> f32 {
 
 impl Adapted {
     fn new(trial: &mut Trial, shape: Shape) -> Result<Self> {
-        let (mut places, mut end) = (Vec::new(), 16);
+        let mut places = Vec::new();
+        let mut end = 16;
         for (_, outputs) in shape.projections {
             places.push((end, end + shape.rank * shape.inputs));
             end += shape.rank * (shape.inputs + outputs);
@@ -89,7 +90,8 @@ impl Adapted {
         let matrix = |offset, rows, cols| Matrix { buffer: self.flat.tensor.buffer(), offset, rows, cols };
         let Shape { rank, inputs, projections, .. } = self.shape;
         let slice = |index: usize| {
-            let ((a, b), (start, outputs)) = (self.places[index], projections[index]);
+            let (a, b) = self.places[index];
+            let (start, outputs) = projections[index];
             LoraSlice { a: matrix(a, rank, inputs), b: matrix(b, outputs, rank), start, scale: scale(index) }
         };
         (0..projections.len()).map(slice).collect()
@@ -125,7 +127,8 @@ impl Adapted {
 
 /// s is rounded before it is multiplied on: two roundings.
 fn forward(trial: &mut Trial, shape: Shape) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let adapted = Adapted::new(trial, shape)?;
     let x = trial.normal(shape.tokens, shape.inputs, 1.0)?;
     let s = trial.poisoned(dtype, shape.tokens, adapted.ranks());
@@ -150,7 +153,8 @@ fn forward(trial: &mut Trial, shape: Shape) -> Result<()> {
 
 /// ds is rounded before it is multiplied on.
 fn backward(trial: &mut Trial, shape: Shape) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let adapted = Adapted::new(trial, shape)?;
     let dy = trial.normal(shape.tokens, shape.outputs, 1.0)?;
     let x = trial.normal(shape.tokens, shape.inputs, 1.0)?;

@@ -58,11 +58,12 @@ fn token_weights(trial: &mut Trial, tokens: usize, every: usize) -> Result<Opera
 }
 
 fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let Shape { tokens, vocabulary, cols, every } = shape;
     // Logits of standard deviation 2: neither uniform nor one-hot.
-    let (hidden, head) =
-        (trial.normal(tokens, cols, 1.0)?, trial.normal(vocabulary, cols, 2.0 / (cols as f64).sqrt())?);
+    let hidden = trial.normal(tokens, cols, 1.0)?;
+    let head = trial.normal(vocabulary, cols, 2.0 / (cols as f64).sqrt())?;
     let mut targets = trial.indices(tokens, vocabulary)?.values;
     if tokens > 4 {
         targets[every] = IGNORE_INDEX;
@@ -103,7 +104,8 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
 
 /// The first token's distance is 0, and its gradient nothing.
 fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let hidden = trial.normal(tokens, cols, 1.0)?;
     let first: Vec<f32> = (0..cols).map(|col| hidden.at(0, col) as f32).collect();
     let same = tokens > 1;
@@ -131,8 +133,10 @@ fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
 
 fn mapping(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
     const VOCABULARY: usize = 61;
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
-    let (hidden, table) = (trial.normal(tokens, cols, 1.0)?, trial.normal_f32(VOCABULARY, cols, 1.0)?);
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
+    let hidden = trial.normal(tokens, cols, 1.0)?;
+    let table = trial.normal_f32(VOCABULARY, cols, 1.0)?;
     let ids = trial.indices(tokens, VOCABULARY)?;
     let weights = token_weights(trial, tokens, 2)?;
     let values = trial.poisoned(DType::F32, tokens, 1);
@@ -160,7 +164,8 @@ fn preference(trial: &mut Trial, lengths: &[usize]) -> Result<()> {
     const BETA: f32 = 0.1;
     const SCALE: f32 = 3.0;
     let cuda = trial.cuda();
-    let (mut start, tokens) = (0, lengths.iter().sum());
+    let mut start = 0;
+    let tokens = lengths.iter().sum();
     let segment = |&length: &usize| {
         start += length;
         Segment { start: start - length, length, valid: length }

@@ -34,7 +34,7 @@ impl Case {
     }
 }
 
-/// Every case: small and odd shapes, and with `full` also those of Llama-3-8B.
+/// Every case: small and odd shapes, and with `full` also the shapes of Llama-3-8B.
 pub(super) fn all(full: bool) -> Vec<Case> {
     let families = [
         linear::cases,

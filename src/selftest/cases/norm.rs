@@ -36,11 +36,13 @@ fn weight(trial: &mut Trial, cols: usize) -> Result<Operand> {
 }
 
 fn forward(trial: &mut Trial, tokens: usize, cols: usize, with_delta: bool) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let residual = trial.normal(tokens, cols, 1.5)?;
     let delta = if with_delta { Some(trial.normal(tokens, cols, 0.7)?) } else { None };
     let weight = weight(trial, cols)?;
-    let (sum, normed) = (trial.poisoned(dtype, tokens, cols), trial.poisoned(dtype, tokens, cols));
+    let sum = trial.poisoned(dtype, tokens, cols);
+    let normed = trial.poisoned(dtype, tokens, cols);
     // What nobody writes without a delta must not be poisoned.
     let sum = if with_delta { sum } else { trial.starting(dtype, 1, 1, 1.0) };
     let inverse = trial.poisoned(DType::F32, tokens, 1);
@@ -61,7 +63,7 @@ fn forward(trial: &mut Trial, tokens: usize, cols: usize, with_delta: bool) -> R
     if with_delta {
         trial.check("sum", &sum, rounded_once(dtype), |t, cols| pick(row(t), cols));
     }
-    // The statistics are those of the rounded sum.
+    // The statistics are taken over the rounded sum.
     let bound = if with_delta { rounded_twice(dtype, cols) } else { summed(dtype, cols) };
     let epsilon = f64::from(EPSILON);
     trial.check("normed", &normed, bound, |t, cols| pick(reference::normed(&row(t), &weight, epsilon), cols));
@@ -71,8 +73,10 @@ fn forward(trial: &mut Trial, tokens: usize, cols: usize, with_delta: bool) -> R
 }
 
 fn backward(trial: &mut Trial, tokens: usize, cols: usize, with_weight: bool) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
-    let (d_normed, x) = (trial.normal(tokens, cols, 1.0)?, trial.normal(tokens, cols, 1.5)?);
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
+    let d_normed = trial.normal(tokens, cols, 1.0)?;
+    let x = trial.normal(tokens, cols, 1.5)?;
     let weight = weight(trial, cols)?;
     let inverses: Vec<f32> =
         (0..tokens).map(|t| reference::inverse_rms(&x.row(t), f64::from(EPSILON)) as f32).collect();

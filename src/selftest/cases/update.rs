@@ -65,17 +65,20 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
 
 /// The change of the weights is compared, not the weights, which a wrong update would hide in.
 fn update(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
-    let (cuda, dtype) = (trial.cuda(), trial.compute());
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
     let coefficients = trial.changed(DType::F32, (1, COEFFICIENTS), |i, _| step.coefficients[i])?;
     let gradients = trial.normal_f32(1, len, 1.0)?;
     let start = trial.starting_with((1, len), |_, x| step.weights * x);
     let remainder_dtype = if dtype == DType::Bf16 { DType::Remainder16 } else { DType::F32 };
-    let (weights, remainder) = (trial.output(dtype, start.clone()), trial.output(remainder_dtype, start));
+    let weights = trial.output(dtype, start.clone());
+    let remainder = trial.output(remainder_dtype, start);
     // s0 is a moment, a point near the weights, or a sum of squares; s1 a sum of squares.
     let squares = matches!(step.rule, UpdateRule::Adagrad | UpdateRule::Adadelta);
     let s0 = trial.starting_with((1, len), move |_, x| if squares { 0.1 + x * x } else { x });
     let s1 = trial.starting_with((1, len), |_, x| 0.1 + x * x);
-    let (s0, s1) = (trial.output(DType::F32, s0), trial.output(DType::F32, s1));
+    let s0 = trial.output(DType::F32, s0);
+    let s1 = trial.output(DType::F32, s1);
     let [found, found_rest, found_s0, found_s1] =
         trial.launch([&weights, &remainder, &s0, &s1], |[weights, remainder, s0, s1]| {
             let remainder = (dtype == DType::Bf16).then(|| remainder.view_mut());
@@ -125,18 +128,21 @@ fn moments(trial: &mut Trial, step: &'static Step, len: usize) -> Result<()> {
     let gradients = trial.normal_f32(1, len, 1.0)?;
     let key = trial.integers(KEY.to_vec())?;
     let start = trial.starting_with((1, len), |_, x| step.weights * x);
-    let (weights, remainder) = (trial.output(DType::Bf16, start.clone()), trial.output(DType::Remainder16, start));
+    let weights = trial.output(DType::Bf16, start.clone());
+    let remainder = trial.output(DType::Remainder16, start);
     let squares = matches!(step.rule, UpdateRule::Adagrad | UpdateRule::Adadelta);
     let dtypes = [0, 1].map(|index| step.rule.state_dtype(index, DType::Bf16));
     let held = move |index: usize, x: f32| if dtypes[index] == DType::Bf16 { bf16::from_f32(x).to_f32() } else { x };
     let s0 = trial.starting_with((1, len), move |_, x| held(0, if squares { 0.1 + x * x } else { x }));
     let s1 = trial.starting_with((1, len), move |_, x| held(1, 0.1 + x * x));
-    let (s0, s1) = (trial.output(dtypes[0], s0), trial.output(dtypes[1], s1));
+    let s0 = trial.output(dtypes[0], s0);
+    let s1 = trial.output(dtypes[1], s1);
     let [found, found_rest, found_s0, found_s1] =
         trial.launch([&weights, &remainder, &s0, &s1], |[weights, remainder, s0, s1]| {
             let mut states = vec![s0.view_mut(), s1.view_mut()];
             states.truncate(step.rule.states());
-            let (c, g) = (coefficients.tensor.view(), gradients.tensor.view());
+            let c = coefficients.tensor.view();
+            let g = gradients.tensor.view();
             let rounding = Some(StateRounding { key: key.tensor.view(), first: PLACE });
             cuda.run(ops::OptimizerUpdate {
                 rule: step.rule,

@@ -62,7 +62,8 @@ impl Attention<'_> {
 
     /// Scores of one query over what it sees, and log Σ exp of them.
     fn scores(&self, row: usize, head: usize) -> (Vec<f64>, f64) {
-        let (q, group) = (self.query(row, head), head / self.heads_of_a_group());
+        let q = self.query(row, head);
+        let group = head / self.heads_of_a_group();
         let scores: Vec<f64> = self.visible(row).map(|key| self.scale() * dot(&q, &self.key(key, group))).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         if scores.is_empty() {
@@ -111,9 +112,11 @@ impl Attention<'_> {
 
     /// (probability, dS) of a query and a key that it sees.
     fn pair(&self, given: &Given, head: usize, (query, key): (usize, usize)) -> (f64, f64) {
-        let (group, first) = (head / self.heads_of_a_group(), head * self.shape.head_dim);
+        let group = head / self.heads_of_a_group();
+        let first = head * self.shape.head_dim;
         let of_head = |matrix: &dyn Numbers| matrix.span(query, first, self.shape.head_dim);
-        let (d_out, out) = (of_head(given.d_out), of_head(given.out));
+        let d_out = of_head(given.d_out);
+        let out = of_head(given.out);
         let score = self.scale() * dot(&self.query(query, head), &self.key(key, group));
         let probability = (score - given.log_sum_exp.at(query, head)).exp();
         let d_probability = dot(&d_out, &self.value(key, group));
@@ -131,7 +134,8 @@ impl Attention<'_> {
 
     fn d_key_value(&self, given: &Given, row: usize, group: usize) -> (Vec<f64>, Vec<f64>) {
         let size = self.shape.head_dim;
-        let (mut d_key, mut d_value) = (vec![0.0; size], vec![0.0; size]);
+        let mut d_key = vec![0.0; size];
+        let mut d_value = vec![0.0; size];
         let segment = self.segment(row);
         let heads = group * self.heads_of_a_group()..(group + 1) * self.heads_of_a_group();
         for query in row..segment.start + segment.length {

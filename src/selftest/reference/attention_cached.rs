@@ -54,9 +54,11 @@ impl CachedAttention<'_> {
     /// out = softmax(q kᵀ / √D) v.
     pub fn forward(&self) -> impl Fn(usize, &[usize]) -> Vec<f64> {
         |row, cols| {
-            let (size, share) = (self.shape.head_dim, self.shape.num_attention_heads / self.shape.num_key_value_heads);
+            let size = self.shape.head_dim;
+            let share = self.shape.num_attention_heads / self.shape.num_key_value_heads;
             by_block(cols, size, |head| {
-                let (query, group) = (self.qkv.span(row, head * size, size), head / share);
+                let query = self.qkv.span(row, head * size, size);
+                let group = head / share;
                 let score = |&slot: &u32| dot(&query, &self.held(slot, group * size, size)) / (size as f64).sqrt();
                 let scores: Vec<f64> = self.seen(row).iter().map(score).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

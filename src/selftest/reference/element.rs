@@ -84,7 +84,9 @@ pub fn rope(
     inverse: bool,
 ) -> impl Fn(usize, &[usize]) -> Vec<f64> {
     move |row, cols| {
-        let (size, half, position) = (shape.head_dim, shape.head_dim / 2, positions[row] as usize);
+        let size = shape.head_dim;
+        let half = shape.head_dim / 2;
+        let position = positions[row] as usize;
         let turned = (shape.num_attention_heads + shape.num_key_value_heads) * size;
         let sign = if inverse { -1.0 } else { 1.0 };
         let element = |&col: &usize| {
@@ -92,7 +94,8 @@ pub fn rope(
                 return qkv.at(row, col);
             }
             let frequency = col % size % half;
-            let (cos, sin) = (cos.at(position, frequency), sign * sin.at(position, frequency));
+            let cos = cos.at(position, frequency);
+            let sin = sign * sin.at(position, frequency);
             if col % size < half {
                 qkv.at(row, col) * cos - qkv.at(row, col + half) * sin
             } else {
@@ -120,7 +123,8 @@ pub fn swiglu_backward(d_h: &dyn Numbers, gate_up: &dyn Numbers) -> impl Fn(usiz
     move |row, cols| {
         let half = gate_up.cols() / 2;
         let element = |&col: &usize| {
-            let (gate, d_h) = (gate_up.at(row, col % half), d_h.at(row, col % half));
+            let gate = gate_up.at(row, col % half);
+            let d_h = d_h.at(row, col % half);
             let sigma = sigmoid(gate);
             if col < half {
                 d_h * gate_up.at(row, half + col) * sigma * (1.0 + gate * (1.0 - sigma))

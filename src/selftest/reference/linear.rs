@@ -113,7 +113,8 @@ pub fn lora_out(x: &Dropped, slices: &[Factors], start: &dyn Numbers) -> impl Fn
         let ranks: usize = slices.iter().map(|slice| slice.a.rows()).sum();
         let s = lora_low(x, slices)(token, &(0..ranks).collect::<Vec<_>>());
         let element = |&col: &usize| {
-            let (mut first, mut sum) = (0, start.at(token, col));
+            let mut first = 0;
+            let mut sum = start.at(token, col);
             for slice in slices {
                 let rank = slice.a.rows();
                 if (slice.start..slice.start + slice.b.rows()).contains(&col) {
@@ -182,13 +183,16 @@ pub fn lora_backward_factors(
         let element = |&place: &usize| {
             let mut first = 0;
             for (slice, &(a, b)) in slices.iter().zip(places) {
-                let (rank, input) = (slice.a.rows(), slice.a.cols());
+                let rank = slice.a.rows();
+                let input = slice.a.cols();
                 if (a..a + rank * input).contains(&place) {
-                    let (k, i) = ((place - a) / input, (place - a) % input);
+                    let k = (place - a) / input;
+                    let i = (place - a) % input;
                     return (0..tokens).map(|t| ds[t][first + k] * x.at(t, i)).sum();
                 }
                 if (b..b + rank * slice.b.rows()).contains(&place) {
-                    let (out, k) = ((place - b) / rank, (place - b) % rank);
+                    let out = (place - b) / rank;
+                    let k = (place - b) % rank;
                     let sum: f64 = (0..tokens).map(|t| dy.at(t, slice.start + out) * s.at(t, first + k)).sum();
                     return slice.scale * sum;
                 }

@@ -93,7 +93,7 @@ impl Head<'_> {
         }
     }
 
-    /// d_hidden = dz head, for those of `tokens` that are wanted.
+    /// d_hidden = dz head, for the wanted tokens among `tokens`.
     fn add_d_hidden(&self, tokens: &[usize], dz: &[Vec<f64>], wanted: &[usize], sums: &mut [Vec<f64>]) {
         let chosen: Vec<(usize, &Vec<f64>)> = tokens
             .iter()
@@ -141,7 +141,8 @@ pub fn distance_gradient(
 
 /// The cosine of a hidden state and its direction, with both norms.
 fn cosine(h: &[f64], direction: &[f64]) -> (f64, f64, f64) {
-    let (norm, length) = (dot(h, h).sqrt().max(1e-8), dot(direction, direction).sqrt().max(1e-8));
+    let norm = dot(h, h).sqrt().max(1e-8);
+    let length = dot(direction, direction).sqrt().max(1e-8);
     (dot(h, direction) / (norm * length), norm, length)
 }
 
@@ -159,7 +160,8 @@ pub fn mapping_gradient(
     start: &dyn Numbers,
 ) -> impl Fn(usize, &[usize]) -> Vec<f64> {
     move |row, cols| {
-        let (h, direction) = (hidden.row(row), table.row(ids[row] as usize));
+        let h = hidden.row(row);
+        let direction = table.row(ids[row] as usize);
         let (cosine, norm, length) = cosine(&h, &direction);
         let sign = if cosine == 0.0 { 0.0 } else { cosine.signum() };
         let gradient = |col: usize| direction[col] / (norm * length) - cosine * h[col] / (norm * norm);

@@ -59,7 +59,8 @@ impl Numbers for Part<'_> {
 /// Σ a · b. Eight partial sums: the order is nobody's business in f64, and the compiler makes vectors of them.
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
-    let (whole_a, whole_b) = (a.chunks_exact(8), b.chunks_exact(8));
+    let whole_a = a.chunks_exact(8);
+    let whole_b = b.chunks_exact(8);
     let rest: f64 = whole_a.remainder().iter().zip(whole_b.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in whole_a.zip(whole_b) {
         for i in 0..8 {

@@ -16,7 +16,8 @@ pub fn rounding_bits([low, high, step, draw]: [u32; 4], place: u64, index: usize
 pub fn rounded_at_random(value: f64, bits: u16) -> f64 {
     let inner = f32::from_bits((value as f32).to_bits() & 0xffff_0000);
     let outer = f32::from_bits(inner.to_bits() + 0x1_0000);
-    let (inner, outer) = (f64::from(inner), f64::from(outer));
+    let inner = f64::from(inner);
+    let outer = f64::from(outer);
     if (value - inner) / (outer - inner) + f64::from(bits) / 65536.0 >= 1.0 { outer } else { inner }
 }
 
@@ -26,7 +27,8 @@ pub fn update(rule: UpdateRule, c: [f64; COEFFICIENTS], g: f64, [w, s0, s1]: [f6
         UpdateRule::Adam => {
             let w = w - c[4] * w;
             let g = g + c[5] * w;
-            let (m, v) = (s0 + c[0] * (g - s0), c[1] * s1 + c[2] * g * g);
+            let m = s0 + c[0] * (g - s0);
+            let v = c[1] * s1 + c[2] * g * g;
             [w - c[6] * m / (v.sqrt() * c[7] + c[3]), m, v]
         }
         UpdateRule::Sgd => {
@@ -47,12 +49,14 @@ pub fn update(rule: UpdateRule, c: [f64; COEFFICIENTS], g: f64, [w, s0, s1]: [f6
         }
         UpdateRule::NAdam => {
             let g = g + c[4] * w;
-            let (m, v) = (s0 + c[0] * (g - s0), c[1] * s1 + c[2] * g * g);
+            let m = s0 + c[0] * (g - s0);
+            let v = c[1] * s1 + c[2] * g * g;
             [w - (c[6] * g + c[7] * m) / ((v * c[5]).sqrt() + c[3]), m, v]
         }
         UpdateRule::RAdam => {
             let g = g + c[4] * w;
-            let (m, v) = (s0 + c[0] * (g - s0), c[1] * s1 + c[2] * g * g);
+            let m = s0 + c[0] * (g - s0);
+            let v = c[1] * s1 + c[2] * g * g;
             [w - if c[6] == 0.0 { c[5] * m / (v.sqrt() + c[3]) } else { c[6] * m }, m, v]
         }
         UpdateRule::ScheduleFreeAdamW => {

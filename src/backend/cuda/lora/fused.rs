@@ -63,15 +63,19 @@ pub(super) fn rank_gradients(
     gradients: Option<&CudaBuffer>,
     ds: &MatrixMut<Cuda>,
 ) -> Result<()> {
-    let (tokens, columns, rank) = (dy.rows, slice.b.rows, slice.b.cols);
+    let tokens = dy.rows;
+    let columns = slice.b.rows;
+    let rank = slice.b.cols;
     if rank == 0 || columns == 0 {
         return Ok(());
     }
     let at = |address: u64, column: usize| address + 2 * column as u64;
-    let (range, column_blocks) = (token_range(tokens), columns.div_ceil(256));
+    let range = token_range(tokens);
+    let column_blocks = columns.div_ceil(256);
     let token_blocks = tokens.div_ceil(range);
     let aligned_ranks = aligned(s.address(), first, s.cols) && aligned(slice.b.address(), 0, rank);
-    let (ds_len, db_len) = (tokens * rank, columns * rank);
+    let ds_len = tokens * rank;
+    let db_len = columns * rank;
     let elements = column_blocks * ds_len + token_blocks * db_len;
     cuda.with_scratch("parts of adapter gradients", elements, DType::F32, |parts| {
         let db_parts = parts.address(column_blocks * ds_len);
@@ -123,7 +127,8 @@ pub(super) fn factor_gradients(
     if ds.cols == 0 {
         return Ok(());
     }
-    let (range, len) = (token_range(x.rows), ds.cols * x.cols);
+    let range = token_range(x.rows);
+    let len = ds.cols * x.cols;
     let token_blocks = x.rows.div_ceil(range);
     cuda.with_scratch("parts of adapter gradients", token_blocks * len, DType::F32, |parts| {
         let arguments = vec![
@@ -230,7 +235,8 @@ fn keep(dropout: Option<Dropout>) -> f32 {
 /// The a of all slices as `StackedRows`: four pointers, and where the first three end.
 fn stacked(slices: &[LoraSlice<Cuda>]) -> Result<Vec<Argument>> {
     let mut end = 0;
-    let (mut pointers, mut ends) = (Vec::new(), Vec::new());
+    let mut pointers = Vec::new();
+    let mut ends = Vec::new();
     for i in 0..4 {
         let slice = slices.get(i);
         end += slice.map_or(0, |slice| slice.a.rows);

@@ -207,7 +207,8 @@ fn choose(
 /// Between how many blocks an algorithm splits the sum over k; more than any bound if it does not say.
 fn split_k(algorithm: &sys::cublasLtMatmulAlgo_t) -> i32 {
     let attribute = sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_SPLITK_NUM;
-    let (mut value, mut written) = (0i32, 0usize);
+    let mut value = 0i32;
+    let mut written = 0usize;
     let to = std::ptr::from_mut(&mut value).cast::<c_void>();
     // SAFETY: the attribute is an int32, and there is room for it.
     let status =
@@ -264,7 +265,9 @@ struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
     fn new(element: sys::cudaDataType, matrix: &ColumnMajor) -> Result<Self, CublasError> {
-        let (rows, columns, leading) = (matrix.rows as u64, matrix.columns as u64, matrix.leading as i64);
+        let rows = matrix.rows as u64;
+        let columns = matrix.columns as u64;
+        let leading = matrix.leading as i64;
         lt::create_matrix_layout(element, rows, columns, leading).map(Self)
     }
 }

@@ -67,7 +67,8 @@ impl Nvidia {
     /// `stream` is a `CUstream` (null: the default stream) and `context` its `CUcontext`; both outlive the result.
     pub unsafe fn adopt_stream(stream: *mut c_void, context: *mut c_void) -> Result<Self> {
         survey::start()?;
-        let (stream, context) = (stream.cast::<sys::CUstream_st>(), context.cast::<sys::CUctx_st>());
+        let stream = stream.cast::<sys::CUstream_st>();
+        let context = context.cast::<sys::CUctx_st>();
         // SAFETY: the caller vouches for the context.
         let ordinal = unsafe { ordinal_of(context)? };
         let primary = primary_context(ordinal)?;
@@ -340,7 +341,8 @@ impl Driver for Nvidia {
 
     fn elapsed_milliseconds(&self, start: Event, end: Event) -> Result<f32> {
         let mut events = lock(&self.events);
-        let (from, to) = (events.recorded.remove(&start.0), events.recorded.remove(&end.0));
+        let from = events.recorded.remove(&start.0);
+        let to = events.recorded.remove(&end.0);
         let elapsed = match (&from, &to) {
             (Some(from), Some(to)) => from.elapsed_ms(to).map_err(during("time between two events")),
             (Some(_), None) if start == end => Ok(0.0),
@@ -381,7 +383,8 @@ fn primary_context(ordinal: usize) -> Result<Arc<CudaContext>> {
 /// # Safety
 /// `context` is a context.
 unsafe fn ordinal_of(context: sys::CUcontext) -> Result<usize> {
-    let (mut device, mut popped) = (0, std::ptr::null_mut());
+    let mut device = 0;
+    let mut popped = std::ptr::null_mut();
     // SAFETY: the caller vouches for the context, and what is pushed is popped.
     unsafe {
         sys::cuCtxPushCurrent_v2(context).result().map_err(during("the adopted context"))?;

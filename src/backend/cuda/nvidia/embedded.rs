@@ -109,7 +109,8 @@ impl Embedded {
 /// "100f" on 10.0 and later 10.x.
 fn runs_on(architecture: &str, capability: (u32, u32)) -> bool {
     let Some(number) = number(architecture) else { return false };
-    let (major, minor) = (number / 10, number % 10);
+    let major = number / 10;
+    let minor = number % 10;
     let specific = architecture.ends_with('a');
     major == capability.0 && if specific { minor == capability.1 } else { minor <= capability.1 }
 }

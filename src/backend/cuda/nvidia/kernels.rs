@@ -96,7 +96,8 @@ impl Drop for Kernels {
 fn parameter_bytes(function: sys::CUfunction) -> Arc<[usize]> {
     let mut found = Vec::new();
     loop {
-        let (mut offset, mut bytes) = (0, 0);
+        let mut offset = 0;
+        let mut bytes = 0;
         // SAFETY: the function is valid, and both results are written to variables of the right type.
         let status = unsafe { sys::cuFuncGetParamInfo(function, found.len(), &mut offset, &mut bytes) };
         if status != sys::CUresult::CUDA_SUCCESS {

@@ -19,7 +19,8 @@ impl Nvidia {
         let kernel = self.kernels.get(launch.kernel)?;
         check_arguments(launch.kernel, &kernel.parameter_bytes, arguments)?;
         if launch.shared_bytes > self.info.shared_bytes_per_block {
-            let (asked, most) = (launch.shared_bytes, self.info.shared_bytes_per_block);
+            let asked = launch.shared_bytes;
+            let most = self.info.shared_bytes_per_block;
             return Err(Error::Device(format!("{}: {asked} shared bytes, but a block has {most}", launch.kernel)));
         }
         let mut attribute = cluster_attribute(cluster);

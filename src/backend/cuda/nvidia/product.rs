@@ -65,7 +65,9 @@ pub(super) fn column_major(gemm: &Gemm) -> Call {
         output: gemm.output,
         accumulate: gemm.beta != 0.0,
     };
-    let (first, second, result) = (gemm.b.pointer, gemm.a.pointer, gemm.c);
+    let first = gemm.b.pointer;
+    let second = gemm.a.pointer;
+    let result = gemm.c;
     Call { description, first, second, result, alpha: gemm.alpha, beta: gemm.beta }
 }
 
@@ -137,7 +139,9 @@ mod tests {
         let mut random = Random::new(11, Stream::Demo, 0, 0);
         for case in 0..64u32 {
             let [m, n, k] = [3 + case as usize % 5, 2 + case as usize % 7, 1 + case as usize % 4];
-            let (a_transposed, b_transposed, beta) = (case & 1 != 0, case & 2 != 0, f32::from((case & 4 != 0) as u8));
+            let a_transposed = case & 1 != 0;
+            let b_transposed = case & 2 != 0;
+            let beta = f32::from((case & 4 != 0) as u8);
             let padding = case as usize % 3;
             let operand = |pointer, rows: usize, columns: usize, transposed| {
                 let leading = if transposed { rows } else { columns } + padding;

@@ -22,7 +22,8 @@ const _: () = assert!(size_of::<CUtensorMap>() == size_of::<TensorMap>() && alig
 /// When the copy engine cannot do that: the message names the rule.
 pub(super) fn encode(tiles: &Tiles) -> Result<TensorMap> {
     check(tiles).map_err(|rule| Error::Device(format!("tensor map: {rule}, but: {tiles:?}")))?;
-    let (element, pattern) = (element(tiles.dtype), pattern(tiles.swizzle));
+    let element = element(tiles.dtype);
+    let pattern = pattern(tiles.swizzle);
     let steps = vec![1u32; tiles.sizes.len()];
     let mut map = CUtensorMap { opaque: [0; 16] };
     // SAFETY: the arrays have as many entries as the rank says (strides one less), which was checked, and the map
