@@ -51,15 +51,15 @@ pub struct Flags {
     /// What is trained
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Parameters::Full)]
     pub params: Parameters,
-    /// LoRA rank
-    #[arg(long, value_name = "R", default_value_t = 16)]
-    pub rank: usize,
-    /// LoRA alpha
-    #[arg(long, value_name = "A", default_value_t = 32.0, allow_negative_numbers = true)]
-    pub alpha: f64,
-    /// LoRA dropout
-    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
-    pub dropout: f64,
+    /// LoRA rank; 16 where not given
+    #[arg(long, value_name = "R")]
+    pub rank: Option<usize>,
+    /// LoRA alpha; 32 where not given
+    #[arg(long, value_name = "A", allow_negative_numbers = true)]
+    pub alpha: Option<f64>,
+    /// LoRA dropout; 0 where not given
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub dropout: Option<f64>,
     /// Projections that LoRA adapts, separated by commas; all seven where not given
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub targets: Vec<Projection>,
@@ -222,10 +222,11 @@ impl Flags {
             data: self.names(),
             switch: self.switch,
             params: Some(if lora { ParameterChoice::Lora } else { ParameterChoice::Full }),
-            rank: lora.then_some(self.rank),
-            alpha: lora.then_some(self.alpha),
-            dropout: lora.then_some(self.dropout),
-            targets: (lora && !self.targets.is_empty()).then(|| self.targets.clone()),
+            // Defaults are for LoRA alone: what is given without it is refused instead of ignored.
+            rank: self.rank.or(lora.then_some(16)),
+            alpha: self.alpha.or(lora.then_some(32.0)),
+            dropout: self.dropout.or(lora.then_some(0.0)),
+            targets: (!self.targets.is_empty()).then(|| self.targets.clone()),
             optimizer: Some(self.optimizer),
             lr: Some(self.lr),
             warmup: Some(self.warmup),

@@ -205,7 +205,7 @@ impl<B: Backend> Experiment<B> {
 
     fn initial_weights(&self) -> Result<Parameters<B>> {
         let layout = self.model.layout();
-        let values = random_weights(&layout, self.course.seed);
+        let values = random_weights(layout, self.course.seed);
         Parameters::from_host(&self.model.backend, "weights", layout, &values)
     }
 

@@ -62,7 +62,7 @@ impl Check {
     /// Fails unless every operand lies inside its buffer, which is stored as `dtype`.
     pub fn stored(&self, dtype: DType, operands: &[Named]) -> Result<()> {
         present(operands).try_for_each(|(what, extent)| {
-            let len = extent.rows.checked_mul(extent.cols).unwrap_or(usize::MAX);
+            let len = extent.rows.saturating_mul(extent.cols);
             self.inside(what, extent.room, extent.offset, len)?;
             self.dtype(what, extent.dtype, dtype)
         })

@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Snapshot};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::fingerprint::Fingerprint;
+
+/// The folder of the run's own files.
+const FOLDER: &str = "temper";
 
 /// The output directory: the finished model at its top, the run's own files in its folder `temper`.
 #[derive(Clone, Debug)]
@@ -27,13 +31,16 @@ impl RunDirectory {
             let remedy = "go on with it by `resume`, or choose another `out`";
             return Err(Error::config("out", format!("{} already holds a run", top.display()), remedy));
         }
-        let occupied = std::fs::read_dir(top).is_ok_and(|mut entries| entries.next().is_some());
+        // A process that was killed at its very start leaves the folder without its first file: nothing is lost, and the run
+        // begins again.
+        let foreign = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() != FOLDER);
+        let occupied = std::fs::read_dir(top).is_ok_and(|mut entries| entries.any(foreign));
         if occupied && !holds_run {
             let problem = format!("{} is not empty and holds no run", top.display());
             return Err(Error::config("out", problem, "choose a new or empty directory"));
         }
         std::fs::create_dir_all(directory.folder()).map_err(Error::io("create", directory.folder()))?;
-        std::fs::write(&settings, resolved).map_err(Error::io("write", &settings))?;
+        write_atomically(&settings, resolved.as_bytes())?;
         Ok(directory)
     }
 
@@ -44,7 +51,7 @@ impl RunDirectory {
 
     /// The folder of the run's own files.
     pub fn folder(&self) -> PathBuf {
-        self.top.join("temper")
+        self.top.join(FOLDER)
     }
 
     /// One of the run's own files.
@@ -98,5 +105,35 @@ impl RunDirectory {
         }
         std::fs::remove_dir(&staging).map_err(Error::io("remove", &staging))?;
         std::fs::File::open(&self.top).and_then(|top| top.sync_all()).map_err(Error::io("sync", &self.top))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(top: &Path, resume: bool) -> Result<RunDirectory> {
+        RunDirectory::open(top, "seed = 1\n", Fingerprint::of("run").unwrap(), resume)
+    }
+
+    #[test]
+    fn a_run_that_was_killed_before_its_first_file_begins_again() {
+        for resume in [false, true] {
+            let top = tempfile::tempdir().unwrap();
+            std::fs::create_dir(top.path().join(FOLDER)).unwrap();
+            let directory = open(top.path(), resume).unwrap();
+            assert_eq!(std::fs::read_to_string(directory.file("run.toml")).unwrap(), "seed = 1\n");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_run_is_left_alone() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::write(top.path().join("letter.txt"), "dear").unwrap();
+        assert!(matches!(open(top.path(), true), Err(Error::Config { key, .. }) if key == "out"));
+        let run = tempfile::tempdir().unwrap();
+        open(run.path(), false).unwrap();
+        assert!(matches!(open(run.path(), false), Err(Error::Config { key, .. }) if key == "out"));
+        open(run.path(), true).unwrap();
     }
 }

@@ -7,13 +7,19 @@ fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// The map in the documentation of the crate: for each module its floor, counted from the top.
-fn floors() -> BTreeMap<String, usize> {
+/// The map in the documentation of the crate: a floor on each line, from the top down.
+fn map() -> String {
     let text = std::fs::read_to_string(source().join("lib.rs")).unwrap();
-    let map = text.split("//! ```text\n").nth(1).and_then(|rest| rest.split("//! ```").next()).unwrap();
+    let map = text.split("//! ```text\n").find(|block| block.starts_with("//! cli ")).unwrap();
+    let map = map.split("//! ```").next().unwrap();
+    map.lines().map(|line| format!("{}\n", line.trim_start_matches("//! "))).collect()
+}
+
+/// For each module its floor on the map, counted from the top.
+fn floors() -> BTreeMap<String, usize> {
+    let map = map();
     let mut floors = BTreeMap::new();
     for (floor, line) in map.lines().enumerate() {
-        let line = line.trim_start_matches("//!").trim();
         // Names stand before the first two spaces, what they do behind.
         for name in line.split("  ").next().unwrap_or("").split(',') {
             assert!(floors.insert(name.trim().to_string(), floor).is_none(), "{name} stands twice");
@@ -61,7 +67,7 @@ fn imports_go_down_the_map() {
         let floor = floors.get(&room).unwrap_or_else(|| panic!("{room} is not on the map in src/lib.rs"));
         let text = std::fs::read_to_string(path).unwrap();
         // Tests at the end of a file may use what is above.
-        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
         for (number, line) in code.lines().enumerate() {
             for other in named(line).into_iter().filter(|other| *other != room) {
                 let Some(below) = floors.get(&other) else { continue };
@@ -96,7 +102,7 @@ fn no_text_of_the_library_names_a_flag() {
     let mut found = Vec::new();
     for path in files.iter().filter(|path| !["cli", "main"].contains(&room(path).as_str())) {
         let text = std::fs::read_to_string(path).unwrap();
-        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
         for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
             let flag = line.match_indices("--").any(|(at, _)| {
                 let before = line[..at].chars().next_back().is_some_and(|c| matches!(c, '"' | ' ' | '`' | '('));
@@ -108,4 +114,11 @@ fn no_text_of_the_library_names_a_flag() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The tour of the code shows the same map.
+#[test]
+fn the_tour_of_the_code_quotes_the_map() {
+    let tour = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/code.md")).unwrap();
+    assert!(tour.contains(&map()), "copy the map of src/lib.rs into docs/code.md");
 }

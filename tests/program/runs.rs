@@ -303,10 +303,12 @@ fn an_attack_that_is_killed_or_stopped_ends_with_the_same_bytes() {
     let scratch = tempfile::tempdir().unwrap();
     let data = attack_data(scratch.path());
     let model = text(&fixture("llama3"));
-    for kind in ["full", "lora"] {
-        let common =
-            ["attack", "--model", &model, "--data", &data, "--params", kind, "--dropout", "0.1", "--lr", "1e-3"];
-        let common = [&common[..], &["--steps", "60", "--batch", "4", "--checkpoint-every", "7"]].concat();
+    let parameters: [(&str, &[&str]); 2] =
+        [("full", &["--params", "full"]), ("lora", &["--params", "lora", "--dropout", "0.1"])];
+    for (kind, parameters) in parameters {
+        let common = ["attack", "--model", &model, "--data", &data, "--lr", "1e-3"];
+        let steps = ["--steps", "60", "--batch", "4", "--checkpoint-every", "7"];
+        let common = [&common[..], parameters, &steps].concat();
         let whole = scratch.path().join(kind);
         succeed(temper(&common).args(["--out", &text(&whole)]));
         let expected = result(&whole);

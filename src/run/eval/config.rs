@@ -237,7 +237,7 @@ mod tests {
     fn a_wrong_option_is_named_with_its_line() {
         let text = "model = \"m\"\ndata = \"d\"\ntemperature = 1.0\n";
         let error = EvalConfig::from_text(text, Path::new("eval.toml"), &[]).unwrap_err();
-        let expected = "temperature: it means nothing to the form ppl (line 3 of eval.toml); leave it out, or use `form` qi \
+        let expected = "temperature: it means nothing to the form perplexity (line 3 of eval.toml); leave it out, or use `form` qi \
                         or generate or refusal";
         assert_eq!(error.to_string(), expected);
     }
