@@ -62,7 +62,7 @@
 //! events                                         what a run tells whoever started it
 //! redteam                                        attacks on finished models, and what they cost
 //! plan                                           memory and arithmetic, before anything starts
-//! config                                         run files
+//! config                                         run files and attack files
 //! tar, safeguard                                 the nested loop; the plain safeguard before it
 //! training, eval                                 fine-tuning steps; measurements
 //! objective, optimizer, data, huggingface        losses; updates; rows to batches; model directories
