@@ -15,7 +15,7 @@ pub(super) struct PerLayer<B: Backend> {
     layers: usize,
 }
 
-/// The sizes that decide which layers have a place of their own in a [`PerLayer`].
+/// The sizes that decide which layers have a place of their own in a `PerLayer`.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerMemory {
     /// Number of layers.

@@ -95,9 +95,9 @@ impl<B: Memory> Operation for SwigluBackward<'_, B> {
 
 /// `out[0] += scale · Σ a · b`, in f32 with a fixed order of summation: how per-token values become a loss on the device.
 pub struct WeightedSum<'a, B: Memory> {
-    /// [n] f32.
+    /// `[n]` f32.
     pub a: Matrix<'a, B>,
-    /// [n] f32.
+    /// `[n]` f32.
     pub b: Matrix<'a, B>,
     /// The factor on the sum.
     pub scale: f32,
@@ -119,7 +119,7 @@ impl<B: Memory> Operation for WeightedSum<'_, B> {
 
 /// Σ x² on the host, accumulated in f64 in a fixed order. Not finite exactly when some x is not. Waits for the device.
 pub struct SquaredNorm<'a, B: Memory> {
-    /// [n] f32.
+    /// `[n]` f32.
     pub x: Matrix<'a, B>,
 }
 
