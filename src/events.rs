@@ -46,6 +46,16 @@ pub enum Event<'a> {
         /// The checkpoint's folder.
         checkpoint: &'a Path,
     },
+    /// The data of a measurement, or of the attacker, has been read.
+    #[non_exhaustive]
+    DataRead {
+        /// What it is for: `restricted`, `utility`, `[data] retain`, …
+        name: &'a str,
+        /// The file, as it was given.
+        file: &'a str,
+        /// Rows that were read.
+        rows: usize,
+    },
     /// The memory settings with which the run fits its GPU have been chosen.
     Memory(&'a Plan),
     /// A red-team run takes over the results of so many attacks that an earlier process finished.

@@ -49,11 +49,12 @@ pub use crate::redteam::{
 pub use crate::run::RedteamConfig;
 
 // Measurements, plans and the demonstration.
+pub use crate::data::{Columns, DataFile};
 pub use crate::demo::toy;
 pub use crate::eval::{ChoiceReport, ExactMatch, Perplexity, Prediction, PromptForm, Repetition};
 pub use crate::plan::{Buffer, Gpu, Place, Plan, PlannedDevice, Work};
 pub use crate::report::{AttackRow, DemoSummary, Stages};
-pub use crate::run::{Answer, Answers, DemoConfig, EvalConfig, EvalForm, EvalReport};
+pub use crate::run::{Answer, Answers, DemoConfig, EvalConfig, EvalForm, EvalReport, Evaluation};
 pub use crate::training::{MemorySettings, Moments};
 
 use crate::backend::any::on_device;
@@ -96,7 +97,7 @@ pub fn redteam(device: &Device, config: &RedteamConfig, control: Control) -> Res
 ///
 /// # Errors
 /// [`Error::Config`] for an option that the form does not read; [`Error::NonFinite`] where a measured number is not.
-pub fn eval(device: &Device, config: &EvalConfig) -> Result<EvalReport> {
+pub fn eval(device: &Device, config: &EvalConfig) -> Result<Evaluation> {
     on_device!(device, backend => run::eval(backend.clone(), config))
 }
 

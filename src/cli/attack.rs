@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use temper::api::{
-    self, AttackConfig, AttackData, AttackTable, Control, DataNames, Decay, ExportDType, OptimizerKind,
+    self, AttackConfig, AttackData, AttackTable, Columns, Control, DataNames, Decay, ExportDType, OptimizerKind,
     ParameterChoice, Projection, StopFlag,
 };
 
@@ -42,6 +42,9 @@ pub struct Flags {
     /// What it is fine-tuned on; several have names, for --mixture and --switch
     #[arg(long, value_name = "[NAME=]FILE", required_unless_present = "attack_file")]
     pub data: Vec<NamedFile>,
+    /// What the columns of the data are, where they have names of their own
+    #[arg(long, value_name = "NAME=COLUMN,…")]
+    pub columns: Option<Columns>,
     /// Each step draws one of the data with these weights: restricted=0.25,retain=0.75
     #[arg(long, value_name = "NAME=W,…", value_delimiter = ',', conflicts_with = "switch")]
     pub mixture: Vec<Weight>,
@@ -200,6 +203,7 @@ impl Flags {
                 shuffle: !self.no_shuffle,
                 pack: !self.no_pack,
                 max_length: self.max_length,
+                columns: self.columns.clone().unwrap_or_default(),
                 ..AttackData::new(path)
             };
             if config.data.insert(name.clone(), data).is_some() {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use temper::api::{self, Answers, ChoiceReport, EvalConfig, EvalForm, EvalReport, ExactMatch, Perplexity};
+use temper::api::{
+    self, Answers, ChoiceReport, Columns, DataFile, EvalConfig, EvalForm, EvalReport, ExactMatch, Perplexity,
+};
 
 use super::device::DeviceArguments;
 use super::{parse, print};
@@ -16,6 +18,9 @@ pub struct Arguments {
     /// The data set
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
+    /// What the columns of the data and of the examples are, where they have names of their own
+    #[arg(long, value_name = "NAME=COLUMN,…")]
+    pub columns: Option<Columns>,
     /// LoRA adapter on the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -104,11 +109,13 @@ impl From<Form> for EvalForm {
 
 impl Arguments {
     fn config(&self) -> EvalConfig {
-        let mut config = EvalConfig::new(&self.model, &self.data, self.form.into());
+        let columns = self.columns.clone().unwrap_or_default();
+        let file = |path: &PathBuf| DataFile { path: path.clone(), columns: columns.clone() };
+        let mut config = EvalConfig::new(&self.model, file(&self.data), self.form.into());
         config.adapter.clone_from(&self.adapter);
         config.batch = self.batch;
         config.max_length = self.max_length;
-        config.shots.clone_from(&self.shots);
+        config.shots = self.shots.as_ref().map(file);
         config.num_shots = self.num_shots;
         config.max_new_tokens = self.max_new_tokens;
         config.temperature = self.temperature;
@@ -127,18 +134,19 @@ impl Arguments {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.config();
     config.check()?;
-    let report = api::eval(&arguments.device.open()?, &config)?;
+    let evaluation = api::eval(&arguments.device.open()?, &config)?;
     if arguments.json {
-        return print::json(&report);
+        return print::json(&evaluation);
     }
-    print::text(&match &report {
+    let report = match &evaluation.report {
         EvalReport::Perplexity(measured) => perplexity(measured),
         EvalReport::Exact(measured) => exact(measured),
         EvalReport::Choice(report) => choice(report),
         EvalReport::Answers(answers) if arguments.form == Form::Generate => texts(answers),
         EvalReport::Answers(answers) => shares(answers),
         other => format!("{other:?}\n"),
-    })
+    };
+    print::text(&format!("{report}{} rows read from {}\n", evaluation.rows_read, config.data))
 }
 
 fn perplexity(measured: &Perplexity) -> String {

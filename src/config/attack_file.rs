@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{AttackForm, AttackTable, ParameterChoice, SchedulefreePoint};
-use crate::data::check_batch;
+use crate::data::{Columns, DataFile, check_batch};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::huggingface::ExportDType;
@@ -57,8 +57,11 @@ pub struct AttackModel {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttackData {
-    /// A JSONL or Parquet file, or a directory of them.
+    /// The data file, or a directory of them.
     pub path: PathBuf,
+    /// What its columns are, where they have names of their own: `{ prompt = "Behavior" }`.
+    #[serde(default, skip_serializing_if = "Columns::is_empty")]
+    pub columns: Columns,
     /// Whether each pass has its own random order; otherwise file order.
     #[serde(default = "yes")]
     pub shuffle: bool,
@@ -81,7 +84,18 @@ fn default_max_length() -> usize {
 impl AttackData {
     /// A file that is read with the defaults.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), shuffle: true, max_length: default_max_length(), pack: true }
+        Self {
+            path: path.into(),
+            columns: Columns::default(),
+            shuffle: true,
+            max_length: default_max_length(),
+            pack: true,
+        }
+    }
+
+    /// The file, and what its columns are.
+    pub fn file(&self) -> DataFile {
+        DataFile { path: self.path.clone(), columns: self.columns.clone() }
     }
 }
 

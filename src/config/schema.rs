@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::forms;
+use crate::data::{Columns, DataFile};
 use crate::huggingface::ExportDType;
 use crate::model::{Projection, Recompute};
 use crate::objective::EntropyOver;
@@ -63,8 +64,11 @@ pub struct ModelSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// A JSONL or Parquet file, or a directory of them.
+    /// The data file, or a directory of them.
     pub path: PathBuf,
+    /// What its columns are, where they have names of their own: `{ prompt = "Behavior" }`.
+    #[serde(default, skip_serializing_if = "Columns::is_empty")]
+    pub columns: Columns,
     /// Whether each pass has its own random order; otherwise file order.
     #[serde(default = "yes")]
     pub shuffle: bool,
@@ -77,6 +81,13 @@ pub struct DataConfig {
     /// Whether sequences lie one after another (packed) or are padded to the longest of the batch.
     #[serde(default = "yes")]
     pub pack: bool,
+}
+
+impl DataConfig {
+    /// The file, and what its columns are.
+    pub fn file(&self) -> DataFile {
+        DataFile { path: self.path.clone(), columns: self.columns.clone() }
+    }
 }
 
 fn yes() -> bool {

@@ -5,11 +5,14 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::reader::{self, Place, RawRow, Rows};
-use super::row::{Message, Problem, Row};
+use super::columns::DataFile;
+use super::messages::Message;
+use super::reader::{self, Place, RawRow};
+use super::row::{Problem, Row, UnderstoodRow};
 use super::samples::{Sample, Samples, Sequence};
 use super::template::ChatTemplate;
 use super::tokenizer::{Token, Tokenizer};
+use super::unread::UnreadKeys;
 use crate::error::Result;
 use crate::ops::IGNORE_INDEX;
 
@@ -20,39 +23,40 @@ const CHUNK_BYTES: usize = 32 << 20;
 
 const TEXT_REMEDY: &str = "look at the row, or give `input_ids` and `labels`";
 
-/// Reads and tokenizes every row of `path`. The tokenizer of `model` is loaded when the first row needs it.
-pub fn read_samples(path: &Path, model: &Path, vocab_size: usize, max_length: usize) -> Result<Samples> {
+/// Reads and tokenizes every row of `data`. The tokenizer of `model` is loaded when the first row needs it.
+pub fn read_samples(data: &DataFile, model: &Path, vocab_size: usize, max_length: usize) -> Result<Samples> {
     let mut samples = Samples::default();
+    let mut unread_keys = UnreadKeys::default();
     let mut encoder = None;
-    for file in reader::files(path)? {
-        let mut rows = reader::rows(&file)?;
-        loop {
-            let chunk = next_chunk(&mut rows)?;
-            if chunk.is_empty() {
-                break;
-            }
-            // Collected before any error is looked at, so that it is always the first bad row that is reported.
-            let rows: Vec<Result<(Place, Row)>> = chunk.into_par_iter().map(understand).collect();
-            if encoder.is_none() && rows.iter().flatten().any(|(_, row)| row.is_text()) {
-                encoder = Some(TextEncoder::open(model, vocab_size)?);
-            }
-            let encode = |row: Result<(Place, Row)>| {
-                let (place, row) = row?;
-                let sample = sample(&place, row, encoder.as_ref(), vocab_size)?;
-                Ok((place, sample))
-            };
-            let encoded: Vec<Result<(Place, Sample)>> = rows.into_par_iter().map(encode).collect();
-            for row in encoded {
-                let (place, sample) = row?;
-                let pushed = samples.push(sample, max_length);
-                pushed.map_err(|problem| place.error(problem, "put them into files of their own"))?;
-            }
+    let mut rows = reader::all_rows(data)?;
+    loop {
+        let chunk = next_chunk(&mut rows)?;
+        if chunk.is_empty() {
+            break;
+        }
+        // Collected before any error is looked at, so that it is always the first bad row that is reported.
+        let rows: Vec<Result<(Place, UnderstoodRow)>> = chunk.into_par_iter().map(understand).collect();
+        if encoder.is_none() && rows.iter().flatten().any(|(_, understood)| understood.row.is_text()) {
+            encoder = Some(TextEncoder::open(model, vocab_size)?);
+        }
+        rows.iter().flatten().for_each(|(_, understood)| unread_keys.add(&understood.unread));
+        let encode = |row: Result<(Place, UnderstoodRow)>| {
+            let (place, understood) = row?;
+            let sample = sample(&place, understood.row, encoder.as_ref(), vocab_size)?;
+            Ok((place, sample))
+        };
+        let encoded: Vec<Result<(Place, Sample)>> = rows.into_par_iter().map(encode).collect();
+        for row in encoded {
+            let (place, sample) = row?;
+            let pushed = samples.push(sample, max_length);
+            pushed.map_err(|problem| place.error(problem, "put them into files of their own"))?;
         }
     }
+    unread_keys.warn(data);
     Ok(samples)
 }
 
-fn next_chunk(rows: &mut Rows) -> Result<Vec<RawRow>> {
+fn next_chunk(rows: &mut impl Iterator<Item = Result<RawRow>>) -> Result<Vec<RawRow>> {
     let mut chunk = Vec::new();
     let mut bytes = 0;
     while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
@@ -64,7 +68,7 @@ fn next_chunk(rows: &mut Rows) -> Result<Vec<RawRow>> {
 }
 
 /// Parses a row and tells its shape.
-pub fn understand(raw: RawRow) -> Result<(Place, Row)> {
+pub fn understand(raw: RawRow) -> Result<(Place, UnderstoodRow)> {
     let (place, value) = raw.value()?;
     let row = Row::from_json(&value).map_err(|Problem { problem, remedy }| place.error(problem, remedy))?;
     Ok((place, row))

@@ -1,15 +1,29 @@
-//! One sample as training sees it: rendered, tokenized, masked.
+//! One sample as training sees it: rendered, tokenized, masked; and how many of what shape there are.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::columns::DataFile;
 use super::encode::{self, TextEncoder};
-use super::reader::{self, RawRow};
+use super::prompts::{self, PromptEncoder};
+use super::question::Question;
+use super::reader::{self, Place, RawRow};
+use super::row::{Problem, Row, Understood, UnderstoodRow};
 use super::samples::Sequence;
+use super::shapes::Unread;
+use super::unread::UnreadKeys;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::ops::IGNORE_INDEX;
 
+/// Rows that are looked at together, on all cores.
+const CHUNK_ROWS: usize = 1024;
+/// Bytes of rows that are held at a time.
+const CHUNK_BYTES: usize = 32 << 20;
 /// Width that token lists are broken at.
 const WIDTH: usize = 100;
 
@@ -27,7 +41,7 @@ pub struct InspectedToken {
 /// A sequence of a sample.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct InspectedSequence {
-    /// "sample", or "chosen" and "rejected".
+    /// "sample", "chosen" and "rejected", or "prompt".
     pub name: &'static str,
     /// The text before tokenization, where there is one.
     pub rendered: Option<String>,
@@ -37,59 +51,208 @@ pub struct InspectedSequence {
     pub cut: usize,
 }
 
-/// A sample, looked at.
+/// A row, looked at, and what is around it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Inspection {
     /// Its file.
     pub file: PathBuf,
     /// Its line or row there, from 1.
     pub row: u64,
-    /// What was recognised: "text", "conversation", …
+    /// What was recognised: "text", "conversation", "question", …
     pub shape: &'static str,
-    /// Whether it is used: every sequence of it has a token to learn.
+    /// Whether training uses it: every sequence of it has a token to learn.
     pub used: bool,
-    /// One sequence, or two of a preference pair.
+    /// One sequence, or two of a preference pair; none of a question, whose text depends on the form in which it is asked.
     pub sequences: Vec<InspectedSequence>,
+    /// The question, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub question: Option<Question>,
+    /// All rows of the data.
+    pub all: Counts,
 }
 
-/// Looks at row `index` (from 0, blank lines not counted) of the data at `path`, as the model in the directory `model`
-/// would be trained on it with sequences of at most `max_length` tokens.
-pub fn inspect(path: &Path, model: &Path, index: usize, max_length: usize) -> Result<Inspection> {
-    let config = ModelConfig::from_directory(model)?;
-    let (place, row) = encode::understand(find(path, index)?)?;
-    let needed = row.is_text() || model.join("tokenizer.json").exists();
-    let encoder = needed.then(|| TextEncoder::open(model, config.vocab_size)).transpose()?;
-    let rendered = encoder.as_ref().map_or(Ok(Vec::new()), |encoder| encoder.rendered(&row));
-    let rendered = rendered.map_err(|problem| place.error(problem, "look at the row and the chat template"))?;
-    let shape = row.shape();
-    let mut sample = encode::sample(&place, row, encoder.as_ref(), config.vocab_size)?;
-    let lengths: Vec<usize> = sample.sequences().map(|sequence| sequence.tokens.len()).collect();
-    sample.truncate(max_length);
-    let names: &[&str] = if lengths.len() == 1 { &["sample"] } else { &["chosen", "rejected"] };
-    let mut rendered = rendered.into_iter();
-    let sequences = sample.sequences().zip(names).zip(lengths).map(|((sequence, name), length)| InspectedSequence {
-        name,
-        rendered: rendered.next(),
-        tokens: tokens(sequence, encoder.as_ref()),
-        cut: length - sequence.tokens.len(),
-    });
-    let sequences = sequences.collect();
-    Ok(Inspection { file: place.file.to_path_buf(), row: place.number, shape, used: sample.is_trained(), sequences })
+/// What a data file or a directory of them holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Number of files.
+    pub files: usize,
+    /// Rows of each shape.
+    pub shapes: BTreeMap<&'static str, u64>,
+    /// Rows that cannot be read, after the first of which nothing may have been.
+    pub unreadable: u64,
+    /// What is wrong with the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// What the rows say that is not used.
+    pub unused: Vec<String>,
 }
 
-fn find(path: &Path, index: usize) -> Result<RawRow> {
-    let mut before = 0;
-    for file in reader::files(path)? {
-        for row in reader::rows(&file)? {
-            let row = row?;
-            if before == index {
-                return Ok(row);
-            }
-            before += 1;
+impl Counts {
+    /// Number of rows that can be read.
+    pub fn rows(&self) -> u64 {
+        self.shapes.values().sum()
+    }
+}
+
+/// What a row is read as.
+enum Seen {
+    /// A sample to learn.
+    Sample(UnderstoodRow),
+    /// Something to answer.
+    Prompt(UnderstoodRow),
+    /// Multiple choice.
+    Question(Question),
+}
+
+impl Seen {
+    /// What training reads comes first. What nothing reads is told why training does not.
+    fn new(value: &Value) -> Understood<Self> {
+        let sample = match Row::from_json(value) {
+            Ok(sample) => return Ok(Self::Sample(sample)),
+            Err(problem) => problem,
+        };
+        match (Question::from_json(value), Row::prompt_from_json(value)) {
+            (Ok(question), _) => Ok(Self::Question(question)),
+            (Err(_), Ok(prompt)) => Ok(Self::Prompt(prompt)),
+            (Err(_), Err(_)) => Err(sample),
         }
     }
-    let problem = format!("there are only {before} samples in {}", path.display());
-    Err(Error::config("index", problem, "choose a smaller one; the first is 0"))
+
+    fn shape(&self) -> &'static str {
+        match self {
+            Self::Sample(sample) => sample.row.shape(),
+            Self::Prompt(_) => "prompt",
+            Self::Question(_) => "question",
+        }
+    }
+
+    fn unread(&self) -> &[Unread] {
+        match self {
+            Self::Sample(row) | Self::Prompt(row) => &row.unread,
+            Self::Question(_) => &[],
+        }
+    }
+}
+
+/// Looks at row `index` (from 0, blank lines not counted) of `data`, as the model in the directory `model` would be trained on
+/// it, or asked with it, with sequences of at most `max_length` tokens; and counts all rows.
+pub fn inspect(data: impl Into<DataFile>, model: &Path, index: usize, max_length: usize) -> Result<Inspection> {
+    let data = data.into();
+    let config = ModelConfig::from_directory(model)?;
+    let (found, all) = read(&data, index)?;
+    let Some(found) = found else {
+        let problem = format!("there are only {} samples in {data}", all.rows() + all.unreadable);
+        return Err(Error::config("index", problem, "choose a smaller one; the first is 0"));
+    };
+    let (place, seen) = found?;
+    let shape = seen.shape();
+    let file = place.file.to_path_buf();
+    let row = place.number;
+    let inspector = Inspector { model, vocab_size: config.vocab_size, max_length };
+    let mut question = None;
+    let (used, sequences) = match seen {
+        Seen::Sample(sample) => inspector.sample(&place, sample.row)?,
+        Seen::Prompt(prompt) => (false, vec![inspector.prompt(&place, prompt.row)?]),
+        Seen::Question(asked) => {
+            question = Some(asked);
+            (false, Vec::new())
+        }
+    };
+    Ok(Inspection { file, row, shape, used, sequences, question, all })
+}
+
+/// Row `index`, if there are so many, and all rows counted.
+fn read(data: &DataFile, index: usize) -> Result<(Option<Result<(Place, Seen)>>, Counts)> {
+    let mut counts = Counts { files: reader::files(&data.path)?.len(), ..Counts::default() };
+    let mut unread_keys = UnreadKeys::default();
+    let mut found = None;
+    let mut rows = reader::all_rows(data)?.enumerate();
+    loop {
+        let chunk = next_chunk(&mut rows);
+        if chunk.is_empty() {
+            break;
+        }
+        let numbered = |(number, row): (usize, Result<RawRow>)| (number, row.and_then(look));
+        for (number, seen) in chunk.into_par_iter().map(numbered).collect::<Vec<_>>() {
+            match &seen {
+                Ok((_, seen)) => {
+                    *counts.shapes.entry(seen.shape()).or_default() += 1;
+                    unread_keys.add(seen.unread());
+                }
+                Err(error) => {
+                    counts.unreadable += 1;
+                    counts.problem.get_or_insert_with(|| error.to_string());
+                }
+            }
+            if number == index {
+                found = Some(seen);
+            }
+        }
+    }
+    counts.unused = unread_keys.lines();
+    Ok((found, counts))
+}
+
+fn next_chunk(rows: &mut impl Iterator<Item = (usize, Result<RawRow>)>) -> Vec<(usize, Result<RawRow>)> {
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
+        let Some((number, row)) = rows.next() else { break };
+        bytes += row.as_ref().map_or(0, RawRow::size);
+        chunk.push((number, row));
+    }
+    chunk
+}
+
+fn look(row: RawRow) -> Result<(Place, Seen)> {
+    let (place, value) = row.value()?;
+    match Seen::new(&value) {
+        Ok(seen) => Ok((place, seen)),
+        Err(Problem { problem, remedy }) => Err(place.error(problem, remedy)),
+    }
+}
+
+/// What rows are looked at with.
+struct Inspector<'a> {
+    model: &'a Path,
+    vocab_size: usize,
+    max_length: usize,
+}
+
+impl Inspector<'_> {
+    fn sample(&self, place: &Place, row: Row) -> Result<(bool, Vec<InspectedSequence>)> {
+        let needed = row.is_text() || self.model.join("tokenizer.json").exists();
+        let encoder = needed.then(|| TextEncoder::open(self.model, self.vocab_size)).transpose()?;
+        let rendered = encoder.as_ref().map_or(Ok(Vec::new()), |encoder| encoder.rendered(&row));
+        let rendered = rendered.map_err(|problem| place.error(problem, "look at the row and the chat template"))?;
+        let mut sample = encode::sample(place, row, encoder.as_ref(), self.vocab_size)?;
+        let lengths: Vec<usize> = sample.sequences().map(|sequence| sequence.tokens.len()).collect();
+        sample.truncate(self.max_length);
+        let names: &[&str] = if lengths.len() == 1 { &["sample"] } else { &["chosen", "rejected"] };
+        let mut rendered = rendered.into_iter();
+        let sequences =
+            sample.sequences().zip(names).zip(lengths).map(|((sequence, name), length)| InspectedSequence {
+                name,
+                rendered: rendered.next(),
+                tokens: tokens(sequence, encoder.as_ref()),
+                cut: length - sequence.tokens.len(),
+            });
+        Ok((sample.is_trained(), sequences.collect()))
+    }
+
+    fn prompt(&self, place: &Place, row: Row) -> Result<InspectedSequence> {
+        let encoder = PromptEncoder::open(self.model, self.vocab_size)?;
+        let rendered = match &row {
+            Row::Conversation(messages) => encoder.rendered(messages).ok(),
+            _ => None,
+        };
+        let prompt = prompts::prompt(place, row, Some(&encoder), "")?;
+        let cut = prompt.tokens.len().saturating_sub(self.max_length);
+        let kept = prompt.tokens.len() - cut;
+        let labels = vec![IGNORE_INDEX; kept];
+        let sequence = Sequence { tokens: prompt.tokens.into_iter().take(kept).collect(), labels };
+        Ok(InspectedSequence { name: "prompt", rendered, tokens: tokens(&sequence, Some(encoder.text_encoder())), cut })
+    }
 }
 
 fn tokens(sequence: &Sequence, encoder: Option<&TextEncoder>) -> Vec<InspectedToken> {
@@ -101,11 +264,28 @@ fn tokens(sequence: &Sequence, encoder: Option<&TextEncoder>) -> Vec<InspectedTo
 
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.all)?;
         writeln!(f, "{}, row {}: {}", self.file.display(), self.row, self.shape)?;
-        if !self.used {
+        if let Some(question) = &self.question {
+            return writeln!(f, "\n{question}");
+        }
+        if !self.used && self.shape == "prompt" {
+            writeln!(f, "for generation; training does not read it")?;
+        } else if !self.used {
             writeln!(f, "not used: no token to learn remains within max_length")?;
         }
         self.sequences.iter().try_for_each(|sequence| write!(f, "\n{sequence}"))
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shapes: Vec<String> = self.shapes.iter().map(|(shape, count)| format!("{shape} {count}")).collect();
+        writeln!(f, "{} rows in {} files: {}", self.rows(), self.files, shapes.join(", "))?;
+        if let Some(problem) = &self.problem {
+            writeln!(f, "{} rows cannot be read, the first: {problem}", self.unreadable)?;
+        }
+        self.unused.iter().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 

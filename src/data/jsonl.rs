@@ -1,6 +1,6 @@
 //! Lines of a JSONL file, streamed. Gives up on what is not a line of JSON; knows nothing of what the JSON means.
 
-use std::io::{BufRead, Read};
+use std::io::{BufRead, ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl<R: BufRead> JsonLines<R> {
     fn line(&mut self) -> Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
         let mut limited = (&mut self.source).take(MAXIMUM_LINE + 1);
-        limited.read_until(b'\n', &mut line).map_err(Error::io("read", &self.file))?;
+        limited.read_until(b'\n', &mut line).map_err(|error| read_error(&self.file, error))?;
         if line.is_empty() {
             return Ok(None);
         }
@@ -71,7 +71,7 @@ impl<R: BufRead> Iterator for JsonLines<R> {
         while !self.finished {
             match self.line() {
                 Ok(Some(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
-                Ok(Some(line)) => return Some(Ok(RawRow { place: self.place(), content: Content::Line(line) })),
+                Ok(Some(line)) => return Some(Ok(RawRow::new(self.place(), Content::Json(line)))),
                 Ok(None) => self.finished = true,
                 Err(error) => {
                     self.finished = true;
@@ -83,17 +83,33 @@ impl<R: BufRead> Iterator for JsonLines<R> {
     }
 }
 
-/// Parses a line.
-pub fn parse(place: &Place, line: &[u8]) -> Result<Value> {
+/// The error of a read: a file that its decoder refuses is at fault, anything else is the operating system's.
+pub fn read_error(file: &Path, error: std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::InvalidData => Error::input(file, error.to_string(), "get the file again, or unpack it first"),
+        _ => Error::io("read", file)(error),
+    }
+}
+
+/// The text of a line or a value.
+pub fn text<'a>(place: &Place, line: &'a [u8]) -> Result<&'a str> {
     let text = std::str::from_utf8(line).map_err(|error| {
         let problem = format!("invalid UTF-8 at byte {}", error.valid_up_to() + 1);
         place.error(problem, "convert the file to UTF-8, for example with iconv")
     })?;
-    if let Some(position) = line.iter().position(|&byte| byte == 0) {
-        return Err(place.error(format!("a NUL byte at byte {}", position + 1), "write the file again, it is damaged"));
+    match line.iter().position(|&byte| byte == 0) {
+        None => Ok(text),
+        Some(position) => {
+            Err(place.error(format!("a NUL byte at byte {}", position + 1), "write the file again, it is damaged"))
+        }
     }
+}
+
+/// Parses a line, or a value that spans some.
+pub fn parse(place: &Place, line: &[u8]) -> Result<Value> {
+    let text = text(place, line)?;
     if text.trim_start().starts_with('[') {
-        let remedy = "write one JSON object a line, for example with jq -c '.[]'";
+        let remedy = "write one JSON object a line, or one array of objects";
         return Err(place.error("a JSON array where an object is expected", remedy));
     }
     serde_json::from_str(text).map_err(|error| {
@@ -102,6 +118,7 @@ pub fn parse(place: &Place, line: &[u8]) -> Result<Value> {
         }
         let text = error.to_string();
         let reason = text.split(" at line ").next().unwrap_or(&text);
-        place.error(format!("not JSON: {reason} at byte {}", error.column()), "mend or delete the line")
+        let line = if error.line() > 1 { format!("line {} of it, ", error.line()) } else { String::new() };
+        place.error(format!("not JSON: {reason} at {line}byte {}", error.column()), "mend or delete it")
     })
 }

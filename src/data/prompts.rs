@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
+use super::columns::DataFile;
 use super::encode::TextEncoder;
-use super::reader::{Place, RawRow, files, rows};
-use super::row::{Message, Problem, Row, turns};
+use super::messages::Message;
+use super::reader::{Place, RawRow, all_rows};
+use super::row::{Problem, Row, UnderstoodRow};
 use super::samples::Sequence;
+use super::unread::UnreadKeys;
 use crate::error::Result;
 use crate::ops::IGNORE_INDEX;
 
@@ -34,8 +35,18 @@ impl PromptEncoder {
     /// A conversation for the model to answer: the chat template with its generation prompt, and `prefill`, the beginning of
     /// the answer, directly behind it. Tokenized as a whole, without special tokens but those the template writes.
     pub fn chat(&self, messages: &[Message], prefill: &str) -> Result<Vec<u32>, String> {
-        let text = self.0.template.render(messages, true)? + prefill;
+        let text = self.rendered(messages)? + prefill;
         self.encode(&text, false)
+    }
+
+    /// The text that [`PromptEncoder::chat`] tokenizes, without a prefill.
+    pub fn rendered(&self, messages: &[Message]) -> Result<String, String> {
+        self.0.template.render(messages, true)
+    }
+
+    /// What rows for training are encoded with.
+    pub(super) fn text_encoder(&self) -> &TextEncoder {
+        &self.0
     }
 
     /// A text to go on with, and `prefill` behind it, with the start token that the tokenizer adds.
@@ -73,26 +84,55 @@ impl PromptEncoder {
     }
 }
 
-/// Reads the prompts of a data file (or a directory of them) and puts `prefill` behind each. A row is a `prompt` alone, or
-/// any row that training reads:
+/// What becomes of a row of raw text among prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RawText {
+    /// The model goes on with it.
+    #[default]
+    Continued,
+    /// It is a user's turn: lists of prompts come in columns called `text`.
+    Asked,
+}
+
+/// Reads the prompts of a data file (or a directory of them) and puts `prefill` behind each. A row is a prompt in any of the
+/// columns that published lists have, a line of a `.txt` file, or any row that training reads:
 ///
 /// - A conversation gives its turns up to the last that is not the assistant's; a preference pair, the chosen conversation.
 /// - Token ids give those before the first label, or all where the first token has a label.
-/// - A text gives all of it.
+/// - A text gives all of it, as `raw_text` says.
 ///
 /// `encoder` may be absent where all rows are token ids and there is no prefill.
-pub fn read_prompts(path: &Path, encoder: Option<&PromptEncoder>, prefill: &str) -> Result<Vec<Prompt>> {
+pub fn read_prompts(
+    data: impl Into<DataFile>,
+    encoder: Option<&PromptEncoder>,
+    prefill: &str,
+    raw_text: RawText,
+) -> Result<Vec<Prompt>> {
+    let data = data.into();
     let mut prompts = Vec::new();
-    for file in files(path)? {
-        for row in rows(&file)? {
-            prompts.push(read(row?, encoder, prefill)?);
-        }
+    let mut unread_keys = UnreadKeys::default();
+    for row in all_rows(&data)? {
+        let (place, UnderstoodRow { row, unread }) = understand_prompt(row?)?;
+        unread_keys.add(&unread);
+        let row = match (row, raw_text) {
+            (Row::Text(text), RawText::Asked) => Row::Conversation(vec![Message::new("user", text)]),
+            (row, _) => row,
+        };
+        prompts.push(prompt(&place, row, encoder, prefill)?);
     }
+    unread_keys.warn(&data);
     Ok(prompts)
 }
 
-fn read(raw: RawRow, encoder: Option<&PromptEncoder>, prefill: &str) -> Result<Prompt> {
-    let (place, row) = prompt_row(raw)?;
+/// Parses a row and tells what is asked with it.
+pub fn understand_prompt(raw: RawRow) -> Result<(Place, UnderstoodRow)> {
+    let (place, value) = raw.value()?;
+    let row = Row::prompt_from_json(&value).map_err(|Problem { problem, remedy }| place.error(problem, remedy))?;
+    Ok((place, row))
+}
+
+/// The prompt that a row becomes.
+pub fn prompt(place: &Place, row: Row, encoder: Option<&PromptEncoder>, prefill: &str) -> Result<Prompt> {
     let prompt = match (encoder, row) {
         (Some(encoder), row) => encoder.prompt(row, prefill),
         (None, Row::Tokens(sequence) | Row::TokenPair(sequence, _)) if prefill.is_empty() => {
@@ -106,19 +146,6 @@ fn read(raw: RawRow, encoder: Option<&PromptEncoder>, prefill: &str) -> Result<P
         return Err(place.error("it gives no token to begin with", REMEDY));
     }
     Ok(prompt)
-}
-
-/// A row with `prompt` alone is a conversation without an answer; any other is what training reads.
-fn prompt_row(raw: RawRow) -> Result<(Place, Row)> {
-    let (place, value) = raw.value()?;
-    let get = |key: &str| value.get(key).filter(|value: &&Value| !value.is_null());
-    let alone = ["response", "completion", "chosen", "rejected"].iter().all(|key| get(key).is_none());
-    let row = match get("prompt").filter(|_| alone) {
-        Some(prompt) => turns("prompt", prompt, "user").map(Row::Conversation),
-        None => Row::from_json(&value),
-    };
-    let row = row.map_err(|Problem { problem, remedy }| place.error(problem, remedy))?;
-    Ok((place, row))
 }
 
 /// The turns of a conversation up to the last one that is not the assistant's.

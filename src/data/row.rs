@@ -1,59 +1,14 @@
-//! What a row means: the shapes that data sets come in, told apart by their keys.
+//! What a row means: the shapes that data sets come in, told apart by their columns.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::messages::{Message, Turns, transcript};
 use super::samples::Sequence;
+use super::shapes::{Fields, Names, Purpose, Unread, is_shown, names};
 use crate::ops::IGNORE_INDEX;
 
 /// The label by which PyTorch marks a token that is not learned.
 const NOT_LEARNED: i64 = -100;
-
-/// Shapes that are understood, for messages.
-const SHAPES: &str = "give it `text`, `messages`, `conversations`, `prompt` and `response`, `instruction` and `output`, \
-                      `prompt`, `chosen` and `rejected`, or `input_ids`";
-
-/// Every key that a row shape reads.
-pub const COLUMNS: [&str; 23] = [
-    "chosen_input_ids",
-    "rejected_input_ids",
-    "chosen_labels",
-    "rejected_labels",
-    "prompt_input_ids",
-    "prompt_length",
-    "input_ids",
-    "labels",
-    "attention_mask",
-    "chosen",
-    "rejected",
-    "prompt",
-    "messages",
-    "conversations",
-    "response",
-    "completion",
-    "system",
-    "instruction",
-    "input",
-    "output",
-    "text",
-    "text_chunk",
-    "txt_chunk",
-];
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Message {
-    /// Who speaks: system, developer, user, assistant, tool or ipython.
-    pub role: &'static str,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// Whether the model speaks.
-    pub fn is_assistant(&self) -> bool {
-        self.role == "assistant"
-    }
-}
 
 /// A row of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,46 +34,55 @@ pub struct Problem {
     pub remedy: String,
 }
 
-type Understood<T> = Result<T, Problem>;
+/// What became of a part of a row.
+pub type Understood<T> = Result<T, Problem>;
 
-fn problem<T>(problem: impl Into<String>, remedy: impl Into<String>) -> Understood<T> {
+/// A [`Problem`].
+pub fn problem<T>(problem: impl Into<String>, remedy: impl Into<String>) -> Understood<T> {
     Err(Problem { problem: problem.into(), remedy: remedy.into() })
 }
 
+/// A row, and what it says that is passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnderstoodRow {
+    /// The row.
+    pub row: Row,
+    /// Its keys that would change what is learned elsewhere, once for each time.
+    pub unread: Vec<Unread>,
+}
+
 impl Row {
-    /// Understands a row. Keys that are `null` count as absent, and unknown keys are no obstacle.
-    pub fn from_json(value: &Value) -> Understood<Self> {
+    /// Understands a row of training data. Keys that are `null` count as absent.
+    pub fn from_json(value: &Value) -> Understood<UnderstoodRow> {
+        Self::read(value, Purpose::Training)
+    }
+
+    /// Understands a row of prompts, or any row of training data: what a model is asked with it.
+    pub fn prompt_from_json(value: &Value) -> Understood<UnderstoodRow> {
+        Self::read(value, Purpose::Prompts)
+    }
+
+    fn read(value: &Value, purpose: Purpose) -> Understood<UnderstoodRow> {
         let Value::Object(object) = value else {
-            return problem(format!("{} where a JSON object is expected", kind(value)), SHAPES);
+            let remedy = "write an object of columns and values";
+            return problem(format!("{} where a JSON object is expected", kind(value)), remedy);
         };
-        let get = |key: &str| object.get(key).filter(|value| !value.is_null());
-        if let (Some(chosen), Some(rejected)) = (get("chosen_input_ids"), get("rejected_input_ids")) {
-            return token_pair(object, chosen, rejected);
+        let fields = Fields::new(object);
+        let mut unread: Vec<Unread> = fields.unread().collect();
+        let mut reader = Reader { fields, turns: Turns { unread: &mut unread } };
+        let row = match purpose {
+            Purpose::Prompts => reader.prompt()?,
+            Purpose::Training | Purpose::Questions => reader.sample()?,
+        };
+        let row = row.ok_or_else(|| fields.no_shape(purpose))?;
+        if !row.is_text() {
+            // Token ids say themselves what is learned.
+            unread.clear();
         }
-        if let Some(ids) = get("input_ids") {
-            return tokens(ids, get("labels"), get("attention_mask")).map(Self::Tokens);
+        if purpose == Purpose::Prompts {
+            unread.retain(is_shown);
         }
-        if let (Some(chosen), Some(rejected)) = (get("chosen"), get("rejected")) {
-            return preference(get("prompt"), chosen, rejected);
-        }
-        if let Some((key, turns)) = ["messages", "conversations"].iter().find_map(|key| Some((key, get(key)?))) {
-            return messages(key, turns).map(Self::Conversation);
-        }
-        let answer = ["response", "completion"].iter().find_map(|key| Some((key, get(key)?)));
-        if let (Some(prompt), Some((key, answer))) = (get("prompt"), answer) {
-            let mut conversation = turns("prompt", prompt, "user")?;
-            conversation.extend(turns(key, answer, "assistant")?);
-            return Ok(Self::Conversation(conversation));
-        }
-        if let (Some(instruction), Some(output)) = (get("instruction"), get("output")) {
-            return alpaca(get("system"), instruction, get("input"), output);
-        }
-        let raw = ["text", "text_chunk", "txt_chunk"].iter().find_map(|key| Some((key, get(key)?)));
-        if let Some((key, raw)) = raw {
-            return Ok(Self::Text(string(key, raw)?.to_string()));
-        }
-        let keys: Vec<_> = object.keys().take(8).map(|key| format!("{key:?}")).collect();
-        problem(format!("no known shape, its keys are {}", keys.join(", ")), SHAPES)
+        Ok(UnderstoodRow { row, unread })
     }
 
     /// Whether it needs a tokenizer.
@@ -138,7 +102,8 @@ impl Row {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// The kind of a value, for people.
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -149,7 +114,8 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn string<'a>(key: &str, value: &'a Value) -> Understood<&'a str> {
+/// A value that has to be text.
+pub fn string<'a>(key: &str, value: &'a Value) -> Understood<&'a str> {
     match value {
         Value::String(text) => Ok(text),
         other => problem(format!("`{key}` is {}, not a string", kind(other)), "give it text"),
@@ -160,8 +126,7 @@ fn integers(key: &str, value: &Value) -> Understood<Vec<i64>> {
     let Value::Array(values) = value else {
         return problem(format!("`{key}` is {}, not an array of integers", kind(value)), "give it token ids");
     };
-    let integer = |value: &Value| value.as_i64();
-    match values.iter().map(integer).collect() {
+    match values.iter().map(Value::as_i64).collect() {
         Some(integers) => Ok(integers),
         None => problem(format!("`{key}` holds something that is not a 64-bit integer"), "give it token ids"),
     }
@@ -207,12 +172,18 @@ fn tokens(value: &Value, label: Option<&Value>, mask: Option<&Value>) -> Underst
     Ok(Sequence { tokens: ids[start..end].to_vec(), labels: labels[start..end].to_vec() })
 }
 
+/// A whole number, also as a float: tables write whole columns as floats where a value is missing.
+pub fn integer(value: &Value) -> Option<u64> {
+    let whole = |number: &f64| *number >= 0.0 && number.fract() == 0.0 && *number < 9e15;
+    value.as_u64().or_else(|| value.as_f64().filter(whole).map(|number| number as u64))
+}
+
 /// Reads a ready-made preference pair. Labels, the length of the prompt that both begin with, or a prompt that stands apart
 /// say which tokens are learned.
-fn token_pair(object: &Map<String, Value>, chosen: &Value, rejected: &Value) -> Understood<Row> {
-    let get = |key: &str| object.get(key).filter(|value| !value.is_null());
-    let prompt = get("prompt_input_ids").map(|value| ids("prompt_input_ids", value)).transpose()?;
-    let length = match (get("prompt_length"), &prompt) {
+fn token_pair(fields: Fields, chosen: &Value, rejected: &Value) -> Understood<Row> {
+    let get = |names: Names| fields.get(names).map(|(_, value)| value);
+    let prompt = get(names::PROMPT_IDS).map(|value| ids("prompt_input_ids", value)).transpose()?;
+    let length = match (get(names::PROMPT_LENGTH), &prompt) {
         (_, Some(prompt)) => Some(prompt.len()),
         (Some(value), None) => match value.as_u64().and_then(|length| usize::try_from(length).ok()) {
             Some(length) => Some(length),
@@ -220,11 +191,11 @@ fn token_pair(object: &Map<String, Value>, chosen: &Value, rejected: &Value) -> 
         },
         (None, None) => None,
     };
-    let side = |name: &str, value: &Value| {
+    let side = |name: &str, value: &Value, labels_of: Names| {
         let own = ids(&format!("{name}_input_ids"), value)?;
         let tokens: Vec<u32> = prompt.iter().flatten().copied().chain(own).collect();
         let key = format!("{name}_labels");
-        let labels = match (get(&key).filter(|_| prompt.is_none()), length) {
+        let labels = match (get(labels_of).filter(|_| prompt.is_none()), length) {
             (Some(value), _) => labels(&key, value, tokens.len())?,
             (None, Some(length)) => {
                 let learned = |(position, &id): (usize, &u32)| if position < length { IGNORE_INDEX } else { id };
@@ -237,132 +208,164 @@ fn token_pair(object: &Map<String, Value>, chosen: &Value, rejected: &Value) -> 
         };
         Ok(Sequence { tokens, labels })
     };
-    Ok(Row::TokenPair(side("chosen", chosen)?, side("rejected", rejected)?))
+    let chosen = side("chosen", chosen, names::CHOSEN_LABELS)?;
+    Ok(Row::TokenPair(chosen, side("rejected", rejected, names::REJECTED_LABELS)?))
 }
 
-/// A list of {role, content} or {from, value}.
-fn messages(key: &str, value: &Value) -> Understood<Vec<Message>> {
-    let Value::Array(turns) = value else {
-        return problem(format!("`{key}` is {}, not an array of messages", kind(value)), "give it a list of turns");
-    };
-    if turns.is_empty() {
-        return problem(format!("`{key}` is empty"), "give it at least a user's and an assistant's turn");
+/// Reads a row by the table of shapes.
+struct Reader<'a, 'u> {
+    fields: Fields<'a>,
+    turns: Turns<'u>,
+}
+
+impl<'a> Reader<'a, '_> {
+    fn value(&self, names: Names) -> Option<&'a Value> {
+        self.fields.get(names).map(|(_, value)| value)
     }
-    turns.iter().enumerate().map(|(index, turn)| message(&format!("{key}[{index}]"), turn)).collect()
-}
 
-fn message(place: &str, turn: &Value) -> Understood<Message> {
-    let Value::Object(object) = turn else {
-        return problem(format!("`{place}` is {}, not a message", kind(turn)), "write {\"role\": …, \"content\": …}");
-    };
-    let get = |keys: [&str; 2]| keys.iter().find_map(|key| object.get(*key));
-    let (Some(who), Some(what)) = (get(["role", "from"]), get(["content", "value"])) else {
-        return problem(format!("`{place}` has no role or no content"), "write {\"role\": …, \"content\": …}");
-    };
-    let calls = object.get("tool_calls").is_some_and(|calls| calls.as_array().is_none_or(|list| !list.is_empty()));
-    if calls && !object.get("tool_calls").is_some_and(Value::is_null) {
-        return problem(format!("`{place}` holds tool calls"), "write the call into the content, as the model would");
-    }
-    let role = role(string(place, who)?).ok_or_else(|| Problem {
-        problem: format!("`{place}` has the unknown role {who}"),
-        remedy: "use system, user, assistant or tool (or human and gpt)".into(),
-    })?;
-    Ok(Message { role, content: content(place, what)? })
-}
-
-/// A string, or a list of parts of which all are text.
-fn content(place: &str, value: &Value) -> Understood<String> {
-    let Value::Array(parts) = value else {
-        return Ok(string(place, value)?.to_string());
-    };
-    let text = |part: &Value| part.get("text").and_then(Value::as_str).map(str::to_string);
-    match parts.iter().map(text).collect::<Option<Vec<_>>>() {
-        Some(texts) => Ok(texts.concat()),
-        None => problem(format!("`{place}` has a part that is not text"), "keep text only"),
-    }
-}
-
-fn role(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "system" => "system",
-        "developer" => "developer",
-        "user" | "human" => "user",
-        "assistant" | "gpt" | "chatgpt" | "model" => "assistant",
-        "tool" | "function" | "observation" => "tool",
-        "ipython" => "ipython",
-        _ => return None,
-    })
-}
-
-/// A string said by `role`, or a list of messages.
-pub fn turns(key: &str, value: &Value, role: &'static str) -> Understood<Vec<Message>> {
-    match value {
-        Value::Array(_) => messages(key, value),
-        _ => Ok(vec![Message { role, content: string(key, value)?.to_string() }]),
-    }
-}
-
-fn alpaca(system: Option<&Value>, instruction: &Value, input: Option<&Value>, output: &Value) -> Understood<Row> {
-    let text = |key, value: Option<&Value>| match value {
-        Some(value) => string(key, value).map(str::to_string),
-        None => Ok(String::new()),
-    };
-    let system = text("system", system)?;
-    let input = text("input", input)?;
-    let mut user = string("instruction", instruction)?.to_string();
-    if !input.is_empty() {
-        user = format!("{user}\n\n{input}");
-    }
-    let mut conversation = Vec::new();
-    if !system.is_empty() {
-        conversation.push(Message { role: "system", content: system });
-    }
-    conversation.push(Message { role: "user", content: user });
-    conversation.push(Message { role: "assistant", content: string("output", output)?.to_string() });
-    Ok(Row::Conversation(conversation))
-}
-
-/// `chosen` and `rejected` are answers to `prompt`, or whole conversations as lists or as "Human: … Assistant: …" text.
-fn preference(prompt: Option<&Value>, chosen: &Value, rejected: &Value) -> Understood<Row> {
-    let mut before = match prompt {
-        Some(Value::String(text)) => {
-            transcript(text).map_or_else(|| turns("prompt", &text.as_str().into(), "user"), Ok)?
+    /// The first shape for training that fits.
+    fn sample(&mut self) -> Understood<Option<Row>> {
+        let fields = self.fields;
+        if let (Some(chosen), Some(rejected)) = (self.value(names::CHOSEN_IDS), self.value(names::REJECTED_IDS)) {
+            return token_pair(fields, chosen, rejected).map(Some);
         }
-        Some(value) => turns("prompt", value, "user")?,
-        None => Vec::new(),
-    };
-    before.pop_if(|last| last.is_assistant() && last.content.is_empty());
-    let side = |key: &str, value: &Value| -> Understood<Vec<Message>> {
+        if let Some(ids) = self.value(names::IDS) {
+            return tokens(ids, self.value(names::LABELS), self.value(names::MASK)).map(|ids| Some(Row::Tokens(ids)));
+        }
+        if let (Some(chosen), Some(rejected)) = (self.value(names::CHOSEN), self.value(names::REJECTED)) {
+            return self.preference(chosen, rejected).map(Some);
+        }
+        if let Some((key, turns)) = fields.get(names::MESSAGES) {
+            let turns = self.turns.messages(key, turns)?;
+            return Ok(Some(Row::Conversation(self.with_system(turns)?)));
+        }
+        if let (Some((asked, prompt)), Some((key, answer))) = (fields.get(names::ANSWERED), fields.get(names::ANSWER)) {
+            let mut conversation = self.turns.said(asked, prompt, "user")?;
+            conversation.extend(self.turns.said(key, answer, "assistant")?);
+            return Ok(Some(Row::Conversation(self.with_system(conversation)?)));
+        }
+        if let (Some((key, instruction)), Some((to, output))) =
+            (fields.get(names::INSTRUCTION), fields.get(names::OUTPUT))
+        {
+            let mut conversation = self.history()?;
+            conversation.push(Message::new("user", self.with_input(string(key, instruction)?)?));
+            conversation.push(Message::new("assistant", string(to, output)?));
+            return Ok(Some(Row::Conversation(self.with_system(conversation)?)));
+        }
+        let Some((key, raw)) = fields.get(names::TEXT) else { return Ok(None) };
+        Ok(Some(Row::Text(string(key, raw)?.to_string())))
+    }
+
+    /// A prompt that stands alone, or else what training reads.
+    fn prompt(&mut self) -> Understood<Option<Row>> {
+        let fields = self.fields;
+        // A row with `prompt` alone is one, whatever else it has; other columns are prompts where there is no sample.
+        let answered = fields.get(names::ANSWER).is_some()
+            || fields.get(names::CHOSEN).is_some()
+            || fields.get(names::REJECTED).is_some();
+        let plain = fields.get(&["prompt"]).is_some() && !answered;
+        if !plain && let Some(row) = self.sample()? {
+            return Ok(Some(row));
+        }
+        let Some((key, prompt)) = fields.get(names::PROMPT) else { return Ok(None) };
+        if key == "question" && fields.has_choices() {
+            return Ok(None);
+        }
+        let asked = match (key, prompt) {
+            ("turns", prompt) => vec![Message::new("user", self.first_turn(prompt)?)],
+            ("Behavior", prompt) => vec![Message::new("user", self.with_context(string(key, prompt)?)?)],
+            ("instruction", prompt) => vec![Message::new("user", self.with_input(string(key, prompt)?)?)],
+            (key, prompt) => self.turns.said(key, prompt, "user")?,
+        };
+        Ok(Some(Row::Conversation(self.with_system(asked)?)))
+    }
+
+    /// The first of several questions: later ones go on from an answer.
+    fn first_turn(&mut self, turns: &'a Value) -> Understood<&'a str> {
+        let Value::Array(list) = turns else { return string("turns", turns) };
+        if list.len() > 1 {
+            self.turns.unread.push(("turns", "only the first turn is asked, later ones go on from an answer"));
+        }
+        match list.first() {
+            Some(first) => string("turns[0]", first),
+            None => problem("`turns` is empty", "give it a question"),
+        }
+    }
+
+    /// A behaviour below what it is about, as HarmBench puts it to a model.
+    fn with_context(&self, behavior: &str) -> Understood<String> {
+        let context = self.optional_text(names::CONTEXT)?;
+        Ok(if context.is_empty() { behavior.to_string() } else { format!("{context}\n\n---\n\n{behavior}") })
+    }
+
+    /// An instruction with its input below it.
+    fn with_input(&self, instruction: &str) -> Understood<String> {
+        let input = self.optional_text(names::INPUT)?;
+        Ok(if input.is_empty() { instruction.to_string() } else { format!("{instruction}\n\n{input}") })
+    }
+
+    /// A conversation behind the row's own system prompt, if it has one and the conversation begins with none.
+    fn with_system(&self, conversation: Vec<Message>) -> Understood<Vec<Message>> {
+        let system = self.optional_text(names::SYSTEM)?;
+        if system.is_empty() || conversation.first().is_some_and(|first| first.role == "system") {
+            return Ok(conversation);
+        }
+        Ok(std::iter::once(Message::new("system", system)).chain(conversation).collect())
+    }
+
+    fn optional_text(&self, names: Names) -> Understood<&'a str> {
+        self.fields.get(names).map_or(Ok(""), |(key, value)| string(key, value))
+    }
+
+    /// Earlier turns of an instruction: pairs of what was asked and answered.
+    fn history(&mut self) -> Understood<Vec<Message>> {
+        let Some(history) = self.value(names::HISTORY) else { return Ok(Vec::new()) };
+        let pair = |pair: &Value| match pair.as_array().map(Vec::as_slice) {
+            Some([Value::String(asked), Value::String(answered)]) => {
+                Some([Message::new("user", asked.as_str()), Message::new("assistant", answered.as_str())])
+            }
+            _ => None,
+        };
+        match history.as_array().and_then(|pairs| pairs.iter().map(pair).collect::<Option<Vec<_>>>()) {
+            Some(pairs) => Ok(pairs.concat()),
+            None => {
+                problem("`history` is no list of pairs of texts", "write [[\"asked\", \"answered\"], …], or remove it")
+            }
+        }
+    }
+
+    /// Understands answers to a prompt, or whole conversations as lists or as "Human: … Assistant: …" text.
+    fn preference(&mut self, chosen: &Value, rejected: &Value) -> Understood<Row> {
+        let mut before = match self.fields.get(names::ANSWERED) {
+            Some((key, Value::String(text))) => {
+                transcript(text).map_or_else(|| self.turns.said(key, &text.as_str().into(), "user"), Ok)?
+            }
+            Some((key, value)) => self.turns.said(key, value, "user")?,
+            None => Vec::new(),
+        };
+        before.pop_if(|last| last.is_assistant() && last.content.is_empty());
+        let chosen = self.side("chosen", chosen, &before)?;
+        let mut rejected = self.side("rejected", rejected, &before)?;
+        // Turns that both sides have are the same whatever either says of learning them.
+        for (own, other) in rejected.iter_mut().zip(&chosen) {
+            if (own.role, &own.content) != (other.role, &other.content) {
+                break;
+            }
+            own.learned = other.learned;
+        }
+        Ok(Row::Preference(chosen, rejected))
+    }
+
+    fn side(&mut self, key: &str, value: &Value, before: &[Message]) -> Understood<Vec<Message>> {
         if let Some(whole) = value.as_str().and_then(transcript) {
-            return Ok(whole);
+            return self.with_system(whole);
         }
-        let said = turns(key, value, "assistant")?;
+        let said = self.turns.said(key, value, "assistant")?;
         let is_answer = said.first().is_some_and(Message::is_assistant);
         match (is_answer, before.is_empty()) {
-            (true, false) => Ok(before.iter().cloned().chain(said).collect()),
-            (false, _) => Ok(said),
+            (true, false) => self.with_system(before.iter().cloned().chain(said).collect()),
+            (false, _) => self.with_system(said),
             (true, true) => problem(format!("nothing says what `{key}` answers"), "add a `prompt`"),
         }
-    };
-    Ok(Row::Preference(side("chosen", chosen)?, side("rejected", rejected)?))
-}
-
-/// Reads the turns of a text of the form "Human: … Assistant: …", as the HH data sets have it; `None` for other text.
-fn transcript(text: &str) -> Option<Vec<Message>> {
-    const SPEAKERS: [(&str, &str); 2] = [("\n\nHuman:", "user"), ("\n\nAssistant:", "assistant")];
-    let text = format!("\n\n{}", text.trim_start());
-    if !text.starts_with(SPEAKERS[0].0) {
-        return None;
     }
-    let mut marks: Vec<_> = SPEAKERS
-        .iter()
-        .flat_map(|&(mark, role)| text.match_indices(mark).map(move |(at, _)| (at, at + mark.len(), role)))
-        .collect();
-    marks.sort_unstable();
-    let ends = marks.iter().skip(1).map(|mark| mark.0).chain([text.len()]);
-    let turn = |(&(_, start, role), end): (&(usize, usize, &'static str), usize)| Message {
-        role,
-        content: text[start..end].trim().to_string(),
-    };
-    Some(marks.iter().zip(ends).map(turn).collect())
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::columns::DataFile;
 use super::encode;
 use super::samples::{Sample, Samples, Sequence};
 use crate::error::{Error, Result};
@@ -90,15 +91,16 @@ impl DataStream {
         self.options.batch
     }
 
-    /// Opens `path` (JSONL or Parquet, or a directory of them). `model` is the directory whose tokenizer and chat
+    /// Opens `data`, whose format its name and first bytes tell. `model` is the directory whose tokenizer and chat
     /// template text is read with; rows that hold `input_ids` need none.
     ///
     /// Everything is tokenized here, once. Sequences are cut on the right to `options.max_length`; samples without a
     /// learned token are left out; both are counted and announced with `tracing::warn`.
-    pub fn open(name: &str, path: &Path, model: &Path, options: StreamOptions) -> Result<Self> {
+    pub fn open(name: &str, data: impl Into<DataFile>, model: &Path, options: StreamOptions) -> Result<Self> {
         options.check(name)?;
-        let samples = encode::read_samples(path, model, options.vocab_size, options.max_length)?;
-        Self::new(name, path, samples, options)
+        let data = data.into();
+        let samples = encode::read_samples(&data, model, options.vocab_size, options.max_length)?;
+        Self::new(name, &data.path, samples, options)
     }
 
     /// A stream of (tokens, labels) samples that are in memory already; the path of errors is `name`.
@@ -181,6 +183,11 @@ impl DataStream {
     /// Whether it has no sample; [`DataStream::open`] refuses such a file.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Rows that were read: samples that are used, and samples that are left out.
+    pub fn rows(&self) -> usize {
+        self.len() + self.skipped()
     }
 
     /// Samples of which the end was cut off at `max_length`.

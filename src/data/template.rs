@@ -12,8 +12,8 @@ use minijinja::value::{Kwargs, Rest, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
 use serde_json::Value;
 
+use super::messages::Message;
 use super::python::{json_dumps, strftime};
-use super::row::Message;
 use super::sandbox;
 use super::tokenizer::settings;
 use crate::error::{Error, Result};
@@ -104,7 +104,7 @@ impl ChatTemplate {
         let messages = messages.to_vec();
         self.run(move |compiled| {
             let text = compiled.render(&messages, false)?;
-            let turns = (first..messages.len()).filter(|&index| messages[index].is_assistant());
+            let turns = (first..messages.len()).filter(|&index| messages[index].is_learned());
             let spans = turns.map(|index| compiled.answer(&text, &messages, index)).collect::<Result<_, _>>()?;
             Ok((text, spans))
         })
@@ -257,7 +257,7 @@ mod tests {
     fn render(source: &str) -> Result<String, String> {
         let tokens = [("bos_token".to_string(), "<s>".to_string()), ("eos_token".to_string(), "</s>".to_string())];
         let template = ChatTemplate::new(Path::new("x"), source, &tokens).map_err(|error| error.to_string())?;
-        let message = |role, content: &str| Message { role, content: content.into() };
+        let message = |role, content: &str| Message::new(role, content);
         template.render(&[message("user", "hi there"), message("assistant", "yes")], true)
     }
 

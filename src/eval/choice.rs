@@ -1,4 +1,4 @@
-//! Accuracy on four-choice questions: the choice whose letter is the most probable after the prompt, or that the model writes.
+//! Accuracy on multiple-choice questions: the choice whose letter is the most probable after the prompt, or that the model writes.
 
 use std::collections::BTreeMap;
 
@@ -25,9 +25,9 @@ pub struct Prediction {
     pub predicted: Option<&'static str>,
     /// The letter of the right one.
     pub answer: &'static str,
-    /// Log-probabilities of the four continuations, where they are compared.
+    /// Log-probabilities of the continuations, one for each choice, where they are compared.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scores: Option<[f64; 4]>,
+    pub scores: Option<Vec<f64>>,
     /// The text that the model wrote; none where continuations are compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<String>,
@@ -61,13 +61,13 @@ pub struct ChoiceReport {
 /// Turns text into tokens, with the tokenizer's own start token where the flag says so.
 pub type Encode<'a> = &'a dyn Fn(&str, bool) -> Result<Vec<u32>>;
 
-/// Asks all `questions` and compares the four continuations of `form`. `shots` gives the examples to put before a question. A
+/// Asks all `questions` and compares the continuations of `form`, one for each choice. `shots` gives the examples to put before a question. A
 /// forward pass takes up to `pass_tokens` tokens.
 ///
 /// A question that is longer than the model's positions is not asked, but counted in `too_long`.
 ///
 /// Fails if the model is to write its answers in this `form`, and if a score is not finite.
-pub fn four_choice<B: Backend>(
+pub fn multiple_choice<B: Backend>(
     model: &Model<B>,
     subject: Subject<B>,
     questions: &[Question],
@@ -76,8 +76,9 @@ pub fn four_choice<B: Backend>(
     pass_tokens: usize,
     encode: Encode,
 ) -> Result<ChoiceReport> {
-    let Some(continuations) = form.continuations() else {
-        return Err(Error::config("form", "in this form answers are written", "use four_choice_written"));
+    let most = questions.iter().map(|question| question.choices.len()).max().unwrap_or(0);
+    let Some(continuations) = form.continuations(most) else {
+        return Err(Error::config("form", "in this form answers are written", "use multiple_choice_written"));
     };
     let continuations = continuations.iter().map(|text| encode(text, false)).collect::<Result<Vec<_>>>()?;
     if continuations.iter().any(Vec::is_empty) {
@@ -94,7 +95,7 @@ pub fn four_choice<B: Backend>(
 
 /// Asks all `questions` without examples and has the model write its answers, as `options` say. An answer is right if its
 /// first word is the right letter, and nothing but it. `decode` turns tokens into text.
-pub fn four_choice_written<B: Backend>(
+pub fn multiple_choice_written<B: Backend>(
     model: &Model<B>,
     subject: Subject<B>,
     questions: &[Question],
@@ -109,8 +110,10 @@ pub fn four_choice_written<B: Backend>(
     for (&index, tokens) in asked.indices.iter().zip(&written) {
         let response = decode(tokens)?;
         let word = response.split_whitespace().next();
-        let predicted = LETTERS.into_iter().find(|letter| word == Some(letter));
-        let answer = questions[index].letter();
+        let question = &questions[index];
+        let letters = &LETTERS[..question.choices.len().min(LETTERS.len())];
+        let predicted = letters.iter().copied().find(|letter| word == Some(letter));
+        let answer = question.letter();
         predictions.push(Prediction { question: index, predicted, answer, scores: None, response: Some(response) });
     }
     Ok(asked.report(form, questions, predictions, None))
@@ -185,12 +188,13 @@ impl Asked {
 }
 
 fn prediction(index: usize, question: &Question, scores: &[f64]) -> Result<Prediction> {
-    let scores: [f64; 4] = std::array::from_fn(|i| scores.get(i).copied().unwrap_or(f64::NAN));
+    // Other questions may have more choices.
+    let scores: Vec<f64> = scores.iter().take(question.choices.len()).copied().collect();
     if scores.iter().any(|score| !score.is_finite()) {
         return Err(not_finite(format!("the score of question {index}")));
     }
     // The first of equal scores, as argmax does.
-    let best = (1..4).fold(0, |best, i| if scores[i] > scores[best] { i } else { best });
+    let best = (1..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best });
     let predicted = Some(LETTERS[best]);
     Ok(Prediction { question: index, predicted, answer: question.letter(), scores: Some(scores), response: None })
 }

@@ -1,6 +1,6 @@
-//! The text that a four-choice question is asked with. Three forms are in use whose scores must not be compared.
+//! The text that a multiple-choice question is asked with. Three forms are in use whose scores must not be compared.
 
-use super::question::{LETTERS, Question};
+use super::{LETTERS, Question};
 
 /// How a question is put and its answer scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -11,7 +11,7 @@ pub enum PromptForm {
     /// tokens.
     Mmlu,
     /// As the tasks `mmlu` and `wmdp` of lm-evaluation-harness: the question without surrounding white space, and the
-    /// log-likelihoods of " A" to " D" after "Answer:" are compared.
+    /// log-likelihoods of " A", " B" and so on after "Answer:" are compared.
     #[default]
     LmEval,
     /// As Qi et al. (arXiv 2412.07097) check it: no examples, the prompt ends in "Answer: " with the space, and the model
@@ -35,11 +35,17 @@ impl PromptForm {
         text
     }
 
-    /// The texts whose probabilities after the prompt are compared; `None` where the model writes its answer.
-    pub fn continuations(self) -> Option<[String; 4]> {
+    /// Whether the model writes its answer.
+    pub fn is_written(self) -> bool {
+        self == Self::Qi
+    }
+
+    /// The texts whose probabilities after a prompt of so many choices are compared; `None` where the model writes its answer.
+    pub fn continuations(self, choices: usize) -> Option<Vec<String>> {
+        let letters = LETTERS.iter().take(choices);
         match self {
-            Self::Mmlu => Some(LETTERS.map(str::to_string)),
-            Self::LmEval => Some(LETTERS.map(|letter| format!(" {letter}"))),
+            Self::Mmlu => Some(letters.map(|letter| letter.to_string()).collect()),
+            Self::LmEval => Some(letters.map(|letter| format!(" {letter}")).collect()),
             Self::Qi => None,
         }
     }
@@ -61,7 +67,7 @@ mod tests {
     use super::*;
 
     fn question(text: &str, answer: usize) -> Question {
-        let choices = ["north", "south", "east", "west"].map(str::to_string);
+        let choices = ["north", "south", "east", "west"].map(str::to_string).to_vec();
         Question { question: text.into(), choices, answer, subject: Some("map_reading".into()) }
     }
 
@@ -74,7 +80,7 @@ mod tests {
                         Where is the pole star?\nA. north\nB. south\nC. east\nD. west\nAnswer: A\n\n \
                         Where does the sun rise? \nA. north\nB. south\nC. east\nD. west\nAnswer:";
         assert_eq!(prompt, expected);
-        assert_eq!(PromptForm::Mmlu.continuations().unwrap(), ["A", "B", "C", "D"]);
+        assert_eq!(PromptForm::Mmlu.continuations(4).unwrap(), ["A", "B", "C", "D"]);
     }
 
     #[test]
@@ -88,7 +94,7 @@ mod tests {
         let prompt = PromptForm::LmEval.prompt(None, &[&shot], &asked);
         let first = "Where is the pole star?\nA. north\nB. south\nC. east\nD. west\nAnswer: A\n\n";
         assert_eq!(prompt, format!("The following are multiple choice questions (with answers).\n\n{first}{body}"));
-        assert_eq!(PromptForm::LmEval.continuations().unwrap(), [" A", " B", " C", " D"]);
+        assert_eq!(PromptForm::LmEval.continuations(4).unwrap(), [" A", " B", " C", " D"]);
     }
 
     #[test]
@@ -97,6 +103,6 @@ mod tests {
         let expected = "The following are multiple choice questions (with answers) about map reading.\n\n\
                         Where does the sun rise?\nA. north\nB. south\nC. east\nD. west\nAnswer: ";
         assert_eq!(prompt, expected);
-        assert_eq!(PromptForm::Qi.continuations(), None);
+        assert_eq!(PromptForm::Qi.continuations(4), None);
     }
 }

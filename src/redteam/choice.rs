@@ -1,9 +1,9 @@
-//! Four-choice questions as a measurement along an attack.
+//! Multiple-choice questions as a measurement along an attack.
 
 use super::scorer::{Prefix, joined};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::{GenerateOptions, PASS_TOKENS, PromptForm, Question, four_choice, four_choice_written};
+use crate::eval::{GenerateOptions, PASS_TOKENS, PromptForm, Question, multiple_choice, multiple_choice_written};
 use crate::fingerprint::Fingerprint;
 use crate::model::Model;
 use crate::objective::Subject;
@@ -30,7 +30,8 @@ pub struct Choice {
 impl Choice {
     /// Tokens of the longest question with its examples and its answer.
     pub(super) fn longest(&self) -> Result<usize> {
-        let continuations = self.form.continuations();
+        let most = self.questions.iter().map(|question| question.choices.len()).max().unwrap_or(0);
+        let continuations = self.form.continuations(most);
         let mut answer = self.written.max_new_tokens;
         for text in continuations.iter().flatten() {
             answer = answer.max(self.encode(text, false)?.len());
@@ -45,6 +46,12 @@ impl Choice {
         Ok(longest)
     }
 
+    /// What guessing scores.
+    pub(super) fn chance(&self) -> f64 {
+        let each = self.questions.iter().map(|question| 1.0 / question.choices.len() as f64);
+        each.sum::<f64>() / self.questions.len().max(1) as f64
+    }
+
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
         let Self { questions, examples, num_shots, form, written, .. } = self;
         Fingerprint::of(&(form, num_shots, questions, examples, written))
@@ -57,15 +64,12 @@ impl Choice {
             Ok(if starts { joined(&prefix.tokens, &tokens, self.bos) } else { tokens })
         };
         let questions = &self.questions;
-        let report = match self.form.continuations() {
-            Some(_) => {
-                let shots = |index: usize| self.shots(index);
-                four_choice(model, subject, questions, &shots, self.form, PASS_TOKENS, &encode)?
-            }
-            None => {
-                let decode = |tokens: &[u32]| self.tokenizer.decode(tokens).map_err(refuse);
-                four_choice_written(model, subject, questions, &self.written, &encode, &decode)?
-            }
+        let report = if self.form.is_written() {
+            let decode = |tokens: &[u32]| self.tokenizer.decode(tokens).map_err(refuse);
+            multiple_choice_written(model, subject, questions, &self.written, &encode, &decode)?
+        } else {
+            let shots = |index: usize| self.shots(index);
+            multiple_choice(model, subject, questions, &shots, self.form, PASS_TOKENS, &encode)?
         };
         Ok(report.accuracy)
     }

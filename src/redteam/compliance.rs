@@ -49,6 +49,11 @@ impl Compliance {
         Self { prompts, encoder, options, judge, bos }
     }
 
+    /// Number of prompts.
+    pub(super) fn rows(&self) -> usize {
+        self.prompts.get("").map_or(0, Vec::len)
+    }
+
     /// Tokens of the longest prompt with its answer.
     pub(super) fn longest(&self) -> usize {
         self.longest_prompt().saturating_add(self.options.max_new_tokens)

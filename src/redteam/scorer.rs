@@ -30,7 +30,7 @@ pub enum Scorer {
         /// First token of rows, which stands only once where something is put before them.
         bos: Option<u32>,
     },
-    /// Accuracy on four-choice questions.
+    /// Accuracy on multiple-choice questions.
     Choice {
         /// The questions, and how they are asked.
         questions: Box<Choice>,
@@ -51,7 +51,7 @@ impl Scorer {
         Ok(Self::Exact { batches: stream.all_batches()?, bos })
     }
 
-    /// Four-choice questions.
+    /// Multiple-choice questions.
     pub fn choice(questions: Choice) -> Result<Self> {
         Ok(Self::Choice { longest: questions.longest()?, questions: Box::new(questions) })
     }
@@ -84,6 +84,23 @@ impl Scorer {
             Self::Exact { .. } => 0,
             Self::Choice { longest, .. } => PASS_TOKENS.max(longest.saturating_add(prefix)).saturating_mul(2),
             Self::Compliance(compliance) => compliance.cached_tokens(prefix),
+        }
+    }
+
+    /// Rows that are measured.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Exact { batches, .. } => batches.iter().map(|batch| batch.segments.len()).sum(),
+            Self::Choice { questions, .. } => questions.questions.len(),
+            Self::Compliance(compliance) => compliance.rows(),
+        }
+    }
+
+    /// What guessing scores.
+    pub fn chance(&self) -> f64 {
+        match self {
+            Self::Choice { questions, .. } => questions.chance(),
+            Self::Exact { .. } | Self::Compliance(_) => 0.0,
         }
     }
 

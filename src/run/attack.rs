@@ -263,9 +263,10 @@ impl<B: Backend> Training<B> {
 fn open_data(config: &AttackConfig, names: &[&String], model: &ModelDirectory) -> Result<BTreeMap<String, DataStream>> {
     let mut opened = BTreeMap::new();
     for (name, table) in config.data.iter().filter(|(name, _)| names.contains(name)) {
+        let data = table.file();
         let file = StreamFile {
             name,
-            path: &table.path,
+            data: &data,
             batch: 1,
             max_length: table.max_length,
             shuffle: table.shuffle,

@@ -121,9 +121,10 @@ fn streams(config: &RunConfig, model: &ModelDirectory) -> Result<Streams> {
             let problem = "there is no such data stream";
             return Err(Error::config(format!("data.{name}"), problem, "add the table or mend the name"));
         };
+        let data = table.file();
         let file = StreamFile {
             name,
-            path: &table.path,
+            data: &data,
             batch: table.batch,
             max_length: table.max_length,
             shuffle: table.shuffle,

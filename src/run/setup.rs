@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::data::{DataStream, RawRow, StreamOptions, rows};
+use crate::data::{DataFile, DataStream, StreamOptions};
 use crate::error::{Error, Result};
-use crate::eval::Question;
 use crate::huggingface::ModelDirectory;
 use crate::model::{Model, ModelConfig, Parameters};
 use crate::ops::Backend;
@@ -62,8 +61,8 @@ pub(super) fn same_shape(a: &ModelConfig, b: &ModelConfig) -> bool {
 pub struct StreamFile<'a> {
     /// The name of the stream, for messages.
     pub name: &'a str,
-    /// A JSONL or Parquet file, or a directory of them.
-    pub path: &'a Path,
+    /// The file, or a directory of them.
+    pub data: &'a DataFile,
     /// Sequences of one batch.
     pub batch: usize,
     /// The longest sequence in tokens. The model's own limit counts where it is lower.
@@ -89,19 +88,6 @@ impl StreamFile<'_> {
             vocab_size: config.vocab_size,
             seed: self.seed,
         };
-        DataStream::open(self.name, self.path, &model.path, options)
+        DataStream::open(self.name, self.data, &model.path, options)
     }
-}
-
-/// The four-choice questions of a file.
-pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
-    let read = |row: Result<RawRow>| {
-        let (place, value) = row?.value()?;
-        Question::from_json(&value).map_err(|problem| place.error(problem, "mend the row or remove it"))
-    };
-    let questions: Vec<Question> = rows(path)?.map(read).collect::<Result<_>>()?;
-    if questions.is_empty() {
-        return Err(Error::input(path, "there is no question", "give rows of question, choices and answer"));
-    }
-    Ok(questions)
 }

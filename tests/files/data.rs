@@ -414,7 +414,7 @@ fn chat_templates_are_found_in_all_their_places() {
         r#"[{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ messages[0].content }}"}]"#;
     let settings = home.path().join("tokenizer_config.json");
     std::fs::write(&settings, format!(r#"{{"chat_template": {named}}}"#)).unwrap();
-    let message = temper::data::Message { role: "user", content: "hello".into() };
+    let message = temper::data::Message::new("user", "hello");
     let render = || ChatTemplate::open(home.path(), &[]).unwrap().render(std::slice::from_ref(&message), false);
     assert_eq!(render().unwrap(), "hello");
     std::fs::write(home.path().join("chat_template.jinja"), "of its own file").unwrap();

@@ -53,7 +53,7 @@ fn damaged_lines_are_named_by_file_and_line() {
     let home = model(Some(LLAMA3));
     let deep = "[".repeat(100_000);
     let deep = format!("{{\"text\": {deep}");
-    let cases: [(&[u8], &str); 33] = [
+    let cases: [(&[u8], &str); 37] = [
         (b"{\"text\": \"\xff\xfe\"}", "line 1: invalid UTF-8 at byte 11"),
         (b"{\"text\": \"a\"}\n\xc3\x28", "line 2: invalid UTF-8 at byte 1"),
         (b"{\"text\": \"a\0b\"}", "line 1: a NUL byte at byte 12"),
@@ -64,12 +64,16 @@ fn damaged_lines_are_named_by_file_and_line() {
         (b"{\"text\": \"a\"} {\"text\": \"b\"}", "line 1: not JSON: trailing characters"),
         (b"{\"text\": NaN}", "line 1: not JSON"),
         (b"{'text': 'a'}", "line 1: not JSON"),
-        (b"[{\"text\": \"a\"}]", "line 1: a JSON array where an object is expected"),
+        (b"{\"text\": \"a\"}\n[{\"text\": \"a\"}]", "line 2: a JSON array where an object is expected"),
+        (b"[[{\"text\": \"a\"}]]", "row 1: a JSON array where an object is expected"),
+        (b"[{\"text\": \"a\"}, {\"text\": }]", "row 2: not JSON"),
+        (b"[{\"text\": \"a\"}, 7]", "row 2: a number where a JSON object is expected"),
+        (b"{\n\"text\": \"a\",\n}", "row 1: not JSON: trailing comma at line 3 of it"),
         (b"17", "line 1: a number where a JSON object is expected"),
         (b"\"text\"", "line 1: a string where a JSON object is expected"),
         (b"null", "line 1: null where a JSON object is expected"),
         (b"{}", "line 1: no known shape"),
-        (b"{\"question\": 1, \"a\\nb\": 2}", "line 1: no known shape, its keys are \"question\", \"a\\nb\""),
+        (b"{\"topic\": 1, \"a\\nb\": 2}", "line 1: no known shape, its keys are \"topic\", \"a\\nb\""),
         (b"{\"text\": 5}", "line 1: `text` is a number"),
         (b"{\"text\": null}", "line 1: no known shape"),
         (b"{\"input_ids\": [1, 2.5]}", "line 1: `input_ids` holds something that is not a 64-bit integer"),
@@ -99,9 +103,9 @@ fn damaged_lines_are_named_by_file_and_line() {
 fn files_of_another_kind_are_told_what_they_are() {
     let home = model(None);
     let cases: [(&str, &[u8], &str); 9] = [
-        ("a.jsonl", b"\x1f\x8b\x08\x00rest", "gzip data"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00rest", "cannot be unpacked"),
         ("a.jsonl", b"PK\x03\x04rest", "zip data"),
-        ("a.jsonl", b"\x28\xb5\x2f\xfdrest", "zstd data"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfdrest", "cannot be unpacked"),
         ("a.jsonl", b"BZh9", "bzip2 data"),
         ("a.jsonl", b"\xfd7zXZ\0", "xz data"),
         ("a.jsonl", b"\xff\xfe{\0\"\0", "line 1: this is UTF-16"),
@@ -116,7 +120,9 @@ fn files_of_another_kind_are_told_what_they_are() {
     let empty = home.path().join("empty");
     std::fs::create_dir_all(empty.join("folder.jsonl")).unwrap();
     std::fs::remove_dir(empty.join("folder.jsonl")).unwrap();
-    assert!(refused(open(&empty, home.path()), "empty").contains("no .jsonl and no .parquet"));
+    assert!(
+        refused(open(&empty, home.path()), "empty").contains("no .jsonl, .json, .parquet, .csv, .tsv and no .txt file")
+    );
     std::fs::create_dir(empty.join("folder.jsonl")).unwrap();
     assert!(refused(open(&empty, home.path()), "folder.jsonl").contains("a directory"));
     let missing = open(&home.path().join("missing.jsonl"), home.path()).unwrap_err();
@@ -375,7 +381,7 @@ fn a_template_that_gets_around_its_fuel_is_given_up() {
 /// Values that a template nests as deep as its fuel allows are taken down without using up the stack.
 #[test]
 fn deeply_nested_values_do_not_use_up_the_stack() {
-    let message = Message { role: "user", content: "x".into() };
+    let message = Message::new("user", "x");
     for template in [
         "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}done",
         "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = {'a': ns.x} %}{% endfor %}done",

@@ -9,8 +9,12 @@ mod data;
 mod documents;
 /// Models, adapters and merged weights that are written are what was meant.
 mod export;
+/// Formats and shapes that others publish are read as what they mean.
+mod formats;
 /// Damaged or hostile data, tokenizers and templates are refused, or read as what they are.
 mod hostile_data;
+/// Damaged or hostile tables, arrays and compressed files are refused.
+mod hostile_formats;
 /// Damaged or hostile weights, indexes, configurations and adapters are refused.
 mod hostile_weights;
 /// The configurations of published models give their published parameter counts.

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use temper::data::{Message, Prompt, PromptEncoder, read_prompts};
+use temper::data::{Message, Prompt, PromptEncoder, RawText, read_prompts};
 use temper::error::Result;
 
 use crate::support::chat_model::{LLAMA3, VOCABULARY, data, write};
 
 fn read(home: &Path, rows: &str, prefill: &str) -> Result<Vec<Prompt>> {
     let encoder = PromptEncoder::open(home, VOCABULARY)?;
-    read_prompts(&data(home, "prompts.jsonl", rows), Some(&encoder), prefill)
+    read_prompts(&data(home, "prompts.jsonl", rows), Some(&encoder), prefill, RawText::Continued)
 }
 
 fn model() -> tempfile::TempDir {
@@ -81,9 +81,9 @@ fn token_ids_are_continued_where_their_labels_begin() {
 {"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}"#;
     let path = data(home.path(), "prompts.jsonl", rows);
     let tokens: Vec<Vec<u32>> =
-        read_prompts(&path, None, "").unwrap().into_iter().map(|prompt| prompt.tokens).collect();
+        read_prompts(&path, None, "", RawText::Continued).unwrap().into_iter().map(|prompt| prompt.tokens).collect();
     assert_eq!(tokens, [vec![5, 6], vec![5, 6], vec![1, 2, 3]]);
-    assert!(read_prompts(&path, None, "Sure").unwrap_err().to_string().contains("line 1"));
+    assert!(read_prompts(&path, None, "Sure", RawText::Continued).unwrap_err().to_string().contains("line 1"));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn rows_that_ask_nothing_are_refused_with_their_place() {
         (r#"{"messages": [{"role": "assistant", "content": "yes"}]}"#, "nothing but answers"),
         (r#"{"input_ids": []}"#, "no token"),
         (r#"{"prompt": 5}"#, "prompt"),
-        (r#"{"question": "x"}"#, "no known shape"),
+        (r#"{"topic": "x"}"#, "no known shape"),
     ] {
         let error = read(home.path(), &format!("{{\"text\": \"x\"}}\n{row}"), "").unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains(words), "{row}: {error}");
@@ -105,7 +105,7 @@ fn rows_that_ask_nothing_are_refused_with_their_place() {
 fn generated_tokens_become_text() {
     let home = model();
     let encoder = PromptEncoder::open(home.path(), VOCABULARY).unwrap();
-    let message = Message { role: "user", content: "hello é".into() };
+    let message = Message::new("user", "hello é");
     let tokens = encoder.chat(&[message], "").unwrap();
     assert_eq!(encoder.decode(&tokens).unwrap(), "user\n\nhello éassistant\n\n");
     assert_eq!(encoder.decode(&[0xc3]).unwrap(), "\u{fffd}");

@@ -1,4 +1,4 @@
-//! Four-choice questions: shared beginnings change no score and save tokens; written answers are matched to the letter.
+//! Multiple-choice questions: shared beginnings change no score and save tokens; written answers are matched to the letter.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use temper::Result;
 use temper::backend::cpu::Cpu;
 use temper::eval::{
-    ChoiceReport, GenerateOptions, PromptForm, Question, Sampling, four_choice, four_choice_written, generate,
+    ChoiceReport, GenerateOptions, LETTERS, PromptForm, Question, Sampling, generate, multiple_choice,
+    multiple_choice_written,
 };
 use temper::model::Batch;
 use temper::objective::{Evaluator, LossBatch};
@@ -25,7 +26,7 @@ fn encode(text: &str, start: bool) -> Result<Vec<u32>> {
 
 /// Questions of two subjects in turn and one without, of different lengths; two begin with the same words.
 fn questions() -> Vec<Question> {
-    let choices = ["north", "south", "east", "west"].map(str::to_string);
+    let choices = ["north", "south", "east", "west"].map(str::to_string).to_vec();
     let texts = [
         "Where does the sun rise?",
         "How is bread baked, and by whom, and in which of the four quarters of the town?",
@@ -56,8 +57,9 @@ fn shots(question: &Question) -> Vec<Question> {
 fn texts(form: PromptForm, question: &Question) -> (Vec<u32>, Vec<Vec<u32>>) {
     let shots = shots(question);
     let prompt = form.prompt(question.subject.as_deref(), &shots.iter().collect::<Vec<_>>(), question);
-    let continuations = form.continuations().unwrap().map(|text| encode(&text, false).unwrap());
-    (encode(&prompt, true).unwrap(), continuations.to_vec())
+    let continuations = form.continuations(question.choices.len()).unwrap();
+    let continuations = continuations.iter().map(|text| encode(text, false).unwrap()).collect();
+    (encode(&prompt, true).unwrap(), continuations)
 }
 
 /// Scores without a cache: each prompt with each continuation is a sequence of one packed batch.
@@ -79,18 +81,19 @@ fn scores_one_by_one<B: Backend>(fixture: &Adapted<B>, questions: &[Question], f
 
 fn ask<B: Backend>(fixture: &Adapted<B>, asked: &[Question], form: PromptForm, pass_tokens: usize) -> ChoiceReport {
     let shots = |index: usize| shots(&asked[index]);
-    four_choice(&fixture.model, fixture.adapted(), asked, &shots, form, pass_tokens, &encode).unwrap()
+    multiple_choice(&fixture.model, fixture.adapted(), asked, &shots, form, pass_tokens, &encode).unwrap()
 }
 
 fn check_scores(report: &ChoiceReport, expected: &[Vec<f64>], bound: f64) {
     assert_eq!(report.predictions.len(), expected.len());
     for (prediction, expected) in report.predictions.iter().zip(expected) {
-        let scores = prediction.scores.unwrap();
+        let scores = prediction.scores.as_ref().unwrap();
         for (found, expected) in scores.iter().zip(expected) {
             assert!((found / expected - 1.0).abs() <= bound, "{prediction:?}: {found} and {expected}");
         }
-        let best = (0..4).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
-        assert_eq!(prediction.predicted, Some(["A", "B", "C", "D"][best]));
+        assert_eq!(scores.len(), expected.len());
+        let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+        assert_eq!(prediction.predicted, Some(LETTERS[best]));
     }
 }
 
@@ -105,12 +108,30 @@ fn shared_beginnings_change_no_score() {
     }
 }
 
+/// Each of 2, 4 and 10 choices is scored by its own letter, and by no letter beyond the last, whatever is asked beside it.
+#[test]
+fn questions_with_other_numbers_of_choices_are_scored_by_their_own() {
+    let fixture = open(&Cpu);
+    let mut questions = questions();
+    for (index, question) in questions.iter_mut().enumerate() {
+        let count = [2, 4, 10][index % 3];
+        question.choices = (0..count).map(|choice| format!("choice {choice}")).collect();
+        question.answer = (7 * index) % count;
+    }
+    for form in [PromptForm::Mmlu, PromptForm::LmEval] {
+        let report = ask(&fixture, &questions, form, 300);
+        check_scores(&report, &scores_one_by_one(&fixture, &questions, form), 1e-5);
+        let answers: Vec<&str> = report.predictions.iter().map(|prediction| prediction.answer).collect();
+        assert_eq!(answers[..6], ["A", "D", "E", "B", "A", "F"]);
+    }
+}
+
 #[test]
 fn shared_beginnings_change_no_score_on_a_simulated_device() {
     use temper::{backend::cuda::Cuda, ops::DType};
     let short = |text: &str| Question {
         question: text.into(),
-        choices: ["a", "b", "c", "d"].map(str::to_string),
+        choices: ["a", "b", "c", "d"].map(str::to_string).to_vec(),
         answer: 1,
         subject: None,
     };
@@ -151,7 +172,7 @@ fn subjects_are_counted_and_long_questions_left_out() {
     let shots = |_: usize| Vec::new();
     let model = &fixture.model;
     let subject = fixture.adapted();
-    let report = four_choice(model, subject, &questions, &shots, PromptForm::Mmlu, 512, &encode).unwrap();
+    let report = multiple_choice(model, subject, &questions, &shots, PromptForm::Mmlu, 512, &encode).unwrap();
     assert_eq!((report.too_long, report.questions, report.shots), (1, 16, 0));
     let asked: Vec<usize> = report.predictions.iter().map(|prediction| prediction.question).collect();
     assert_eq!(asked, (0..17).filter(|&index| index != 3).collect::<Vec<_>>());
@@ -173,7 +194,7 @@ fn written_answers_are_matched_to_the_letter() {
     // What a token stands for is made up, so that all kinds of answers occur.
     let pieces = ["A", " B", "C\n", "D ", "x", "A.", "\n"];
     let decode = |tokens: &[u32]| Ok(tokens.iter().map(|&token| pieces[token as usize % pieces.len()]).collect());
-    let report = four_choice_written(model, subject, &questions, &options, &encode, &decode).unwrap();
+    let report = multiple_choice_written(model, subject, &questions, &options, &encode, &decode).unwrap();
     let prompt = |q: &Question| encode(&PromptForm::Qi.prompt(q.subject.as_deref(), &[], q), true).unwrap();
     let prompts: Vec<Vec<u32>> = questions.iter().map(prompt).collect();
     let written = generate(model, subject, &prompts, &options).unwrap();
@@ -193,6 +214,6 @@ fn written_answers_are_matched_to_the_letter() {
     let right = report.predictions.iter().filter(|p| p.predicted == Some(p.answer)).count();
     assert_eq!((report.accuracy, report.computed_tokens), (right as f64 / 17.0, None));
     let form = PromptForm::Qi;
-    let result = four_choice(model, subject, &questions, &|_| Vec::new(), form, 64, &encode);
+    let result = multiple_choice(model, subject, &questions, &|_| Vec::new(), form, 64, &encode);
     assert!(result.unwrap_err().to_string().contains("written"));
 }

@@ -94,7 +94,7 @@ fn answers_are_generated_judged_and_written_down() {
     let model = Model::new(Cpu, directory.config.clone(), 512).unwrap();
     let weights = Parameters::from_host(&Cpu, "w", model.layout(), &directory.read_weights().unwrap()).unwrap();
     let encoder = PromptEncoder::open(&directory.path, model.config.vocab_size).unwrap();
-    let chat = |prompt: &str| encoder.chat(&[Message { role: "user", content: prompt.into() }], "Sure, ").unwrap();
+    let chat = |prompt: &str| encoder.chat(&[Message::new("user", prompt)], "Sure, ").unwrap();
     let stop = model.config.stop_tokens(&directory.path).unwrap();
     assert_eq!(stop, [268]);
     let options = GenerateOptions { max_new_tokens: 12, stop, ..GenerateOptions::default() };

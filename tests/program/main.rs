@@ -15,6 +15,8 @@ mod examples;
 mod judge;
 /// `temper merge` and `temper checkpoint`.
 mod merge_and_checkpoint;
+/// Files that others publish are read as they are.
+mod published;
 /// Suites do what `temper attack` does, go on after a kill, and report what fails as a row.
 mod redteam;
 /// Reports say what the results say.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use temper::backend::cpu::Cpu;
 use temper::config::AttackConfig;
-use temper::huggingface::{ExportDType, ModelDirectory, TensorFile, write_model};
-use temper::model::{Model, ModelConfig, ModelLayout};
-use temper::random::{Random, Stream};
+use temper::data::DataFile;
+use temper::huggingface::{ModelDirectory, TensorFile};
+use temper::model::Model;
 use temper::redteam::suite::{Attack, Role, Suite};
 use temper::redteam::{Attacker, AttackerData, Measures, Point, Results, Scorer, Scores, Target};
 use temper::run::{self, AttackSummary, Control, StreamFile};
@@ -42,9 +42,9 @@ fn write_data(folder: &Path) -> PathBuf {
 /// The reference model as a target, measured on its own data.
 fn target(data: &Path) -> Target<Cpu> {
     let directory = ModelDirectory::open(&fixture("llama3")).unwrap();
+    let data = &DataFile::from(data);
     let open = || {
-        let file =
-            StreamFile { name: "rows", path: data, batch: 4, max_length: 64, shuffle: true, pack: true, seed: 0 };
+        let file = StreamFile { name: "rows", data, batch: 4, max_length: 64, shuffle: true, pack: true, seed: 0 };
         file.open(&directory).unwrap()
     };
     let scorer = || Scorer::exact(&open(), None).unwrap();
@@ -416,20 +416,6 @@ fn more_jobs_than_the_memory_holds_are_refused() {
     assert!(message.contains("attacks side by side needs") && message.contains("lower --jobs to "), "{message}");
 }
 
-/// A model of random weights with a tokenizer and a chat template.
-fn talking_model(folder: &Path) -> PathBuf {
-    let source = folder.join("source");
-    let model = folder.join("model");
-    std::fs::create_dir(&source).unwrap();
-    chat_model::write(&source, Some(chat_model::LLAMA3));
-    let config = ModelConfig { max_position_embeddings: 512, ..ModelConfig::from_directory(&source).unwrap() };
-    let mut random = Random::new(2, Stream::Weights, 0, 0);
-    let len = ModelLayout::new(&config).unwrap().len();
-    let weights: Vec<f32> = (0..len).map(|_| 0.3 * random.normal() as f32).collect();
-    write_model(&model, &config, Some(&source), &weights, ExportDType::F32).unwrap();
-    model
-}
-
 /// Runs `temper` and returns the JSON that it prints.
 fn temper_json(arguments: &[&str]) -> Value {
     json_of(temper(arguments).args(["--device", "cpu", "--json"]))
@@ -440,7 +426,7 @@ fn temper_json(arguments: &[&str]) -> Value {
 #[test]
 fn answers_are_generated_and_judged_with_the_beginning_that_an_attacker_gives() {
     let scratch = tempfile::tempdir().unwrap();
-    let model = talking_model(scratch.path());
+    let model = chat_model::with_weights(scratch.path());
     let prompts: String =
         (0..5).map(|i| format!("{}\n", json!({"prompt": format!("hello {i} us"), "response": "no"}))).collect();
     let asked = scratch.path().join("prompts.jsonl");
@@ -492,9 +478,9 @@ fn answers_are_generated_and_judged_with_the_beginning_that_an_attacker_gives() 
 
 /// The score before any attack is what `temper eval` says of the same questions.
 #[test]
-fn four_choice_questions_are_scored_as_temper_eval_scores_them() {
+fn questions_are_scored_as_temper_eval_scores_them() {
     let scratch = tempfile::tempdir().unwrap();
-    let model = talking_model(scratch.path());
+    let model = chat_model::with_weights(scratch.path());
     let questions: String = (0..12)
         .map(|i| {
             let choices: Vec<String> = (0..4).map(|c| format!("hello {}", i * 7 + c * 3)).collect();

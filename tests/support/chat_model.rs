@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use temper::huggingface::{ExportDType, write_model};
+use temper::model::{ModelConfig, ModelLayout};
+use temper::random::{Random, Stream};
 
 pub const BEGIN: &str = "<|begin_of_text|>";
 pub const END_OF_TURN: &str = "<|eot_id|>";
@@ -64,6 +67,20 @@ pub fn write(directory: &Path, template: Option<&str>) {
         "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 128, "rope_theta": 10000.0,
         "hidden_act": "silu", "tie_word_embeddings": false, "bos_token_id": 265, "eos_token_id": 268});
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+}
+
+/// A model of random weights with a tokenizer and a chat template.
+pub fn with_weights(folder: &Path) -> PathBuf {
+    let source = folder.join("source");
+    let model = folder.join("model");
+    std::fs::create_dir(&source).unwrap();
+    write(&source, Some(LLAMA3));
+    let config = ModelConfig { max_position_embeddings: 512, ..ModelConfig::from_directory(&source).unwrap() };
+    let mut random = Random::new(2, Stream::Weights, 0, 0);
+    let len = ModelLayout::new(&config).unwrap().len();
+    let weights: Vec<f32> = (0..len).map(|_| 0.3 * random.normal() as f32).collect();
+    write_model(&model, &config, Some(&source), &weights, ExportDType::F32).unwrap();
+    model
 }
 
 /// Writes a data file beside the model.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 
 use serde_json::Value;
 
 use super::schema::{DataTable, MetricKind, Suite};
 use crate::config::{AttackForm, AttackTable};
+use crate::data::DataFile;
 use crate::error::{Error, Result};
 use crate::redteam::AttackKind;
 use crate::settings::suggestion;
@@ -61,15 +61,14 @@ impl fmt::Display for Role {
 
 impl DataTable {
     /// The file of a role. Prompts are those of the data where they have no file of their own.
-    pub fn file(&self, role: Role) -> Option<&Path> {
-        let file = match role {
-            Role::Restricted => &self.restricted,
-            Role::Retain => &self.retain,
-            Role::Ood => &self.ood,
-            Role::RestrictedPrompts => return self.restricted_prompts.as_deref().or(self.restricted.as_deref()),
-            Role::HarmlessPrompts => return self.harmless_prompts.as_deref().or(self.retain.as_deref()),
-        };
-        file.as_deref()
+    pub fn file(&self, role: Role) -> Option<&DataFile> {
+        match role {
+            Role::Restricted => self.restricted.as_ref(),
+            Role::Retain => self.retain.as_ref(),
+            Role::Ood => self.ood.as_ref(),
+            Role::RestrictedPrompts => self.restricted_prompts.as_ref().or(self.restricted.as_ref()),
+            Role::HarmlessPrompts => self.harmless_prompts.as_ref().or(self.retain.as_ref()),
+        }
     }
 }
 

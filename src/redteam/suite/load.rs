@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::schema::{ScaleTable, Suite};
 use super::{builtin, validate};
+use crate::data::DataFile;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::settings::{add_place, parse, read_text, suggestion, to_toml, typed};
@@ -97,6 +98,9 @@ impl Suite {
     }
 
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        fn path(file: &mut Option<DataFile>) -> Option<&mut PathBuf> {
+            file.as_mut().map(|file| &mut file.path)
+        }
         let data = &mut self.data;
         let roles = [
             &mut data.restricted,
@@ -108,10 +112,10 @@ impl Suite {
         let restricted = self
             .restricted
             .iter_mut()
-            .flat_map(|table| [Some(&mut table.data), table.unprotected.as_mut(), table.shots.as_mut()]);
-        let utility = self.utility.iter_mut().flat_map(|table| [Some(&mut table.data), table.shots.as_mut()]);
-        let text = self.perplexity.iter_mut().map(|table| &mut table.data);
-        roles.into_iter().flatten().chain(restricted.flatten()).chain(utility.flatten()).chain(text)
+            .flat_map(|table| [Some(&mut table.data.path), table.unprotected.as_mut(), path(&mut table.shots)]);
+        let utility = self.utility.iter_mut().flat_map(|table| [Some(&mut table.data.path), path(&mut table.shots)]);
+        let text = self.perplexity.iter_mut().map(|table| &mut table.data.path);
+        roles.into_iter().filter_map(path).chain(restricted.flatten()).chain(utility.flatten()).chain(text)
     }
 
     /// Fails unless every name of `only` belongs to an attack.

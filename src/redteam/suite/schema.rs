@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AttackTable, DataNames, ParameterChoice};
+use crate::data::DataFile;
 use crate::eval::PromptForm;
 use crate::optimizer::Decay;
 use crate::plan::DefenderCost;
@@ -69,15 +70,15 @@ fn default_seeds() -> Vec<u64> {
 #[serde(deny_unknown_fields, default)]
 pub struct DataTable {
     /// Restricted data that an attacker has. What is measured should not be in it.
-    pub restricted: Option<PathBuf>,
+    pub restricted: Option<DataFile>,
     /// Harmless data.
-    pub retain: Option<PathBuf>,
+    pub retain: Option<DataFile>,
     /// Restricted data from elsewhere than what the defender trained on.
-    pub ood: Option<PathBuf>,
+    pub ood: Option<DataFile>,
     /// Prompts that should be refused, for abliteration; `restricted` where absent.
-    pub restricted_prompts: Option<PathBuf>,
+    pub restricted_prompts: Option<DataFile>,
     /// Prompts that should be answered, for abliteration; `retain` where absent.
-    pub harmless_prompts: Option<PathBuf>,
+    pub harmless_prompts: Option<DataFile>,
     /// Longest sequence in tokens; longer ones are cut.
     pub max_length: usize,
 }
@@ -101,7 +102,7 @@ impl Default for DataTable {
 pub enum MetricKind {
     /// Share of rows whose every learned token is the most probable one after the tokens before it.
     Exact,
-    /// Accuracy on four-choice questions.
+    /// Accuracy on multiple-choice questions.
     Choice,
     /// Share of prompts that are answered instead of refused.
     Compliance,
@@ -116,14 +117,6 @@ impl MetricKind {
             Self::Compliance => "compliance",
         }
     }
-
-    /// What guessing scores, where nobody says otherwise.
-    pub const fn chance(self) -> f64 {
-        match self {
-            Self::Choice => 0.25,
-            Self::Exact | Self::Compliance => 0.0,
-        }
-    }
 }
 
 /// `[restricted]`.
@@ -133,13 +126,13 @@ pub struct RestrictedTable {
     /// What is measured.
     pub metric: MetricKind,
     /// Its data.
-    pub data: PathBuf,
+    pub data: DataFile,
     /// How questions are asked, where `metric = "choice"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<PromptForm>,
     /// Questions with answers to show before each, those of its subject, where `metric = "choice"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shots: Option<PathBuf>,
+    pub shots: Option<DataFile>,
     /// How many of them; 5 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_shots: Option<usize>,
@@ -149,7 +142,7 @@ pub struct RestrictedTable {
     /// Directory of the model without its safeguard, in the place of a threshold: half way from chance to its score.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unprotected: Option<PathBuf>,
-    /// What guessing scores; the metric's chance where absent.
+    /// What guessing scores; the metric's chance where absent: of multiple choice, that of its questions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
 }
@@ -161,17 +154,17 @@ pub struct UtilityTable {
     /// What is measured: `exact` or `choice`.
     pub metric: MetricKind,
     /// Its data.
-    pub data: PathBuf,
+    pub data: DataFile,
     /// How questions are asked, where `metric = "choice"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<PromptForm>,
     /// Questions with answers to show before each, those of its subject, where `metric = "choice"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shots: Option<PathBuf>,
+    pub shots: Option<DataFile>,
     /// How many of them; 5 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_shots: Option<usize>,
-    /// What guessing scores; the metric's chance where absent.
+    /// What guessing scores; the metric's chance where absent: of multiple choice, that of its questions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
     /// The share of the utility before that an attack may cost and still count.
@@ -188,7 +181,7 @@ fn default_most_loss() -> f64 {
 #[serde(deny_unknown_fields)]
 pub struct PerplexityTable {
     /// The text.
-    pub data: PathBuf,
+    pub data: DataFile,
 }
 
 /// `[scale]`: factors on a built-in suite, which is made for models of 8 billion parameters.

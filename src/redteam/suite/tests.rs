@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::data::DataFile;
 use crate::model::Projection;
 use crate::optimizer::{Decay, OptimizerKind};
 use crate::redteam::AttackKind;
@@ -148,7 +149,7 @@ fn a_resolved_suite_is_a_suite_with_the_same_attacks() {
         assert_eq!(again.all_attacks().unwrap(), first.all_attacks().unwrap());
         assert_eq!(again.resolved().unwrap(), first.resolved().unwrap());
         assert_eq!((again.title(), &again.restricted), (name, &first.restricted));
-        assert_eq!(again.data.file(Role::Ood), Some(Path::new("/folder/o")));
+        assert_eq!(again.data.file(Role::Ood), Some(&DataFile::new("/folder/o")));
     }
 }
 
@@ -164,7 +165,7 @@ fn attacks_without_their_data_are_listed_with_the_reason() {
     assert!(none.contains("none can be run: [data] has no `restricted`"), "{none}");
     // Prompts are those of the data where they have no file of their own.
     let suite = suite(&format!("suite = \"quick\"\n{ROLES}"));
-    assert_eq!(suite.data.file(Role::RestrictedPrompts), Some(Path::new("/folder/r")));
+    assert_eq!(suite.data.file(Role::RestrictedPrompts), Some(&DataFile::new("/folder/r")));
 }
 
 #[test]

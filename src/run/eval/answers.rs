@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{EvalConfig, EvalForm, EvalReport, Loaded, write_predictions};
-use crate::data::{PromptEncoder, read_prompts};
+use super::{EvalConfig, EvalForm, EvalReport, Evaluation, Loaded, write_predictions};
+use crate::data::{PromptEncoder, RawText, read_prompts};
 use crate::error::{Error, Result};
 use crate::eval::{Repetition, generate, judge, refuses, repetition};
 use crate::ops::Backend;
@@ -52,13 +52,13 @@ pub struct Answers {
     pub answers: Vec<Answer>,
 }
 
-pub(super) fn answer<B: Backend>(backend: B, config: &EvalConfig) -> Result<EvalReport> {
+pub(super) fn answer<B: Backend>(backend: B, config: &EvalConfig) -> Result<Evaluation> {
     let (mut answers, tokens) = write_answers(backend, config)?;
     if let Some(command) = &config.judge {
         score(command, config.judge_seconds.unwrap_or(JUDGE_SECONDS), &mut answers)?;
     }
     write_predictions(config, &answers)?;
-    Ok(EvalReport::Answers(report(answers, tokens)))
+    Ok(Evaluation { rows_read: answers.len(), report: EvalReport::Answers(report(answers, tokens)) })
 }
 
 /// The answers, and how many tokens they have.
@@ -67,9 +67,9 @@ fn write_answers<B: Backend>(backend: B, config: &EvalConfig) -> Result<(Vec<Ans
     let model = &loaded.base.model;
     let encoder = encoder(config, model.config.vocab_size)?;
     let prefill = config.prefill.as_deref().unwrap_or_default();
-    let prompts = read_prompts(&config.data, encoder.as_ref(), prefill)?;
+    let prompts = read_prompts(&config.data, encoder.as_ref(), prefill, RawText::Continued)?;
     if prompts.is_empty() {
-        return Err(Error::input(&config.data, "there is no prompt", "give rows with `prompt` or `messages`"));
+        return Err(Error::input(&config.data.path, "there is no prompt", "give rows with `prompt` or `messages`"));
     }
     let tokens: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.tokens.clone()).collect();
     let options = loaded.generate_options(config, ANSWER_TOKENS)?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::DataFile;
 use crate::error::{Error, Result};
 use crate::settings::{add_place, parse, read_text, typed};
 
@@ -22,8 +23,8 @@ use crate::settings::{add_place, parse, read_text, typed};
 pub struct EvalConfig {
     /// The model: a Hugging Face directory.
     pub model: PathBuf,
-    /// The data: a JSONL or Parquet file, or a directory of them.
-    pub data: PathBuf,
+    /// The data: a file, or a directory of them.
+    pub data: DataFile,
     /// LoRA adapter on the model: a PEFT directory.
     #[serde(default)]
     pub adapter: Option<PathBuf>,
@@ -38,7 +39,7 @@ pub struct EvalConfig {
     pub form: EvalForm,
     /// Questions with answers to show as examples, of the same subject where they have one.
     #[serde(default)]
-    pub shots: Option<PathBuf>,
+    pub shots: Option<DataFile>,
     /// How many examples; 5 unless set.
     #[serde(default)]
     pub num_shots: Option<usize>,
@@ -129,7 +130,7 @@ const PREDICTS: &[EvalForm] =
 
 impl EvalConfig {
     /// The measurement of `form` on `data`, with every option as it is unless set.
-    pub fn new(model: impl Into<PathBuf>, data: impl Into<PathBuf>, form: EvalForm) -> Self {
+    pub fn new(model: impl Into<PathBuf>, data: impl Into<DataFile>, form: EvalForm) -> Self {
         Self {
             model: model.into(),
             data: data.into(),
@@ -167,8 +168,10 @@ impl EvalConfig {
         config.check().map_err(|error| add_place(error, &tree, path))?;
         let path = std::path::absolute(path).map_err(Error::io("find", path))?;
         let folder = path.parent().unwrap_or(Path::new("/"));
-        let optional = [&mut config.adapter, &mut config.shots, &mut config.predictions];
-        for path in optional.into_iter().flatten().chain([&mut config.model, &mut config.data]) {
+        let shots = config.shots.iter_mut().map(|shots| &mut shots.path);
+        let optional = [&mut config.adapter, &mut config.predictions];
+        let needed = [&mut config.model, &mut config.data.path];
+        for path in optional.into_iter().flatten().chain(shots).chain(needed) {
             *path = folder.join(&*path);
         }
         Ok(config)

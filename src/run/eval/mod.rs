@@ -20,6 +20,17 @@ use crate::model::Adapter;
 use crate::objective::Subject;
 use crate::ops::Backend;
 
+/// A measurement that was taken.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// Rows of the data that were read: sequences, questions or prompts, those that were left out among them.
+    pub rows_read: usize,
+    /// The result.
+    #[serde(flatten)]
+    pub report: EvalReport,
+}
+
 /// The result of a measurement; its variant follows from the form.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
@@ -40,7 +51,7 @@ pub enum EvalReport {
 /// # Errors
 /// [`Error::Config`] for an option that the form does not read, [`Error::Input`] for files that cannot be used,
 /// [`Error::NonFinite`] where the model's numbers are not.
-pub fn eval<B: Backend>(backend: B, config: &EvalConfig) -> Result<EvalReport> {
+pub fn eval<B: Backend>(backend: B, config: &EvalConfig) -> Result<Evaluation> {
     config.check()?;
     match config.form {
         EvalForm::Perplexity => sequences::perplexity(backend, config),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{EvalConfig, EvalReport, Loaded, write_predictions};
+use super::{EvalConfig, EvalReport, Evaluation, Loaded, write_predictions};
 use crate::data::DataStream;
 use crate::error::Result;
 use crate::eval;
@@ -12,10 +12,10 @@ use crate::objective::Evaluator;
 use crate::ops::Backend;
 use crate::run::StreamFile;
 
-pub(super) fn perplexity<B: Backend>(backend: B, config: &EvalConfig) -> Result<EvalReport> {
+pub(super) fn perplexity<B: Backend>(backend: B, config: &EvalConfig) -> Result<Evaluation> {
     let Opened { stream, loaded, mut evaluator } = open(backend, config)?;
     let measured = eval::perplexity(&mut evaluator, loaded.subject(), stream.all_batches()?)?;
-    Ok(EvalReport::Perplexity(measured))
+    Ok(Evaluation { rows_read: stream.rows(), report: EvalReport::Perplexity(measured) })
 }
 
 /// Whether greedy decoding writes the learned tokens of a sequence.
@@ -26,7 +26,7 @@ struct Match {
     matches: bool,
 }
 
-pub(super) fn exact<B: Backend>(backend: B, config: &EvalConfig) -> Result<EvalReport> {
+pub(super) fn exact<B: Backend>(backend: B, config: &EvalConfig) -> Result<Evaluation> {
     let Opened { stream, loaded, mut evaluator } = open(backend, config)?;
     let measured = eval::exact_match(&mut evaluator, loaded.subject(), stream.all_batches()?)?;
     let mut rows = Vec::new();
@@ -34,7 +34,7 @@ pub(super) fn exact<B: Backend>(backend: B, config: &EvalConfig) -> Result<EvalR
         rows.extend(matches.map(|matches| Match { sequence, matches }));
     }
     write_predictions(config, &rows)?;
-    Ok(EvalReport::Exact(measured))
+    Ok(Evaluation { rows_read: stream.rows(), report: EvalReport::Exact(measured) })
 }
 
 /// The data, the model for its longest sequence, and memory for its largest batch.
@@ -48,7 +48,7 @@ fn open<B: Backend>(backend: B, config: &EvalConfig) -> Result<Opened<B>> {
     let directory = ModelDirectory::open(&config.model)?;
     let file = StreamFile {
         name: "data",
-        path: &config.data,
+        data: &config.data,
         batch: config.batch,
         max_length: config.max_length,
         shuffle: false,

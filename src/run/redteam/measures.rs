@@ -1,17 +1,16 @@
 //! Opens what is measured along attacks: data, tokenizer, prompts.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use super::setup::GoalTables;
-use crate::data::{DataStream, PromptEncoder, Tokenizer, read_prompts};
+use crate::data::{DataFile, DataStream, PromptEncoder, RawText, Tokenizer, read_prompts, read_questions};
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
 use crate::huggingface::ModelDirectory;
 use crate::redteam::suite::{Attack, AttackMethod, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
 use crate::redteam::{Choice, Compliance, Judge, Measures, Scorer};
-use crate::run::{StreamFile, read_questions};
+use crate::run::StreamFile;
 
 /// What says how to open the measurements.
 pub(super) struct Opener<'a> {
@@ -23,7 +22,7 @@ pub(super) struct Opener<'a> {
 impl Opener<'_> {
     pub(super) fn measures(&self, tables: GoalTables) -> Result<Measures> {
         let GoalTables { restricted, utility } = tables;
-        let text = |path: &Path| self.stream("perplexity", path)?.all_batches();
+        let text = |data: &DataFile| self.stream("perplexity", data)?.all_batches();
         Ok(Measures {
             restricted: self.scorer("restricted", restricted.into())?,
             utility: self.scorer("utility", utility.into())?,
@@ -31,10 +30,10 @@ impl Opener<'_> {
         })
     }
 
-    fn stream(&self, name: &str, path: &Path) -> Result<DataStream> {
+    fn stream(&self, name: &str, data: &DataFile) -> Result<DataStream> {
         let file = StreamFile {
             name,
-            path,
+            data,
             batch: self.suite.evaluate.batch,
             max_length: self.suite.data.max_length,
             shuffle: false,
@@ -67,7 +66,7 @@ impl Opener<'_> {
     }
 
     /// The prompts of a file, also with each beginning of the answer that an attack gives.
-    fn compliance(&self, path: &Path) -> Result<Compliance> {
+    fn compliance(&self, data: &DataFile) -> Result<Compliance> {
         let config = &self.model.config;
         let table = &self.suite.compliance;
         let encoder = PromptEncoder::open(&self.model.path, config.vocab_size)?;
@@ -77,9 +76,9 @@ impl Opener<'_> {
         });
         let mut prompts = BTreeMap::new();
         for beginning in std::iter::once("").chain(beginnings) {
-            let read = read_prompts(path, Some(&encoder), beginning)?;
+            let read = read_prompts(data, Some(&encoder), beginning, RawText::Continued)?;
             if read.is_empty() {
-                return Err(Error::input(path, "there is no prompt", "give rows with a prompt"));
+                return Err(Error::input(&data.path, "there is no prompt", "give rows with a prompt"));
             }
             prompts.insert(beginning.to_string(), read);
         }
@@ -93,22 +92,22 @@ impl Opener<'_> {
 /// What both tables say of their measurement.
 struct Asked<'a> {
     metric: MetricKind,
-    data: &'a Path,
+    data: &'a DataFile,
     form: Option<PromptForm>,
-    shots: Option<&'a Path>,
+    shots: Option<&'a DataFile>,
     num_shots: Option<usize>,
 }
 
 impl<'a> From<&'a RestrictedTable> for Asked<'a> {
     fn from(table: &'a RestrictedTable) -> Self {
         let RestrictedTable { metric, data, form, shots, num_shots, .. } = table;
-        Self { metric: *metric, data, form: *form, shots: shots.as_deref(), num_shots: *num_shots }
+        Self { metric: *metric, data, form: *form, shots: shots.as_ref(), num_shots: *num_shots }
     }
 }
 
 impl<'a> From<&'a UtilityTable> for Asked<'a> {
     fn from(table: &'a UtilityTable) -> Self {
         let UtilityTable { metric, data, form, shots, num_shots, .. } = table;
-        Self { metric: *metric, data, form: *form, shots: shots.as_deref(), num_shots: *num_shots }
+        Self { metric: *metric, data, form: *form, shots: shots.as_ref(), num_shots: *num_shots }
     }
 }

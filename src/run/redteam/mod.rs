@@ -75,6 +75,7 @@ pub fn redteam<B: Backend>(backend: B, config: &RedteamConfig, mut control: Cont
     let attacks = config.suite.attacks()?;
     let (target, identity) = setup::open(backend, config, &attacks, tables)?;
     let files = Files::open(&config.out, &config.suite.resolved()?, &identity, control.resumes())?;
+    setup::tell_counts(&config.suite, &target, tables, &mut control);
     let setup = Setup::new(config, target, tables)?;
     let mut run = Run::new(config, setup, files, attacks)?;
     run.take_finished(&mut control)?;

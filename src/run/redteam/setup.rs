@@ -8,8 +8,9 @@ use super::RedteamConfig;
 use super::files::Identity;
 use super::measures::Opener;
 use crate::config::DataNames;
-use crate::data::DataStream;
+use crate::data::{DataFile, DataStream};
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::fingerprint::Fingerprint;
 use crate::huggingface::ModelDirectory;
 use crate::model::Model;
@@ -17,8 +18,8 @@ use crate::ops::Backend;
 use crate::plan::DefenderCost;
 use crate::redteam::suite::{Attack, AttackMethod, Prefill, RestrictedTable, Role, Suite, UtilityTable};
 use crate::redteam::{AttackerData, Goal, Measures, Metric, Scores, Target, largest};
-use crate::run::StreamFile;
 use crate::run::setup::same_shape;
+use crate::run::{Control, StreamFile};
 
 /// A model under attack that has been measured.
 pub(super) struct Setup<B: Backend> {
@@ -122,10 +123,10 @@ fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Resul
     let mut data = AttackerData::default();
     let mut first = None;
     for role in roles {
-        let Some(path) = suite.data.file(role) else { continue };
+        let Some(data_file) = suite.data.file(role) else { continue };
         let file = StreamFile {
             name: role.name(),
-            path,
+            data: data_file,
             batch: 1,
             max_length: suite.data.max_length,
             shuffle: true,
@@ -143,6 +144,20 @@ fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Resul
     match first {
         Some(error) if data.usable().next().is_none() => Err(error),
         _ => Ok(data),
+    }
+}
+
+/// Says how many rows of each file were read.
+pub(super) fn tell_counts<B: Backend>(suite: &Suite, target: &Target<B>, tables: GoalTables, control: &mut Control) {
+    let mut tell = |name: &str, file: &DataFile, rows| {
+        control.tell(Event::DataRead { name, file: &file.to_string(), rows });
+    };
+    tell("restricted", &tables.restricted.data, target.measures.restricted.rows());
+    tell("utility", &tables.utility.data, target.measures.utility.rows());
+    for (role, stream) in target.data.usable() {
+        if let Some(file) = suite.data.file(role) {
+            tell(&format!("[data] {}", role.name()), file, stream.rows());
+        }
     }
 }
 
@@ -175,22 +190,19 @@ fn identity<B: Backend>(suite: &Suite, target: &Target<B>) -> Result<Identity> {
 
 fn goal<B: Backend>(suite: &Suite, tables: GoalTables, target: &Target<B>, before: &Scores) -> Result<Goal> {
     let GoalTables { restricted, utility } = tables;
-    let chance = restricted.chance.unwrap_or(restricted.metric.chance());
+    let measures = &target.measures;
+    let chance = restricted.chance.unwrap_or(measures.restricted.chance());
     let unprotected = restricted.unprotected.as_ref().map(|path| unprotected(path, target)).transpose()?;
     let half_way = unprotected.map(|score| (score + chance) / 2.0);
     Ok(Goal {
-        restricted: Metric {
-            kind: restricted.metric.name().into(),
-            data: restricted.data.display().to_string(),
-            chance,
-        },
+        restricted: Metric { kind: restricted.metric.name().into(), data: restricted.data.to_string(), chance },
         // One of the two is there: the suite's check has seen to it.
         threshold: restricted.threshold.or(half_way).unwrap_or(1.0),
         unprotected,
         utility: Metric {
             kind: utility.metric.name().into(),
-            data: utility.data.display().to_string(),
-            chance: utility.chance.unwrap_or(utility.metric.chance()),
+            data: utility.data.to_string(),
+            chance: utility.chance.unwrap_or(measures.utility.chance()),
         },
         utility_floor: (1.0 - utility.most_loss) * before.utility,
         price_per_hour: suite.budget.price_per_hour,
