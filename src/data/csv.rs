@@ -24,7 +24,7 @@ pub fn rows(path: &Path, source: Box<dyn Read>, delimiter: u8, columns: &Columns
     let budget = Rc::new(Cell::new(MAXIMUM_LINE));
     let source = Metered { inner: source, left: Rc::clone(&budget) };
     let reader = ReaderBuilder::new().has_headers(false).flexible(true).delimiter(delimiter).from_reader(source);
-    let mut records = Records { file: path.into(), reader, budget, line: 1 };
+    let mut records = Records { file: path.into(), reader, budget, number: 0 };
     let Some(first) = records.next_record()? else { return Ok(Box::new(std::iter::empty())) };
     let first = records.texts(&first)?;
     let header = header(path, &first, columns)?;
@@ -104,20 +104,17 @@ struct Records {
     reader: csv::Reader<Metered>,
     /// Bytes that may still be read for the next record.
     budget: Rc<Cell<u64>>,
-    /// The line on which the record begins that was read last.
-    line: u64,
+    /// The row that was read last, as spreadsheets count: the header is the first.
+    number: u64,
 }
 
 impl Records {
     fn next_record(&mut self) -> Result<Option<ByteRecord>> {
         self.budget.set(MAXIMUM_LINE);
-        self.line = self.reader.position().line();
+        self.number += 1;
         let mut record = ByteRecord::new();
         match self.reader.read_byte_record(&mut record) {
-            Ok(true) => {
-                self.line = record.position().map_or(self.line, csv::Position::line);
-                Ok(Some(record))
-            }
+            Ok(true) => Ok(Some(record)),
             Ok(false) => Ok(None),
             Err(error) => match error.into_kind() {
                 csv::ErrorKind::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => {
@@ -133,8 +130,11 @@ impl Records {
     fn texts(&self, record: &ByteRecord) -> Result<Vec<String>> {
         let mut texts = Vec::with_capacity(record.len());
         for (index, field) in record.iter().enumerate() {
-            let field =
-                if self.line == 1 && index == 0 { field.strip_prefix(b"\xef\xbb\xbf").unwrap_or(field) } else { field };
+            let field = if self.number == 1 && index == 0 {
+                field.strip_prefix(b"\xef\xbb\xbf").unwrap_or(field)
+            } else {
+                field
+            };
             if field.starts_with(b"\xff\xfe") || field.starts_with(b"\xfe\xff") {
                 return Err(self.place().error("this is UTF-16", "convert the file to UTF-8, for example with iconv"));
             }
@@ -153,7 +153,7 @@ impl Records {
     }
 
     fn place(&self) -> Place {
-        Place { file: Arc::clone(&self.file), unit: "line", number: self.line }
+        Place { file: Arc::clone(&self.file), unit: "row", number: self.number }
     }
 }
 

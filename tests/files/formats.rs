@@ -72,7 +72,7 @@ fn rows() -> Vec<Value> {
         json!({"instruction": "hello", "input": "there", "output": "you"}),
         json!({"text": "hello hello"}),
         json!({"goal": "hello", "target": "you"}),
-        json!({"prompt": turns.as_array().unwrap()[..1], "chosen": [turns[1]], "rejected": [turns[1]]}),
+        json!({"prompt": turns.as_array().unwrap()[..1], "chosen": [turns[1]], "rejected": [{"role": "assistant", "content": "me"}]}),
     ]
 }
 
@@ -258,7 +258,7 @@ fn columns_say_what_is_what() {
     assert_eq!(read("sorry-bench.jsonl", "prompt=prompt_style").unwrap(), ["base"; 3]);
     assert_eq!(read("mmlu/geography_test.csv", "prompt=3").unwrap(), ["the Danube"]);
     let nothing = read("excel.csv", "").unwrap_err().to_string();
-    assert!(nothing.contains("line 2: no known shape, its keys are \"No.\", \"Request\"; give it"), "{nothing}");
+    assert!(nothing.contains("row 2: no known shape, its keys are \"No.\", \"Request\"; give it"), "{nothing}");
     let missing = read("excel.csv", "prompt=Requests").unwrap_err().to_string();
     assert!(missing.contains("the first line has no column `Requests`"), "{missing}");
     let missing = read("ifeval.jsonl", "prompt=text").unwrap_err().to_string();

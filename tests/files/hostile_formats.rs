@@ -30,22 +30,22 @@ fn refused(folder: &Path, name: &str, content: impl AsRef<[u8]>) -> String {
 }
 
 #[test]
-fn damaged_tables_are_named_by_file_and_line() {
+fn damaged_tables_are_named_by_file_and_row() {
     let folder = tempfile::tempdir().unwrap();
     let header = "question,A,B,answer\n";
     let cases: [(&str, Vec<u8>, &str); 14] = [
-        ("a.csv", format!("{header}q,a,b\n").into(), "line 2: it has 3 fields, the first line has 4"),
-        ("a.csv", format!("{header}\"q\nq\",a,b,A\nq,a,b,A,x\n").into(), "line 4: it has 5 fields"),
-        ("a.csv", [header.as_bytes(), b"q,\xff,b,A\n"].concat(), "line 2: invalid UTF-8 in field 2"),
-        ("a.csv", format!("{header}q,\0,b,A\n").into(), "line 2: a NUL byte in field 2"),
-        ("a.csv", b"\xff\xfeq\0,\0".to_vec(), "line 1: this is UTF-16"),
+        ("a.csv", format!("{header}q,a,b\n").into(), "row 2: it has 3 fields, the first line has 4"),
+        ("a.csv", format!("{header}\"q\nq\",a,b,A\nq,a,b,A,x\n").into(), "row 3: it has 5 fields"),
+        ("a.csv", [header.as_bytes(), b"q,\xff,b,A\n"].concat(), "row 2: invalid UTF-8 in field 2"),
+        ("a.csv", format!("{header}q,\0,b,A\n").into(), "row 2: a NUL byte in field 2"),
+        ("a.csv", b"\xff\xfeq\0,\0".to_vec(), "row 1: this is UTF-16"),
         ("a.csv", "question,A,A,answer\nq,a,b,A\n".into(), "two columns are called \"A\""),
-        ("a.csv", "x,y,z\n1,2,3\n".into(), "line 2: no known shape, its keys are \"x\", \"y\", \"z\""),
-        ("a.csv", format!("{header}q,a,b,C\n").into(), "line 2: `answer` is neither a number from 0 to 1"),
-        ("a.csv", format!("{header}\"q,a,b,A\nq,a,b,A\n").into(), "line 2: it has 1 fields"),
+        ("a.csv", "x,y,z\n1,2,3\n".into(), "row 2: no known shape, its keys are \"x\", \"y\", \"z\""),
+        ("a.csv", format!("{header}q,a,b,C\n").into(), "row 2: `answer` is neither a number from 0 to 1"),
+        ("a.csv", format!("{header}\"q,a,b,A\nq,a,b,A\n").into(), "row 2: it has 1 fields"),
         ("a.csv", Vec::new(), "there is no question"),
         ("a.csv", header.into(), "there is no question"),
-        ("a.csv.gz", gzip(format!("{header}q,a,b\n").as_bytes()), "line 2: it has 3 fields"),
+        ("a.csv.gz", gzip(format!("{header}q,a,b\n").as_bytes()), "row 2: it has 3 fields"),
         ("a.jsonl.gz", gzip(&gzip(b"{}")), "there is another packed file in it"),
         ("a.parquet.gz", gzip(b"PAR1"), "there is another packed file in it"),
     ];
