@@ -113,9 +113,10 @@ fn shared_beginnings_change_no_score() {
 fn questions_with_other_numbers_of_choices_are_scored_by_their_own() {
     let fixture = open(&Cpu);
     let mut questions = questions();
+    questions.truncate(9);
     for (index, question) in questions.iter_mut().enumerate() {
         let count = [2, 4, 10][index % 3];
-        question.choices = (0..count).map(|choice| format!("choice {choice}")).collect();
+        question.choices = (0..count).map(|choice| format!("{choice}")).collect();
         question.answer = (7 * index) % count;
     }
     for form in [PromptForm::Mmlu, PromptForm::LmEval] {

@@ -161,7 +161,7 @@ fn exact_match_of_what_the_model_writes_is_one() {
     let data = home.write("data.jsonl", &[row(&written), row(&other), row(&written[..3])]);
     let out = text(&home.path("matches.jsonl"));
     let report = home.json(&data, &["--form", "exact", "--predictions", &out, "--batch", "2"]);
-    assert_eq!(report, json!({"accuracy": 2.0 / 3.0, "rows": 3}));
+    assert_eq!(report, json!({"rows_read": 3, "accuracy": 2.0 / 3.0, "rows": 3}));
     let matches: Vec<bool> = home.rows("matches.jsonl").iter().map(|row| row["matches"] == true).collect();
     assert_eq!(matches, [true, false, true]);
 }

@@ -12,6 +12,17 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data").join(name)
 }
 
+/// A model with room for the questions.
+fn model(folder: &Path) -> PathBuf {
+    let model = chat_model::with_weights(folder);
+    let config = model.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut longer: Value = serde_json::from_str(&text).unwrap();
+    longer["max_position_embeddings"] = 512.into();
+    std::fs::write(&config, longer.to_string()).unwrap();
+    model
+}
+
 fn eval(model: &Path, file: &str, form: &str, more: &[&str]) -> Value {
     let mut command = temper(&["eval", "--device", "cpu", "--json", "--form", form, "--model"]);
     json(command.arg(model).arg("--data").arg(fixture(file)).args(more))
@@ -20,7 +31,7 @@ fn eval(model: &Path, file: &str, form: &str, more: &[&str]) -> Value {
 #[test]
 fn eval_reads_published_files_and_says_how_many_rows() {
     let scratch = tempfile::tempdir().unwrap();
-    let model = chat_model::with_weights(scratch.path());
+    let model = model(scratch.path());
     for (file, count, subjects) in
         [("wmdp.parquet", 3, 1), ("wmdp.json", 3, 1), ("mmlu", 3, 2), ("mmlu-pro.parquet", 3, 2)]
     {
@@ -68,7 +79,7 @@ fn inspect_counts_rows_and_shows_questions_and_prompts() {
 #[test]
 fn redteam_reads_published_files_and_says_how_many_rows() {
     let scratch = tempfile::tempdir().unwrap();
-    let model = chat_model::with_weights(scratch.path());
+    let model = model(scratch.path());
     let suite = format!(
         "[data]\nrestricted = {:?}\n[restricted]\nmetric = \"choice\"\ndata = {:?}\nthreshold = 1.0\n\
          [utility]\nmetric = \"choice\"\ndata = {{ path = {:?}, columns = {{ subject = \"src\" }} }}\n\
