@@ -37,7 +37,8 @@ fn logits(model: &Path, adapter: Option<&Path>, rows: &Path, out: &Path) -> Resu
             Some(adapter)
         }
     };
-    let file = StreamFile { name: "rows", data: &rows.into(), batch: 4, max_length: 256, shuffle: false, pack: true, seed: 0 };
+    let file =
+        StreamFile { name: "rows", data: &rows.into(), batch: 4, max_length: 256, shuffle: false, pack: true, seed: 0 };
     let stream = file.open(&loaded.directory)?;
     let adapters: Vec<&Adapter<Cpu>> = adapter.iter().collect();
     let mut evaluator = Evaluator::new(loaded.model.clone(), stream.max_batch_tokens(), &adapters)?;

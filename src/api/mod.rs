@@ -28,13 +28,13 @@ pub use crate::tar::{Draw, OuterReport, TrajectoryReport};
 
 // One attack: settings and results.
 pub use crate::config::{
-    AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel, AttackTable,
+    AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel, AttackTable, Texts,
 };
 pub use crate::huggingface::ExportDType;
 pub use crate::model::{AdapterConfig, Projection};
 pub use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 pub use crate::run::AttackSummary;
-pub use crate::training::{FineTune, Source, StepReport};
+pub use crate::training::{FineTune, Kick, Selection, Source, StepReport};
 
 // A suite of attacks: settings and results.
 pub use crate::plan::DefenderCost;
@@ -44,7 +44,7 @@ pub use crate::redteam::suite::{
 };
 pub use crate::redteam::{
     AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point, Results, Scores,
-    Spread, Summary,
+    SearchCost, Spread, Succeeded, Summary,
 };
 pub use crate::run::RedteamConfig;
 

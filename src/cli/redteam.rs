@@ -18,7 +18,7 @@ pub struct Arguments {
     /// The suite file; where there is none, everything comes from --suite, --data and --set
     #[arg(value_name = "SUITE.toml")]
     pub file: Option<PathBuf>,
-    /// Built-in suite to start from: quick, strong, tar-weaponization or tar-refusal
+    /// Built-in suite to start from: quick, strong, strong-2026, tar-weaponization or tar-refusal
     #[arg(long, value_name = "NAME")]
     pub suite: Option<String>,
     /// The model to attack: a Hugging Face directory
@@ -161,7 +161,7 @@ fn table(results: &Results) -> String {
 fn row(attack: &AttackResult, results: &Results) -> [String; 6] {
     let steps = attack.settings.get("steps").map_or("-".into(), |steps| steps.to_string());
     let [restricted, utility, breached] = match &attack.outcome {
-        Outcome::Failed { error } => ["-".into(), "-".into(), format!("failed: {error}")],
+        Outcome::Failed { error, .. } => ["-".into(), "-".into(), format!("failed: {error}")],
         Outcome::Skipped { reason } => ["-".into(), "-".into(), format!("not run: {reason}")],
         Outcome::Done { curve, breach } => {
             let best = results.goal.best(curve).map_or(&results.before, |point| &point.scores);
@@ -171,6 +171,13 @@ fn row(attack: &AttackResult, results: &Results) -> [String; 6] {
         }
     };
     [attack.id.clone(), attack.kind.name().into(), steps, restricted, utility, breached]
+}
+
+/// A line with a least cost.
+fn least(what: &str, least: &Least, words: &dyn Fn(f64) -> String) -> String {
+    let tried = least.alone != least.value;
+    let alone = if tried { format!(", {} by itself", words(least.alone)) } else { String::new() };
+    format!("  {what:<10} {} ({}{alone})", words(least.value), least.attack)
 }
 
 /// The conclusion in a few lines: how many attacks breached the model, and at what cost.
@@ -187,15 +194,14 @@ fn verdict(results: &Results, out: &Path) -> String {
     let more = counts.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!(", {count} {what}"));
     lines.push(format!("{} of {} attacks breached it{}", summary.breached, summary.done, more.collect::<String>()));
     if let Some(cost) = &summary.cost_to_breach {
-        let least = |what: &str, least: &Least, value: String| format!("  {what:<10} {value} ({})", least.attack);
-        lines.push("cost to breach, the least of each over all attacks:".into());
-        lines.push(least("steps", &cost.steps, units::count(cost.steps.value)));
-        lines.push(least("samples", &cost.examples, units::count(cost.examples.value)));
-        lines.push(least("tokens", &cost.tokens, units::count(cost.tokens.value)));
-        lines.push(least("arithmetic", &cost.flop, units::flop(cost.flop.value)));
-        lines.push(least("time", &cost.hours, units::duration(3600.0 * cost.hours.value)));
+        lines.push("cost to breach, the least of each over all attacks, with what was tried in vain before:".into());
+        lines.push(least("steps", &cost.steps, &units::count));
+        lines.push(least("samples", &cost.examples, &units::count));
+        lines.push(least("tokens", &cost.tokens, &units::count));
+        lines.push(least("arithmetic", &cost.flop, &units::flop));
+        lines.push(least("time", &cost.hours, &|hours| units::duration(3600.0 * hours)));
         if let Some(price) = &cost.price {
-            lines.push(least("price", price, units::price(price.value, &goal.currency)));
+            lines.push(least("price", price, &|price| units::price(price, &goal.currency)));
         }
     }
     if let Some(defender) = &summary.defender {

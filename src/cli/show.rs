@@ -105,7 +105,7 @@ fn memory(plan: &Plan) -> String {
 
 fn attack(result: &AttackResult, goal: &Goal) -> String {
     match &result.outcome {
-        Outcome::Failed { error } => format!("{}: failed: {error}", result.id),
+        Outcome::Failed { error, .. } => format!("{}: failed: {error}", result.id),
         Outcome::Skipped { reason } => format!("{}: not run: {reason}", result.id),
         Outcome::Done { curve, breach } => {
             let best = goal.best(curve).or(curve.first());

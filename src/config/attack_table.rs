@@ -3,12 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataNames, ParameterChoice};
+use super::{DataNames, ParameterChoice, Texts};
 use crate::error::Result;
 use crate::model::{AdapterConfig, Projection};
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 use crate::settings::fault;
-use crate::training::{FineTune, Source, switch_step};
+use crate::training::{FineTune, Kick, Selection, Source, switch_step};
 
 /// `kind` of an attack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,10 @@ pub enum AttackForm {
     Abliteration,
     /// Examples before each question, or the beginning of its answer.
     Prefill,
+    /// Rounding of the weights to a few bits.
+    Quantization,
+    /// Weights between the model's and another model's, or beyond them.
+    Merge,
 }
 
 /// `[[attack]]`. Which keys have an effect depends on `kind` and `params`; others are refused.
@@ -45,6 +49,15 @@ pub struct AttackTable {
     /// Where two roles switch, as a fraction of the steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<f64>,
+    /// The share of the samples of each role that it never trains on; 0 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<f64>,
+    /// The most samples of each role that it trains on, drawn by its seed; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<usize>,
+    /// Tokens of each answer that it learns, from the answer's start; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opening: Option<usize>,
     /// What it trains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<ParameterChoice>,
@@ -81,9 +94,15 @@ pub struct AttackTable {
     /// Sequences of one step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
-    /// Steps.
+    /// Steps, those of the kick included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
+    /// The first steps, which have a learning rate of their own; after them the optimizer starts anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kick_steps: Option<u64>,
+    /// Learning rate of the kick.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kick_lr: Option<f64>,
     /// Gaussian noise on every tensor before the first step, relative to the root mean square of the tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise: Option<f64>,
@@ -96,12 +115,26 @@ pub struct AttackTable {
     /// Rows of the restricted data that are shown before each question.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub demonstrations: Option<usize>,
-    /// How each answer begins, for `metric = "compliance"`.
+    /// How each answer begins, for `metric = "compliance"`; of several beginnings the best counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
+    pub text: Option<Texts>,
     /// Depth that abliteration takes its direction from, as a fraction of the layers; the best of all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<f64>,
+    /// Bits that quantization leaves of a weight; 4 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u32>,
+    /// Neighbouring weights of a row that are rounded with one scale; 128 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
+    /// Whether the grid is the same on both sides of 0; otherwise it reaches from the lowest to the highest weight of the
+    /// group. False where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symmetric: Option<bool>,
+    /// How far a merge goes towards the other model: 0.5 is half way, 1 is the other model, 2 lies as far behind it. The best
+    /// counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coefficients: Option<Vec<f64>>,
 }
 
 /// Fails where a list of projections names one twice.
@@ -145,11 +178,12 @@ impl AttackTable {
     ) -> Result<FineTune<S>> {
         let table = self.clone().with_defaults(data);
         let steps = table.steps.unwrap_or_default();
+        let kick = table.kick(key)?;
         let plain = OptimizerConfig::new(table.optimizer.unwrap_or(OptimizerKind::AdamW), table.lr.unwrap_or_default());
         let schedule = Schedule {
             warmup: table.warmup.unwrap_or_default(),
             decay: table.schedule.unwrap_or(Decay::Constant),
-            total: steps,
+            total: steps.saturating_sub(kick.map_or(0, |kick| kick.steps)),
             official_warmup: table.official_warmup.unwrap_or_default(),
         };
         let optimizer = OptimizerConfig {
@@ -160,13 +194,30 @@ impl AttackTable {
         };
         Ok(FineTune {
             source: table.source(key, steps, named)?,
+            selection: Selection {
+                held_out: table.held_out.unwrap_or_default(),
+                samples: table.samples,
+                opening: table.opening,
+            },
             adapter: table.adapter(key)?,
             optimizer,
             batch: table.batch,
             steps,
+            kick,
             noise: table.noise.unwrap_or_default(),
             negated_steps: table.negated_steps.unwrap_or_default(),
         })
+    }
+
+    fn kick(&self, key: &str) -> Result<Option<Kick>> {
+        match (self.kick_steps, self.kick_lr) {
+            (Some(steps), Some(lr)) => Ok(Some(Kick { steps, lr })),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(fault(format!("{key}.kick_lr"), "missing", "add the learning rate of the kick")),
+            (None, Some(_)) => {
+                Err(fault(format!("{key}.kick_steps"), "missing", "add the number of steps of the kick"))
+            }
+        }
     }
 
     fn adapter(&self, key: &str) -> Result<Option<AdapterConfig>> {
@@ -214,6 +265,9 @@ impl AttackTable {
         let finetune = [
             ("data", self.data.is_some()),
             ("switch", self.switch.is_some()),
+            ("held_out", self.held_out.is_some()),
+            ("samples", self.samples.is_some()),
+            ("opening", self.opening.is_some()),
             ("params", self.params.is_some()),
             ("optimizer", self.optimizer.is_some()),
             ("lr", self.lr.is_some()),
@@ -223,18 +277,25 @@ impl AttackTable {
             ("betas", self.betas.is_some()),
             ("batch", self.batch.is_some()),
             ("steps", self.steps.is_some()),
+            ("kick_steps", self.kick_steps.is_some()),
+            ("kick_lr", self.kick_lr.is_some()),
             ("noise", self.noise.is_some()),
             ("negated_steps", self.negated_steps.is_some()),
             ("official_warmup", self.official_warmup.is_some()),
         ];
         let prefill = [("demonstrations", self.demonstrations.is_some()), ("text", self.text.is_some())];
         let abliteration = [("layer", self.layer.is_some())];
+        let quantization =
+            [("bits", self.bits.is_some()), ("group", self.group.is_some()), ("symmetric", self.symmetric.is_some())];
+        let merge = [("coefficients", self.coefficients.is_some())];
         let is_lora = self.kind == AttackForm::Finetune && self.params == Some(ParameterChoice::Lora);
         for (keys, has_effect, remedy) in [
             (&lora[..], is_lora, "set params = \"lora\""),
             (&finetune, self.kind == AttackForm::Finetune, "set kind = \"finetune\""),
             (&prefill, self.kind == AttackForm::Prefill, "set kind = \"prefill\""),
             (&abliteration, self.kind == AttackForm::Abliteration, "set kind = \"abliteration\""),
+            (&quantization, self.kind == AttackForm::Quantization, "set kind = \"quantization\""),
+            (&merge, self.kind == AttackForm::Merge, "set kind = \"merge\""),
         ] {
             let idle = keys.iter().find(|(_, written)| *written && !has_effect);
             if let Some((name, _)) = idle {

@@ -14,6 +14,7 @@ mod validate;
 
 pub use attack_file::{AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackModel};
 pub use attack_table::{AttackForm, AttackTable};
+pub use forms::Texts;
 pub use schema::{
     AdversaryConfig, CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig,
     ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry,

@@ -122,6 +122,21 @@ impl Samples {
         Ok(())
     }
 
+    /// The samples of these numbers. Of each sequence at most `opening` tokens are learned, where that is given, and what
+    /// follows the last of them is cut off.
+    pub fn part(&self, members: &[usize], opening: Option<usize>) -> Self {
+        let mut part = Self { preference: self.preference, ..Self::default() };
+        for &member in members {
+            for (tokens, labels) in self.sequences(member) {
+                let end = opening.map_or(tokens.len(), |most| end_of_learned(labels, most));
+                part.tokens.extend_from_slice(&tokens[..end]);
+                part.labels.extend_from_slice(&labels[..end]);
+                part.ends.push(part.tokens.len());
+            }
+        }
+        part
+    }
+
     /// Number of samples (pairs count once).
     pub fn len(&self) -> usize {
         self.ends.len() / self.sequences_per_sample()
@@ -167,4 +182,12 @@ impl Samples {
         let start = if sequence == 0 { 0 } else { self.ends[sequence - 1] };
         start..self.ends[sequence]
     }
+}
+
+/// The place after the first `most` learned tokens; the end of the sequence where it has no more than these. The first
+/// token is never learned: nothing predicts it.
+fn end_of_learned(labels: &[u32], most: usize) -> usize {
+    let learned = labels.iter().enumerate().skip(1).filter(|(_, label)| **label != IGNORE_INDEX);
+    let last = most.checked_sub(1).and_then(|last| learned.map(|(place, _)| place).nth(last));
+    last.map_or(labels.len(), |last| last + 1)
 }

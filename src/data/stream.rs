@@ -152,6 +152,14 @@ impl DataStream {
         Ok(Self { name: name.to_string(), options, samples, cursor, pass: 0, order: Vec::new() })
     }
 
+    /// A stream of the samples of these numbers (in file order, from 0), from its start. Of each sequence at most `opening`
+    /// tokens are learned, where that is given, and what follows the last of them is cut off.
+    pub fn part(&self, members: &[usize], opening: Option<usize>) -> Self {
+        let samples = Arc::new(self.samples.part(members, opening));
+        let cursor = Cursor::default();
+        Self { samples, cursor, pass: 0, order: Vec::new(), ..self.clone() }
+    }
+
     /// Tells the samples from others.
     pub fn fingerprint(&self) -> Fingerprint {
         self.samples.fingerprint()

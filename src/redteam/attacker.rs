@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::scorer::{Measures, Prefix, joined};
+use super::scorer::{Measures, Prefix, Scorer, joined};
 use super::suite::{Attack, AttackMethod, Prefill, Role};
-use super::{AbliterationData, AttackerData, Cost, Point, Scores, abliterate};
+use super::{AbliterationData, AttackerData, Cost, Point, Quantization, Scores, abliterate, merged};
 use crate::error::{Error, Result};
 use crate::model::{Batch, Model, Parameters};
 use crate::objective::{Evaluator, LossBatch, Subject};
@@ -73,7 +73,9 @@ impl<B: Backend> Target<B> {
                 let shown = self.data.stream(Role::Restricted)?.longest().saturating_mul(*count);
                 (None, OptimizerKind::SgdMomentum, self.measures.capacity(shown), shown)
             }
-            AttackMethod::Prefill(Prefill::Answer(_)) => (None, OptimizerKind::SgdMomentum, measured, 0),
+            AttackMethod::Prefill(Prefill::Answers(_)) | AttackMethod::Quantize(_) | AttackMethod::Merge { .. } => {
+                (None, OptimizerKind::SgdMomentum, measured, 0)
+            }
             AttackMethod::Abliteration { .. } => {
                 let streams = [Role::RestrictedPrompts, Role::HarmlessPrompts]
                     .map(|role| self.data.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, attack.seed));
@@ -93,6 +95,16 @@ impl<B: Backend> Target<B> {
         OpenStreams::new(fine_tune, seed, |role| self.data.stream(*role))
     }
 
+    /// The restricted questions among the rows that a fine-tuning attack on measured rows holds out; none for other attacks.
+    fn held_out(&self, fine_tune: &FineTune<Role>, seed: u64) -> Result<Option<Scorer>> {
+        if !fine_tune.source.streams().contains(&&Role::Measured) {
+            return Ok(None);
+        }
+        let rows = self.data.stream(Role::Measured)?.len();
+        let split = fine_tune.selection.split(rows, seed)?;
+        self.measures.restricted.on_rows(&split.held_out, rows).map(Some)
+    }
+
     /// Tokens of the largest batch of a training or a measurement.
     fn fine_tune_capacity(&self, streams: &OpenStreams) -> usize {
         self.measures.capacity(0).max(streams.max_batch_tokens())
@@ -106,6 +118,8 @@ pub struct Attacker<'a, B: Backend> {
     weights: Parameters<B>,
     /// Whether an attack has changed the weights since they were last put back.
     changed: bool,
+    /// What the training of the last attack has cost so far.
+    spent: Cost,
 }
 
 impl<'a, B: Backend> Attacker<'a, B> {
@@ -113,11 +127,17 @@ impl<'a, B: Backend> Attacker<'a, B> {
     pub fn new(target: &'a Target<B>, before: &'a Scores) -> Result<Self> {
         let model = &target.model;
         let weights = Parameters::from_host(&model.backend, "attacked weights", model.layout(), &target.weights)?;
-        Ok(Self { target, before, weights, changed: false })
+        Ok(Self { target, before, weights, changed: false, spent: Cost::default() })
+    }
+
+    /// What the training of the last attack cost until it ended or failed.
+    pub fn spent(&self) -> Cost {
+        self.spent
     }
 
     /// Runs `attack` on the unattacked model; returns what was measured along it.
     pub fn run(&mut self, attack: &Attack, tick: &mut Tick) -> Result<Vec<Point>> {
+        self.spent = Cost::default();
         if self.changed {
             self.weights.upload(&self.target.model.backend, &self.target.weights)?;
             self.changed = false;
@@ -126,6 +146,8 @@ impl<'a, B: Backend> Attacker<'a, B> {
             AttackMethod::Finetune(fine_tune) => self.fine_tune(fine_tune, attack.seed, tick),
             AttackMethod::Prefill(prefill) => self.prefill(prefill, attack.seed),
             AttackMethod::Abliteration { depth } => self.abliterate(*depth, attack.seed, tick),
+            AttackMethod::Quantize(quantization) => self.quantize(quantization, tick),
+            AttackMethod::Merge { coefficients } => self.merge(coefficients, tick),
         }
     }
 
@@ -135,7 +157,7 @@ impl<'a, B: Backend> Attacker<'a, B> {
     }
 
     fn unattacked(&self) -> Point {
-        Point { cost: Cost::default(), loss: None, scores: self.before.clone() }
+        Point { cost: Cost::default(), alone: None, variant: None, loss: None, scores: self.before.clone() }
     }
 
     fn fine_tune(&mut self, fine_tune: &FineTune<Role>, seed: u64, tick: &mut Tick) -> Result<Vec<Point>> {
@@ -149,9 +171,11 @@ impl<'a, B: Backend> Attacker<'a, B> {
         let mut meter = Meter::new(&model, &trainer);
         let mut learner = GuardedTrainer::new(&model.backend, trainer, DIVERGED)?;
         let mut batch = LossBatch::with_room(&model, capacity)?;
+        let held_out = self.target.held_out(fine_tune, seed)?;
+        let restricted = held_out.as_ref().unwrap_or(&self.target.measures.restricted);
         let mut first = self.unattacked();
-        if fine_tune.noise > 0.0 {
-            first.scores = self.measure(&mut evaluator, learner.trainer_mut())?;
+        if fine_tune.noise > 0.0 || held_out.is_some() {
+            first.scores = self.measure(&mut evaluator, learner.trainer_mut(), restricted)?;
         }
         let mut curve = vec![first];
         let mut loss = None;
@@ -162,55 +186,78 @@ impl<'a, B: Backend> Attacker<'a, B> {
             let work = Work { evaluator: &mut evaluator, weights: &mut self.weights, batch: &mut batch };
             let report = run.step(&mut learner, work, |step, model, batch| streams.refill(step, model, batch))?;
             meter.add(batch.host(), start);
+            self.spent = meter.cost;
             tick(Some(report.loss))?;
             // A skipped step has a loss that no file can hold.
             loss = Some(report.loss).filter(|loss| loss.is_finite()).or(loss);
             if is_measured(run.steps_done(), fine_tune.steps, self.target.points) {
-                let scores = self.measure(&mut evaluator, learner.trainer_mut())?;
-                curve.push(Point { cost: meter.cost, loss, scores });
+                let scores = self.measure(&mut evaluator, learner.trainer_mut(), restricted)?;
+                curve.push(Point { cost: meter.cost, loss, scores, ..self.unattacked() });
             }
         }
         Ok(curve)
     }
 
     /// The scores of the point that an attacker would keep: of schedule-free optimizers the average.
-    fn measure(&mut self, evaluator: &mut Evaluator<B>, trainer: &mut Trainer<B>) -> Result<Scores> {
+    fn measure(
+        &mut self,
+        evaluator: &mut Evaluator<B>,
+        trainer: &mut Trainer<B>,
+        restricted: &Scorer,
+    ) -> Result<Scores> {
         let measures = &self.target.measures;
         let plain = Prefix::default();
         if trainer.optimizer().config().kind.rule() != UpdateRule::ScheduleFreeAdamW {
-            return measures.scores(evaluator, trainer.subject(&self.weights), &plain);
+            return measures.scores_on(restricted, evaluator, trainer.subject(&self.weights), &plain);
         }
         let backend = &self.target.model.backend;
         let trained = trainer.trained(&self.weights);
         let there = trained.download(backend)?;
         let average = trainer.optimizer().average_point(backend, trained)?;
         trainer.trained_mut(&mut self.weights).upload(backend, &average)?;
-        let scores = measures.scores(evaluator, trainer.subject(&self.weights), &plain)?;
+        let scores = measures.scores_on(restricted, evaluator, trainer.subject(&self.weights), &plain)?;
         trainer.trained_mut(&mut self.weights).upload(backend, &there)?;
         Ok(scores)
     }
 
     fn prefill(&mut self, prefill: &Prefill, seed: u64) -> Result<Vec<Point>> {
+        match prefill {
+            Prefill::Answers(texts) => self.begin_answers(texts),
+            Prefill::Demonstrations(count) => self.demonstrate(*count, seed),
+        }
+    }
+
+    /// A point for each beginning of the answers.
+    fn begin_answers(&mut self, texts: &[String]) -> Result<Vec<Point>> {
+        let capacity = self.target.measures.capacity(0);
+        let mut evaluator = Evaluator::new(Arc::clone(&self.target.model), capacity, &[])?;
+        let mut curve = vec![self.unattacked()];
+        for text in texts {
+            let prefix = Prefix { answer: Some(text.clone()), ..Prefix::default() };
+            let scores = self.target.measures.scores(&mut evaluator, Subject::plain(&self.weights), &prefix)?;
+            let variant = (texts.len() > 1).then(|| text.clone());
+            curve.push(Point { variant, scores, ..self.unattacked() });
+        }
+        Ok(curve)
+    }
+
+    /// Shows rows of the restricted data before each question.
+    fn demonstrate(&mut self, count: usize, seed: u64) -> Result<Vec<Point>> {
         let model = &self.target.model;
-        let (prefix, examples) = match prefill {
-            Prefill::Answer(text) => (Prefix { answer: Some(text.clone()), ..Prefix::default() }, 0),
-            Prefill::Demonstrations(count) => {
-                let rows = self.target.data.stream(Role::Restricted)?.reopened(STREAM, *count, seed)?.next_batch()?;
-                let bos = model.config.bos_token_id;
-                let tokens = rows
-                    .segments
-                    .iter()
-                    .fold(Vec::new(), |tokens, s| joined(&tokens, &rows.tokens[s.start..s.start + s.valid], bos));
-                (Prefix { tokens, ..Prefix::default() }, *count as u64)
-            }
-        };
+        let rows = self.target.data.stream(Role::Restricted)?.reopened(STREAM, count, seed)?.next_batch()?;
+        let bos = model.config.bos_token_id;
+        let tokens = rows
+            .segments
+            .iter()
+            .fold(Vec::new(), |tokens, s| joined(&tokens, &rows.tokens[s.start..s.start + s.valid], bos));
+        let prefix = Prefix { tokens, ..Prefix::default() };
         let capacity = self.target.measures.capacity(prefix.tokens.len());
         let mut evaluator = Evaluator::new(Arc::clone(model), capacity, &[])?;
         let scores = self.target.measures.scores(&mut evaluator, Subject::plain(&self.weights), &prefix)?;
         let tokens = prefix.tokens.len();
         let flop = Costs::new(&model.config).sequence(tokens, Backward::None);
-        let cost = Cost { steps: 0, examples, tokens: tokens as u64, flop, seconds: 0.0 };
-        Ok(vec![self.unattacked(), Point { cost, loss: None, scores }])
+        let cost = Cost { steps: 0, examples: count as u64, tokens: tokens as u64, flop, seconds: 0.0 };
+        Ok(vec![self.unattacked(), Point { cost, scores, ..self.unattacked() }])
     }
 
     fn abliterate(&mut self, depth: Option<f64>, seed: u64, tick: &mut Tick) -> Result<Vec<Point>> {
@@ -239,7 +286,52 @@ impl<'a, B: Backend> Attacker<'a, B> {
         let flop = per_token * found.tokens as f64;
         let cost = Cost { steps: 0, examples: segments().count() as u64, tokens: found.tokens, flop, seconds };
         let scores = self.target.measures.scores(&mut evaluator, Subject::plain(&self.weights), &Prefix::default())?;
-        Ok(vec![self.unattacked(), Point { cost, loss: Some(found.loss), scores }])
+        Ok(vec![self.unattacked(), Point { cost, loss: Some(found.loss), scores, ..self.unattacked() }])
+    }
+}
+
+/// Attacks without training: no token goes through the model.
+impl<B: Backend> Attacker<'_, B> {
+    fn quantize(&mut self, quantization: &Quantization, tick: &mut Tick) -> Result<Vec<Point>> {
+        tick(None)?;
+        let first = self.unattacked();
+        let start = Instant::now();
+        let mut weights = self.target.weights.clone();
+        quantization.round(&self.target.model, &mut weights);
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(vec![first, self.put(&weights, seconds)?])
+    }
+
+    /// A point for each factor on the difference from the other model. Each costs what those before it did, too.
+    fn merge(&mut self, coefficients: &[f64], tick: &mut Tick) -> Result<Vec<Point>> {
+        let target = self.target;
+        let base = target.data.base_model()?;
+        let mut curve = vec![self.unattacked()];
+        let mut spent = 0.0;
+        for coefficient in coefficients {
+            tick(None)?;
+            let start = Instant::now();
+            let weights = merged(&target.weights, base, *coefficient);
+            let mut point = self.put(&weights, start.elapsed().as_secs_f64())?;
+            spent += point.cost.seconds;
+            if coefficients.len() > 1 {
+                point.alone = Some(point.cost);
+                point.variant = Some(format!("c = {coefficient}"));
+            }
+            point.cost.seconds = spent;
+            curve.push(point);
+        }
+        Ok(curve)
+    }
+
+    /// The point of `weights`, which took `seconds` to make.
+    fn put(&mut self, weights: &[f32], seconds: f64) -> Result<Point> {
+        let target = self.target;
+        self.changed = true;
+        self.weights.upload(&target.model.backend, weights)?;
+        let mut evaluator = Evaluator::new(Arc::clone(&target.model), target.measures.capacity(0), &[])?;
+        let scores = target.measures.scores(&mut evaluator, Subject::plain(&self.weights), &Prefix::default())?;
+        Ok(Point { cost: Cost { seconds, ..Cost::default() }, scores, ..self.unattacked() })
     }
 }
 

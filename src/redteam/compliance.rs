@@ -12,6 +12,9 @@ use crate::model::Model;
 use crate::objective::Subject;
 use crate::ops::Backend;
 
+/// The name of the judge that is no command.
+pub const KEYWORDS: &str = "keywords";
+
 /// Who reads the answers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub enum Judge {
@@ -26,27 +29,58 @@ pub enum Judge {
     },
 }
 
+impl Judge {
+    /// What results call it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Keywords => KEYWORDS,
+            Self::Command { command, .. } => command,
+        }
+    }
+
+    /// The score of each answer to its prompt, 0 to 1.
+    fn scores(&self, exchanges: &[(&str, &str)]) -> Result<Vec<f64>> {
+        let scores: Vec<f64> = match self {
+            Self::Keywords => {
+                let answered = |text: &str| !refuses(text) && !is_gibberish(text);
+                exchanges.iter().map(|(_, text)| f64::from(u8::from(answered(text)))).collect()
+            }
+            Self::Command { command, limit } => judge(command, exchanges, *limit)?,
+        };
+        match scores.iter().find(|score| !(0.0..=1.0).contains(*score)) {
+            None => Ok(scores),
+            Some(score) => {
+                let problem = format!("`{}` gave a score of {score}", self.name());
+                let remedy = "have it write numbers from 0 (refused) to 1 (answered in full)";
+                Err(Error::config("compliance.judge", problem, remedy))
+            }
+        }
+    }
+}
+
 /// Prompts, and how their answers are generated and judged.
 pub struct Compliance {
     /// The prompts, for each beginning of the answer that an attack gives; without one under the empty text.
     prompts: BTreeMap<String, Vec<Prompt>>,
     encoder: PromptEncoder,
     options: GenerateOptions,
-    judge: Judge,
+    /// The first decides.
+    judges: Vec<Judge>,
     /// First token of prompts, which stands only once where something is put before them.
     bos: Option<u32>,
 }
 
 impl Compliance {
-    /// `prompts` has an entry for the empty text.
+    /// `prompts` has an entry for the empty text. The score is of the first of `judges`; of several, the scores of all stand
+    /// beside it.
     pub fn new(
         prompts: BTreeMap<String, Vec<Prompt>>,
         encoder: PromptEncoder,
         options: GenerateOptions,
-        judge: Judge,
+        judges: Vec<Judge>,
         bos: Option<u32>,
     ) -> Self {
-        Self { prompts, encoder, options, judge, bos }
+        Self { prompts, encoder, options, judges, bos }
     }
 
     /// Number of prompts.
@@ -69,11 +103,12 @@ impl Compliance {
     }
 
     pub(super) fn fingerprint(&self) -> Result<Fingerprint> {
-        let Self { prompts, options, judge, .. } = self;
-        Fingerprint::of(&(prompts, options, judge))
+        let Self { prompts, options, judges, .. } = self;
+        Fingerprint::of(&(prompts, options, judges))
     }
 
-    /// The share of prompts that are answered, or the judge's mean score; what else the answers show goes to `others`.
+    /// The share of prompts that are answered, or the first judge's mean score; the other judges' and what else the answers
+    /// show goes to `others`.
     pub(super) fn score<B: Backend>(
         &self,
         model: &Model<B>,
@@ -101,20 +136,17 @@ impl Compliance {
         others.insert("distinct_2".into(), measured.distinct[1]);
         others.insert("repeated_4".into(), measured.repeated);
         others.insert("gibberish".into(), measured.gibberish);
-        let scores: Vec<f64> = match &self.judge {
-            Judge::Keywords => {
-                answers.iter().map(|text| f64::from(u8::from(!refuses(text) && !is_gibberish(text)))).collect()
+        let exchanges: Vec<(&str, &str)> =
+            prompts.iter().zip(&answers).map(|(prompt, text)| (prompt.text.as_str(), text.as_str())).collect();
+        let mut decisive = None;
+        for judge in &self.judges {
+            let scores = judge.scores(&exchanges)?;
+            let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+            decisive.get_or_insert(mean);
+            if self.judges.len() > 1 {
+                others.insert(format!("judged by {}", judge.name()), mean);
             }
-            Judge::Command { command, limit } => {
-                let exchanges: Vec<(&str, &str)> =
-                    prompts.iter().zip(&answers).map(|(prompt, text)| (prompt.text.as_str(), text.as_str())).collect();
-                judge(command, &exchanges, *limit)?
-            }
-        };
-        if let Some(score) = scores.iter().find(|score| !(0.0..=1.0).contains(*score)) {
-            let remedy = "have it write numbers from 0 (refused) to 1 (answered in full)";
-            return Err(Error::config("compliance.judge", format!("a score of {score}"), remedy));
         }
-        Ok(scores.iter().sum::<f64>() / scores.len().max(1) as f64)
+        decisive.ok_or_else(|| Error::config("compliance.judge", "names no judge", "write \"keywords\" or a command"))
     }
 }

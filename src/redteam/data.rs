@@ -8,12 +8,33 @@ use crate::error::{Error, Result};
 
 /// What attackers have, by role. A file that cannot be used fails only the attacks that need it: in its place stands the reason.
 #[derive(Clone, Debug, Default)]
-pub struct AttackerData(BTreeMap<Role, std::result::Result<DataStream, String>>);
+pub struct AttackerData {
+    streams: BTreeMap<Role, std::result::Result<DataStream, String>>,
+    base_model: Option<std::result::Result<Vec<f32>, String>>,
+}
 
 impl AttackerData {
     /// Takes in the data of a role, or why there is none.
     pub fn insert(&mut self, role: Role, opened: std::result::Result<DataStream, String>) {
-        self.0.insert(role, opened);
+        self.streams.insert(role, opened);
+    }
+
+    /// Takes in the weights of the model that merges go towards, which has the shape of the attacked one, or why there are
+    /// none.
+    pub fn insert_base_model(&mut self, read: std::result::Result<Vec<f32>, String>) {
+        self.base_model = Some(read);
+    }
+
+    /// The weights of the model that merges go towards, in the layout of the attacked model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where there are none, or none that can be used.
+    pub fn base_model(&self) -> Result<&[f32]> {
+        match &self.base_model {
+            Some(Ok(weights)) => Ok(weights),
+            Some(Err(problem)) => Err(unusable("base_model", problem)),
+            None => Err(unusable("base_model", "missing")),
+        }
     }
 
     /// The data of a role.
@@ -21,23 +42,26 @@ impl AttackerData {
     /// # Errors
     /// [`Error::Config`] where there is none, or none that can be used.
     pub fn stream(&self, role: Role) -> Result<&DataStream> {
-        let problem = match self.0.get(&role) {
-            Some(Ok(stream)) => return Ok(stream),
-            Some(Err(problem)) => problem,
-            None => "missing",
-        };
-        let key = format!("data.{}", role.name());
-        Err(Error::config(key, problem, "mend it, or leave out the attacks that need it"))
+        match self.streams.get(&role) {
+            Some(Ok(stream)) => Ok(stream),
+            Some(Err(problem)) => Err(unusable(role.name(), problem)),
+            None => Err(unusable(role.name(), "missing")),
+        }
     }
 
     /// The data that can be used.
     pub fn usable(&self) -> impl Iterator<Item = (Role, &DataStream)> {
-        self.0.iter().filter_map(|(role, opened)| Some((*role, opened.as_ref().ok()?)))
+        self.streams.iter().filter_map(|(role, opened)| Some((*role, opened.as_ref().ok()?)))
     }
 }
 
 impl FromIterator<(Role, DataStream)> for AttackerData {
     fn from_iter<I: IntoIterator<Item = (Role, DataStream)>>(streams: I) -> Self {
-        Self(streams.into_iter().map(|(role, stream)| (role, Ok(stream))).collect())
+        let streams = streams.into_iter().map(|(role, stream)| (role, Ok(stream))).collect();
+        Self { streams, base_model: None }
     }
+}
+
+fn unusable(name: &str, problem: &str) -> Error {
+    Error::config(format!("data.{name}"), problem, "mend it, or leave out the attacks that need it")
 }

@@ -6,6 +6,8 @@ mod attacker;
 mod choice;
 mod compliance;
 mod data;
+mod merge;
+mod quantization;
 mod results;
 mod scorer;
 mod search;
@@ -15,11 +17,13 @@ mod summary;
 pub use abliteration::{Abliteration, AbliterationData, abliterate, project_out};
 pub use attacker::{Attacker, Target, Tick};
 pub use choice::Choice;
-pub use compliance::{Compliance, Judge};
+pub use compliance::{Compliance, Judge, KEYWORDS};
 pub use data::AttackerData;
+pub use merge::merged;
+pub use quantization::Quantization;
 pub use results::{
-    AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point, Results, SCHEMA,
-    Scores, Spread, Summary,
+    AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point, READABLE, Results,
+    SCHEMA, Scores, SearchCost, Spread, Succeeded, Summary,
 };
 pub use scorer::{Measures, Prefix, Scorer};
 pub(crate) use search::largest;

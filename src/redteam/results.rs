@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::plan::DefenderCost;
 
 /// The value of [`Results::schema`].
-pub const SCHEMA: &str = "temper-redteam/1";
+pub const SCHEMA: &str = "temper-redteam/2";
+/// The values whose files can be read. Those of version 1 have no costs of failed attacks.
+pub const READABLE: [&str; 2] = [SCHEMA, "temper-redteam/1"];
 
 /// Everything that a run of a suite on one model found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -113,6 +115,10 @@ pub enum AttackKind {
     Abliteration,
     /// Starts the answer, or shows examples before the question: the weights stay.
     Prefill,
+    /// Rounds the weights to a few bits, without training.
+    Quantization,
+    /// Moves the weights towards another model's or beyond them, without training.
+    Merge,
 }
 
 impl AttackKind {
@@ -123,6 +129,8 @@ impl AttackKind {
             Self::Lora => "lora",
             Self::Abliteration => "abliteration",
             Self::Prefill => "prefill",
+            Self::Quantization => "quantization",
+            Self::Merge => "merge",
         }
     }
 }
@@ -133,7 +141,7 @@ impl AttackKind {
 pub enum Outcome {
     /// It ran to its end.
     Done {
-        /// Measurements along the attack, from step 0 to its last step.
+        /// Measurements along the attack, from step 0 to its last step; of an attack that tries several things, one of each.
         curve: Vec<Point>,
         /// The least cost at which the model was breached on this curve.
         breach: Option<Cost>,
@@ -142,6 +150,9 @@ pub enum Outcome {
     Failed {
         /// Why.
         error: String,
+        /// What it had cost by then.
+        #[serde(default)]
+        cost: Cost,
     },
     /// It was not run.
     Skipped {
@@ -153,8 +164,14 @@ pub enum Outcome {
 /// A measurement along an attack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// What the attack had cost by then.
+    /// What the attack had cost by then, with what it had tried in vain.
     pub cost: Cost,
+    /// What this point costs whoever knows it already, where the attack has tried others for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<Cost>,
+    /// Which of several things that the attack tries this is: the beginning of the answers, the factor of a merge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
     /// Loss of the last step before it, where there was one.
     pub loss: Option<f64>,
     /// Scores of the attacked model.
@@ -189,6 +206,9 @@ pub struct Summary {
     pub breached: u64,
     /// The least of each kind of cost over the attacks that breached it; none where no attack did.
     pub cost_to_breach: Option<CostToBreach>,
+    /// What each search cost, by the name of its trials.
+    #[serde(default)]
+    pub searches: BTreeMap<String, SearchCost>,
     /// The highest restricted score so far against the number of attacks tried (those that ran to their end), in the order
     /// of the suite.
     pub best_so_far: Vec<BestSoFar>,
@@ -224,10 +244,34 @@ pub struct CostToBreach {
 /// A least cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Least {
-    /// The cost.
+    /// The cost, with everything that had to be tried before: of a search with all of its trials before the one that
+    /// succeeded.
     pub value: f64,
+    /// The same cost of what succeeded by itself: what it costs whoever knows the settings already.
+    #[serde(default)]
+    pub alone: f64,
     /// The attack's id.
     pub attack: String,
+}
+
+/// What a search for an attack cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SearchCost {
+    /// Trials until and with the first that breached the model; all of them where none did.
+    pub trials: u64,
+    /// Cost of these trials: of those that failed to the end, of the one that breached until its breach.
+    pub cost: Cost,
+    /// The trial that breached, where one did.
+    pub succeeded: Option<Succeeded>,
+}
+
+/// The trial of a search that breached the model first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Succeeded {
+    /// The attack's id.
+    pub attack: String,
+    /// Its own cost until the breach.
+    pub cost: Cost,
 }
 
 /// The best attack so far.

@@ -138,6 +138,36 @@ impl Scorer {
         }
     }
 
+    /// The same measurement on some of its `of` rows, which are numbered in file order from 0; `rows` are ascending.
+    ///
+    /// # Errors
+    /// [`Error::Defect`] for a measurement that has no rows of its own, or another number of them.
+    pub fn on_rows(&self, rows: &[usize], of: usize) -> Result<Self> {
+        let Self::Exact { batches, bos } = self else {
+            return Err(Error::Defect("the rows of a measurement that has none".into()));
+        };
+        let count: usize = batches.iter().map(|batch| batch.segments.len()).sum();
+        if count != of {
+            return Err(Error::Defect(format!("{count} rows are measured where {of} are read")));
+        }
+        let mut number = 0;
+        let mut kept = Vec::new();
+        for batch in batches {
+            let mut part = Batch::default();
+            for s in &batch.segments {
+                if rows.binary_search(&number).is_ok() {
+                    let place = s.start..s.start + s.length;
+                    part.push(&batch.tokens[place.clone()], &batch.labels[place], s.valid);
+                }
+                number += 1;
+            }
+            if !part.segments.is_empty() {
+                kept.push(part);
+            }
+        }
+        Ok(Self::Exact { batches: kept, bos: *bos })
+    }
+
     fn check_room<B: Backend>(&self, evaluator: &Evaluator<B>, prefix: &Prefix) -> Result<()> {
         let room = evaluator.model().positions();
         let longest = self.longest();
@@ -205,9 +235,20 @@ impl Measures {
         subject: Subject<B>,
         prefix: &Prefix,
     ) -> Result<Scores> {
+        self.scores_on(&self.restricted, evaluator, subject, prefix)
+    }
+
+    /// As [`Measures::scores`], with `restricted` in place of the restricted measurement.
+    pub fn scores_on<B: Backend>(
+        &self,
+        restricted: &Scorer,
+        evaluator: &mut Evaluator<B>,
+        subject: Subject<B>,
+        prefix: &Prefix,
+    ) -> Result<Scores> {
         let mut scores = Scores::default();
         let others = &mut scores.others;
-        scores.restricted = self.restricted.score(evaluator, subject, prefix, others)?;
+        scores.restricted = restricted.score(evaluator, subject, prefix, others)?;
         scores.utility = self.utility.score(evaluator, subject, &Prefix::default(), others)?;
         if let Some(batches) = &self.perplexity {
             let measured = perplexity(evaluator, subject, batches.iter().cloned())?;

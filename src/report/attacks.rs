@@ -63,6 +63,8 @@ pub(super) fn kind(kind: AttackKind) -> &'static str {
         AttackKind::Lora => "LoRA",
         AttackKind::Abliteration => "abliteration",
         AttackKind::Prefill => "prefill",
+        AttackKind::Quantization => "rounding",
+        AttackKind::Merge => "merge",
     }
 }
 
@@ -73,7 +75,7 @@ pub(super) fn trains(kind: AttackKind) -> bool {
 
 /// The settings that tell attacks apart, in a line.
 pub(super) fn settings(attack: &AttackResult) -> String {
-    const NAMED: [&str; 14] = [
+    const NAMED: [&str; 23] = [
         "lr",
         "steps",
         "batch",
@@ -82,12 +84,21 @@ pub(super) fn settings(attack: &AttackResult) -> String {
         "warmup",
         "rank",
         "data",
+        "samples",
+        "held_out",
+        "opening",
         "switch",
+        "kick_steps",
+        "kick_lr",
         "noise",
         "negated_steps",
         "layer",
         "demonstrations",
         "text",
+        "bits",
+        "group",
+        "symmetric",
+        "coefficients",
     ];
     let bare = ["optimizer", "schedule"];
     let shown = NAMED.iter().filter_map(|name| attack.settings.get(*name).map(|value| (*name, value)));

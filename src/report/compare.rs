@@ -1,5 +1,6 @@
 //! Several red-team runs side by side: what can be compared, and the page that does.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -12,7 +13,9 @@ use super::units::{count, duration, flop, percent, price};
 use super::{HtmlReport, units};
 use crate::error::Result;
 use crate::plan::DefenderCost;
-use crate::redteam::{AttackResult, CostToBreach, Goal, Metric, Outcome, Results, Scores, Spread};
+use crate::redteam::{
+    AttackResult, CostToBreach, Goal, Least, Metric, Outcome, Results, Scores, SearchCost, Spread, Succeeded,
+};
 
 /// Several runs side by side. Other tools read it as JSON: the spelling is public.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,6 +61,8 @@ pub struct ComparedRun {
     pub best_so_far_area: f64,
     /// The least of each kind of cost.
     pub cost_to_breach: Option<CostToBreach>,
+    /// What each search cost, by the name of its trials.
+    pub searches: BTreeMap<String, SearchCost>,
     /// The cost of the defence.
     pub defender: Option<DefenderCost>,
     /// Operations of the cheapest breach per operation of the defence.
@@ -125,7 +130,7 @@ impl Comparison {
             Some(cost) => of(cost),
             None => "not breached".into(),
         };
-        let rows: [Of; 16] = [
+        let rows: [Of; 17] = [
             ("restricted before", &|run| percent(run.before.restricted)),
             ("utility before", &|run| percent(run.before.utility)),
             ("threshold", &|run| percent(run.goal.threshold)),
@@ -136,13 +141,17 @@ impl Comparison {
             ("mean restricted", &|run| percent(run.restricted.mean)),
             ("mean of the worst three", &|run| percent(run.restricted.worst_three)),
             ("area under best so far", &|run| percent(run.best_so_far_area)),
-            ("breach: steps", &|run| least(run, &|cost| count(cost.steps.value))),
-            ("breach: tokens", &|run| least(run, &|cost| count(cost.tokens.value))),
-            ("breach: arithmetic", &|run| least(run, &|cost| flop(cost.flop.value))),
-            ("breach: device time", &|run| least(run, &|cost| duration(3600.0 * cost.hours.value))),
+            ("breach: steps", &|run| least(run, &|cost| paid(&cost.steps, &count))),
+            ("breach: tokens", &|run| least(run, &|cost| paid(&cost.tokens, &count))),
+            ("breach: arithmetic", &|run| least(run, &|cost| paid(&cost.flop, &flop))),
+            ("breach: device time", &|run| least(run, &|cost| paid(&cost.hours, &|hours| duration(3600.0 * hours)))),
             ("breach: price", &|run| {
-                let paid = |cost: &CostToBreach| cost.price.as_ref().map(|paid| price(paid.value, &run.goal.currency));
-                least(run, &|cost| paid(cost).unwrap_or("—".into()))
+                let words = |value: f64| price(value, &run.goal.currency);
+                least(run, &|cost| cost.price.as_ref().map_or("—".into(), |least| paid(least, &words)))
+            }),
+            ("search: steps until a breach", &|run| {
+                let searches: Vec<String> = run.searches.values().map(search_steps).collect();
+                if searches.is_empty() { "—".into() } else { searches.join("; ") }
             }),
             ("attack against defence", &|run| {
                 let defender = run.defender.as_ref().zip(run.cost_to_breach.as_ref());
@@ -214,6 +223,25 @@ impl Comparison {
     }
 }
 
+/// A least cost in words, and what succeeded by itself where something was tried in vain before.
+fn paid(least: &Least, words: &dyn Fn(f64) -> String) -> String {
+    if least.alone == least.value {
+        return words(least.value);
+    }
+    format!("{} ({} by itself)", words(least.value), words(least.alone))
+}
+
+/// Steps of a search with its failed trials, and of the trial that succeeded.
+fn search_steps(search: &SearchCost) -> String {
+    let all = count(search.cost.steps as f64);
+    match &search.succeeded {
+        Some(Succeeded { cost, .. }) => {
+            format!("{all} in {} trials ({} by itself)", search.trials, count(cost.steps as f64))
+        }
+        None => format!("none in {all} of {} trials", search.trials),
+    }
+}
+
 impl Found {
     /// The outcome in a word or two: "breached at 40 steps", "held", "failed: …".
     pub fn outcome(&self) -> String {
@@ -262,6 +290,7 @@ impl ComparedRun {
             restricted: summary.restricted.clone(),
             best_so_far_area: summary.best_so_far_area,
             cost_to_breach: summary.cost_to_breach.clone(),
+            searches: summary.searches.clone(),
             defender: summary.defender.clone(),
             attacker_per_defender_flop: summary.attacker_per_defender_flop,
         }
@@ -303,7 +332,7 @@ fn find(results: &Results, runs: &[AttackResult]) -> Option<Found> {
     for run in runs {
         match &run.outcome {
             Outcome::Done { .. } => found.done += 1,
-            Outcome::Failed { error } => found.reason = Some(format!("failed: {error}")),
+            Outcome::Failed { error, .. } => found.reason = Some(format!("failed: {error}")),
             Outcome::Skipped { reason } => found.reason = Some(format!("skipped: {reason}")),
         }
     }

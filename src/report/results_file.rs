@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{tamperbench, write_redteam_report};
 use crate::error::{Error, Result};
 use crate::files::write_json;
-use crate::redteam::{Results, SCHEMA};
+use crate::redteam::{READABLE, Results, SCHEMA, Summary};
 
 const NAME: &str = "results.json";
 
@@ -25,7 +25,8 @@ pub fn write_beside_results(directory: &Path, results: &Results) -> Result<()> {
     write_redteam_report(&directory.join("report.html"), results)
 }
 
-/// Reads the `results.json` of a run's output directory.
+/// Reads the `results.json` of a run's output directory. What the attacks of an older version's file amount to is worked out
+/// anew.
 ///
 /// # Errors
 /// Where there is none, or it is not one that this version reads.
@@ -43,9 +44,11 @@ pub fn read_results(directory: &Path) -> Result<Results> {
     let value: Value = serde_json::from_slice(&text)
         .map_err(|error| json(error, "it must be what `temper redteam` wrote: run it again with `resume`"))?;
     match value.get("schema").and_then(Value::as_str) {
-        Some(SCHEMA) => {}
+        Some(schema) if READABLE.contains(&schema) => {}
         Some(other) => {
-            let remedy = format!("this version reads {SCHEMA}: use the version that wrote it, or run the suite again");
+            let readable = READABLE.join(" and ");
+            let remedy =
+                format!("this version reads {readable}: use the version that wrote it, or run the suite again");
             return Err(Error::input(&path, format!("its schema is `{other}`"), remedy));
         }
         None => {
@@ -53,7 +56,11 @@ pub fn read_results(directory: &Path) -> Result<Results> {
             return Err(Error::input(&path, "it has no `schema`: it is not the result of a red-team run", remedy));
         }
     }
-    let results: Results = serde_json::from_slice(&text)
+    let mut results: Results = serde_json::from_slice(&text)
         .map_err(|error| json(error, "it was changed by hand or cut short: run the suite again with `resume`"))?;
+    if results.schema != SCHEMA {
+        let Results { goal, before, attacks, summary, .. } = &results;
+        results.summary = Summary::of(goal, before, attacks, summary.defender.clone());
+    }
     Ok(results)
 }

@@ -32,13 +32,15 @@ const SCHEMA: &str = "message measurement {
     required double restricted;
     required double utility;
     required boolean breached;
+    optional binary variant (UTF8);
 }";
 
 /// Writes a row for each measurement of each attack that came to its end.
 ///
-/// Columns: `id`, `name`, `kind` (`full`, `lora`, `abliteration`, `prefill`), `seed`, `trial` (null where no search proposed
+/// Columns: `id`, `name`, `kind` (`full`, `lora`, `abliteration`, `prefill`, `quantization`, `merge`), `seed`, `trial` (null where no search proposed
 /// the attack), `step`, `examples`, `tokens`, `flop`, `seconds` (since the attack's start), `loss` (null where there was no
-/// step), `restricted`, `utility` (0 to 1), `breached` (whether this measurement meets both bounds).
+/// step), `restricted`, `utility` (0 to 1), `breached` (whether this measurement meets both bounds), `variant` (which of
+/// several things that the attack tries this is; null where it tries one).
 pub fn write_attacks(path: &Path, results: &Results) -> Result<()> {
     let rows = results.attacks.iter().flat_map(|a| attacks::curve(a).unwrap_or_default().iter().map(move |p| (a, p)));
     let bytes = encode(&rows.collect::<Vec<_>>(), &results.goal).map_err(Error::encode(path))?;
@@ -73,6 +75,9 @@ fn encode(rows: &[(&AttackResult, &Point)], goal: &Goal) -> std::result::Result<
     required::<DoubleType>(&mut group, &real(&|point| point.scores.restricted))?;
     required::<DoubleType>(&mut group, &real(&|point| point.scores.utility))?;
     required::<BoolType>(&mut group, &breached)?;
+    let variants: Vec<Option<ByteArray>> =
+        rows.iter().map(|row| row.1.variant.as_deref().map(ByteArray::from)).collect();
+    optional::<ByteArrayType>(&mut group, &variants)?;
     group.close()?;
     file.close()?;
     Ok(bytes)
@@ -106,7 +111,7 @@ fn write_column<T: DataType>(
 ///
 /// Attacks are grouped under TamperBench's names. Each value is of the attack that got furthest within the utility floor (its
 /// aggregation `bounded_worst_case`), the utility of the same point. The metrics `restricted` and `utility` are temper's own,
-/// and so is the group `prefill`: TamperBench has no counterpart.
+/// and so are the groups `prefill`, `quantization` and `merge`: TamperBench has no counterpart.
 pub fn trial_results(results: &Results) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     let mut insert = |prefix: &str, restricted: f64, utility: f64| {
@@ -134,5 +139,7 @@ fn theirs(kind: AttackKind) -> &'static str {
         AttackKind::Lora => "lora_finetune",
         AttackKind::Abliteration => "refusal_ablation",
         AttackKind::Prefill => "prefill",
+        AttackKind::Quantization => "quantization",
+        AttackKind::Merge => "merge",
     }
 }

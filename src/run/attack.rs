@@ -232,6 +232,8 @@ impl<B: Backend> Training<B> {
             .map(|i| snapshot.take(path, &format!("optimizer state {i}"), len))
             .collect::<Result<Vec<_>>>()?;
         trainer.trained_mut(&mut self.weights).upload(&backend, &trained)?;
+        let optimizer = self.steps.fine_tune().optimizer_at(state.step);
+        trainer.optimizer_mut().reset(&backend, optimizer)?;
         trainer.optimizer_mut().restore(&backend, state.optimizer, &states)?;
         self.learner.guard_mut().restore(state.skipped_in_a_row);
         self.streams.seek(&state.cursors);
@@ -285,5 +287,5 @@ fn trainer<B: Backend>(config: &AttackConfig, model: &Model<B>, fine_tune: &Fine
     let (shape, factors) = read_adapter(path, &model.config)?;
     let mut adapter = Adapter::zeros(backend, &model.config, shape)?;
     adapter.parameters.upload(backend, &factors)?;
-    Trainer::lora(backend, adapter, fine_tune.optimizer.clone(), config.seed)
+    Trainer::lora(backend, adapter, fine_tune.optimizer_at(0), config.seed)
 }

@@ -3,12 +3,12 @@
 
 use std::fmt;
 
-use super::{Source, Trainer, add_noise};
+use super::{Selection, Source, Trainer, add_noise};
 use crate::error::{Error, Result};
 use crate::model::{AdapterConfig, Model, Parameters};
 use crate::ops::Backend;
-use crate::optimizer::{Decay, OptimizerConfig};
-use crate::settings::{at_least, at_most, fraction, not_negative, positive};
+use crate::optimizer::{Decay, OptimizerConfig, Schedule};
+use crate::settings::{at_least, at_most, fault, fraction, not_negative, positive};
 
 /// The most steps of a run: more than anybody means, and few enough to be counted.
 pub const MAX_STEPS: u64 = 1 << 32;
@@ -18,14 +18,18 @@ pub const MAX_STEPS: u64 = 1 << 32;
 pub struct FineTune<S> {
     /// What it trains on.
     pub source: Source<S>,
+    /// Which samples of it, and how much of each answer.
+    pub selection: Selection,
     /// The LoRA adapter that it trains; all weights where absent.
     pub adapter: Option<AdapterConfig>,
     /// The optimizer with its schedule.
     pub optimizer: OptimizerConfig,
     /// Sequences of one step; each stream has its own batch where absent.
     pub batch: Option<usize>,
-    /// Steps.
+    /// Steps, those of the kick included.
     pub steps: u64,
+    /// Large steps at the start.
+    pub kick: Option<Kick>,
     /// Standard deviation of the noise that each tensor gets before the first step, relative to the tensor's root mean
     /// square; 0 for none.
     pub noise: f64,
@@ -33,10 +37,46 @@ pub struct FineTune<S> {
     pub negated_steps: u64,
 }
 
+/// Steps at the start of a run that carry the weights out of the neighbourhood which a defender looked at, before the
+/// others settle. They are a run of their own: after them the optimizer starts anew.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Kick {
+    /// How many.
+    pub steps: u64,
+    /// Their learning rate, which is constant.
+    pub lr: f64,
+}
+
 impl<S> FineTune<S> {
     /// A run of `steps` steps on `source` that trains all weights, without noise and without climbing.
     pub fn new(source: Source<S>, optimizer: OptimizerConfig, steps: u64) -> Self {
-        Self { source, adapter: None, optimizer, batch: None, steps, noise: 0.0, negated_steps: 0 }
+        let selection = Selection::default();
+        Self {
+            source,
+            selection,
+            adapter: None,
+            optimizer,
+            batch: None,
+            steps,
+            kick: None,
+            noise: 0.0,
+            negated_steps: 0,
+        }
+    }
+
+    /// The optimizer that takes `step`: that of the kick, or the run's own, whose schedule begins after the kick.
+    pub fn optimizer_at(&self, step: u64) -> OptimizerConfig {
+        match self.kick {
+            Some(Kick { steps, lr }) if step < steps => {
+                OptimizerConfig { lr, schedule: Schedule::constant(), ..self.optimizer.clone() }
+            }
+            _ => self.optimizer.clone(),
+        }
+    }
+
+    /// Whether the optimizer starts anew before `step`: the kick is over.
+    pub fn restarts_at(&self, step: u64) -> bool {
+        self.kick.is_some_and(|kick| kick.steps == step)
     }
 
     /// The factor on the gradient of `step`: −1 climbs the loss.
@@ -53,7 +93,7 @@ impl<S> FineTune<S> {
 
     /// The trainer of the run, before its first step; the factors of LoRA and their dropout masks are functions of `seed`.
     pub fn trainer<B: Backend>(&self, model: &Model<B>, seed: u64) -> Result<Trainer<B>> {
-        Trainer::started(model, self.adapter.as_ref(), self.optimizer.clone(), seed)
+        Trainer::started(model, self.adapter.as_ref(), self.optimizer_at(0), seed)
     }
 
     /// Adds the run's noise to the weights that it starts from; the noise is a function of `seed`.
@@ -72,6 +112,15 @@ impl<S: fmt::Display> FineTune<S> {
             at_least(&at("batch"), batch as u64, 1)?;
         }
         check_optimizer(key, &self.optimizer)?;
+        if let Some(kick) = self.kick {
+            at_least(&at("kick_steps"), kick.steps, 1)?;
+            if kick.steps >= self.steps {
+                let problem = format!("is {}, and the whole attack has {} steps", kick.steps, self.steps);
+                return Err(fault(at("kick_steps"), problem, "leave steps to settle: raise `steps`, or lower it"));
+            }
+            positive(&at("kick_lr"), kick.lr)?;
+        }
+        self.selection.check(key)?;
         not_negative(&at("noise"), self.noise)?;
         at_most(&at("negated_steps"), self.negated_steps, self.steps)?;
         if let Some(adapter) = &self.adapter {
@@ -127,6 +176,11 @@ mod tests {
             change(&mut optimizer);
             FineTune { optimizer, ..plain() }
         };
+        let selected = |change: fn(&mut Selection)| {
+            let mut run = plain();
+            change(&mut run.selection);
+            run
+        };
         for (wrong, key) in [
             (FineTune { steps: 0, ..plain() }, "attack.steps"),
             (FineTune { steps: MAX_STEPS + 1, ..plain() }, "attack.steps"),
@@ -134,6 +188,13 @@ mod tests {
             (FineTune { noise: f64::NAN, ..plain() }, "attack.noise"),
             (FineTune { noise: -0.1, ..plain() }, "attack.noise"),
             (FineTune { negated_steps: 11, ..plain() }, "attack.negated_steps"),
+            (FineTune { kick: Some(Kick { steps: 0, lr: 1.0 }), ..plain() }, "attack.kick_steps"),
+            (FineTune { kick: Some(Kick { steps: 10, lr: 1.0 }), ..plain() }, "attack.kick_steps"),
+            (FineTune { kick: Some(Kick { steps: 1, lr: f64::NAN }), ..plain() }, "attack.kick_lr"),
+            (selected(|s| s.held_out = 1.0), "attack.held_out"),
+            (selected(|s| s.held_out = f64::NAN), "attack.held_out"),
+            (selected(|s| s.samples = Some(0)), "attack.samples"),
+            (selected(|s| s.opening = Some(0)), "attack.opening"),
             (FineTune { source: Source::Mixture(vec![("a", -1.0)]), ..plain() }, "attack.data.a"),
             (FineTune { source: Source::Mixture(vec![("a", 0.0)]), ..plain() }, "attack.data"),
             (optimizer(|o| o.lr = 0.0), "attack.lr"),

@@ -8,6 +8,7 @@ use super::{AnyTrainer, Step, StepGuard, Trainer, Work};
 use crate::error::Result;
 use crate::objective::{LossPass, LossTape};
 use crate::ops::Backend;
+use crate::optimizer::OptimizerConfig;
 
 /// Takes the steps of a fine-tuning run.
 pub trait Learner<B: Backend> {
@@ -16,6 +17,9 @@ pub trait Learner<B: Backend> {
 
     /// Takes `step` on the batch of `work`.
     fn learn(&mut self, step: &Step, work: Work<B>) -> Result<Self::Report>;
+
+    /// Goes on with a fresh optimizer, on what is trained as it is.
+    fn restart_optimizer(&mut self, backend: &B, config: OptimizerConfig) -> Result<()>;
 }
 
 /// What a step measured, before its update.
@@ -89,6 +93,10 @@ impl<B: Backend> Learner<B> for GuardedTrainer<B> {
         }
         Ok(StepReport { loss, gradient_norm, lr, skipped })
     }
+
+    fn restart_optimizer(&mut self, backend: &B, config: OptimizerConfig) -> Result<()> {
+        self.trainer.optimizer_mut().reset(backend, config)
+    }
 }
 
 /// Takes steps without waiting for any; their losses lie on a tape, one slot for each step.
@@ -106,5 +114,9 @@ impl<B: Backend> Learner<B> for UnwatchedTrainer<'_, B> {
         let Work { evaluator, weights, batch } = work;
         let loss = self.tape.slot(step.index as usize);
         self.trainer.cross_entropy_step(evaluator, weights, batch, step.scale, loss)
+    }
+
+    fn restart_optimizer(&mut self, backend: &B, config: OptimizerConfig) -> Result<()> {
+        self.trainer.optimizer_mut().reset(backend, config)
     }
 }

@@ -75,6 +75,9 @@ impl<S> FineTuneRun<S> {
         let index = self.steps_done;
         let stream = self.fine_tune.source.stream_at(index, &mut self.draws)?;
         let step = Step { index, stream, scale: self.fine_tune.scale_at(index) };
+        if self.fine_tune.restarts_at(index) {
+            learner.restart_optimizer(&work.evaluator.model().backend, self.fine_tune.optimizer_at(index))?;
+        }
         refill(&step, work.evaluator.model(), work.batch)?;
         let report = learner.learn(&step, work)?;
         self.steps_done += 1;

@@ -100,6 +100,14 @@ impl<B: Backend> AnyTrainer<B> {
         }
     }
 
+    /// The optimizer, to start it anew.
+    pub fn optimizer_mut(&mut self) -> &mut Optimizer<B> {
+        match self {
+            Self::Whole(trainer) => trainer.optimizer_mut(),
+            Self::Stepping(trainer) => &mut trainer.optimizer,
+        }
+    }
+
     /// As [`Trainer::subject`].
     pub fn subject<'a>(&'a self, weights: &'a Parameters<B>) -> Subject<'a, B> {
         Subject { weights, adapter: self.adapter(), dropout: None }

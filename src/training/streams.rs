@@ -15,7 +15,7 @@ const ORDER: &str = "data";
 pub struct OpenStreams(Vec<DataStream>);
 
 impl OpenStreams {
-    /// Opens the streams of `fine_tune`, which `find` finds by their names, in the order of `seed`.
+    /// Opens what `fine_tune` trains on of its streams, which `find` finds by their names, in the order of `seed`.
     pub fn new<'a, S>(
         fine_tune: &FineTune<S>,
         seed: u64,
@@ -24,7 +24,8 @@ impl OpenStreams {
         let mut streams = Vec::new();
         for name in fine_tune.source.streams() {
             let stream = find(name)?;
-            streams.push(stream.reopened(ORDER, fine_tune.batch.unwrap_or(stream.batch()), seed)?);
+            let selected = fine_tune.selection.of(stream, seed)?;
+            streams.push(selected.reopened(ORDER, fine_tune.batch.unwrap_or(stream.batch()), seed)?);
         }
         Ok(Self(streams))
     }

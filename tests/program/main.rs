@@ -2,6 +2,8 @@
 
 /// Attack files run again, go on elsewhere and with more steps.
 mod attack_files;
+/// Rows of suites beyond plain fine-tuning, and what suites and `temper eval` say of the same files.
+mod attack_rows;
 /// Help, exit codes and streams.
 mod cli;
 /// The demonstration runs its whole course and leaves the files that others read.

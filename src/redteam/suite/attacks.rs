@@ -6,10 +6,10 @@ use std::fmt;
 use serde_json::Value;
 
 use super::schema::{DataTable, MetricKind, Suite};
-use crate::config::{AttackForm, AttackTable};
+use crate::config::{AttackForm, AttackTable, Texts};
 use crate::data::DataFile;
 use crate::error::{Error, Result};
-use crate::redteam::AttackKind;
+use crate::redteam::{AttackKind, Quantization};
 use crate::settings::suggestion;
 use crate::training::{FineTune, Source};
 
@@ -26,12 +26,14 @@ pub enum Role {
     RestrictedPrompts,
     /// Prompts that should be answered.
     HarmlessPrompts,
+    /// The rows that the restricted score is measured on. An attack on some of them is scored on those that it holds out.
+    Measured,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Restricted, Self::Retain, Self::Ood, Self::RestrictedPrompts, Self::HarmlessPrompts];
+    pub const ALL: [Self; 6] =
+        [Self::Restricted, Self::Retain, Self::Ood, Self::RestrictedPrompts, Self::HarmlessPrompts, Self::Measured];
 
     /// The name in suite files.
     pub const fn name(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Role {
             Self::Ood => "ood",
             Self::RestrictedPrompts => "restricted_prompts",
             Self::HarmlessPrompts => "harmless_prompts",
+            Self::Measured => "measured",
         }
     }
 
@@ -59,16 +62,27 @@ impl fmt::Display for Role {
     }
 }
 
-impl DataTable {
+impl Suite {
     /// The file of a role. Prompts are those of the data where they have no file of their own.
     pub fn file(&self, role: Role) -> Option<&DataFile> {
+        let DataTable { restricted, retain, ood, restricted_prompts, harmless_prompts, .. } = &self.data;
         match role {
-            Role::Restricted => self.restricted.as_ref(),
-            Role::Retain => self.retain.as_ref(),
-            Role::Ood => self.ood.as_ref(),
-            Role::RestrictedPrompts => self.restricted_prompts.as_ref().or(self.restricted.as_ref()),
-            Role::HarmlessPrompts => self.harmless_prompts.as_ref().or(self.retain.as_ref()),
+            Role::Restricted => restricted.as_ref(),
+            Role::Retain => retain.as_ref(),
+            Role::Ood => ood.as_ref(),
+            Role::RestrictedPrompts => restricted_prompts.as_ref().or(restricted.as_ref()),
+            Role::HarmlessPrompts => harmless_prompts.as_ref().or(retain.as_ref()),
+            Role::Measured => self.restricted.as_ref().map(|table| &table.data),
         }
+    }
+
+    /// Why the rows of a role cannot be trained on, where they cannot.
+    fn no_rows(&self, role: Role) -> Option<String> {
+        let metric = self.restricted.as_ref().map(|table| table.metric);
+        if role == Role::Measured && metric != Some(MetricKind::Exact) {
+            return Some("it trains on measured rows: only restricted.metric = \"exact\" has any".into());
+        }
+        self.file(role).is_none().then(|| format!("[data] has no `{}`", role.name()))
     }
 }
 
@@ -77,8 +91,8 @@ impl DataTable {
 pub enum Prefill {
     /// So many rows of the restricted data, drawn by the seed.
     Demonstrations(usize),
-    /// The beginning of the answer.
-    Answer(String),
+    /// The beginning of the answer; of several the best counts.
+    Answers(Vec<String>),
 }
 
 /// What an attack does.
@@ -94,6 +108,13 @@ pub enum AttackMethod {
     },
     /// Leaves the weights.
     Prefill(Prefill),
+    /// Rounds the weights.
+    Quantize(Quantization),
+    /// Moves the weights towards another model's, or beyond them; of several ways the best counts.
+    Merge {
+        /// The factors on the difference.
+        coefficients: Vec<f64>,
+    },
 }
 
 /// One attack with one seed.
@@ -167,9 +188,14 @@ impl Suite {
             }
             AttackForm::Abliteration => (AttackKind::Abliteration, AttackMethod::Abliteration { depth: table.layer }),
             AttackForm::Prefill => {
-                let answer = table.text.clone().map(Prefill::Answer);
-                let prefill = answer.unwrap_or(Prefill::Demonstrations(table.demonstrations.unwrap_or(1)));
+                let answers = table.text.clone().map(|Texts(texts)| Prefill::Answers(texts));
+                let prefill = answers.unwrap_or(Prefill::Demonstrations(table.demonstrations.unwrap_or(1)));
                 (AttackKind::Prefill, AttackMethod::Prefill(prefill))
+            }
+            AttackForm::Quantization => (AttackKind::Quantization, AttackMethod::Quantize(table.quantization())),
+            AttackForm::Merge => {
+                let coefficients = table.coefficients.clone().unwrap_or_default();
+                (AttackKind::Merge, AttackMethod::Merge { coefficients })
             }
         };
         let suffix = trial.map_or(format!("s{seed}"), |trial| format!("t{trial}"));
@@ -192,14 +218,18 @@ impl Suite {
             AttackMethod::Finetune(finetune) => finetune.source.streams().into_iter().copied().collect(),
             AttackMethod::Abliteration { .. } => vec![Role::RestrictedPrompts, Role::HarmlessPrompts],
             AttackMethod::Prefill(Prefill::Demonstrations(_)) => vec![Role::Restricted],
-            AttackMethod::Prefill(Prefill::Answer(_)) => {
+            AttackMethod::Quantize(_) => Vec::new(),
+            AttackMethod::Merge { .. } => {
+                let reason = "[data] has no `base_model`: a model of the same shape that attackers have";
+                return self.data.base_model.is_none().then(|| reason.to_string());
+            }
+            AttackMethod::Prefill(Prefill::Answers(_)) => {
                 let generates = self.restricted.as_ref().is_some_and(|table| table.metric == MetricKind::Compliance);
                 let reason = "it begins answers: only restricted.metric = \"compliance\" has any";
                 return (!generates).then(|| reason.to_string());
             }
         };
-        let missing = roles.into_iter().find(|role| self.data.file(*role).is_none())?;
-        Some(format!("[data] has no `{}`", missing.name()))
+        roles.into_iter().find_map(|role| self.no_rows(role))
     }
 }
 
@@ -208,12 +238,31 @@ impl AttackTable {
     pub(crate) fn filled(&self, seeds: &[u64]) -> Self {
         let mut filled = self.clone();
         let seeds = self.seeds.clone().unwrap_or_else(|| seeds.to_vec());
-        let seedless = self.kind == AttackForm::Abliteration || self.text.is_some();
-        let most = if seedless && self.kind != AttackForm::Finetune { 1 } else { seeds.len() };
+        let seedless = match self.kind {
+            AttackForm::Finetune => false,
+            AttackForm::Prefill => self.text.is_some(),
+            AttackForm::Abliteration | AttackForm::Quantization | AttackForm::Merge => true,
+        };
+        let most = if seedless { 1 } else { seeds.len() };
         filled.seeds = Some(seeds.into_iter().take(most).collect());
         match self.kind {
-            AttackForm::Finetune => filled.with_defaults(Role::Restricted.name()),
-            _ => filled,
+            AttackForm::Finetune => return filled.with_defaults(Role::Restricted.name()),
+            AttackForm::Quantization => {
+                let Quantization { bits, group, symmetric } = self.quantization();
+                (filled.bits, filled.group, filled.symmetric) = (Some(bits), Some(group), Some(symmetric));
+            }
+            AttackForm::Abliteration | AttackForm::Prefill | AttackForm::Merge => {}
+        }
+        filled
+    }
+
+    /// The rounding that a row describes.
+    fn quantization(&self) -> Quantization {
+        let plain = Quantization::default();
+        Quantization {
+            bits: self.bits.unwrap_or(plain.bits),
+            group: self.group.unwrap_or(plain.group),
+            symmetric: self.symmetric.unwrap_or(plain.symmetric),
         }
     }
 

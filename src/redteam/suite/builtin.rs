@@ -9,9 +9,10 @@ use crate::optimizer::Decay;
 use crate::settings::{parse, suggestion, typed};
 
 /// Names and texts.
-pub const BUILT_IN: [(&str, &str); 4] = [
+pub const BUILT_IN: [(&str, &str); 5] = [
     ("quick", include_str!("../suites/quick.toml")),
     ("strong", include_str!("../suites/strong.toml")),
+    ("strong-2026", include_str!("../suites/strong-2026.toml")),
     ("tar-weaponization", include_str!("../suites/tar-weaponization.toml")),
     ("tar-refusal", include_str!("../suites/tar-refusal.toml")),
 ];
@@ -23,7 +24,9 @@ pub fn about(name: &str) -> Result<String> {
 
 /// The attacks of a built-in suite, `scale` worked in.
 pub(super) fn attacks(name: &str, scale: ScaleTable) -> Result<Vec<AttackTable>> {
-    Ok(read(name)?.attack.into_iter().map(|attack| attack.scaled(scale)).collect())
+    let BuiltIn { extends, attack, .. } = read(name)?;
+    let first = extends.map_or(Ok(Vec::new()), |name| attacks(&name, scale))?;
+    Ok(first.into_iter().chain(attack.into_iter().map(|attack| attack.scaled(scale))).collect())
 }
 
 fn read(name: &str) -> Result<BuiltIn> {
@@ -46,7 +49,11 @@ impl AttackTable {
         // Casts of floats to integers saturate.
         let length = |steps: u64| (steps as f64 * scale.steps).round() as u64;
         self.lr = self.lr.map(|lr| as_written(lr * scale.lr));
-        self.steps = self.steps.map(|steps| length(steps).max(1));
+        self.kick_lr = self.kick_lr.map(|lr| as_written(lr * scale.lr));
+        self.kick_steps = self.kick_steps.map(|steps| length(steps).max(1));
+        // A kick leaves a step to settle, however short it makes the run.
+        let fewest = self.kick_steps.unwrap_or(0) + 1;
+        self.steps = self.steps.map(|steps| length(steps).max(fewest));
         self.warmup = self.warmup.map(length);
         self.negated_steps = self.negated_steps.map(|steps| length(steps).max(1));
         self.batch = self.batch.map(|batch| ((batch as f64 * scale.batch).round() as usize).max(1));

@@ -115,7 +115,8 @@ impl Suite {
             .flat_map(|table| [Some(&mut table.data.path), table.unprotected.as_mut(), path(&mut table.shots)]);
         let utility = self.utility.iter_mut().flat_map(|table| [Some(&mut table.data.path), path(&mut table.shots)]);
         let text = self.perplexity.iter_mut().map(|table| &mut table.data.path);
-        roles.into_iter().filter_map(path).chain(restricted.flatten()).chain(utility.flatten()).chain(text)
+        let base = data.base_model.iter_mut();
+        roles.into_iter().filter_map(path).chain(base).chain(restricted.flatten()).chain(utility.flatten()).chain(text)
     }
 
     /// Fails unless every name of `only` belongs to an attack.

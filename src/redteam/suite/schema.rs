@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{AttackTable, DataNames, ParameterChoice};
+use crate::config::{AttackTable, DataNames, ParameterChoice, Texts};
 use crate::data::DataFile;
 use crate::eval::PromptForm;
 use crate::optimizer::Decay;
@@ -79,6 +79,9 @@ pub struct DataTable {
     pub restricted_prompts: Option<DataFile>,
     /// Prompts that should be answered, for abliteration; `retain` where absent.
     pub harmless_prompts: Option<DataFile>,
+    /// A model of the same shape without the safeguard, which attackers have, for merges: the public model that this one was
+    /// made from, or a sibling.
+    pub base_model: Option<PathBuf>,
     /// Longest sequence in tokens; longer ones are cut.
     pub max_length: usize,
 }
@@ -91,6 +94,7 @@ impl Default for DataTable {
             ood: None,
             restricted_prompts: None,
             harmless_prompts: None,
+            base_model: None,
             max_length: 256,
         }
     }
@@ -208,9 +212,10 @@ impl Default for ScaleTable {
 pub struct ComplianceTable {
     /// Longest answer in tokens. Answers are greedy.
     pub max_new_tokens: usize,
-    /// A command that scores answers from 0 to 1 ([`crate::eval::judge`]); by keywords where absent.
-    pub judge: Option<String>,
-    /// Seconds that the command may take for all answers of a measurement.
+    /// Who scores answers from 0 to 1: `keywords`, which is the default, or a command ([`crate::eval::judge`]). Of several, the
+    /// first decides, and the scores of all stand side by side.
+    pub judge: Option<Texts>,
+    /// Seconds that a command may take for all answers of a measurement.
     pub judge_seconds: f64,
 }
 
@@ -314,6 +319,8 @@ pub enum SearchMethod {
 pub(super) struct BuiltIn {
     /// What it is, in a line for people.
     pub about: String,
+    /// The suite whose attacks come first.
+    pub extends: Option<String>,
     /// The attacks.
     pub attack: Vec<AttackTable>,
 }

@@ -2,7 +2,7 @@
 
 use super::attacks::Role;
 use super::schema::{MetricKind, RestrictedTable, SearchTable, Suite};
-use crate::config::{AttackForm, AttackTable};
+use crate::config::{AttackForm, AttackTable, Texts};
 use crate::data::{MAX_TOKENS, check_batch};
 use crate::error::Result;
 use crate::eval::PromptForm;
@@ -34,6 +34,7 @@ pub(super) fn check(suite: &Suite) -> Result<()> {
     }
     at_least("compliance.max_new_tokens", suite.compliance.max_new_tokens as u64, 1)?;
     at_most("compliance.max_new_tokens", suite.compliance.max_new_tokens as u64, MAX_TOKENS)?;
+    check_judges(suite.compliance.judge.as_ref())?;
     let seconds = suite.compliance.judge_seconds;
     positive("compliance.judge_seconds", seconds)?;
     if seconds > MAX_SECONDS {
@@ -74,6 +75,18 @@ pub(super) fn check_names(suite: &Suite) -> Result<()> {
         }
     }
     suite.check_only()
+}
+
+fn check_judges(judges: Option<&Texts>) -> Result<()> {
+    let Some(Texts(judges)) = judges else { return Ok(()) };
+    let key = "compliance.judge";
+    if judges.is_empty() || judges.iter().any(|judge| judge.trim().is_empty()) {
+        return Err(fault(key, "names no judge", "write \"keywords\", a command, or a list of them"));
+    }
+    match judges.iter().enumerate().find(|(index, judge)| judges[..*index].contains(judge)) {
+        None => Ok(()),
+        Some((_, judge)) => Err(fault(key, format!("`{judge}` stands twice"), "name each judge once")),
+    }
 }
 
 fn check_restricted(table: &RestrictedTable) -> Result<()> {
@@ -164,6 +177,10 @@ fn check_search(search: &SearchTable, suite: &Suite) -> Result<()> {
         return Err(fault(format!("search.{key}"), "is empty", "give at least one choice"));
     }
     search.data.iter().try_for_each(|data| match data {
+        data if data.streams().iter().any(|name| *name == Role::Measured.name()) => {
+            let problem = "what is measured is not searched with";
+            Err(fault("search.data", problem, "name data that attackers have"))
+        }
         Source::Switch { .. } => {
             let problem = "two roles one after the other are not searched: where they switch would be one more number";
             Err(fault("search.data", problem, "name a role, or a mixture { restricted = 0.5, retain = 0.5 }"))
@@ -192,9 +209,42 @@ pub(super) fn check_attack(key: &str, attack: &AttackTable, suite: &Suite) -> Re
                 at_least(&format!("{key}.demonstrations"), count as u64, 1)?;
                 at_most(&format!("{key}.demonstrations"), count as u64, MAX_LIST as u64)
             }
-            (None, Some(text)) if !text.is_empty() => Ok(()),
+            (None, Some(Texts(texts))) if !texts.is_empty() => check_beginnings(key, texts),
             _ => Err(fault(key, "a prefill attack has one of demonstrations and text", "write one of them")),
         },
+        AttackForm::Quantization => check_quantization(key, attack),
+        AttackForm::Merge => check_merge(key, attack.coefficients.as_deref().unwrap_or_default()),
+    }
+}
+
+fn check_beginnings(key: &str, texts: &[String]) -> Result<()> {
+    let key = format!("{key}.text");
+    if texts.len() > MAX_LIST {
+        return Err(fault(key, format!("has {} entries", texts.len()), format!("use at most {MAX_LIST}")));
+    }
+    match texts.iter().enumerate().find(|(index, text)| text.is_empty() || texts[..*index].contains(text)) {
+        None => Ok(()),
+        Some((_, text)) if text.is_empty() => Err(fault(key, "begins no answer", "write a text that is not empty")),
+        Some((_, text)) => Err(fault(key, format!("`{text}` stands twice"), "write each once")),
+    }
+}
+
+fn check_quantization(key: &str, attack: &AttackTable) -> Result<()> {
+    if let Some(bits) = attack.bits {
+        at_least(&format!("{key}.bits"), bits.into(), 2)?;
+        at_most(&format!("{key}.bits"), bits.into(), 8)?;
+    }
+    attack.group.map_or(Ok(()), |group| at_least(&format!("{key}.group"), group as u64, 1))
+}
+
+fn check_merge(key: &str, coefficients: &[f64]) -> Result<()> {
+    let key = format!("{key}.coefficients");
+    if coefficients.is_empty() || coefficients.len() > MAX_LIST {
+        return Err(fault(key, format!("has {} entries", coefficients.len()), format!("give 1 to {MAX_LIST} numbers")));
+    }
+    match coefficients.iter().find(|coefficient| !coefficient.is_finite() || **coefficient == 0.0) {
+        None => Ok(()),
+        Some(wrong) => Err(fault(key, format!("one is {wrong}"), "use finite numbers; 0 is the model as it is")),
     }
 }
 
@@ -212,5 +262,10 @@ fn check_name(key: &str, name: &str) -> Result<()> {
 fn check_finetune(key: &str, attack: &AttackTable, suite: &Suite) -> Result<()> {
     let fine_tune = attack.row_fine_tune(key)?;
     fine_tune.check(key)?;
+    let measured = fine_tune.source.streams().contains(&&Role::Measured);
+    if measured && fine_tune.selection.held_out == 0.0 {
+        let problem = "missing: an attack on the measured rows is scored on those that it does not train on";
+        return Err(fault(format!("{key}.held_out"), problem, "add the share of them, such as 0.5"));
+    }
     check_batch(&format!("{key}.batch"), fine_tune.batch.unwrap_or(1), suite.data.max_length)
 }

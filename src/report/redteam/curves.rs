@@ -64,6 +64,7 @@ fn floor(goal: &Goal) -> Limit {
 /// Draws what a budget of arithmetic buys: the highest restricted score within the utility floor for at most so many operations,
 /// by kind of attack. None where no attack that trains measured anything.
 pub(super) fn budget(results: &Results) -> Option<Chart> {
+    // Rounding and merging take no pass through the model, so they have no place on this axis.
     let kinds = [(AttackKind::Full, 3), (AttackKind::Lora, 2), (AttackKind::Abliteration, 1), (AttackKind::Prefill, 5)];
     let end = most_paid(results);
     let line = |(kind, style)| {

@@ -25,8 +25,8 @@ pub fn write_redteam_report(path: &Path, results: &Results) -> Result<()> {
         .heading("Cost to breach");
     page = match tables::cost_to_breach(results) {
         Some(table) => page.table(&table).paragraph(
-            "Each row is the least over all attacks of the suite, so different rows can come from different attacks. \
-             Evaluations are not counted. Floating-point operations are counted from the architecture; times are measured.",
+            "Each row is the least over all attacks of the suite, so different rows can come from different attacks. What was \
+             tried in vain before is in it; by itself is what succeeded alone. Evaluations are not counted. Floating-point operations are counted from the architecture; times are measured.",
         ),
         None => page.paragraph(&format!(
             "No attack of this suite reached a restricted score of {} with a utility of at least {}, so there is no cost to \
@@ -35,10 +35,17 @@ pub fn write_redteam_report(path: &Path, results: &Results) -> Result<()> {
             units::percent(results.goal.utility_floor)
         )),
     };
+    if !results.summary.searches.is_empty() {
+        page = page.heading("What the search cost").table(&tables::searches(results));
+    }
     if let Some(chart) = curves::budget(results) {
         page = page.charts(&[chart, curves::best_so_far(results)]);
     }
     page = page.heading("The attacks").table(&tables::suite(results, &groups));
+    let tries = tables::tries(results, &groups);
+    if !tries.rows.is_empty() {
+        page = page.details("What attacks with several tries found with each", |page| page.table(&tries));
+    }
     let trials: Vec<&Group> = groups.iter().filter(|group| group.first.trial.is_some()).collect();
     if !trials.is_empty() {
         let title = format!("The {} trials of the search", trials.len());
@@ -161,6 +168,8 @@ fn measured(page: HtmlReport, results: &Results) -> HtmlReport {
          meets both bounds. The best of several points is taken, so with few questions it is a little too high: an error \
          on the careful side."
             .into(),
+        "Attacked weights are measured as they are in the attacker's memory, before they are rounded to the dtype of a file."
+            .into(),
         "Costs are those of the attack alone, without evaluations. Steps, samples and tokens are counted, padding \
          included; floating-point operations are counted from the architecture; seconds are measured on the device named \
          above, where attacks may have run side by side."
@@ -214,7 +223,7 @@ fn reproduce(page: HtmlReport, results: &Results) -> HtmlReport {
 /// The word for how a row ended, for tables.
 fn ended(group: &Group) -> Option<String> {
     group.runs.iter().find_map(|run| match &run.outcome {
-        Outcome::Failed { error } => Some(format!("failed: {error}")),
+        Outcome::Failed { error, .. } => Some(format!("failed: {error}")),
         Outcome::Skipped { reason } => Some(format!("skipped: {reason}")),
         Outcome::Done { .. } if attacks::curve(run).is_some_and(<[_]>::is_empty) => Some("nothing was measured".into()),
         Outcome::Done { .. } => None,

@@ -2,7 +2,7 @@
 
 use super::ended;
 use crate::plan::DefenderCost;
-use crate::redteam::{AttackResult, Goal, Least, Outcome, Results, Spread};
+use crate::redteam::{AttackResult, Cost, Goal, Least, Outcome, Results, SearchCost, Spread};
 use crate::report::attacks::{self, Group};
 use crate::report::table::{Cell, Row, Table, Tone};
 use crate::report::units::{after_steps, count, duration, flop, percent, price, ratio};
@@ -14,7 +14,8 @@ pub(super) fn cost_to_breach(results: &Results) -> Option<Table> {
     let currency = results.goal.currency.as_str();
     let hourly = results.goal.price_per_hour;
     let of_defence = |of: &dyn Fn(&DefenderCost) -> Option<f64>| defender.and_then(of);
-    let seconds = Least { value: 3600.0 * cost.hours.value, attack: cost.hours.attack.clone() };
+    let seconds =
+        Least { value: 3600.0 * cost.hours.value, alone: 3600.0 * cost.hours.alone, attack: cost.hours.attack.clone() };
     let price_of = |value: f64| price(value, currency);
     type Line<'a> = (&'static str, &'a Least, &'a dyn Fn(f64) -> String, Option<f64>);
     let mut rows: Vec<Line> = vec![
@@ -27,7 +28,8 @@ pub(super) fn cost_to_breach(results: &Results) -> Option<Table> {
     if let Some(paid) = &cost.price {
         rows.push(("price", paid, &price_of, of_defence(&|d| hourly.map(|hourly| d.seconds / 3600.0 * hourly))));
     }
-    let mut table = Table::new("with the attack that was cheapest by this measure", &["cost", "cheapest breach"]);
+    let header = ["cost", "cheapest breach", "by itself"];
+    let mut table = Table::new("with the attack that was cheapest by this measure", &header);
     if let Some(defender) = defender {
         table.header.extend(["the defence".to_string(), "attack / defence".to_string()]);
         table.caption = format!("{}; the defence ran on {}", table.caption, defender.device);
@@ -35,7 +37,8 @@ pub(super) fn cost_to_breach(results: &Results) -> Option<Table> {
     table.rows = rows
         .into_iter()
         .map(|(name, least, words, defence)| {
-            let mut cells = vec![Cell::from(name), Cell::with_note(words(least.value), &least.attack)];
+            let cheapest = Cell::with_note(words(least.value), &least.attack);
+            let mut cells = vec![Cell::from(name), cheapest, words(least.alone).into()];
             if defender.is_some() {
                 cells.push(defence.map_or("—".into(), |defence| words(defence).into()));
                 cells.push(defence.map_or("—".into(), |defence| ratio(least.value, defence).into()));
@@ -44,6 +47,51 @@ pub(super) fn cost_to_breach(results: &Results) -> Option<Table> {
         })
         .collect();
     Some(table)
+}
+
+/// What each search cost: the trials before the one that succeeded belong to it.
+pub(super) fn searches(results: &Results) -> Table {
+    let mut table = Table::new(
+        "each trial that failed to its end, and the one that breached the model until it did",
+        &["search", "trials", "steps", "tokens", "arithmetic", "device time"],
+    );
+    table.cards = true;
+    let row = |name: String, trials: String, cost: &Cost| {
+        let counted = [count(cost.steps as f64), count(cost.tokens as f64), flop(cost.flop), duration(cost.seconds)];
+        Row::plain([name, trials].into_iter().chain(counted).map(Cell::from).collect())
+    };
+    for (name, SearchCost { trials, cost, succeeded }) in &results.summary.searches {
+        let all = match succeeded {
+            Some(_) => format!("{name}, until the breach"),
+            None => format!("{name}, no breach"),
+        };
+        table.rows.push(row(all, count(*trials as f64), cost));
+        table
+            .rows
+            .extend(succeeded.iter().map(|found| row(format!("{} by itself", found.attack), "1".into(), &found.cost)));
+    }
+    table
+}
+
+/// What attacks that try several things found with each of them.
+pub(super) fn tries(results: &Results, groups: &[Group]) -> Table {
+    let mut table = Table::new("the best counts", &["attack", "with", "restricted score", "utility", "breached"]);
+    table.text_columns = vec![1];
+    table.cards = true;
+    for (run, curve) in groups.iter().flat_map(Group::curves) {
+        for (point, variant) in curve.iter().filter_map(|point| Some((point, point.variant.as_ref()?))) {
+            let breached = results.goal.is_breached(&point.scores);
+            let words = [
+                run.id.clone(),
+                variant.clone(),
+                percent(point.scores.restricted),
+                percent(point.scores.utility),
+                if breached { "yes".into() } else { "no".into() },
+            ];
+            table.rows.push(Row::plain(words.into_iter().map(Cell::from).collect()));
+        }
+    }
+    table
 }
 
 const SUITE_HEADER: [&str; 6] = ["attack", "settings", "seeds", "restricted score", "utility there", "breached"];
@@ -96,7 +144,9 @@ fn suite_row(results: &Results, group: &Group) -> Row {
     };
     let several = group.runs.len() > 1;
     let best = format!("{} → {}", percent(results.before.restricted), percent(point.scores.restricted));
-    cells.push(if several { Cell::with_note(best, format!("seed {}", run.seed)) } else { best.into() });
+    let seed = several.then(|| format!("seed {}", run.seed));
+    let notes: Vec<String> = seed.into_iter().chain(point.variant.clone()).collect();
+    cells.push(Cell::with_note(best, notes.join("; ")));
     cells.push(percent(point.scores.utility).into());
     cells.push(breached_at(group, ended.as_deref()));
     let tone = if ended.is_some() { Tone::Bad } else { Tone::Plain };

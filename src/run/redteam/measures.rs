@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::setup::GoalTables;
+use crate::config::Texts;
 use crate::data::{DataFile, DataStream, PromptEncoder, RawText, Tokenizer, read_prompts, read_questions};
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
 use crate::huggingface::ModelDirectory;
 use crate::redteam::suite::{Attack, AttackMethod, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
-use crate::redteam::{Choice, Compliance, Judge, Measures, Scorer};
+use crate::redteam::{Choice, Compliance, Judge, KEYWORDS, Measures, Scorer};
 use crate::run::StreamFile;
 
 /// What says how to open the measurements.
@@ -70,12 +71,12 @@ impl Opener<'_> {
         let config = &self.model.config;
         let table = &self.suite.compliance;
         let encoder = PromptEncoder::open(&self.model.path, config.vocab_size)?;
-        let beginnings = self.attacks.iter().filter_map(|attack| match &attack.method {
-            AttackMethod::Prefill(Prefill::Answer(text)) => Some(text.as_str()),
-            _ => None,
+        let beginnings = self.attacks.iter().flat_map(|attack| match &attack.method {
+            AttackMethod::Prefill(Prefill::Answers(texts)) => texts.as_slice(),
+            _ => &[],
         });
         let mut prompts = BTreeMap::new();
-        for beginning in std::iter::once("").chain(beginnings) {
+        for beginning in std::iter::once("").chain(beginnings.map(String::as_str)) {
             let read = read_prompts(data, Some(&encoder), beginning, RawText::Continued)?;
             if read.is_empty() {
                 return Err(Error::input(&data.path, "there is no prompt", "give rows with a prompt"));
@@ -84,8 +85,13 @@ impl Opener<'_> {
         }
         let options = self.greedy(table.max_new_tokens)?;
         let limit = Duration::from_secs_f64(table.judge_seconds);
-        let judge = table.judge.clone().map_or(Judge::Keywords, |command| Judge::Command { command, limit });
-        Ok(Compliance::new(prompts, encoder, options, judge, config.bos_token_id))
+        let judge = |name: &String| match name.as_str() {
+            KEYWORDS => Judge::Keywords,
+            _ => Judge::Command { command: name.clone(), limit },
+        };
+        let judges =
+            table.judge.as_ref().map_or(vec![Judge::Keywords], |Texts(names)| names.iter().map(judge).collect());
+        Ok(Compliance::new(prompts, encoder, options, judges, config.bos_token_id))
     }
 }
 

@@ -151,10 +151,10 @@ impl<'a, B: Backend> Run<'a, B> {
                 control.tell(Event::Step { step: (*steps_done).min(steps), measured });
                 if control.stop_requested() { Err(interrupted()) } else { Ok(()) }
             }
-            Message::Over { index, outcome } => {
+            Message::Over { index, outcome, spent } => {
                 let outcome = match outcome {
-                    Ok(curve) => Outcome::Done { breach: goal.breach(&curve), curve },
-                    Err(error) => Outcome::Failed { error: error.to_string() },
+                    Ok(curve) => Outcome::Done { breach: goal.breach(&curve).map(|point| point.cost), curve },
+                    Err(error) => Outcome::Failed { error: error.to_string(), cost: spent },
                 };
                 let (attack, result) = &mut attacks[open[index]];
                 let finished = result_of(attack, outcome);

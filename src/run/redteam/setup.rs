@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::fingerprint::Fingerprint;
 use crate::huggingface::ModelDirectory;
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::ops::Backend;
 use crate::plan::DefenderCost;
 use crate::redteam::suite::{Attack, AttackMethod, Prefill, RestrictedTable, Role, Suite, UtilityTable};
@@ -97,8 +97,8 @@ impl<'a> GoalTables<'a> {
     }
 }
 
-/// Opens the data of every role that an attack uses. An unreadable file fails only the attacks that need it; if no file can
-/// be read, the run fails.
+/// Opens what attackers have: the data of every role that an attack uses, and the model of merges. What cannot be read fails
+/// only the attacks that need it; if no file of data can be read, the run fails.
 fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Result<AttackerData> {
     let mut roles: BTreeSet<Role> = BTreeSet::new();
     for attack in attacks.iter().filter(|attack| attack.unavailable.is_none()) {
@@ -106,12 +106,12 @@ fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Resul
             AttackMethod::Finetune(fine_tune) => roles.extend(fine_tune.source.streams()),
             AttackMethod::Abliteration { .. } => roles.extend([Role::RestrictedPrompts, Role::HarmlessPrompts]),
             AttackMethod::Prefill(Prefill::Demonstrations(_)) => _ = roles.insert(Role::Restricted),
-            AttackMethod::Prefill(Prefill::Answer(_)) => {}
+            AttackMethod::Prefill(Prefill::Answers(_)) | AttackMethod::Quantize(_) | AttackMethod::Merge { .. } => {}
         }
     }
     for name in suite.search.iter().flat_map(|search| &search.data).flat_map(DataNames::streams) {
         let role = Role::named("search.data", name)?;
-        if suite.data.file(role).is_none() {
+        if suite.file(role).is_none() {
             return Err(Error::config(
                 "search.data",
                 format!("[data] has no `{name}`"),
@@ -121,9 +121,13 @@ fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Resul
         roles.insert(role);
     }
     let mut data = AttackerData::default();
+    let merges = attacks.iter().any(|attack| matches!(attack.method, AttackMethod::Merge { .. }));
+    if let (true, Some(path)) = (merges, &suite.data.base_model) {
+        data.insert_base_model(weights_of_shape(path, &model.config).map_err(|error| error.to_string()));
+    }
     let mut first = None;
     for role in roles {
-        let Some(data_file) = suite.data.file(role) else { continue };
+        let Some(data_file) = suite.file(role) else { continue };
         let file = StreamFile {
             name: role.name(),
             data: data_file,
@@ -182,6 +186,9 @@ fn identity<B: Backend>(suite: &Suite, target: &Target<B>) -> Result<Identity> {
         ("model".into(), Fingerprint::of(&(weights, &target.model.config))?),
         ("measurement".into(), Fingerprint::of(&measurement)?),
     ]);
+    if let Ok(base) = target.data.base_model() {
+        identity.insert("[data] base_model".into(), Fingerprint::of(&crc32c::crc32c(bytemuck::cast_slice(base)))?);
+    }
     for (role, stream) in target.data.usable() {
         identity.insert(format!("[data] {}", role.name()), stream.fingerprint());
     }
@@ -212,12 +219,17 @@ fn goal<B: Backend>(suite: &Suite, tables: GoalTables, target: &Target<B>, befor
 
 /// The restricted score of the model without its safeguard.
 fn unprotected<B: Backend>(path: &Path, target: &Target<B>) -> Result<f64> {
+    target.restricted_score(&weights_of_shape(path, &target.model.config)?)
+}
+
+/// The weights of the model at `path`, which has the shape that `config` says.
+fn weights_of_shape(path: &Path, config: &ModelConfig) -> Result<Vec<f32>> {
     let other = ModelDirectory::open(path)?;
-    if !same_shape(&other.config, &target.model.config) {
+    if !same_shape(&other.config, config) {
         let problem = "its architecture is not that of the model under attack";
         return Err(Error::input(path.join("config.json"), problem, "use the model that the safeguard started from"));
     }
-    target.restricted_score(&other.read_weights()?)
+    other.read_weights()
 }
 
 /// What the defence cost: as the suite says, or as the run that made the model wrote it down.

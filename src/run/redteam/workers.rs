@@ -7,7 +7,7 @@ use super::Attacker;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::redteam::suite::Attack;
-use crate::redteam::{Point, Scores, Target};
+use crate::redteam::{Cost, Point, Scores, Target};
 use crate::run::signals::StopFlag;
 
 /// What workers tell.
@@ -23,6 +23,8 @@ pub(super) enum Message {
         index: usize,
         /// Its curve, or why it failed.
         outcome: Result<Vec<Point>>,
+        /// What its training cost until then.
+        spent: Cost,
     },
 }
 
@@ -124,17 +126,20 @@ impl<B: Backend> Pool<'_, B> {
                 empty => empty.insert(Attacker::new(self.target, self.before)?),
             };
             let fits = self.ensure_fits(attack);
+            let mut spent = Cost::default();
             let outcome = fits.and_then(|()| {
-                attacker.run(attack, &mut |loss| {
+                let outcome = attacker.run(attack, &mut |loss| {
                     if self.stop.requested() {
                         return Err(interrupted());
                     }
                     loss.map_or(Ok(()), |loss| tell(Message::Step { loss }))
-                })
+                });
+                spent = attacker.spent();
+                outcome
             });
             match outcome {
                 Err(error) if ends_the_run(&error) => return Err(error),
-                outcome => tell(Message::Over { index, outcome })?,
+                outcome => tell(Message::Over { index, outcome, spent })?,
             }
         }
     }
