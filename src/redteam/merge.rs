@@ -18,11 +18,11 @@ mod tests {
 
     #[test]
     fn a_merge_is_the_model_the_other_or_on_the_line_through_both() {
-        let own = [1.0f32, -2.0, 0.3, 5.0];
-        let other = [3.0f32, -2.0, -0.7, 4.0];
+        let own = [1.0f32, -2.0, 0.375, 5.0];
+        let other = [3.0f32, -2.0, -0.75, 4.0];
         assert_eq!(merged(&own, &other, 0.0), own);
         assert_eq!(merged(&own, &other, 1.0), other);
-        assert_eq!(merged(&own, &other, 0.5), [2.0, -2.0, -0.2, 4.5]);
+        assert_eq!(merged(&own, &other, 0.5), [2.0, -2.0, -0.1875, 4.5]);
         assert_eq!(merged(&own, &other, 2.0)[..2], [5.0, -2.0]);
         assert_eq!(merged(&own, &other, -1.0)[3], 6.0);
     }

@@ -191,10 +191,10 @@ fn a_merge_is_measured_at_every_factor() {
         assert_eq!((point.cost.steps, point.cost.tokens), (0, 0));
     }
     let perplexities = |curve: &[temper::redteam::Point]| -> Vec<f64> {
-        curve.iter().map(|point| point.scores.others["perplexity"]).collect()
+        curve[1..].iter().map(|point| point.scores.others["perplexity"]).collect()
     };
     let (_, alone) = tampered(&target, &attack_with_base("coefficients = [2.0]"));
-    assert_eq!(perplexities(&alone)[1], perplexities(&curve)[2]);
+    assert_eq!(perplexities(&alone)[0], perplexities(&curve)[1]);
     assert_eq!(alone[1].variant, None);
 }
 
