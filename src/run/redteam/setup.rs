@@ -159,7 +159,7 @@ pub(super) fn tell_counts<B: Backend>(suite: &Suite, target: &Target<B>, tables:
     tell("restricted", &tables.restricted.data, target.measures.restricted.rows());
     tell("utility", &tables.utility.data, target.measures.utility.rows());
     for (role, stream) in target.data.usable() {
-        if let Some(file) = suite.data.file(role) {
+        if let Some(file) = suite.file(role) {
             tell(&format!("[data] {}", role.name()), file, stream.rows());
         }
     }
