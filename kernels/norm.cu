@@ -4,7 +4,7 @@
 //                         normed = sum inverse_rms weight
 //   rms_norm_backward_*   u = d_normed weight; d_residual += inverse_rms (u - x inverse_rms^2 mean(u x));
 //                         partial[block] = sum of d_normed x inverse_rms over the rows of the block
-//   rms_norm_weight_f32   d_weight += the partial sums, in order of the blocks
+//   rms_norm_weight_f32   d_weight += the partial sums, in order of the blocks (bias.cu and head_norm.cu use it, too)
 //
 // residual, delta, sum, normed, d_normed, x, d_residual [T, d] and weight [d] in bf16 or f32; inverse_rms [T],
 // partial [blocks, d], d_weight [d] f32. Statistics are taken over the sum as it is stored, which backward reads.

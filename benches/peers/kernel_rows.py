@@ -239,7 +239,28 @@ def element(b):
         b.row("swiglu_forward", variant, f"{t} × {f}", 0, 3 * E * t * f, forward)
         backward_rows("swiglu_backward", variant, function, 5 * E * t * f, f"{t} × {f}", lambda: (needs(b.normal(t, 2 * f)),), 1)
 
+    for variant, function in variants(lambda y, bias: y + bias):
+        def forward():
+            run, bias, at = function(), b.normal(s.qkv), b.sets(E * t * s.qkv, lambda: b.normal(t, s.qkv))
+            return lambda n: run(at(n), bias)
+        b.row("add_bias", variant, f"{t} × {s.qkv}", 0, 2 * E * t * s.qkv + E * s.qkv, forward)
+
+    def bias_backward():
+        gradient, at = b.normal(s.qkv), b.sets(E * t * s.qkv, lambda: b.normal(t, s.qkv))
+        return lambda n: gradient.add_(at(n).sum(0))
+    b.row("bias_backward", "eager, bf16 sum", f"{t} × {s.qkv}", 0, E * t * s.qkv + 8 * s.qkv, bias_backward)
+
     heads, half = s.heads + s.kv_heads, s.head_dim // 2
+    for variant, function in variants(llama_norm):  # query and key heads; temper's forward also copies the values
+        def forward():
+            run, weight = function(), b.normal(s.head_dim)
+            at = b.sets(E * t * s.qkv, lambda: b.normal(t, heads, s.head_dim))
+            return lambda n: run(at(n), weight)
+        b.row("head_norm_forward", variant, f"{t} × {s.qkv}", 0, 2 * E * t * s.qkv + 2 * E * s.head_dim, forward)
+        for name, inputs, extra in [("head_norm_backward", 1, 0), ("head_norm_backward/d_weight", 2, 16 * s.head_dim)]:
+            moved = 3 * E * t * heads * s.head_dim + 2 * E * s.head_dim + extra
+            backward_rows(name, variant, function, moved, f"{t} × {heads * s.head_dim}",
+                          lambda: (needs(b.normal(t, heads, s.head_dim)), needs(b.normal(s.head_dim))), inputs)
     for variant, function in variants(rotate):
         def forward():
             run = function()

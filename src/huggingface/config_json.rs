@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::strict_json;
+use super::json_keys::Keys;
+use super::{config_keys, rope_json, strict_json};
 use crate::error::{Error, Result};
-use crate::model::{DeclaredDType, ModelConfig, ModelFamily, RopeScaling};
+use crate::model::{DeclaredDType, Family, ModelConfig, ModelFamily, WindowKeys};
 
 impl ModelConfig {
     /// The tokens that end a generated text, as Transformers takes them: those of `generation_config.json` in the model's
@@ -32,47 +33,42 @@ impl ModelConfig {
         Self::from_json(&text, &path)
     }
 
-    /// Reads the text of a `config.json`; `path` is the file that errors name. A key that is absent has the default of
-    /// its class in Transformers where that class has one that published files rely on; sizes must be stated.
+    /// Reads the text of a `config.json`; `path` is the file that errors name. A key that is absent, or null, has the default
+    /// of its class in Transformers where that class has one that published files rely on; sizes must be stated. A key that
+    /// may change what the model computes and is not understood is refused by name.
     pub fn from_json(text: &str, path: &Path) -> Result<Self> {
         let keys = Keys { path, map: strict_json::object(text, path)? };
-        let family = keys.family()?;
-        keys.refuse_what_is_not_computed()?;
-        let rope = Keys { path, map: keys.rope_table()? };
+        let family = family(&keys)?;
+        let description = family.description();
+        config_keys::check(&keys, description)?;
+        let absent = &description.absent;
+        let num_attention_heads = keys.size("num_attention_heads")?;
+        let num_hidden_layers = keys.size_up_to("num_hidden_layers", MAX_LAYERS)?;
+        let max_position_embeddings = keys.size_or("max_position_embeddings", absent.max_position_embeddings)?;
+        let rope = rope_json::read(&keys, max_position_embeddings)?;
         let config = Self {
             family,
             vocab_size: keys.size("vocab_size")?,
             hidden_size: keys.size("hidden_size")?,
             intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size_up_to("num_hidden_layers", MAX_LAYERS)?,
-            num_attention_heads: keys.size("num_attention_heads")?,
-            num_key_value_heads: match (family, keys.map.get("num_key_value_heads")) {
-                (ModelFamily::Mistral, None) => 8,
-                (_, None | Some(Value::Null)) => keys.size("num_attention_heads")?,
-                (_, Some(_)) => keys.size("num_key_value_heads")?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads: match absent.num_key_value_heads {
+                // The classes read null as one for each head.
+                Some(count) if !keys.map.contains_key("num_key_value_heads") => count,
+                _ => keys.size_or("num_key_value_heads", num_attention_heads)?,
             },
-            head_dim: keys.head_dim()?,
-            rms_norm_eps: keys.rms_norm_eps()?,
-            max_position_embeddings: match (family, keys.get("max_position_embeddings")) {
-                (ModelFamily::Llama, None) => 2048,
-                (ModelFamily::Mistral, None) => 131_072,
-                (_, Some(_)) => keys.size("max_position_embeddings")?,
-            },
-            rope_theta: match rope.get("rope_theta") {
-                None => keys.at_least_one("rope_theta", Some(10_000.0))?,
-                Some(_) => rope.at_least_one("rope_theta", None)?,
-            },
-            rope_scaling: rope.rope_scaling()?,
-            sliding_window: match (family, keys.map.get("sliding_window")) {
-                (ModelFamily::Llama, _) | (_, Some(Value::Null)) => None,
-                (ModelFamily::Mistral, None) => Some(4096),
-                (ModelFamily::Mistral, Some(_)) => Some(keys.size("sliding_window")?),
-            },
+            head_dim: head_dim(&keys, description)?,
+            rms_norm_eps: rms_norm_eps(&keys)?,
+            max_position_embeddings,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            sliding_window: sliding_window(&keys, description, num_hidden_layers)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings")?,
             bos_token_id: keys.tokens("bos_token_id")?.first().copied(),
             eos_token_ids: keys.tokens("eos_token_id")?,
-            pad_token_id: keys.tokens("pad_token_id")?.first().copied(),
-            dtype: keys.dtype()?,
+            pad_token_id: padding_token(&keys)?,
+            dtype: declared_dtype(&keys)?,
         };
         config.check_shape(path)?;
         Ok(config)
@@ -98,187 +94,107 @@ impl ModelConfig {
     }
 }
 
-/// Far above the 126 of the deepest published model; a layout names nine tensors a layer, so it must be bounded.
+/// Far above the 126 of the deepest published model; a layout names every tensor of a layer, so it must be bounded.
 const MAX_LAYERS: usize = 4096;
 
-/// The keys of a JSON object, with errors that name file and key.
-struct Keys<'a> {
-    path: &'a Path,
-    map: Map<String, Value>,
+fn family(keys: &Keys) -> Result<ModelFamily> {
+    let Some(name) = keys.text("model_type")? else { return keys.refuse("model_type", "is missing") };
+    let Some(family) = ModelFamily::ALL.into_iter().find(|family| family.description().model_type == name) else {
+        let known: Vec<&str> = ModelFamily::ALL.iter().map(|family| family.description().model_type).collect();
+        return keys.refuse("model_type", &format!("is `{name}`; supported are {}", known.join(", ")));
+    };
+    if keys.map.contains_key("auto_map") {
+        tracing::warn!("{}: auto_map names code of the model's own, which is never run", keys.path.display());
+    }
+    Ok(family)
 }
 
-impl Keys<'_> {
-    /// A key's value; null counts as absent.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|value| !value.is_null())
+fn head_dim(keys: &Keys, family: &Family) -> Result<usize> {
+    if let Some(size) = family.absent.head_dim {
+        return keys.size_or("head_dim", size);
     }
-
-    fn refuse<T>(&self, key: &str, problem: &str) -> Result<T> {
-        Err(Error::input(self.path, format!("`{key}` {problem}"), "use the file that came with the model"))
+    if keys.get("head_dim").is_some() {
+        return keys.size("head_dim");
     }
-
-    /// A whole number from 1 to 2²⁴ (the largest published vocabulary, width or context is far below).
-    fn size(&self, key: &str) -> Result<usize> {
-        self.size_up_to(key, 1 << 24)
+    let hidden = keys.size("hidden_size")?;
+    let heads = keys.size("num_attention_heads")?;
+    if hidden.is_multiple_of(heads) {
+        Ok(hidden / heads)
+    } else {
+        keys.refuse("num_attention_heads", &format!("is {heads}, which does not divide hidden_size, {hidden}"))
     }
+}
 
-    fn size_up_to(&self, key: &str, largest: usize) -> Result<usize> {
-        match self.get(key) {
-            None => self.refuse(key, "is missing"),
-            Some(value) => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
-                Some(size) if (1..=largest).contains(&size) => Ok(size),
-                _ => self.refuse(key, &format!("is {value}, not a whole number from 1 to {largest}")),
-            },
-        }
+/// Checked as the f32 that is computed with, where a tiny number would be 0.
+fn rms_norm_eps(keys: &Keys) -> Result<f32> {
+    let epsilon = keys.positive("rms_norm_eps", Some(1e-6))?;
+    match epsilon as f32 {
+        computed if computed > 0.0 && computed < 1.0 => Ok(computed),
+        _ => keys.refuse("rms_norm_eps", &format!("is {epsilon:e}, not a 32-bit number between 0 and 1")),
     }
+}
 
-    fn head_dim(&self) -> Result<usize> {
-        if self.get("head_dim").is_some() {
-            return self.size("head_dim");
-        }
-        let hidden = self.size("hidden_size")?;
-        let heads = self.size("num_attention_heads")?;
-        if hidden.is_multiple_of(heads) {
-            Ok(hidden / heads)
-        } else {
-            self.refuse("num_attention_heads", &format!("is {heads}, which does not divide hidden_size, {hidden}"))
-        }
-    }
-
-    /// Checked as the f32 that is computed with, where a tiny number would be 0.
-    fn rms_norm_eps(&self) -> Result<f32> {
-        let epsilon = self.positive("rms_norm_eps", Some(1e-6))?;
-        match epsilon as f32 {
-            computed if computed > 0.0 && computed < 1.0 => Ok(computed),
-            _ => self.refuse("rms_norm_eps", &format!("is {epsilon:e}, not a 32-bit number between 0 and 1")),
-        }
-    }
-
-    /// Below 1, rotary frequencies would grow with the dimension, without bound.
-    fn at_least_one(&self, key: &str, default: Option<f64>) -> Result<f64> {
-        match self.positive(key, default)? {
-            number if number >= 1.0 => Ok(number),
-            number => self.refuse(key, &format!("is {number:e}, not at least 1")),
-        }
-    }
-
-    fn positive(&self, key: &str, default: Option<f64>) -> Result<f64> {
-        match (self.get(key), default) {
-            (None, Some(default)) => Ok(default),
-            (None, None) => self.refuse(key, "is missing"),
-            (Some(value), _) => match value.as_f64() {
-                Some(number) if number.is_finite() && number > 0.0 => Ok(number),
-                _ => self.refuse(key, &format!("is {value}, not a finite number above 0")),
-            },
-        }
-    }
-
-    fn flag(&self, key: &str) -> Result<bool> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => self.refuse(key, &format!("is {value}, not true or false")),
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&str>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(value) => self.refuse(key, &format!("is {value}, not a text")),
-        }
-    }
-
-    /// A token id, or a list of them.
-    fn tokens(&self, key: &str) -> Result<Vec<u32>> {
-        let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match self.get(key) {
-            None => Some(Vec::new()),
-            Some(Value::Array(list)) => list.iter().map(one).collect(),
-            Some(value) => one(value).map(|id| vec![id]),
-        };
-        match ids {
-            Some(ids) => Ok(ids),
-            None => self.refuse(key, "is not a token id"),
-        }
-    }
-
-    fn family(&self) -> Result<ModelFamily> {
-        if self.map.contains_key("auto_map") {
-            tracing::warn!("{}: auto_map names code of the model's own, which is never run", self.path.display());
-        }
-        match self.text("model_type")? {
-            Some("llama") => Ok(ModelFamily::Llama),
-            Some("mistral") => Ok(ModelFamily::Mistral),
-            None => self.refuse("model_type", "is missing"),
-            Some(other) => self.refuse("model_type", &format!("is `{other}`; supported are llama and mistral")),
-        }
-    }
-
-    fn refuse_what_is_not_computed(&self) -> Result<()> {
-        for key in ["attention_bias", "mlp_bias"] {
-            if self.flag(key)? {
-                return self.refuse(key, "is true; models with biases are not supported");
+/// The window of all layers. Layers that differ in it are refused.
+fn sliding_window(keys: &Keys, family: &Family, layers: usize) -> Result<Option<usize>> {
+    let listed = listed_windows(keys, layers)?;
+    // The classes read null as no window.
+    let stated = |absent| match keys.map.get("sliding_window") {
+        None => Ok(Some(absent)),
+        Some(Value::Null) => Ok(None),
+        Some(_) => keys.size("sliding_window").map(Some),
+    };
+    let window = match &family.window {
+        WindowKeys::None => None,
+        WindowKeys::ForAllLayers { absent } => stated(*absent)?,
+        WindowKeys::BehindLayers { .. } if !keys.flag("use_sliding_window")? => None,
+        WindowKeys::BehindLayers { absent, absent_layers } => {
+            let first = keys.count_or("max_window_layers", *absent_layers)?;
+            if listed.is_none() && (1..layers).contains(&first) {
+                let problem =
+                    format!("is {first} of {layers} layers; layers that differ in their window are not supported");
+                return keys.refuse("max_window_layers", &problem);
             }
+            let whole = listed.map_or(first >= layers, |windowed| !windowed);
+            if whole { None } else { stated(*absent)? }
         }
-        match self.text("hidden_act")? {
-            None | Some("silu") => {}
-            Some(other) => return self.refuse("hidden_act", &format!("is `{other}`; only silu is supported")),
+    };
+    match listed {
+        Some(windowed) if windowed != window.is_some() => {
+            keys.refuse("layer_types", "does not go with the other keys of the sliding window")
         }
-        match self.get("quantization_config") {
-            None => Ok(()),
-            Some(_) => self.refuse("quantization_config", "is present; use the weights before quantisation"),
-        }
+        _ => Ok(window),
     }
+}
 
-    /// The rotary settings: `rope_parameters` (Transformers 5) or `rope_scaling` (before).
-    fn rope_table(&self) -> Result<Map<String, Value>> {
-        for key in ["rope_parameters", "rope_scaling"] {
-            match self.get(key) {
-                None => {}
-                Some(Value::Object(table)) => return Ok(table.clone()),
-                Some(value) => return self.refuse(key, &format!("is {value}, not an object")),
-            }
-        }
-        Ok(Map::new())
+/// Whether `layer_types` gives all layers a window; `None` where the key is absent.
+fn listed_windows(keys: &Keys, layers: usize) -> Result<Option<bool>> {
+    let Some(value) = keys.get("layer_types") else { return Ok(None) };
+    let kinds = value.as_array().map_or(&[][..], Vec::as_slice);
+    let [full, windowed] = ["full_attention", "sliding_attention"].map(|name| kinds.iter().all(|kind| kind == name));
+    if kinds.len() == layers && (full || windowed) {
+        return Ok(Some(windowed));
     }
+    keys.refuse("layer_types", "is not a list of one kind, full_attention or sliding_attention, for every layer")
+}
 
-    fn rope_scaling(&self) -> Result<RopeScaling> {
-        let kind = match self.text("rope_type")? {
-            Some(kind) => Some(kind),
-            None => self.text("type")?,
-        };
-        match kind {
-            None | Some("default") => Ok(RopeScaling::Default),
-            Some("linear") => Ok(RopeScaling::Linear { factor: self.at_least_one("factor", None)? }),
-            Some("llama3") => {
-                let low = self.positive("low_freq_factor", None)?;
-                let high = self.positive("high_freq_factor", None)?;
-                if low >= high {
-                    return self.refuse("low_freq_factor", "is not below high_freq_factor");
-                }
-                Ok(RopeScaling::Llama3 {
-                    factor: self.at_least_one("factor", None)?,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_max_position_embeddings: self.size("original_max_position_embeddings")?,
-                })
-            }
-            Some(other) => self.refuse("rope_type", &format!("is `{other}`; supported are default, linear and llama3")),
-        }
+/// Old Llama files have −1 where there is none. Nothing that a model computes depends on it.
+fn padding_token(keys: &Keys) -> Result<Option<u32>> {
+    match keys.get("pad_token_id") {
+        Some(value) if value.as_i64().is_some_and(|id| id < 0) => Ok(None),
+        _ => Ok(keys.tokens("pad_token_id")?.first().copied()),
     }
+}
 
-    fn dtype(&self) -> Result<Option<DeclaredDType>> {
-        let name = match self.text("dtype")? {
-            Some(name) => Some(name),
-            None => self.text("torch_dtype")?,
-        };
-        match name {
-            None => Ok(None),
-            Some("float32") => Ok(Some(DeclaredDType::Float32)),
-            Some("float16") => Ok(Some(DeclaredDType::Float16)),
-            Some("bfloat16") => Ok(Some(DeclaredDType::BFloat16)),
-            Some(other) => self.refuse("dtype", &format!("is `{other}`; supported are float32, float16 and bfloat16")),
-        }
+fn declared_dtype(keys: &Keys) -> Result<Option<DeclaredDType>> {
+    let name = match keys.text("dtype")? {
+        Some(name) => Some(name),
+        None => keys.text("torch_dtype")?,
+    };
+    match name {
+        None => Ok(None),
+        Some("float32") => Ok(Some(DeclaredDType::Float32)),
+        Some("float16") => Ok(Some(DeclaredDType::Float16)),
+        Some("bfloat16") => Ok(Some(DeclaredDType::BFloat16)),
+        Some(other) => keys.refuse("dtype", &format!("is `{other}`; supported are float32, float16 and bfloat16")),
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::strict_json;
 use crate::error::{Error, Result};
 use crate::files::{sync, write_directory, write_json};
-use crate::model::{ModelConfig, ModelFamily, ModelLayout, RopeScaling};
+use crate::model::{ModelConfig, ModelLayout, RopeScaling, WindowKeys};
 use crate::ops;
 
 /// Dtype of the weights that are written. Settings name it `f32`, `bf16` or `f16`.
@@ -236,28 +236,8 @@ fn carried_over(source: &Path, dtype: ExportDType) -> Result<Map<String, Value>>
 /// A `config.json` for a model without a source, which Transformers 4 and 5 read alike: both spellings of the rotary
 /// settings and of the dtype.
 fn fresh(config: &ModelConfig, dtype: ExportDType) -> Map<String, Value> {
-    let (kind, class) = match config.family {
-        ModelFamily::Llama => ("llama", "LlamaForCausalLM"),
-        ModelFamily::Mistral => ("mistral", "MistralForCausalLM"),
-    };
-    let mut rope = Map::new();
-    match config.rope_scaling {
-        RopeScaling::Default => {
-            rope.insert("rope_type".into(), "default".into());
-        }
-        RopeScaling::Linear { factor } => {
-            rope.extend([("rope_type".into(), "linear".into()), ("factor".into(), factor.into())]);
-        }
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-            rope.extend([
-                ("rope_type".into(), "llama3".into()),
-                ("factor".into(), factor.into()),
-                ("low_freq_factor".into(), low_freq_factor.into()),
-                ("high_freq_factor".into(), high_freq_factor.into()),
-                ("original_max_position_embeddings".into(), original_max_position_embeddings.into()),
-            ]);
-        }
-    }
+    let family = config.family.description();
+    let mut rope = rope_table(config.rope_scaling);
     let scaling = match config.rope_scaling {
         RopeScaling::Default => Value::Null,
         _ => Value::Object(rope.clone()),
@@ -269,8 +249,8 @@ fn fresh(config: &ModelConfig, dtype: ExportDType) -> Map<String, Value> {
         several => several.into(),
     };
     let pairs = json!({
-        "architectures": [class],
-        "model_type": kind,
+        "architectures": [family.class],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -292,10 +272,52 @@ fn fresh(config: &ModelConfig, dtype: ExportDType) -> Map<String, Value> {
         "dtype": dtype.name(),
     });
     let Value::Object(mut map) = pairs else { return Map::new() };
-    if config.family == ModelFamily::Mistral {
-        map.insert("sliding_window".into(), config.sliding_window.map_or(Value::Null, Value::from));
+    let window = config.sliding_window.map_or(Value::Null, Value::from);
+    match family.window {
+        WindowKeys::None => {}
+        WindowKeys::ForAllLayers { .. } => {
+            map.insert("sliding_window".into(), window);
+        }
+        WindowKeys::BehindLayers { .. } => {
+            map.insert("use_sliding_window".into(), config.sliding_window.is_some().into());
+            map.insert("sliding_window".into(), window);
+            map.insert("max_window_layers".into(), 0.into());
+        }
     }
     map
+}
+
+/// The settings of a scaling with its type, without the base.
+fn rope_table(scaling: RopeScaling) -> Map<String, Value> {
+    let settings = match scaling {
+        RopeScaling::Default => json!({"rope_type": "default"}),
+        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            truncate,
+            attention_factor,
+        } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "truncate": truncate,
+            "attention_factor": attention_factor,
+        }),
+    };
+    let Value::Object(table) = settings else { return Map::new() };
+    table
 }
 
 fn copy_companions(source: &Path, directory: &Path) -> Result<()> {

@@ -2,9 +2,12 @@
 //! here may come from a stranger: it is checked before it is believed.
 
 mod config_json;
+mod config_keys;
 mod export;
 mod hub;
+mod json_keys;
 mod peft;
+mod rope_json;
 mod safetensors;
 mod strict_json;
 

@@ -53,6 +53,16 @@ impl Projection {
         format!("{block}.{}", self.name())
     }
 
+    /// The name of its weight inside a layer.
+    pub(super) fn weight(self) -> String {
+        format!("{}.weight", self.path())
+    }
+
+    /// The name of its bias inside a layer, where it has one.
+    pub(super) fn bias(self) -> String {
+        format!("{}.bias", self.path())
+    }
+
     /// The shape of its weight: [out, in].
     pub fn shape(self, config: &ModelConfig) -> [usize; 2] {
         let d = config.hidden_size;

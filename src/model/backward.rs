@@ -147,6 +147,9 @@ impl<B: Backend> LayerPass<'_, B> {
             // Backward needs no output of the layer, but it needs the low-rank product that the last projection keeps.
             return if self.linear.rank(Site::Down) > 0 { self.down(workspace) } else { Ok(()) };
         }
+        if workspace.layers.rotated.is_some() {
+            self.rotate(batch, workspace)?;
+        }
         self.mlp_norm(workspace, Residual::Kept)?;
         self.activate(workspace)
     }
@@ -212,7 +215,7 @@ impl<B: Backend> LayerPass<'_, B> {
         )?;
         backend.run(ops::AttentionBackward {
             d_out: d_attention.top(tokens),
-            qkv: a.qkv.top(layer, tokens),
+            qkv: a.rotated.as_ref().unwrap_or(&a.qkv).top(layer, tokens),
             out: a.attention.top(layer, tokens),
             log_sum_exp: a.log_sum_exp.top(layer, tokens),
             segments: &batch.segments,
@@ -226,6 +229,16 @@ impl<B: Backend> LayerPass<'_, B> {
             shape,
             inverse: true,
         })?;
+        if let Some(norms) = blocks.head_norms {
+            backend.run(ops::HeadNormBackward {
+                qkv: a.qkv.top(layer, tokens),
+                weight: self.linear.subject.weights.matrix(norms),
+                epsilon: model.config.rms_norm_eps,
+                shape,
+                d_qkv: d_qkv.top_mut(tokens),
+                d_weight: destinations.weight(norms),
+            })?;
+        }
         self.linear_backward(
             operands(Site::Qkv, blocks.qkv, a.attention_input.top(layer, tokens), &a.low_rank[Site::Qkv as usize]),
             d_qkv.top(tokens),
@@ -244,7 +257,7 @@ impl<B: Backend> LayerPass<'_, B> {
         })
     }
 
-    /// dx = dy w, dw += dyᵀ x, and the adapters' share of dx and their own gradients.
+    /// dx = dy w, dw += dyᵀ x, d_bias += Σ dy, and the adapters' share of dx and their own gradients.
     fn linear_backward(
         &self,
         operands: Operands<B>,
@@ -263,6 +276,10 @@ impl<B: Backend> LayerPass<'_, B> {
         })?;
         if let Some(dw) = destinations.weight(block) {
             backend.run(ops::LinearBackwardWeight { dy, x, dw })?;
+        }
+        let bias = self.linear.model.layout().layer(self.linear.layer).bias(site);
+        if let Some(d_bias) = bias.and_then(|bias| destinations.weight(bias)) {
+            backend.run(ops::BiasBackward { dy, d_bias })?;
         }
         let (Some(adapter), Some(s), Some(ds)) = (self.linear.subject.adapter, s, &mut d_low_rank[site as usize])
         else {

@@ -1,16 +1,7 @@
 //! The architecture of a model.
 
-use super::ModelLayout;
+use super::{ModelFamily, ModelLayout};
 use crate::ops::AttentionShape;
-
-/// The architecture class that a model directory names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub enum ModelFamily {
-    /// `LlamaForCausalLM`.
-    Llama,
-    /// `MistralForCausalLM`.
-    Mistral,
-}
 
 /// The change of rotary frequencies for long contexts.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -32,6 +23,21 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// Context length of the original training.
         original_max_position_embeddings: usize,
+    },
+    /// YaRN (arXiv 2309.00071): high frequencies are kept, low ones divided by `factor`, those between them mixed.
+    Yarn {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Context length of the original training.
+        original_max_position_embeddings: usize,
+        /// Frequencies of more turns than this within the original context are kept.
+        beta_fast: f64,
+        /// Frequencies of fewer turns than this within the original context are divided.
+        beta_slow: f64,
+        /// Whether the ends of the mixed range are rounded outwards to whole frequencies.
+        truncate: bool,
+        /// Factor on every rotated query and key.
+        attention_factor: f64,
     },
 }
 
@@ -73,7 +79,7 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies.
     pub rope_scaling: RopeScaling,
-    /// Mistral's sliding window, in tokens.
+    /// The sliding window of every layer, in tokens.
     pub sliding_window: Option<usize>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,

@@ -26,6 +26,8 @@ pub struct ExtendWorkspace<B: Backend> {
     normed: Tensor<B>,
     inverse_rms: Tensor<B>,
     qkv: Tensor<B>,
+    /// Heads after norms of their own, in families that have them; without, `qkv` is rotated in place.
+    rotated: Option<Tensor<B>>,
     attention: Tensor<B>,
     gate_up: Tensor<B>,
     mlp_hidden: Tensor<B>,
@@ -41,6 +43,7 @@ impl<B: Backend> ExtendWorkspace<B> {
         let d = config.hidden_size;
         let f = config.intermediate_size;
         let shape = config.attention();
+        let head_norms = config.family.description().head_norms;
         let mut low_rank = [None, None, None, None];
         for site in Site::ALL {
             let rank = adapter.map_or(0, |adapter| adapter.config.site_rank(site));
@@ -56,6 +59,7 @@ impl<B: Backend> ExtendWorkspace<B> {
             normed: matrix("normed", d)?,
             inverse_rms: Tensor::zeros(backend, "inverse rms", capacity, 1, DType::F32)?,
             qkv: matrix("qkv", shape.qkv_cols())?,
+            rotated: if head_norms { Some(matrix("rotated heads", shape.qkv_cols())?) } else { None },
             attention: matrix("attention", shape.query_cols())?,
             gate_up: matrix("gate and up", 2 * f)?,
             mlp_hidden: matrix("mlp hidden", f)?,
@@ -218,7 +222,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// delta = attention(rope(norm(residual) Wᵀ)) Wₒᵀ.
+    /// delta = attention(rope(norm(residual) Wᵀ)) Wₒᵀ; heads with norms have them before the rotation.
     fn extend_attention(
         &self,
         linear: &Linear<B>,
@@ -235,18 +239,20 @@ impl<B: Backend> Model<B> {
         let low_qkv = low_qkv.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Qkv)));
         let low_output = low_output.as_mut().map(|s| s.shaped_mut(rows, linear.rank(Site::Output)));
         linear.forward(Site::Qkv, blocks.qkv, w.normed.top(rows), low_qkv, w.qkv.top_mut(rows))?;
-        let positions = new.positions.view();
-        let shape = self.config.attention();
+        if let Some(rotated) = &mut w.rotated {
+            linear.head_norms(w.qkv.top(rows), rotated.top_mut(rows))?;
+        }
+        let heads = w.rotated.as_mut().unwrap_or(&mut w.qkv);
         backend.run(ops::Rope {
-            qkv: w.qkv.top_mut(rows),
-            positions,
+            qkv: heads.top_mut(rows),
+            positions: new.positions.view(),
             table: self.rope_table(),
-            shape,
+            shape: self.config.attention(),
             inverse: false,
         })?;
         let out = w.attention.top_mut(rows);
         backend.run(ops::AttentionCached {
-            qkv: w.qkv.top(rows),
+            qkv: heads.top(rows),
             segments: &new.segments,
             cache: cache.view_mut(),
             out,

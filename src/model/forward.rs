@@ -140,37 +140,48 @@ impl<B: Backend> LayerPass<'_, B> {
         })
     }
 
-    /// qkv = rope(attention_input Wᵀ); attention; delta = attention Wₒᵀ.
+    /// qkv = attention_input Wᵀ; attention of its rotated heads; delta = attention Wₒᵀ.
     pub(super) fn attention_branch(&self, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
         let model = self.linear.model;
         let layer = self.linear.layer;
         let tokens = self.tokens;
         let backend = &model.backend;
         let blocks = model.layout.layer(layer);
-        let shape = model.config.attention();
-        let Workspace { layers, delta, .. } = workspace;
-        let Activations { attention_input, qkv, attention, log_sum_exp, low_rank, .. } = layers;
-        let [low_qkv, low_output, ..] = low_rank;
-        let low_qkv = self.low_rank(low_qkv, Site::Qkv);
-        let low_output = self.low_rank(low_output, Site::Output);
+        let Activations { attention_input, qkv, low_rank, .. } = &mut workspace.layers;
+        let low_qkv = self.low_rank(&mut low_rank[Site::Qkv as usize], Site::Qkv);
         let x = attention_input.top(layer, tokens);
         self.linear.forward(Site::Qkv, blocks.qkv, x, low_qkv, qkv.top_mut(layer, tokens))?;
-        backend.run(ops::Rope {
-            qkv: qkv.top_mut(layer, tokens),
-            positions: batch.positions.view(),
-            table: &model.rope,
-            shape,
-            inverse: false,
-        })?;
+        self.rotate(batch, workspace)?;
+        let Workspace { layers, delta, .. } = workspace;
+        let Activations { qkv, rotated, attention, log_sum_exp, low_rank, .. } = layers;
+        let low_output = self.low_rank(&mut low_rank[Site::Output as usize], Site::Output);
         backend.run(ops::AttentionForward {
-            qkv: qkv.top(layer, tokens),
+            qkv: rotated.as_ref().unwrap_or(qkv).top(layer, tokens),
             segments: &batch.segments,
-            shape,
+            shape: model.config.attention(),
             out: attention.top_mut(layer, tokens),
             log_sum_exp: log_sum_exp.top_mut(layer, tokens),
         })?;
         let x = attention.top(layer, tokens);
         self.linear.forward(Site::Output, blocks.o_proj, x, low_output, delta.top_mut(tokens))
+    }
+
+    /// Rotates query and key heads: with norms of heads rotated = rope(norm(qkv)), else qkv = rope(qkv) in place.
+    pub(super) fn rotate(&self, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
+        let model = self.linear.model;
+        let layer = self.linear.layer;
+        let tokens = self.tokens;
+        let Activations { qkv, rotated, .. } = &mut workspace.layers;
+        if let Some(rotated) = rotated {
+            self.linear.head_norms(qkv.top(layer, tokens), rotated.top_mut(layer, tokens))?;
+        }
+        model.backend.run(ops::Rope {
+            qkv: rotated.as_mut().unwrap_or(qkv).top_mut(layer, tokens),
+            positions: batch.positions.view(),
+            table: &model.rope,
+            shape: model.config.attention(),
+            inverse: false,
+        })
     }
 
     /// middle = input + delta; mlp_input = norm(middle).
@@ -252,7 +263,19 @@ impl<B: Backend> Linear<'_, B> {
         self.subject.adapter.map_or(0, |adapter| adapter.config.site_rank(site))
     }
 
-    /// y = x wᵀ + Σ scale · (x aᵀ) bᵀ; x aᵀ goes to `low_rank` [T, rank of the site].
+    /// The norms of query and key heads, in families that have them.
+    pub(super) fn head_norms(&self, qkv: Matrix<B>, out: MatrixMut<B>) -> Result<()> {
+        let Some(block) = self.model.layout.layer(self.layer).head_norms else { return Ok(()) };
+        self.model.backend.run(ops::HeadNormForward {
+            qkv,
+            weight: self.subject.weights.matrix(block),
+            epsilon: self.model.config.rms_norm_eps,
+            shape: self.model.config.attention(),
+            out,
+        })
+    }
+
+    /// y = x wᵀ + bias + Σ scale · (x aᵀ) bᵀ; x aᵀ goes to `low_rank` [T, rank of the site].
     pub(super) fn forward(
         &self,
         site: Site,
@@ -263,6 +286,9 @@ impl<B: Backend> Linear<'_, B> {
     ) -> Result<()> {
         let backend = &self.model.backend;
         backend.run(ops::LinearForward { x, w: self.subject.weights.matrix(block), y: y.reborrow() })?;
+        if let Some(bias) = self.model.layout.layer(self.layer).bias(site) {
+            backend.run(ops::AddBias { bias: self.subject.weights.matrix(bias), y: y.reborrow() })?;
+        }
         let Some(adapter) = self.subject.adapter else { return Ok(()) };
         let rank = self.rank(site);
         if rank == 0 {

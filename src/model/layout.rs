@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use super::adapter::Site;
 use super::{AdapterConfig, ModelConfig, Projection};
 use crate::error::{Error, Result};
 
@@ -42,6 +43,11 @@ impl Block {
     /// This matrix with `below`, which has as many columns and follows it in the buffer, as one matrix.
     fn stacked_on(self, below: Self) -> Self {
         Self { rows: self.rows + below.rows, ..self }
+    }
+
+    /// This vector with `behind`, which follows it in the buffer, as one vector.
+    fn joined_with(self, behind: Self) -> Self {
+        Self { cols: self.cols + behind.cols, ..self }
     }
 }
 
@@ -105,6 +111,10 @@ pub struct LayerBlocks {
     pub input_layernorm: Block,
     /// q, k and v stacked: [(H+2G)·D, d].
     pub qkv: Block,
+    /// The biases of q, k and v behind one another, [1, (H+2G)·D], in families that have them.
+    pub qkv_bias: Option<Block>,
+    /// The norm of query heads above the norm of key heads, [2, D], in families that have them.
+    pub head_norms: Option<Block>,
     /// [d, H·D].
     pub o_proj: Block,
     /// [1, d].
@@ -121,6 +131,14 @@ impl LayerBlocks {
     /// The weight of one projection, [out, in].
     pub fn projection(&self, projection: Projection) -> Block {
         self.projections[projection as usize]
+    }
+
+    /// The bias of the fused linear layer at a site.
+    pub(super) fn bias(&self, site: Site) -> Option<Block> {
+        match site {
+            Site::Qkv => self.qkv_bias,
+            Site::Output | Site::GateUp | Site::Down => None,
+        }
     }
 
     /// The places of all weights of the layer.
@@ -200,23 +218,40 @@ impl ModelLayout {
     }
 }
 
-/// Appends the nine tensors of a layer.
+/// Appends the tensors of a layer: nine, and those that only some families have.
 fn push_layer(parameters: &mut ParameterLayout, config: &ModelConfig, layer: usize) -> Option<LayerBlocks> {
+    let family = config.family.description();
     let norm = [config.hidden_size];
-    let mut push = |name: &str, shape: &[usize]| parameters.push(format!("model.layers.{layer}.{name}.weight"), shape);
+    let mut push = |name: &str, shape: &[usize]| parameters.push(format!("model.layers.{layer}.{name}"), shape);
     let mut projections = [Block { offset: 0, rows: 0, cols: 0 }; 7];
-    let input_layernorm = push("input_layernorm", &norm)?;
+    let input_layernorm = push("input_layernorm.weight", &norm)?;
     for projection in [Projection::QProj, Projection::KProj, Projection::VProj, Projection::OProj] {
-        projections[projection as usize] = push(&projection.path(), &projection.shape(config))?;
+        projections[projection as usize] = push(&projection.weight(), &projection.shape(config))?;
     }
-    let post_attention_layernorm = push("post_attention_layernorm", &norm)?;
+    let qkv_bias = if family.query_key_value_bias {
+        let mut bias = |projection: Projection| push(&projection.bias(), &projection.shape(config)[..1]);
+        let query = bias(Projection::QProj)?;
+        let key = bias(Projection::KProj)?;
+        Some(query.joined_with(key).joined_with(bias(Projection::VProj)?))
+    } else {
+        None
+    };
+    let head_norms = if family.head_norms {
+        let query = push("self_attn.q_norm.weight", &[config.head_dim])?;
+        Some(query.stacked_on(push("self_attn.k_norm.weight", &[config.head_dim])?))
+    } else {
+        None
+    };
+    let post_attention_layernorm = push("post_attention_layernorm.weight", &norm)?;
     for projection in [Projection::GateProj, Projection::UpProj, Projection::DownProj] {
-        projections[projection as usize] = push(&projection.path(), &projection.shape(config))?;
+        projections[projection as usize] = push(&projection.weight(), &projection.shape(config))?;
     }
     let [q, k, v, o_proj, gate, up, down_proj] = projections;
     Some(LayerBlocks {
         input_layernorm,
         qkv: q.stacked_on(k).stacked_on(v),
+        qkv_bias,
+        head_norms,
         o_proj,
         post_attention_layernorm,
         gate_up: gate.stacked_on(up),
@@ -314,6 +349,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::model::ModelFamily;
 
     fn adapter(rank: usize) -> AdapterConfig {
         let targets = BTreeSet::from([Projection::DownProj, Projection::QProj]);
@@ -342,6 +378,33 @@ mod tests {
         );
         assert_eq!((layout.lm_head(), layout.is_tied()), (block("lm_head.weight"), false));
         assert_eq!(layout.entries().iter().map(|entry| entry.block.len()).sum::<usize>(), layout.len());
+    }
+
+    /// The tensors that only some families have are where their names say, side by side in the order in which they are used.
+    #[test]
+    fn biases_and_head_norms_are_the_entries_of_their_names() {
+        for family in ModelFamily::ALL {
+            let model = ModelConfig { family, ..ModelConfig::llama3_8b() };
+            let layout = ModelLayout::new(&model).unwrap();
+            let places = |names: &[&str]| -> Vec<Range<usize>> {
+                let place =
+                    |name: &&str| layout.find(&format!("model.layers.1.self_attn.{name}")).map(|e| e.block.range());
+                names.iter().filter_map(place).collect()
+            };
+            let check = |block: Option<Block>, shape: (usize, usize), places: Vec<Range<usize>>| {
+                let Some(block) = block else { return assert!(places.is_empty(), "{family:?}") };
+                assert_eq!((block.rows, block.cols), shape, "{family:?}");
+                assert!(places.windows(2).all(|pair| pair[0].end == pair[1].start), "{family:?}");
+                assert_eq!((block.range().start, block.range().end), (places[0].start, places[places.len() - 1].end));
+            };
+            let blocks = layout.layer(1);
+            check(blocks.qkv_bias, (1, 6144), places(&["q_proj.bias", "k_proj.bias", "v_proj.bias"]));
+            check(blocks.head_norms, (2, 128), places(&["q_norm.weight", "k_norm.weight"]));
+            let description = family.description();
+            assert_eq!(blocks.qkv_bias.is_some(), description.query_key_value_bias);
+            assert_eq!(blocks.head_norms.is_some(), description.head_norms);
+            assert_eq!(layout.layer(2).input_layernorm.offset, blocks.range().end, "a layer is one part");
+        }
     }
 
     /// Factors are laid out in the order of the projections, whatever order they were named in.

@@ -16,7 +16,8 @@ pub enum Recompute {
     /// Nothing: every layer keeps all of its activations.
     #[default]
     Nothing,
-    /// The outputs of both norms and silu(gate)·up, which cost passes over memory and no matrix product.
+    /// The outputs of both norms and silu(gate)·up, and heads after norms of their own, which cost passes over memory and no
+    /// matrix product.
     Cheap,
     /// Besides, everything but their inputs in the layers that there is no room for. Such a layer runs forward again,
     /// without its last product, before it runs backward.
@@ -41,7 +42,7 @@ impl Recompute {
 /// How many of a model's layers there is room for on the largest batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSlots {
-    /// Slots for the outputs of norms and silu(gate)·up.
+    /// Slots for the outputs of norms (heads after norms of their own among them) and silu(gate)·up.
     pub cheap: usize,
     /// Slots for all other activations that a layer keeps, its input apart.
     pub rest: usize,
@@ -55,8 +56,10 @@ pub(super) struct Activations<B: Backend> {
     pub attention_input: PerLayer<B>,
     /// 1/rms of the input norm, [T, 1].
     pub attention_inverse_rms: PerLayer<B>,
-    /// Queries, keys and values after rotation, [T, (H+2G)·D].
+    /// Queries, keys and values, [T, (H+2G)·D]: rotated, unless heads have norms.
     pub qkv: PerLayer<B>,
+    /// Queries, keys and values after norm and rotation, [T, (H+2G)·D], in families whose heads have norms.
+    pub rotated: Option<PerLayer<B>>,
     /// Attention output before o_proj, [T, H·D].
     pub attention: PerLayer<B>,
     /// Logarithm of the softmax denominators, [T, H].
@@ -169,6 +172,7 @@ impl<B: Backend> Workspace<B> {
             attention_input: slots(&shapes.attention_input)?,
             attention_inverse_rms: slots(&shapes.attention_inverse_rms)?,
             qkv: slots(&shapes.qkv)?,
+            rotated: if shapes.rotated.is_empty() { None } else { Some(slots(&shapes.rotated)?) },
             attention: slots(&shapes.attention)?,
             log_sum_exp: slots(&shapes.log_sum_exp)?,
             middle: slots(&shapes.middle)?,
@@ -280,6 +284,7 @@ impl<B: Backend> Workspace<B> {
             attention_input,
             attention_inverse_rms,
             qkv,
+            rotated,
             attention,
             log_sum_exp,
             middle,
@@ -314,7 +319,7 @@ impl<B: Backend> Workspace<B> {
             d_gate_up,
             d_mlp_hidden,
         ];
-        let in_layers = per_layer.into_iter().chain(low_rank.iter().flatten()).flat_map(PerLayer::slots);
+        let in_layers = per_layer.into_iter().chain(rotated).chain(low_rank.iter().flatten()).flat_map(PerLayer::slots);
         let all = in_layers.chain(outside).chain(input).chain(d_low_rank.iter().flatten());
         all.map(|tensor| (tensor.buffer().len() * tensor.buffer().dtype().bytes()) as u64).sum()
     }

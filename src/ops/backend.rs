@@ -51,12 +51,16 @@ pub trait Backend:
     + for<'a> Execute<LinearForward<'a, Self>>
     + for<'a> Execute<LinearBackwardInput<'a, Self>>
     + for<'a> Execute<LinearBackwardWeight<'a, Self>>
+    + for<'a> Execute<AddBias<'a, Self>>
+    + for<'a> Execute<BiasBackward<'a, Self>>
     + for<'a> Execute<LoraForward<'a, Self>>
     + for<'a> Execute<LoraBackward<'a, Self>>
     + for<'a> Execute<GatherRows<'a, Self>>
     + for<'a> Execute<EmbeddingBackward<'a, Self>>
     + for<'a> Execute<RmsNormForward<'a, Self>>
     + for<'a> Execute<RmsNormBackward<'a, Self>>
+    + for<'a> Execute<HeadNormForward<'a, Self>>
+    + for<'a> Execute<HeadNormBackward<'a, Self>>
     + for<'a> Execute<Rope<'a, Self>>
     + for<'a> Execute<AttentionForward<'a, Self>>
     + for<'a> Execute<AttentionBackward<'a, Self>>

@@ -1,4 +1,4 @@
-//! Linear layers without bias and their low-rank adapters.
+//! Linear layers and their low-rank adapters. A bias is an operation of its own ([`super::AddBias`]).
 
 use super::{Buffer, Check, DType, Matrix, MatrixMut, Memory, Operation};
 use crate::error::Result;

@@ -11,9 +11,11 @@
 
 mod attention;
 mod backend;
+mod bias;
 mod cached;
 mod check;
 mod element;
+mod head_norm;
 mod linear;
 mod loss;
 mod memory;
@@ -24,9 +26,11 @@ mod update;
 
 pub use attention::{AttentionBackward, AttentionForward, AttentionShape, Rope, RopeTable, Segment, Segments};
 pub use backend::{Backend, Checked, Execute, Operation};
+pub use bias::{AddBias, BiasBackward};
 pub use cached::{AttentionCached, CachedSegment, CachedSegments};
 pub use check::{Check, Extent, Named, Operand};
 pub use element::{EmbeddingBackward, GatherRows, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum};
+pub use head_norm::{HeadNormBackward, HeadNormForward};
 pub use linear::{
     Dropout, LinearBackwardInput, LinearBackwardWeight, LinearForward, LoraBackward, LoraForward, LoraSlice,
 };

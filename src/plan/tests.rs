@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::backend::cpu::Cpu;
-use crate::model::{Adapter, Recompute, Workspace};
+use crate::model::{Adapter, ModelFamily, Recompute, Workspace};
 use crate::objective::token_loss_bytes;
 use crate::ops::{Backend, DType};
 use crate::training::{MemorySettings, Moments};
@@ -227,12 +227,14 @@ fn planned_activations_are_the_allocated_ones() {
         overrides.push("data.meta.batch=2");
         let mut run = preset("bio", &overrides);
         run.data.values_mut().for_each(|data| (data.batch, data.max_length) = (3, 7));
-        let model = tiny();
-        let needs = memory::Needs::new(&run, &model).unwrap();
-        assert_eq!(needs.largest_batch, 21);
-        activations_are_as_planned(&Cpu, &run, &needs);
-        #[cfg(feature = "simulator")]
-        activations_are_as_planned(&crate::backend::cuda::Cuda::simulated(DType::Bf16).unwrap(), &run, &needs);
+        for family in ModelFamily::ALL {
+            let model = ModelConfig { family, ..tiny() };
+            let needs = memory::Needs::new(&run, &model).unwrap();
+            assert_eq!(needs.largest_batch, 21);
+            activations_are_as_planned(&Cpu, &run, &needs);
+            #[cfg(feature = "simulator")]
+            activations_are_as_planned(&crate::backend::cuda::Cuda::simulated(DType::Bf16).unwrap(), &run, &needs);
+        }
     }
 }
 

@@ -51,7 +51,9 @@ impl<B: Backend> LoadedModel<B> {
 pub(super) fn same_shape(a: &ModelConfig, b: &ModelConfig) -> bool {
     let shape = |config: &ModelConfig| {
         let sizes = (config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers);
-        (sizes, config.attention(), config.tie_word_embeddings)
+        let family = config.family.description();
+        let tensors = (config.tie_word_embeddings, family.query_key_value_bias, family.head_norms);
+        (sizes, config.attention(), tensors)
     };
     shape(a) == shape(b)
 }

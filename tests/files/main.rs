@@ -23,6 +23,8 @@ mod model_config;
 mod prompts;
 /// No change to a valid file makes a reader panic, whatever the change.
 mod properties;
+/// The keys of published models' configurations are read, harmless, or refused.
+mod published_models;
 /// The crate's own source has the structure that its map shows.
 mod structure;
 

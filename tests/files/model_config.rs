@@ -94,9 +94,9 @@ fn what_a_file_leaves_out_has_the_architectures_default() {
     assert_eq!(parsed.max_position_embeddings, 2048);
 }
 
-/// The names of code of the model's own, and keys of other programs, change nothing.
+/// The names of code of the model's own, and notes of other programs, change nothing.
 #[test]
-fn remote_code_and_unknown_keys_are_passed_over() {
+fn remote_code_and_notes_are_passed_over() {
     let plain = model("llama", [128256, 4096, 14336, 32, 32, 8]);
     let mut decorated = plain.clone();
     decorated["auto_map"] = json!({"AutoModelForCausalLM": "evil.Model"});

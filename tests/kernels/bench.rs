@@ -80,6 +80,11 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
     row("rms_norm_backward", 0.0, 8.0 * T * D + 4.0 * T + 2.0 * D);
     row("rms_norm_backward/d_weight", 0.0, 8.0 * T * D + 4.0 * T + 10.0 * D);
     row("rope", 0.0, 4.0 * T * (D + 64.0) + 4.0 * T + 8.0 * 24.0 * 32.0);
+    row("add_bias", 0.0, 4.0 * T * QKV + 2.0 * QKV);
+    row("bias_backward", 0.0, 2.0 * T * QKV + 8.0 * QKV);
+    row("head_norm_forward", 0.0, 4.0 * T * QKV + 4.0 * 64.0);
+    row("head_norm_backward", 0.0, 6.0 * T * (D + 64.0) + 4.0 * 64.0);
+    row("head_norm_backward/d_weight", 0.0, 6.0 * T * (D + 64.0) + 20.0 * 64.0);
     row("swiglu_forward", 0.0, 6.0 * T * F);
     row("swiglu_backward", 0.0, 10.0 * T * F);
     row("representation_distance", 0.0, 8.0 * T * D + 8.0 * T);

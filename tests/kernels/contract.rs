@@ -61,6 +61,32 @@ fn wrong_calls<B: Backend>(backend: &B) -> Vec<(&'static str, Result<()>)> {
                 inverse_rms: f32s(2, 1).view_mut(),
             }),
         ),
+        ("elements of bias is 3, expected 4", backend.run(AddBias { bias: f32s(1, 3).view(), y: to.view_mut() })),
+        (
+            "elements of d_bias is 5, expected 4",
+            backend.run(BiasBackward { dy: from.view(), d_bias: f32s(1, 5).view_mut() }),
+        ),
+        (
+            "elements of weight is 4, expected 8",
+            backend.run(HeadNormForward {
+                qkv: f32s(2, 16).view(),
+                weight: f32s(1, 4).view(),
+                epsilon: 1e-5,
+                shape: SHAPE,
+                out: f32s(2, 16).view_mut(),
+            }),
+        ),
+        (
+            "rows of d_qkv is 1, expected 2",
+            backend.run(HeadNormBackward {
+                qkv: f32s(2, 16).view(),
+                weight: f32s(2, 4).view(),
+                epsilon: 1e-5,
+                shape: SHAPE,
+                d_qkv: f32s(1, 16).view_mut(),
+                d_weight: None,
+            }),
+        ),
         (
             "targets is stored as F32",
             backend.run(LossHead {

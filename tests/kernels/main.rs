@@ -5,11 +5,13 @@ mod attention;
 mod attention_cached;
 /// The benchmark runs every row, and its counts are closed forms.
 mod bench;
+mod bias;
 /// nvcc made every kernel, none of them spills, and the tensor cores are not held up.
 #[cfg(feature = "cuda")]
 mod compile_report;
 mod contract;
 mod element;
+mod head_norm;
 mod hidden;
 mod linear;
 mod lora;

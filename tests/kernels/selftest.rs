@@ -187,6 +187,19 @@ fn hopper() -> BTreeSet<String> {
     launched.clone()
 }
 
+/// A family without biases and norms of heads does not pay for those of others: an outer step of a Llama launches no kernel
+/// of theirs.
+#[test]
+fn a_llama_launches_no_kernel_of_another_family() {
+    let driver = Faulty::new("", Fault::None);
+    let cuda = Cuda::new(driver.clone(), DType::F32).unwrap();
+    let rows = selftest::run(&cuda, &Options { only: "outer step".into(), ..Options::default() }, &mut |_| ()).unwrap();
+    let launched = driver.launched.lock().unwrap();
+    let of_others = ["add_bias", "bias_sums", "head_norm"];
+    assert!(rows.iter().any(|row| row.ok) && launched.contains("rope_bf16"), "{launched:?}");
+    assert!(!launched.iter().any(|kernel| of_others.iter().any(|stem| kernel.starts_with(stem))), "{launched:?}");
+}
+
 /// A launch that fails is a red row of its operation, and the rest goes on.
 #[test]
 fn a_launch_that_fails_is_one_red_row() {

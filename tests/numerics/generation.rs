@@ -114,8 +114,9 @@ fn logits_in_pieces_are_those_of_the_whole_text() {
 fn logits_in_pieces_are_those_of_the_whole_text_on_a_simulated_device() {
     use temper::{backend::cuda::Cuda, ops::DType};
     // bf16: both passes round every activation, in sums of another order.
-    for (dtype, bound) in [(DType::F32, 1e-5), (DType::Bf16, 1.5e-2)] {
-        let fixture = Adapted::open(&Cuda::simulated(dtype).unwrap(), "mistral", 256, Some(7));
+    let cases = [("mistral", DType::F32, 1e-5), ("mistral", DType::Bf16, 1.5e-2), ("qwen2", DType::Bf16, 1.5e-2)];
+    for (folder, dtype, bound) in cases.into_iter().chain([("qwen3-yarn", DType::F32, 1e-5)]) {
+        let fixture = Adapted::open(&Cuda::simulated(dtype).unwrap(), folder, 256, Some(7));
         check_pieces(&fixture, fixture.adapted(), &[20, 9], bound);
     }
 }

@@ -9,7 +9,7 @@ use temper::objective::{Evaluator, Subject};
 use temper::ops::Backend;
 
 /// The reference folders, one for each kind of model.
-pub const FOLDERS: [&str; 4] = ["llama3", "llama31", "llama32-tied", "mistral"];
+pub const FOLDERS: [&str; 7] = ["llama3", "llama31", "llama32-tied", "mistral", "qwen2", "qwen3", "qwen3-yarn"];
 
 /// A path below `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {

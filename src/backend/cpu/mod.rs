@@ -2,8 +2,10 @@
 
 mod attention;
 mod attention_cached;
+mod bias;
 mod buffer;
 mod element;
+mod head_norm;
 mod linear;
 mod loss;
 mod memory;

@@ -6,8 +6,10 @@
 
 mod attention;
 mod attention_cached;
+mod bias;
 mod driver;
 mod element;
+mod head_norm;
 mod hidden;
 mod linear;
 mod lora;

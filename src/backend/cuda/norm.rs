@@ -3,15 +3,15 @@
 use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size};
 use super::{Argument, Cuda, Place, optional};
 use crate::error::Result;
-use crate::ops::{Checked, DType, Execute, RmsNormBackward, RmsNormForward};
+use crate::ops::{Checked, DType, Execute, MatrixMut, RmsNormBackward, RmsNormForward};
 
 /// Shared memory in front of the rows: a number for each of 32 warps.
 const SCRATCH_BYTES: usize = 128;
 /// Most threads of a backward block, and the threads that a multiprocessor is to hold.
 const BACKWARD_THREADS: u32 = 512;
-const RESIDENT_THREADS: u32 = 1536;
+pub(super) const RESIDENT_THREADS: u32 = 1536;
 /// Fewest rows of a block that sums a weight gradient: below that, partial sums would cost more than the rows.
-const ROWS_PER_BLOCK: usize = 8;
+pub(super) const ROWS_PER_BLOCK: usize = 8;
 /// Columns of a block that adds up partial sums.
 const WEIGHT_COLUMNS: usize = 32;
 
@@ -78,9 +78,21 @@ impl Execute<RmsNormBackward<'_, Cuda>> for Cuda {
         self.with_scratch("norm partial sums", blocks * cols, DType::F32, |partial| {
             let partial = Argument::Pointer(partial.address(0));
             launch(partial, blocks, kept + cols * 4)?;
-            let grid = [size(NAME, cols.div_ceil(WEIGHT_COLUMNS))?, 1, 1];
-            let arguments = [partial, size(NAME, blocks)?.into(), size(NAME, cols)?.into(), d_weight.pointer()];
-            self.launch("rms_norm_weight_f32", grid, 1024, 32 * 33 * 4, &arguments)
+            add_partial_sums(self, NAME, partial, blocks, d_weight)
         })
     }
+}
+
+/// Adds `rows` rows of partial sums to a gradient of as many elements as a row has, in order of the rows.
+pub(super) fn add_partial_sums(
+    cuda: &Cuda,
+    name: &str,
+    partial: Argument,
+    rows: usize,
+    gradient: MatrixMut<Cuda>,
+) -> Result<()> {
+    let cols = gradient.len();
+    let grid = [size(name, cols.div_ceil(WEIGHT_COLUMNS))?, 1, 1];
+    let arguments = [partial, size(name, rows)?.into(), size(name, cols)?.into(), gradient.pointer()];
+    cuda.launch("rms_norm_weight_f32", grid, 1024, 32 * 33 * 4, &arguments)
 }

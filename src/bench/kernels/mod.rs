@@ -4,6 +4,7 @@
 
 mod attention;
 mod element;
+mod heads;
 mod linear;
 mod loss_head;
 mod vectors;
@@ -17,6 +18,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
     attention::run(bench);
     loss_head::run(bench);
     element::run(bench);
+    heads::run(bench);
     vectors::run(bench)
 }
 

@@ -4,6 +4,7 @@
 mod attention;
 mod attention_cached;
 mod element;
+mod heads;
 mod linear;
 mod lora;
 mod loss;
@@ -41,6 +42,7 @@ pub(super) fn all(full: bool) -> Vec<Case> {
         lora::cases,
         element::cases,
         norm::cases,
+        heads::cases,
         attention::cases,
         attention_cached::cases,
         loss::cases,

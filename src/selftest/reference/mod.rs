@@ -7,6 +7,7 @@
 mod attention;
 mod attention_cached;
 mod element;
+mod heads;
 mod linear;
 mod loss;
 mod update;
@@ -14,6 +15,7 @@ mod update;
 pub use attention::{Attention, Given};
 pub use attention_cached::CachedAttention;
 pub use element::*;
+pub use heads::*;
 pub use linear::*;
 pub use loss::*;
 pub use update::{rounded_at_random, rounding_bits, update};
