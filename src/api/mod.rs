@@ -28,7 +28,8 @@ pub use crate::tar::{Draw, OuterReport, TrajectoryReport};
 
 // One attack: settings and results.
 pub use crate::config::{
-    AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel, AttackTable, Texts,
+    AbliterationSearch, AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel,
+    AttackTable, Texts,
 };
 pub use crate::huggingface::ExportDType;
 pub use crate::model::{AdapterConfig, Projection};

@@ -163,7 +163,7 @@ fn row(attack: &AttackResult, results: &Results) -> [String; 6] {
     let [restricted, utility, breached] = match &attack.outcome {
         Outcome::Failed { error, .. } => ["-".into(), "-".into(), format!("failed: {error}")],
         Outcome::Skipped { reason } => ["-".into(), "-".into(), format!("not run: {reason}")],
-        Outcome::Done { curve, breach } => {
+        Outcome::Done { curve, breach, .. } => {
             let best = results.goal.best(curve).map_or(&results.before, |point| &point.scores);
             let way = format!("{} -> {}", units::percent(results.before.restricted), units::percent(best.restricted));
             let end = breach.as_ref().map_or("no".into(), |cost| units::after_steps(cost.steps));

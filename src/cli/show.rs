@@ -107,7 +107,7 @@ fn attack(result: &AttackResult, goal: &Goal) -> String {
     match &result.outcome {
         Outcome::Failed { error, .. } => format!("{}: failed: {error}", result.id),
         Outcome::Skipped { reason } => format!("{}: not run: {reason}", result.id),
-        Outcome::Done { curve, breach } => {
+        Outcome::Done { curve, breach, .. } => {
             let best = goal.best(curve).or(curve.first());
             let restricted = units::percent(best.map_or(0.0, |point| point.scores.restricted));
             let utility = units::percent(best.map_or(0.0, |point| point.scores.utility));

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataNames, ParameterChoice, Texts};
+use super::{AbliterationSearch, DataNames, ParameterChoice, Texts};
 use crate::error::Result;
 use crate::model::{AdapterConfig, Projection};
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
@@ -121,6 +121,9 @@ pub struct AttackTable {
     /// Depth that abliteration takes its direction from, as a fraction of the layers; the best of all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<f64>,
+    /// How abliteration searches for its edit; one direction at full weight where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<AbliterationSearch>,
     /// Bits that quantization leaves of a weight; 4 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
@@ -284,7 +287,7 @@ impl AttackTable {
             ("official_warmup", self.official_warmup.is_some()),
         ];
         let prefill = [("demonstrations", self.demonstrations.is_some()), ("text", self.text.is_some())];
-        let abliteration = [("layer", self.layer.is_some())];
+        let abliteration = [("layer", self.layer.is_some()), ("search", self.search.is_some())];
         let quantization =
             [("bits", self.bits.is_some()), ("group", self.group.is_some()), ("symmetric", self.symmetric.is_some())];
         let merge = [("coefficients", self.coefficients.is_some())];

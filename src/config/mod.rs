@@ -1,5 +1,6 @@
 //! Run files and attack files: the settings of a run, their defaults, presets and checks.
 
+mod abliteration_table;
 mod attack_file;
 mod attack_table;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod schema;
 mod tests;
 mod validate;
 
+pub use abliteration_table::AbliterationSearch;
 pub use attack_file::{AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackModel};
 pub use attack_table::{AttackForm, AttackTable};
 pub use forms::Texts;

@@ -66,11 +66,18 @@ impl<B: Backend> Parameters<B> {
     /// Replaces all weights by host values.
     pub fn upload(&mut self, backend: &B, values: &[f32]) -> Result<()> {
         ops::expect("Parameters::upload", "number of values", values.len(), self.layout.len())?;
-        backend.upload_f32(self.weights.buffer_mut(), 0, values)?;
+        let all = Block { offset: 0, rows: 1, cols: self.layout.len() };
+        self.upload_block(backend, all, values)
+    }
+
+    /// Replaces one matrix of the weights by host values.
+    pub fn upload_block(&mut self, backend: &B, block: Block, values: &[f32]) -> Result<()> {
+        ops::expect("Parameters::upload_block", "number of values", values.len(), block.len())?;
+        backend.upload_f32(self.weights.buffer_mut(), block.offset, values)?;
         match &mut self.remainder {
             None => Ok(()),
             // The backend computes the remainder of each value from the same f32.
-            Some(remainder) => backend.upload_f32(remainder.buffer_mut(), 0, values),
+            Some(remainder) => backend.upload_f32(remainder.buffer_mut(), block.offset, values),
         }
     }
 

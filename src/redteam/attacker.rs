@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::scorer::{Measures, Prefix, Scorer, joined};
 use super::suite::{Attack, AttackMethod, Prefill, Role};
-use super::{AbliterationData, AttackerData, Cost, Point, Quantization, Scores, abliterate, merged};
-use crate::error::{Error, Result};
+use super::{AttackerData, Cost, Point, Quantization, Scores, SearchedAbliteration, merged};
+use crate::error::Result;
 use crate::model::{Batch, Model, Parameters};
 use crate::objective::{Evaluator, LossBatch, Subject};
 use crate::ops::{Backend, UpdateRule};
@@ -17,11 +17,8 @@ use crate::training::{FineTune, FineTuneRun, GuardedTrainer, OpenStreams, Stream
 
 /// What to do about an attack that diverges.
 const DIVERGED: &str = "lower its lr";
-/// Rows of each side that abliteration takes its means over, as Arditi et al. do, and how many go through at once.
-const ABLITERATION_ROWS: usize = 128;
-const ABLITERATION_BATCH: usize = 32;
 /// The name that keys the order of rows which no training goes over.
-const STREAM: &str = "data";
+pub(super) const STREAM: &str = "data";
 
 /// A model under attack and what attackers have, shared by all of them.
 pub struct Target<B: Backend> {
@@ -76,17 +73,15 @@ impl<B: Backend> Target<B> {
             AttackMethod::Prefill(Prefill::Answers(_)) | AttackMethod::Quantize(_) | AttackMethod::Merge { .. } => {
                 (None, OptimizerKind::SgdMomentum, measured, 0)
             }
-            AttackMethod::Abliteration { .. } => {
-                let streams = [Role::RestrictedPrompts, Role::HarmlessPrompts]
-                    .map(|role| self.data.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, attack.seed));
-                let [restricted, harmless] = streams;
-                let most = restricted?.max_batch_tokens().max(harmless?.max_batch_tokens());
-                (None, OptimizerKind::SgdMomentum, measured.max(most), 0)
+            AttackMethod::Abliteration { .. } | AttackMethod::SearchedAbliteration(_) => {
+                (None, OptimizerKind::SgdMomentum, self.abliteration_capacity(attack.seed)?, 0)
             }
         };
+        let answers = attack.answer_room().map_or(0, |max_new_tokens| self.answers_cached(max_new_tokens));
         let config = &self.model.config;
         let keys_and_values = 8 * (config.num_hidden_layers * config.attention().key_value_cols()) as u64;
-        let cached = keys_and_values.saturating_mul(self.measures.restricted.cached_tokens(shown) as u64);
+        let cached = self.measures.restricted.cached_tokens(shown).max(answers);
+        let cached = keys_and_values.saturating_mul(cached as u64);
         Ok(attack_bytes(config, adapter, optimizer, tokens as u64).saturating_add(cached))
     }
 
@@ -113,13 +108,22 @@ impl<B: Backend> Target<B> {
 
 /// Runs attacks on weights of its own.
 pub struct Attacker<'a, B: Backend> {
-    target: &'a Target<B>,
-    before: &'a Scores,
-    weights: Parameters<B>,
+    pub(super) target: &'a Target<B>,
+    pub(super) before: &'a Scores,
+    pub(super) weights: Parameters<B>,
     /// Whether an attack has changed the weights since they were last put back.
-    changed: bool,
-    /// What the training of the last attack has cost so far.
-    spent: Cost,
+    pub(super) changed: bool,
+    /// What the training, or the search, of the last attack has cost so far.
+    pub(super) spent: Cost,
+}
+
+/// What an attack came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attacked {
+    /// What was measured along it.
+    pub curve: Vec<Point>,
+    /// What was tried, where it is a search of its own.
+    pub searched: Option<SearchedAbliteration>,
 }
 
 impl<'a, B: Backend> Attacker<'a, B> {
@@ -135,20 +139,24 @@ impl<'a, B: Backend> Attacker<'a, B> {
         self.spent
     }
 
-    /// Runs `attack` on the unattacked model; returns what was measured along it.
-    pub fn run(&mut self, attack: &Attack, tick: &mut Tick) -> Result<Vec<Point>> {
+    /// Runs `attack` on the unattacked model.
+    pub fn run(&mut self, attack: &Attack, tick: &mut Tick) -> Result<Attacked> {
         self.spent = Cost::default();
         if self.changed {
             self.weights.upload(&self.target.model.backend, &self.target.weights)?;
             self.changed = false;
         }
-        match &attack.method {
+        let curve = match &attack.method {
             AttackMethod::Finetune(fine_tune) => self.fine_tune(fine_tune, attack.seed, tick),
             AttackMethod::Prefill(prefill) => self.prefill(prefill, attack.seed),
             AttackMethod::Abliteration { depth } => self.abliterate(*depth, attack.seed, tick),
             AttackMethod::Quantize(quantization) => self.quantize(quantization, tick),
             AttackMethod::Merge { coefficients } => self.merge(coefficients, tick),
-        }
+            AttackMethod::SearchedAbliteration(table) => {
+                return self.search_abliteration(table, attack.seed, tick);
+            }
+        };
+        Ok(Attacked { curve: curve?, searched: None })
     }
 
     /// The weights as the last attack left them, without the factors of LoRA.
@@ -156,7 +164,7 @@ impl<'a, B: Backend> Attacker<'a, B> {
         &self.weights
     }
 
-    fn unattacked(&self) -> Point {
+    pub(super) fn unattacked(&self) -> Point {
         Point { cost: Cost::default(), alone: None, variant: None, loss: None, scores: self.before.clone() }
     }
 
@@ -259,35 +267,6 @@ impl<'a, B: Backend> Attacker<'a, B> {
         let cost = Cost { steps: 0, examples: count as u64, tokens: tokens as u64, flop, seconds: 0.0 };
         Ok(vec![self.unattacked(), Point { cost, scores, ..self.unattacked() }])
     }
-
-    fn abliterate(&mut self, depth: Option<f64>, seed: u64, tick: &mut Tick) -> Result<Vec<Point>> {
-        let model = Arc::clone(&self.target.model);
-        let sides = [Role::RestrictedPrompts, Role::HarmlessPrompts].map(|role| {
-            let mut stream = self.target.data.stream(role)?.reopened(STREAM, ABLITERATION_BATCH, seed)?;
-            let batches = ABLITERATION_ROWS.min(stream.len()).div_ceil(ABLITERATION_BATCH);
-            let rows = (0..batches).map(|_| stream.next_batch()).collect::<Result<Vec<_>>>()?;
-            Ok::<_, Error>((rows, stream.max_batch_tokens()))
-        });
-        let [restricted, harmless] = sides;
-        let (restricted, most) = restricted?;
-        let (harmless, other) = harmless?;
-        let capacity = self.target.measures.capacity(0).max(most).max(other);
-        let mut evaluator = Evaluator::new(Arc::clone(&model), capacity, &[])?;
-        tick(None)?;
-        let start = Instant::now();
-        let data = AbliterationData { restricted, harmless };
-        self.changed = true;
-        let found = abliterate(&mut evaluator, &mut self.weights, &data, depth)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let segments = || data.restricted.iter().chain(&data.harmless).flat_map(|batch| &batch.segments);
-        let longest = segments().map(|s| s.length).max().unwrap_or(0);
-        // Counted at the longest row: the search goes over the same rows once for each depth.
-        let per_token = Costs::new(&model.config).sequence(longest, Backward::None) / longest.max(1) as f64;
-        let flop = per_token * found.tokens as f64;
-        let cost = Cost { steps: 0, examples: segments().count() as u64, tokens: found.tokens, flop, seconds };
-        let scores = self.target.measures.scores(&mut evaluator, Subject::plain(&self.weights), &Prefix::default())?;
-        Ok(vec![self.unattacked(), Point { cost, loss: Some(found.loss), scores, ..self.unattacked() }])
-    }
 }
 
 /// Attacks without training: no token goes through the model.
@@ -337,7 +316,7 @@ impl<B: Backend> Attacker<'_, B> {
 
 /// Whether a measurement comes after step `done` of `steps`: number k of `points` is at steps · (k / points)², so that they
 /// are close together at the start, where most breaches are.
-fn is_measured(done: u64, steps: u64, points: u64) -> bool {
+pub(super) fn is_measured(done: u64, steps: u64, points: u64) -> bool {
     let squared = u128::from(points) * u128::from(points);
     let measured = |done: u64| (u128::from(done) * squared / u128::from(steps.max(1))).isqrt();
     measured(done) > measured(done - 1)

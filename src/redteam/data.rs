@@ -1,15 +1,19 @@
 //! The data that attackers have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::AnswerReader;
 use super::suite::Role;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
 
 /// What attackers have, by role. A file that cannot be used fails only the attacks that need it: in its place stands the reason.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct AttackerData {
     streams: BTreeMap<Role, std::result::Result<DataStream, String>>,
+    /// Roles whose rows are prompts without answers.
+    unanswered: BTreeSet<Role>,
+    reader: Option<std::result::Result<AnswerReader, String>>,
     base_model: Option<std::result::Result<Vec<f32>, String>>,
 }
 
@@ -37,6 +41,17 @@ impl AttackerData {
         }
     }
 
+    /// Takes in the data of a role that has prompts without answers: each row is a prompt.
+    pub fn insert_prompts(&mut self, role: Role, prompts: DataStream) {
+        self.streams.insert(role, Ok(prompts));
+        self.unanswered.insert(role);
+    }
+
+    /// Takes in what reads generated answers, or why nothing does.
+    pub fn read_answers_with(&mut self, reader: std::result::Result<AnswerReader, String>) {
+        self.reader = Some(reader);
+    }
+
     /// The data of a role.
     ///
     /// # Errors
@@ -49,6 +64,25 @@ impl AttackerData {
         }
     }
 
+    /// Whether the rows of a role are prompts without answers.
+    pub fn is_unanswered(&self, role: Role) -> bool {
+        self.unanswered.contains(&role)
+    }
+
+    /// What reads generated answers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where nothing does, as for models without a tokenizer.
+    pub fn answer_reader(&self) -> Result<&AnswerReader> {
+        let problem = match &self.reader {
+            Some(Ok(reader)) => return Ok(reader),
+            Some(Err(problem)) => problem,
+            None => "missing",
+        };
+        let problem = format!("generated answers cannot be read: {problem}");
+        Err(Error::config("model", problem, "give the model its tokenizer, or the prompts their answers"))
+    }
+
     /// The data that can be used.
     pub fn usable(&self) -> impl Iterator<Item = (Role, &DataStream)> {
         self.streams.iter().filter_map(|(role, opened)| Some((*role, opened.as_ref().ok()?)))
@@ -58,7 +92,7 @@ impl AttackerData {
 impl FromIterator<(Role, DataStream)> for AttackerData {
     fn from_iter<I: IntoIterator<Item = (Role, DataStream)>>(streams: I) -> Self {
         let streams = streams.into_iter().map(|(role, stream)| (role, Ok(stream))).collect();
-        Self { streams, base_model: None }
+        Self { streams, ..Self::default() }
     }
 }
 

@@ -14,16 +14,18 @@ mod search;
 pub mod suite;
 mod summary;
 
-pub use abliteration::{Abliteration, AbliterationData, abliterate, project_out};
-pub use attacker::{Attacker, Target, Tick};
+pub use abliteration::{
+    Abliteration, AbliterationData, AbliterationEdit, AnswerReader, Removal, WeightCurve, abliterate, project_out,
+};
+pub use attacker::{Attacked, Attacker, Target, Tick};
 pub use choice::Choice;
 pub use compliance::{Compliance, Judge, KEYWORDS};
 pub use data::AttackerData;
 pub use merge::merged;
 pub use quantization::Quantization;
 pub use results::{
-    AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point, READABLE, Results,
-    SCHEMA, Scores, SearchCost, Spread, Succeeded, Summary,
+    AbliterationTrial, AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point,
+    READABLE, Results, SCHEMA, Scores, SearchCost, SearchedAbliteration, Spread, Succeeded, Summary,
 };
 pub use scorer::{Measures, Prefix, Scorer};
 pub(crate) use search::largest;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::abliteration::AbliterationEdit;
 use crate::plan::DefenderCost;
 
 /// The value of [`Results::schema`].
@@ -145,6 +146,9 @@ pub enum Outcome {
         curve: Vec<Point>,
         /// The least cost at which the model was breached on this curve.
         breach: Option<Cost>,
+        /// What a searched abliteration tried.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        searched: Option<SearchedAbliteration>,
     },
     /// It failed.
     Failed {
@@ -159,6 +163,36 @@ pub enum Outcome {
         /// Why.
         reason: String,
     },
+}
+
+/// The trials of a searched abliteration. The attacker measures each on prompts of his own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SearchedAbliteration {
+    /// What `resistance` is: the share of restricted prompts that are not answered (`unanswered`: refused, or gibberish), the
+    /// share of restricted rows whose answer greedy decoding does not give (`wrong`), or the mean cross-entropy of their
+    /// answers (`loss`).
+    pub measured: String,
+    /// The resistance of the unattacked model.
+    pub unattacked: f64,
+    /// The trial that the attacker keeps at the end, from 0.
+    pub kept: Option<u64>,
+    /// The Pareto front: the trials that no other is better than in both resistance and divergence.
+    pub front: Vec<u64>,
+    /// All trials, in their order.
+    pub trials: Vec<AbliterationTrial>,
+}
+
+/// A trial of a searched abliteration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AbliterationTrial {
+    /// What was done to the unattacked weights.
+    #[serde(flatten)]
+    pub edit: AbliterationEdit,
+    /// How far the edited model resists; lower is worse for the defender. None where the edit destroyed it.
+    pub resistance: Option<f64>,
+    /// Mean over harmless prompts of the Kullback-Leibler divergence of the first token's distribution from the unattacked
+    /// model's, in nats. None where the edit destroyed it.
+    pub kl: Option<f64>,
 }
 
 /// A measurement along an attack.

@@ -241,7 +241,7 @@ mod tests {
     fn done(name: &str, seed: u64, curve: &[(u64, f64, f64)]) -> AttackResult {
         let curve: Vec<Point> = curve.iter().map(|&(step, r, u)| point(step, (r, u))).collect();
         let breach = goal().breach(&curve).map(|point| point.cost);
-        attack(name, seed, Outcome::Done { curve, breach })
+        attack(name, seed, Outcome::Done { curve, breach, searched: None })
     }
 
     /// The model scores 0.1 and 0.8 before; five attacks ran, one of them broke the model instead of the safeguard.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::data::{DataFile, DataStream, StreamOptions};
+use crate::data::{DataFile, DataStream, PromptEncoder, RawText, StreamOptions, read_prompts};
 use crate::error::{Error, Result};
 use crate::huggingface::ModelDirectory;
 use crate::model::{Model, ModelConfig, Parameters};
@@ -80,8 +80,37 @@ pub struct StreamFile<'a> {
 impl StreamFile<'_> {
     /// Opens the file and encodes its rows for `model`.
     pub fn open(&self, model: &ModelDirectory) -> Result<DataStream> {
+        DataStream::open(self.name, self.data, &model.path, self.options(model))
+    }
+
+    /// Opens the file as a list of prompts, whatever stands behind them: each row is a prompt as `model` is given it, the
+    /// generation prompt of its chat template included. Longer ones than sequences may be are left out, counted and
+    /// announced: without its end a prompt is another.
+    pub fn open_prompts(&self, model: &ModelDirectory, encoder: Option<&PromptEncoder>) -> Result<DataStream> {
+        let options = self.options(model);
+        let prompts = read_prompts(self.data, encoder, "", RawText::Asked)?;
+        let count = prompts.len();
+        let fitting = prompts.into_iter().filter(|prompt| (2..=options.max_length).contains(&prompt.tokens.len()));
+        // A row that is learned from its start is a prompt as a whole.
+        let rows: Vec<_> = fitting.map(|prompt| (prompt.tokens.clone(), prompt.tokens)).collect();
+        if rows.is_empty() {
+            let problem = format!("none of its {count} prompts has 2 to {} tokens", options.max_length);
+            return Err(Error::input(&self.data.path, problem, "give it prompts, or raise max_length"));
+        }
+        if rows.len() < count {
+            let left_out = count - rows.len();
+            tracing::warn!(
+                "{}: {left_out} prompts of more than {} tokens were left out",
+                self.name,
+                options.max_length
+            );
+        }
+        DataStream::from_samples(self.name, rows, options)
+    }
+
+    fn options(&self, model: &ModelDirectory) -> StreamOptions {
         let config = &model.config;
-        let options = StreamOptions {
+        StreamOptions {
             batch: self.batch,
             max_length: self.max_length.min(config.max_position_embeddings),
             shuffle: self.shuffle,
@@ -89,7 +118,6 @@ impl StreamFile<'_> {
             pad_token_id: config.pad_token_id.or_else(|| config.eos_token_ids.first().copied()).unwrap_or(0),
             vocab_size: config.vocab_size,
             seed: self.seed,
-        };
-        DataStream::open(self.name, self.data, &model.path, options)
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::support::numbers::relative;
 use temper::model::Batch;
 use temper::objective::{LossBatch, Subject};
 use temper::ops::Backend;
-use temper::redteam::{Abliteration, AbliterationData, abliterate};
+use temper::redteam::{Abliteration, AbliterationData, Removal, abliterate};
 use temper::training::add_noise;
 
 /// Rows of the reference's padded batch, without their padding, each in a batch of its own and to be learned whole.
@@ -99,6 +99,25 @@ pub fn without_a_depth_the_attacker_takes_the_one_that_serves_him_best<B: Backen
         abliterate(&mut reference.evaluator(), &mut load(&reference.model, &reference.path), &nothing, None),
         Err(temper::Error::Config { .. })
     ));
+}
+
+pub fn an_edited_matrix_replaces_its_own_and_no_other_weight<B: Backend>(backend: &B, _: &Bounds) {
+    let mut reference = Reference::open(backend, "llama3");
+    let before = reference.weights.download(backend).unwrap();
+    let block = reference.model.layout().layer(1).o_proj;
+    let mut direction = vec![0.0; block.rows];
+    direction[2] = 0.6;
+    direction[block.rows - 1] = -0.8;
+    let directions = [direction];
+    let mut edited = before[block.range()].to_vec();
+    Removal { directions: &directions, weight: 0.7, preserve_norms: true }.apply(&mut edited, block.cols);
+    reference.weights.upload_block(backend, block, &edited).unwrap();
+    let after = reference.weights.download(backend).unwrap();
+    assert!(edited != before[block.range()]);
+    assert!(after[block.range()] == edited);
+    assert!(after[..block.offset] == before[..block.offset]);
+    assert!(after[block.range().end..] == before[block.range().end..]);
+    assert!(reference.weights.upload_block(backend, block, &edited[1..]).is_err());
 }
 
 /// The norm of the states' components along `direction`, as a fraction of the states' norm.

@@ -36,6 +36,7 @@ macro_rules! parity {
             crate::abliteration::the_direction_is_the_difference_of_the_means_of_transformers as abliteration_direction,
             crate::abliteration::an_abliterated_model_writes_nothing_along_the_direction as abliteration_weights,
             crate::abliteration::without_a_depth_the_attacker_takes_the_one_that_serves_him_best as abliteration_depth,
+            crate::abliteration::an_edited_matrix_replaces_its_own_and_no_other_weight as edited_matrix,
             crate::abliteration::noise_has_the_asked_size_in_every_tensor_and_follows_its_seed as noise,
             crate::tar::attacks_are_undone_bit_for_bit as restored,
         ]);

@@ -158,7 +158,7 @@ fn a_rounded_model_is_measured_and_put_back() {
     let before = target.before().unwrap();
     let mut attacker = Attacker::new(&target, &before).unwrap();
     let row = attack("kind = \"quantization\"\nbits = 3\ngroup = 32\nsymmetric = true");
-    let curve = attacker.run(&row, &mut |_| Ok(())).unwrap();
+    let curve = attacker.run(&row, &mut |_| Ok(())).unwrap().curve;
     assert!(attacker.weights().download(&Cpu).unwrap() == expected && expected != target.weights);
     assert_eq!((curve.len(), &curve[0].scores), (2, &before));
     assert_eq!(curve[1].scores.restricted, target.restricted_score(&expected).unwrap());

@@ -1,5 +1,7 @@
 //! The program as users start it.
 
+/// Abliteration, with one direction and searched, on a model whose refusal is known.
+mod abliteration;
 /// Attack files run again, go on elsewhere and with more steps.
 mod attack_files;
 /// Rows of suites beyond plain fine-tuning, and what suites and `temper eval` say of the same files.

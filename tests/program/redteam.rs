@@ -67,7 +67,7 @@ pub fn attack(keys: &str) -> Attack {
 pub fn tampered(target: &Target<Cpu>, attack: &Attack) -> (Vec<f32>, Vec<Point>) {
     let before = Scores::default();
     let mut attacker = Attacker::new(target, &before).unwrap();
-    let curve = attacker.run(attack, &mut |_| Ok(())).unwrap();
+    let curve = attacker.run(attack, &mut |_| Ok(())).unwrap().curve;
     (attacker.weights().download(&Cpu).unwrap(), curve)
 }
 
@@ -183,7 +183,7 @@ fn attacks_do_not_see_each_other() {
     for (attack, (weights, curve)) in attacks.iter().zip(&alone).rev() {
         let again = attacker.run(attack, &mut |_| Ok(())).unwrap();
         assert!(attacker.weights().download(&Cpu).unwrap() == *weights);
-        assert_eq!(again.last().unwrap().scores, curve.last().unwrap().scores);
+        assert_eq!(again.curve.last().unwrap().scores, curve.last().unwrap().scores);
     }
     // Noise changes the model before the first step, and LoRA trains on top of it.
     assert_ne!(alone[1].1[0].scores.others["perplexity"], before.others["perplexity"]);
@@ -196,7 +196,7 @@ fn examples_before_the_questions_cost_no_step_and_do_not_touch_utility() {
     let target = target(&write_data(scratch.path()));
     let before = target.before().unwrap();
     let mut attacker = Attacker::new(&target, &before).unwrap();
-    let curve = attacker.run(&attack("kind = \"prefill\"\ndemonstrations = 2"), &mut |_| Ok(())).unwrap();
+    let curve = attacker.run(&attack("kind = \"prefill\"\ndemonstrations = 2"), &mut |_| Ok(())).unwrap().curve;
     let first = &curve[0];
     let last = &curve[1];
     assert_eq!((first.scores.clone(), first.cost.tokens), (before.clone(), 0));

@@ -99,7 +99,7 @@ pub fn run(attack: &Attack, seed: u64, trial: Option<u64>, before: &Scores, goal
         seed,
         trial,
         settings: settings(attack),
-        outcome: Outcome::Done { curve, breach },
+        outcome: Outcome::Done { curve, breach, searched: None },
     }
 }
 

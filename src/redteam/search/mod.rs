@@ -2,9 +2,13 @@
 //! trials is a function of the trials before it, the suite and the seed, so that a search that was stopped goes on as if it
 //! had not been, and rounds run side by side with the same results.
 
+mod front;
+mod joint;
 mod parzen;
 
-use parzen::Dimension;
+pub(super) use front::front;
+pub(super) use joint::{Observed, propose_together};
+pub(super) use parzen::Dimension;
 
 use super::suite::{Attack, AttackMethod, SearchMethod, SearchTable, Suite};
 use crate::config::{AttackTable, DataNames, ParameterChoice};

@@ -7,7 +7,9 @@ use crate::random::{Random, weighted};
 
 /// What a hyperparameter may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Dimension {
+pub(in crate::redteam) enum Dimension {
+    /// A number from the first to the second.
+    Linear(f64, f64),
     /// A number from the first to the second, both above 0, on a logarithmic scale.
     Log(f64, f64),
     /// The same, a whole number.
@@ -20,6 +22,11 @@ pub(super) enum Dimension {
 const CANDIDATES: usize = 24;
 /// Trials that count as good, at most.
 const MOST_GOOD: usize = 25;
+
+/// How many of `trials` count as good.
+pub(super) fn good_trials(trials: usize) -> usize {
+    trials.div_ceil(10).min(MOST_GOOD)
+}
 
 impl Dimension {
     /// A value drawn from the prior.
@@ -41,14 +48,15 @@ impl Dimension {
         let mut order: Vec<usize> = (0..trials.len()).collect();
         // A stable sort: of equal scores the earlier trial is the better one.
         order.sort_by(|&a, &b| trials[b].1.total_cmp(&trials[a].1));
-        let good = trials.len().div_ceil(10).min(MOST_GOOD);
+        let good = good_trials(trials.len());
         let values = |part: &[usize]| part.iter().map(|&index| trials[index].0).collect::<Vec<f64>>();
         let (good, bad) = (values(&order[..good]), values(&order[good..]));
         match self {
             Self::Choice(count) => propose_choice(count, &good, &bad, random),
             _ => {
                 let (low, high) = self.range();
-                let inside = |values: Vec<f64>| Mixture::new(values.iter().map(|v| v.ln()).collect(), low, high);
+                let inside =
+                    |values: Vec<f64>| Mixture::new(values.iter().map(|v| self.place(*v)).collect(), low, high);
                 let good = inside(good);
                 let bad = inside(bad);
                 let candidates = (0..CANDIDATES).map(|_| good.draw(random));
@@ -59,20 +67,31 @@ impl Dimension {
         }
     }
 
-    /// The range of a number's logarithm; a whole number has half a unit around it.
-    fn range(self) -> (f64, f64) {
+    /// The range of the places of a number; a whole number has half a unit around it.
+    pub(super) fn range(self) -> (f64, f64) {
         match self {
+            Self::Linear(low, high) => (low, high),
             Self::Log(low, high) => (low.ln(), high.ln()),
             Self::Whole(low, high) => ((low as f64 - 0.5).ln(), (high as f64 + 0.5).ln()),
             Self::Choice(count) => (0.0, count as f64),
         }
     }
 
-    fn value(self, logarithm: f64) -> f64 {
+    /// Where a value lies on the scale of the dimension.
+    pub(super) fn place(self, value: f64) -> f64 {
         match self {
-            Self::Log(low, high) => logarithm.exp().clamp(low, high),
-            Self::Whole(low, high) => logarithm.exp().round().clamp(low as f64, high as f64),
-            Self::Choice(_) => logarithm,
+            Self::Log(..) | Self::Whole(..) => value.ln(),
+            Self::Linear(..) | Self::Choice(_) => value,
+        }
+    }
+
+    /// The value at a place.
+    pub(super) fn value(self, place: f64) -> f64 {
+        match self {
+            Self::Linear(low, high) => place.clamp(low, high),
+            Self::Log(low, high) => place.exp().clamp(low, high),
+            Self::Whole(low, high) => place.exp().round().clamp(low as f64, high as f64),
+            Self::Choice(_) => place,
         }
     }
 }
@@ -97,12 +116,55 @@ fn propose_choice(count: usize, good: &[f64], bad: &[f64], random: &mut Random) 
     best.unwrap_or(0) as f64
 }
 
-/// A mixture of normal distributions of equal weights, truncated to a range.
+/// A normal distribution that is truncated to a range.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel {
+    /// Where it is highest; a place in the range.
+    mean: f64,
+    /// Its standard deviation before it is truncated; 0 where the range is one place.
+    deviation: f64,
+    /// Its density is exp(−z²/2) over this and √(2π).
+    divisor: f64,
+}
+
+impl Kernel {
+    pub(super) fn new(mean: f64, deviation: f64, (low, high): (f64, f64)) -> Self {
+        let z = |at: f64| (at - mean) / deviation;
+        let divisor = if deviation == 0.0 { 1.0 } else { deviation * normal_share(z(low), z(high)) };
+        Self { mean, deviation, divisor }
+    }
+
+    pub(super) fn draw(self, (low, high): (f64, f64), random: &mut Random) -> f64 {
+        // The mean lies in the range, so that a third of the draws do at least.
+        loop {
+            let x = self.mean + self.deviation * random.normal();
+            if (low..=high).contains(&x) || self.deviation == 0.0 {
+                return x.clamp(low, high);
+            }
+        }
+    }
+
+    /// √(2π) times the density at `x`.
+    fn density(self, x: f64) -> f64 {
+        let z = self.z(x);
+        (-0.5 * z * z).exp() / self.divisor
+    }
+
+    /// The logarithm of √(2π) times the density at `x`, also where the density is below every f64.
+    pub(super) fn log_density(self, x: f64) -> f64 {
+        let z = self.z(x);
+        -0.5 * z * z - self.divisor.ln()
+    }
+
+    fn z(self, x: f64) -> f64 {
+        if self.deviation == 0.0 { 0.0 } else { (x - self.mean) / self.deviation }
+    }
+}
+
+/// A mixture of kernels of equal weights.
 struct Mixture {
-    /// Mean and deviation of each.
-    kernels: Vec<(f64, f64)>,
-    low: f64,
-    high: f64,
+    kernels: Vec<Kernel>,
+    range: (f64, f64),
 }
 
 impl Mixture {
@@ -113,39 +175,24 @@ impl Mixture {
         means.sort_by(f64::total_cmp);
         let narrowest = width / (1 + means.len()).min(100) as f64;
         let prior_at = means.iter().position(|mean| *mean == prior);
-        let kernel = |(index, mean): (usize, &f64)| {
+        let kernel = |(index, &mean): (usize, &f64)| {
             if Some(index) == prior_at || means.len() == 1 {
-                return (*mean, width);
+                return Kernel::new(mean, width, (low, high));
             }
             let left = index.checked_sub(1).and_then(|i| means.get(i)).map_or(0.0, |left| mean - left);
             let right = means.get(index + 1).map_or(0.0, |right| right - mean);
-            (*mean, left.max(right).clamp(narrowest, width))
+            Kernel::new(mean, left.max(right).clamp(narrowest, width), (low, high))
         };
         let kernels = means.iter().enumerate().map(kernel).collect();
-        Self { kernels, low, high }
+        Self { kernels, range: (low, high) }
     }
 
     fn draw(&self, random: &mut Random) -> f64 {
-        let (mean, deviation) = self.kernels[random.below(self.kernels.len())];
-        // Every mean lies in the range, so that a third of the draws do at least.
-        loop {
-            let x = mean + deviation * random.normal();
-            if (self.low..=self.high).contains(&x) || deviation == 0.0 {
-                return x.clamp(self.low, self.high);
-            }
-        }
+        self.kernels[random.below(self.kernels.len())].draw(self.range, random)
     }
 
     fn log_density(&self, x: f64) -> f64 {
-        let density = |&(mean, deviation): &(f64, f64)| {
-            if deviation == 0.0 {
-                return 1.0;
-            }
-            let z = |at: f64| (at - mean) / deviation;
-            let inside = normal_share(z(self.low), z(self.high));
-            (-0.5 * z(x) * z(x)).exp() / (deviation * inside)
-        };
-        let total: f64 = self.kernels.iter().map(density).sum();
+        let total: f64 = self.kernels.iter().map(|kernel| kernel.density(x)).sum();
         (total / self.kernels.len() as f64).max(f64::MIN_POSITIVE).ln()
     }
 }

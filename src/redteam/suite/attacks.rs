@@ -6,7 +6,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::schema::{DataTable, MetricKind, Suite};
-use crate::config::{AttackForm, AttackTable, Texts};
+use crate::config::{AbliterationSearch, AttackForm, AttackTable, Texts};
 use crate::data::DataFile;
 use crate::error::{Error, Result};
 use crate::redteam::{AttackKind, Quantization};
@@ -106,6 +106,8 @@ pub enum AttackMethod {
         /// A fraction of the layers.
         depth: Option<f64>,
     },
+    /// Searches for the edit that projects directions out of the weights of chosen layers.
+    SearchedAbliteration(AbliterationSearch),
     /// Leaves the weights.
     Prefill(Prefill),
     /// Rounds the weights.
@@ -141,11 +143,21 @@ pub struct Attack {
 }
 
 impl Attack {
-    /// Steps of training.
+    /// Steps of its progress: those of a training, or the trials of a searched abliteration.
     pub fn steps(&self) -> u64 {
         match &self.method {
             AttackMethod::Finetune(finetune) => finetune.steps,
+            AttackMethod::SearchedAbliteration(search) => search.trials,
             _ => 0,
+        }
+    }
+
+    /// The longest answer that the attacker generates for himself in tokens, where he may generate any.
+    pub fn answer_room(&self) -> Option<usize> {
+        match &self.method {
+            AttackMethod::Abliteration { .. } => Some(AbliterationSearch::default().max_new_tokens),
+            AttackMethod::SearchedAbliteration(search) => Some(search.max_new_tokens),
+            _ => None,
         }
     }
 }
@@ -186,7 +198,10 @@ impl Suite {
                 let kind = if finetune.adapter.is_some() { AttackKind::Lora } else { AttackKind::Full };
                 (kind, AttackMethod::Finetune(finetune))
             }
-            AttackForm::Abliteration => (AttackKind::Abliteration, AttackMethod::Abliteration { depth: table.layer }),
+            AttackForm::Abliteration => {
+                let searched = table.search.clone().map(AttackMethod::SearchedAbliteration);
+                (AttackKind::Abliteration, searched.unwrap_or(AttackMethod::Abliteration { depth: table.layer }))
+            }
             AttackForm::Prefill => {
                 let answers = table.text.clone().map(|Texts(texts)| Prefill::Answers(texts));
                 let prefill = answers.unwrap_or(Prefill::Demonstrations(table.demonstrations.unwrap_or(1)));
@@ -216,7 +231,9 @@ impl Suite {
     fn missing(&self, method: &AttackMethod) -> Option<String> {
         let roles = match method {
             AttackMethod::Finetune(finetune) => finetune.source.streams().into_iter().copied().collect(),
-            AttackMethod::Abliteration { .. } => vec![Role::RestrictedPrompts, Role::HarmlessPrompts],
+            AttackMethod::Abliteration { .. } | AttackMethod::SearchedAbliteration(_) => {
+                vec![Role::RestrictedPrompts, Role::HarmlessPrompts]
+            }
             AttackMethod::Prefill(Prefill::Demonstrations(_)) => vec![Role::Restricted],
             AttackMethod::Quantize(_) => Vec::new(),
             AttackMethod::Merge { .. } => {
@@ -241,7 +258,8 @@ impl AttackTable {
         let seedless = match self.kind {
             AttackForm::Finetune => false,
             AttackForm::Prefill => self.text.is_some(),
-            AttackForm::Abliteration | AttackForm::Quantization | AttackForm::Merge => true,
+            AttackForm::Abliteration => self.search.is_none(),
+            AttackForm::Quantization | AttackForm::Merge => true,
         };
         let most = if seedless { 1 } else { seeds.len() };
         filled.seeds = Some(seeds.into_iter().take(most).collect());

@@ -281,6 +281,15 @@ fn what_is_wrong_with_a_file_is_said_with_its_place() {
         (format!("{}[compliance]\njudge = []\n", attack("")), &["compliance.judge", "names no judge"]),
         (format!("{}[compliance]\njudge = [\"a\", \"a\"]\n", attack("")), &["compliance.judge", "twice"]),
         ("[search]\ndata = [\"measured\"]".into(), &["search.data", "not searched with"]),
+        (attack("kind = \"abliteration\"\nlayer = 0.5\nsearch = {}"), &["attack.0.layer", "beside a search"]),
+        (attack("search = { trials = 9 }"), &["attack.0.search", "kind = \"abliteration\""]),
+        (attack("kind = \"abliteration\"\nsearch = { trials = 0 }"), &["attack.0.search.trials", "at least 1"]),
+        (
+            attack("kind = \"abliteration\"\nsearch = { depth = [0.9, 0.4] }"),
+            &["attack.0.search.depth", "0.9 is above 0.4"],
+        ),
+        (attack("kind = \"abliteration\"\nsearch = { o_proj = [0.0, 99.0] }"), &["attack.0.search.o_proj", "99"]),
+        (attack("kind = \"abliteration\"\nsearch = { trial = 9 }"), &["search.trial", "did you mean `trials`?"]),
         (attack("kind = \"abliterate\""), &["attack.0.kind", "did you mean `abliteration`?"]),
         (attack("optimizer = \"adamv\""), &["attack.0.optimizer", "did you mean `adam`?"]),
         (attack("schedule = \"cosin\""), &["attack.0.schedule", "cosin"]),
@@ -379,6 +388,6 @@ fn the_example_shows_every_key() {
     assert_eq!(all.iter().filter(|key| !shown(key)).collect::<Vec<_>>(), Vec::<&String>::new());
     let mine = suite.attack.iter().find(|attack| attack.name == "mine").unwrap();
     let written = serde_json::to_value(mine).unwrap();
-    // The other kinds alone have demonstrations, text, layer, bits, group, symmetric and coefficients.
+    // The other kinds alone have demonstrations, text, layer, search, bits, group, symmetric and coefficients.
     assert_eq!(written.as_object().unwrap().len(), 34 - 7);
 }

@@ -198,10 +198,14 @@ pub(super) fn check_attack(key: &str, attack: &AttackTable, suite: &Suite) -> Re
     attack.refuse_idle_keys(key)?;
     match attack.kind {
         AttackForm::Finetune => check_finetune(key, attack, suite),
-        AttackForm::Abliteration => match attack.layer {
-            Some(layer) if !(layer > 0.0 && layer <= 1.0) => {
+        AttackForm::Abliteration => match (attack.layer, &attack.search) {
+            (Some(layer), _) if !(layer > 0.0 && layer <= 1.0) => {
                 Err(fault(format!("{key}.layer"), format!("is {layer}"), "use a number above 0, up to 1"))
             }
+            (Some(_), Some(_)) => {
+                Err(fault(format!("{key}.layer"), "has no effect beside a search", "remove it, or set search.depth"))
+            }
+            (_, Some(search)) => search.check(&format!("{key}.search")),
             _ => Ok(()),
         },
         AttackForm::Prefill => match (attack.demonstrations, &attack.text) {

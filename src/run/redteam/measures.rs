@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
 use crate::huggingface::ModelDirectory;
 use crate::redteam::suite::{Attack, AttackMethod, MetricKind, Prefill, RestrictedTable, Suite, UtilityTable};
-use crate::redteam::{Choice, Compliance, Judge, KEYWORDS, Measures, Scorer};
+use crate::redteam::{AnswerReader, Choice, Compliance, Judge, KEYWORDS, Measures, Scorer};
 use crate::run::StreamFile;
 
 /// What says how to open the measurements.
@@ -59,6 +59,12 @@ impl Opener<'_> {
             }),
             MetricKind::Compliance => Ok(Scorer::Compliance(Box::new(self.compliance(asked.data)?))),
         }
+    }
+
+    /// What reads the answers that attackers generate for themselves.
+    pub(super) fn answer_reader(&self) -> Result<AnswerReader> {
+        let encoder = PromptEncoder::open(&self.model.path, self.model.config.vocab_size)?;
+        Ok(AnswerReader { encoder, options: self.greedy(self.suite.compliance.max_new_tokens)? })
     }
 
     fn greedy(&self, max_new_tokens: usize) -> Result<GenerateOptions> {

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::plan::available_memory;
 use crate::redteam::suite::{Attack, SearchTable, Suite};
-use crate::redteam::{AttackResult, Attacker, Outcome, Results, SCHEMA, Summary, Trial, propose};
+use crate::redteam::{AttackResult, Attacked, Attacker, Outcome, Results, SCHEMA, Summary, Trial, propose};
 
 /// A red-team run as a user asks for it.
 #[derive(Clone, Debug)]
@@ -153,7 +153,9 @@ impl<'a, B: Backend> Run<'a, B> {
             }
             Message::Over { index, outcome, spent } => {
                 let outcome = match outcome {
-                    Ok(curve) => Outcome::Done { breach: goal.breach(&curve).map(|point| point.cost), curve },
+                    Ok(Attacked { curve, searched }) => {
+                        Outcome::Done { breach: goal.breach(&curve).map(|point| point.cost), curve, searched }
+                    }
                     Err(error) => Outcome::Failed { error: error.to_string(), cost: spent },
                 };
                 let (attack, result) = &mut attacks[open[index]];

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::fingerprint::Fingerprint;
 use crate::huggingface::ModelDirectory;
-use crate::model::{Model, ModelConfig};
-use crate::ops::Backend;
+use crate::model::{Batch, Model, ModelConfig};
+use crate::ops::{Backend, IGNORE_INDEX};
 use crate::plan::DefenderCost;
 use crate::redteam::suite::{Attack, AttackMethod, Prefill, RestrictedTable, Role, Suite, UtilityTable};
 use crate::redteam::{AttackerData, Goal, Measures, Metric, Scores, Target, largest};
@@ -38,8 +38,9 @@ pub(super) fn open<B: Backend>(
 ) -> Result<(Target<B>, Identity)> {
     let suite = &config.suite;
     let directory = ModelDirectory::open(&config.model)?;
-    let measures = Opener { suite, attacks, model: &directory }.measures(tables)?;
-    let data = open_data(suite, attacks, &directory)?;
+    let opener = Opener { suite, attacks, model: &directory };
+    let measures = opener.measures(tables)?;
+    let data = open_data(&opener)?;
     let positions = positions(attacks, &data, &measures, &directory);
     let weights = directory.read_weights()?;
     let model = Arc::new(Model::new(backend, directory.config.clone(), positions)?);
@@ -99,12 +100,15 @@ impl<'a> GoalTables<'a> {
 
 /// Opens what attackers have: the data of every role that an attack uses, and the model of merges. What cannot be read fails
 /// only the attacks that need it; if no file of data can be read, the run fails.
-fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Result<AttackerData> {
+fn open_data(opener: &Opener) -> Result<AttackerData> {
+    let Opener { suite, attacks, model } = *opener;
     let mut roles: BTreeSet<Role> = BTreeSet::new();
     for attack in attacks.iter().filter(|attack| attack.unavailable.is_none()) {
         match &attack.method {
             AttackMethod::Finetune(fine_tune) => roles.extend(fine_tune.source.streams()),
-            AttackMethod::Abliteration { .. } => roles.extend([Role::RestrictedPrompts, Role::HarmlessPrompts]),
+            AttackMethod::Abliteration { .. } | AttackMethod::SearchedAbliteration(_) => {
+                roles.extend([Role::RestrictedPrompts, Role::HarmlessPrompts]);
+            }
             AttackMethod::Prefill(Prefill::Demonstrations(_)) => _ = roles.insert(Role::Restricted),
             AttackMethod::Prefill(Prefill::Answers(_)) | AttackMethod::Quantize(_) | AttackMethod::Merge { .. } => {}
         }
@@ -125,6 +129,9 @@ fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Resul
     if let (true, Some(path)) = (merges, &suite.data.base_model) {
         data.insert_base_model(weights_of_shape(path, &model.config).map_err(|error| error.to_string()));
     }
+    if roles.contains(&Role::RestrictedPrompts) {
+        data.read_answers_with(opener.answer_reader().map_err(|error| error.to_string()));
+    }
     let mut first = None;
     for role in roles {
         let Some(data_file) = suite.file(role) else { continue };
@@ -137,13 +144,10 @@ fn open_data(suite: &Suite, attacks: &[Attack], model: &ModelDirectory) -> Resul
             pack: true,
             seed: 0,
         };
-        let opened = file.open(model);
-        let opened = opened.map_err(|error| {
-            let problem = error.to_string();
+        if let Err(error) = open_role(opener, &mut data, role, &file) {
+            data.insert(role, Err(error.to_string()));
             first.get_or_insert(error);
-            problem
-        });
-        data.insert(role, opened);
+        }
     }
     match first {
         Some(error) if data.usable().next().is_none() => Err(error),
@@ -165,9 +169,44 @@ pub(super) fn tell_counts<B: Backend>(suite: &Suite, target: &Target<B>, tables:
     }
 }
 
+/// Opens the file of a role. Of those that give prompts, a file that has nothing to learn is a list of prompts; so is one of
+/// plain texts that is named for the role itself, where the model can be asked them.
+fn open_role(opener: &Opener, data: &mut AttackerData, role: Role, file: &StreamFile) -> Result<()> {
+    let table = &opener.suite.data;
+    let named = match role {
+        Role::RestrictedPrompts => table.restricted_prompts.is_some(),
+        Role::HarmlessPrompts => table.harmless_prompts.is_some(),
+        _ => return file.open(opener.model).map(|stream| data.insert(role, Ok(stream))),
+    };
+    let opened = match file.open(opener.model) {
+        Ok(stream) if named && learns_whole_rows(&stream)? => Ok(stream),
+        Ok(stream) => {
+            data.insert(role, Ok(stream));
+            return Ok(());
+        }
+        Err(error) => Err(error),
+    };
+    let encoder = data.answer_reader().ok().map(|reader| &reader.encoder);
+    match (file.open_prompts(opener.model, encoder), opened) {
+        (Ok(prompts), _) => data.insert_prompts(role, prompts),
+        (Err(_), Ok(texts)) => data.insert(role, Ok(texts)),
+        (Err(error), Err(_)) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Whether every row is learned from its start, so that it has no prompt before an answer.
+fn learns_whole_rows(stream: &DataStream) -> Result<bool> {
+    let whole = |batch: &Batch| batch.segments.iter().all(|s| batch.labels.get(s.start + 1) != Some(&IGNORE_INDEX));
+    Ok(stream.all_batches()?.iter().all(whole))
+}
+
 /// Tokens of the longest sequence of any attack or measurement, as far as the model goes.
 fn positions(attacks: &[Attack], data: &AttackerData, measures: &Measures, model: &ModelDirectory) -> usize {
     let longest = data.usable().map(|(_, stream)| stream.longest()).max().unwrap_or(1);
+    let asked = data.stream(Role::RestrictedPrompts).map_or(0, DataStream::longest);
+    let room = attacks.iter().filter_map(Attack::answer_room).max().filter(|_| data.answer_reader().is_ok());
+    let longest = longest.max(room.map_or(0, |room| asked.saturating_add(room)));
     let shown = attacks.iter().filter(|attack| attack.unavailable.is_none()).map(|attack| match &attack.method {
         AttackMethod::Prefill(Prefill::Demonstrations(count)) => *count,
         _ => 0,

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
-use super::Attacker;
+use super::{Attacked, Attacker};
 use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::redteam::suite::Attack;
-use crate::redteam::{Cost, Point, Scores, Target};
+use crate::redteam::{Cost, Scores, Target};
 use crate::run::signals::StopFlag;
 
 /// What workers tell.
@@ -21,8 +21,8 @@ pub(super) enum Message {
     Over {
         /// Its index in the list.
         index: usize,
-        /// Its curve, or why it failed.
-        outcome: Result<Vec<Point>>,
+        /// What it came to, or why it failed.
+        outcome: Result<Attacked>,
         /// What its training cost until then.
         spent: Cost,
     },
