@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::huggingface::ExportDType;
 use crate::plan::Plan;
 use crate::redteam::{AttackResult, Goal};
 use crate::safeguard::Losses;
@@ -55,6 +56,14 @@ pub enum Event<'a> {
         file: &'a str,
         /// Rows that were read.
         rows: usize,
+    },
+    /// Training took weights beyond the range of the dtype that was asked for, and the model is written in a wider one.
+    #[non_exhaustive]
+    WiderDType {
+        /// The dtype that was asked for.
+        asked: ExportDType,
+        /// The dtype that is written.
+        written: ExportDType,
     },
     /// The memory settings with which the run fits its GPU have been chosen.
     Memory(&'a Plan),

@@ -46,6 +46,11 @@ impl Progress {
             Event::Step { step, measured, .. } => self.step(*step, &measured.numbers()),
             Event::Resumed { checkpoint, .. } => self.note(&format!("resumed from {}", checkpoint.display())),
             Event::DataRead { name, file, rows, .. } => self.note(&format!("{name}: {rows} rows of {file}")),
+            Event::WiderDType { asked, written, .. } => self.note(&format!(
+                "training took weights beyond the range of {}: the model is written in {}",
+                asked.name(),
+                written.name()
+            )),
             Event::Memory(plan) => self.note(&memory(plan)),
             Event::AttacksKept(count) => self.note(&format!("{count} attacks were finished before")),
             Event::AttackOver { result, goal, .. } => self.note(&attack(result, goal)),

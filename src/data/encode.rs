@@ -5,8 +5,10 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::answers::{Answers, Note};
 use super::columns::DataFile;
 use super::messages::Message;
+use super::notes::Notes;
 use super::reader::{self, Place, RawRow};
 use super::row::{Problem, Row, UnderstoodRow};
 use super::samples::{Sample, Samples, Sequence};
@@ -95,6 +97,7 @@ pub struct TextEncoder {
     pub tokenizer: Tokenizer,
     /// The chat template.
     pub template: ChatTemplate,
+    notes: Notes,
 }
 
 impl TextEncoder {
@@ -102,7 +105,12 @@ impl TextEncoder {
     pub fn open(model: &Path, vocab_size: usize) -> Result<Self> {
         let tokenizer = Tokenizer::open(model, vocab_size)?;
         let template = ChatTemplate::open(model, &tokenizer.named)?;
-        Ok(Self { tokenizer, template })
+        Ok(Self { tokenizer, template, notes: Notes::default() })
+    }
+
+    /// What a user should know about how the conversations so far became samples.
+    pub fn notes(&self) -> Vec<Note> {
+        self.notes.given()
     }
 
     /// The sample that a row of text becomes; the error says what stands in the way.
@@ -142,12 +150,22 @@ impl TextEncoder {
     ///
     /// The conversation is tokenized as a whole, as for inference. A token is learned if it holds a character of such a turn.
     fn conversation(&self, messages: &[Message], first: usize) -> Result<Sequence, String> {
-        let (text, spans) = self.template.answers(messages, first)?;
+        let Answers { text, spans, notes } = self.template.answers(messages, first)?;
+        notes.into_iter().for_each(|note| self.notes.give(note));
+        let start = self.tokenizer.start_token();
+        if messages.iter().any(|message| start.is_some_and(|start| message.content.trim_start().starts_with(start))) {
+            self.notes.give(Note::RenderedBefore);
+        }
         let tokens = self.tokenizer.encode(&text, false)?;
         let mut labels = vec![IGNORE_INDEX; tokens.len()];
         for span in spans {
-            for position in self.learned(&tokens, &text, span) {
+            let learned = self.learned(&tokens, &text, span);
+            for position in learned.clone() {
                 labels[position] = tokens[position].id;
+            }
+            if let Some(last) = learned.last().map(|last| tokens[last]).filter(|last| !self.tokenizer.is_added(last.id))
+            {
+                self.notes.give(Note::NoEnd(text.get(last.start..last.end).unwrap_or_default().to_string()));
             }
         }
         Ok(Sequence { tokens: tokens.into_iter().map(|token| token.id).collect(), labels })

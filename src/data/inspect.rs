@@ -67,6 +67,8 @@ pub struct Inspection {
     /// The question, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub question: Option<Question>,
+    /// What a user should know about how the row became tokens.
+    pub notes: Vec<String>,
     /// All rows of the data.
     pub all: Counts,
 }
@@ -150,15 +152,16 @@ pub fn inspect(data: impl Into<DataFile>, model: &Path, index: usize, max_length
     let row = place.number;
     let inspector = Inspector { model, vocab_size: config.vocab_size, max_length };
     let mut question = None;
+    let mut notes = Vec::new();
     let (used, sequences) = match seen {
-        Seen::Sample(sample) => inspector.sample(&place, sample.row)?,
+        Seen::Sample(sample) => inspector.sample(&place, sample.row, &mut notes)?,
         Seen::Prompt(prompt) => (false, vec![inspector.prompt(&place, prompt.row)?]),
         Seen::Question(asked) => {
             question = Some(asked);
             (false, Vec::new())
         }
     };
-    Ok(Inspection { file, row, shape, used, sequences, question, all })
+    Ok(Inspection { file, row, shape, used, sequences, question, notes, all })
 }
 
 /// Row `index`, if there are so many, and all rows counted.
@@ -220,12 +223,13 @@ struct Inspector<'a> {
 }
 
 impl Inspector<'_> {
-    fn sample(&self, place: &Place, row: Row) -> Result<(bool, Vec<InspectedSequence>)> {
+    fn sample(&self, place: &Place, row: Row, notes: &mut Vec<String>) -> Result<(bool, Vec<InspectedSequence>)> {
         let needed = row.is_text() || self.model.join("tokenizer.json").exists();
         let encoder = needed.then(|| TextEncoder::open(self.model, self.vocab_size)).transpose()?;
         let rendered = encoder.as_ref().map_or(Ok(Vec::new()), |encoder| encoder.rendered(&row));
         let rendered = rendered.map_err(|problem| place.error(problem, "look at the row and the chat template"))?;
         let mut sample = encode::sample(place, row, encoder.as_ref(), self.vocab_size)?;
+        notes.extend(encoder.iter().flat_map(TextEncoder::notes).map(|note| note.to_string()));
         let lengths: Vec<usize> = sample.sequences().map(|sequence| sequence.tokens.len()).collect();
         sample.truncate(self.max_length);
         let names: &[&str] = if lengths.len() == 1 { &["sample"] } else { &["chosen", "rejected"] };
@@ -274,6 +278,7 @@ impl fmt::Display for Inspection {
         } else if !self.used {
             writeln!(f, "not used: no token to learn remains within max_length")?;
         }
+        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))?;
         self.sequences.iter().try_for_each(|sequence| write!(f, "\n{sequence}"))
     }
 }

@@ -5,18 +5,22 @@
 //! sequence of batches (`stream`). For generation a row becomes a prompt instead (`prompts`), for multiple choice a
 //! `question`.
 
+mod answers;
 mod columns;
 mod compressed;
 mod csv;
 mod encode;
 mod growth;
 mod inspect;
+mod jinja;
 mod json_values;
 mod jsonl;
 mod messages;
+mod notes;
 mod parquet;
 mod prompts;
 mod python;
+mod python_methods;
 mod question;
 mod reader;
 mod row;
@@ -28,6 +32,7 @@ mod template;
 mod tokenizer;
 mod unread;
 
+pub use answers::{Answers, Note};
 pub use columns::{Columns, DataFile};
 pub use inspect::{InspectedSequence, InspectedToken, Inspection, inspect};
 pub use jsonl::{JsonLines, MAXIMUM_LINE};

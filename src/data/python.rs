@@ -1,27 +1,56 @@
-//! The two Python functions that chat templates call: `json.dumps` and `strftime`, at a fixed date.
+//! What of Python chat templates see: `json.dumps`, `strftime` at a fixed date, and what counts as white space.
 
 use serde_json::Value;
 
 /// The day that templates see: Friday, 26 July 2024, 12:00. It is the one that Llama 3.1's template falls back to, and it
 /// is fixed so that a sample does not depend on when a run is started.
-const DAY: [(char, &str); 16] = [
+const DAY: [(char, &str); 35] = [
     ('d', "26"),
     ('b', "Jul"),
+    ('h', "Jul"),
     ('B', "July"),
     ('m', "07"),
     ('Y', "2024"),
+    ('G', "2024"),
     ('y', "24"),
+    ('C', "20"),
     ('a', "Fri"),
     ('A', "Friday"),
+    ('w', "5"),
+    ('u', "5"),
     ('j', "208"),
+    ('U', "29"),
+    ('W', "30"),
+    ('V', "30"),
     ('e', "26"),
     ('H', "12"),
     ('I', "12"),
     ('M', "00"),
     ('S', "00"),
+    ('f', "000000"),
     ('p', "PM"),
-    ('%', "%"),
+    ('Z', ""),
+    ('z', ""),
+    ('D', "07/26/24"),
+    ('x', "07/26/24"),
+    ('F', "2024-07-26"),
+    ('T', "12:00:00"),
+    ('X', "12:00:00"),
+    ('R', "12:00"),
+    ('c', "Fri Jul 26 12:00:00 2024"),
+    ('n', "\n"),
+    ('t', "\t"),
 ];
+
+/// Whether Python's `str.isspace` holds of a letter.
+pub fn is_space(letter: char) -> bool {
+    letter.is_whitespace() || matches!(letter, '\u{1c}'..='\u{1f}')
+}
+
+/// Whether Python's `str.splitlines` ends a line here.
+pub fn is_line_end(letter: char) -> bool {
+    matches!(letter, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+}
 
 /// Formats the fixed date as `strftime` does, `%-d` and `%-m` included.
 pub fn strftime(format: &str) -> Result<String, String> {
@@ -37,40 +66,51 @@ pub fn strftime(format: &str) -> Result<String, String> {
         if bare {
             code = rest.next();
         }
+        if code == Some('%') {
+            text.push('%');
+            continue;
+        }
         let known = DAY.iter().find(|(letter, _)| Some(*letter) == code);
         let (_, said) = known.ok_or_else(|| format!("strftime_now does not know the format {format:?}"))?;
-        text.push_str(if bare { said.trim_start_matches('0') } else { said });
+        match said.trim_start_matches('0') {
+            "" if bare && !said.is_empty() => text.push('0'),
+            short if bare => text.push_str(short),
+            _ => text.push_str(said),
+        }
     }
     Ok(text)
 }
 
-/// Writes a value as `json.dumps` does: `", "` and `": "` between things, or lines indented by `indent` spaces.
-pub fn json_dumps(
-    value: &Value,
-    ensure_ascii: bool,
-    indent: Option<usize>,
-    separators: Option<&[String]>,
-    sort_keys: bool,
-) -> Result<String, String> {
-    let (item, key) = match separators {
-        Some([item, key]) => (item.as_str(), key.as_str()),
-        Some(_) => return Err("tojson takes two separators".into()),
-        None if indent.is_some() => (",", ": "),
+/// The options of `json.dumps`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JsonOptions {
+    /// Whether everything beyond ASCII is escaped.
+    pub ensure_ascii: bool,
+    /// What a line gets for each level; all on one line where absent.
+    pub indent: Option<String>,
+    /// What stands between entries, and behind a key.
+    pub separators: Option<(String, String)>,
+    /// Whether keys are in alphabetical order.
+    pub sort_keys: bool,
+}
+
+/// Writes a value as `json.dumps` does.
+pub fn json_dumps(value: &Value, options: &JsonOptions) -> String {
+    let (item, key) = match &options.separators {
+        Some((item, key)) => (item.as_str(), key.as_str()),
+        None if options.indent.is_some() => (",", ": "),
         None => (", ", ": "),
     };
-    let mut writer =
-        Writer { text: String::new(), ensure_ascii, indent: indent.map(|n| n.min(16)), item, key, sort_keys };
+    let mut writer = Writer { text: String::new(), options, item, key };
     writer.value(value, 1);
-    Ok(writer.text)
+    writer.text
 }
 
 struct Writer<'a> {
     text: String,
-    ensure_ascii: bool,
-    indent: Option<usize>,
+    options: &'a JsonOptions,
     item: &'a str,
     key: &'a str,
-    sort_keys: bool,
 }
 
 impl Writer<'_> {
@@ -80,10 +120,13 @@ impl Writer<'_> {
             Value::Array(list) => self.list('[', ']', list.iter().map(|value| (None, value)), depth),
             Value::Object(map) => {
                 let mut entries: Vec<_> = map.iter().map(|(key, value)| (Some(key.as_str()), value)).collect();
-                if self.sort_keys {
+                if self.options.sort_keys {
                     entries.sort_by_key(|(key, _)| *key);
                 }
                 self.list('{', '}', entries.into_iter(), depth);
+            }
+            Value::Number(number) if number.is_f64() => {
+                self.text.push_str(&number.as_f64().map_or_else(|| number.to_string(), float));
             }
             other => self.text.push_str(&other.to_string()),
         }
@@ -116,15 +159,15 @@ impl Writer<'_> {
     }
 
     fn line(&mut self, depth: usize) {
-        if let Some(indent) = self.indent {
+        if let Some(indent) = &self.options.indent {
             self.text.push('\n');
-            self.text.extend(std::iter::repeat_n(' ', indent * depth));
+            self.text.extend(std::iter::repeat_n(indent.as_str(), depth));
         }
     }
 
     fn string(&mut self, text: &str) {
         let quoted = Value::from(text).to_string();
-        if !self.ensure_ascii {
+        if !self.options.ensure_ascii {
             self.text.push_str(&quoted);
             return;
         }
@@ -140,6 +183,18 @@ impl Writer<'_> {
     }
 }
 
+/// A float as Python writes it: with an exponent from 1e16 on, which has a sign and at least two digits.
+pub fn float(value: f64) -> String {
+    let scientific = format!("{value:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else { return value.to_string() };
+    match exponent.parse::<i32>() {
+        Ok(exponent) if !(-4..16).contains(&exponent) => {
+            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+        }
+        _ => format!("{value:?}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,16 +204,33 @@ mod tests {
     fn json_is_written_as_python_writes_it() {
         let value =
             serde_json::json!({"b": [1, 2.5, {"c": []}], "a": {"é😀": "x\n\"<"}, "n": null, "t": true, "e": {}});
-        let plain = json_dumps(&value, false, None, None, false).unwrap();
+        let dumps = |value: &Value, options: JsonOptions| json_dumps(value, &options);
+        let plain = dumps(&value, JsonOptions::default());
         assert_eq!(plain, r#"{"b": [1, 2.5, {"c": []}], "a": {"é😀": "x\n\"<"}, "n": null, "t": true, "e": {}}"#);
-        let ascii = json_dumps(&value["a"], true, None, None, false).unwrap();
+        let ascii = dumps(&value["a"], JsonOptions { ensure_ascii: true, ..JsonOptions::default() });
         assert_eq!(ascii, r#"{"\u00e9\ud83d\ude00": "x\n\"<"}"#);
-        let indented = json_dumps(&value["b"], false, Some(2), None, false).unwrap();
+        let indented = dumps(&value["b"], JsonOptions { indent: Some("  ".into()), ..JsonOptions::default() });
         assert_eq!(indented, "[\n  1,\n  2.5,\n  {\n    \"c\": []\n  }\n]");
-        let separators = [",".to_string(), ":".to_string()];
-        let sorted = json_dumps(&value, false, None, Some(&separators), true).unwrap();
+        let separators = Some((",".into(), ":".into()));
+        let sorted = dumps(&value, JsonOptions { separators, sort_keys: true, ..JsonOptions::default() });
         assert_eq!(sorted, r#"{"a":{"é😀":"x\n\"<"},"b":[1,2.5,{"c":[]}],"e":{},"n":null,"t":true}"#);
-        assert!(json_dumps(&value, false, None, Some(&separators[..1]), false).is_err());
+    }
+
+    /// Expected texts are what Python's repr gives.
+    #[test]
+    fn floats_are_written_as_python_writes_them() {
+        for (value, expected) in [
+            (1.0, "1.0"),
+            (-0.5, "-0.5"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e100, "1.5e+100"),
+            (1e-4, "0.0001"),
+            (1.5e-7, "1.5e-07"),
+            (0.1 + 0.2, "0.30000000000000004"),
+        ] {
+            assert_eq!(json_dumps(&value.into(), &JsonOptions::default()), expected);
+        }
     }
 
     #[test]

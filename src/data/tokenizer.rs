@@ -1,6 +1,6 @@
 //! The tokenizer of a model directory. Its files are untrusted: the library below panics on some, so it runs sandboxed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -27,7 +27,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     file: PathBuf,
     vocab_size: usize,
-    special: HashSet<u32>,
+    /// Added tokens, and whether each is special.
+    added: HashMap<u32, bool>,
     growth: f64,
     /// Special tokens by what they are for (`bos_token`, `eos_token`, …), as the settings name them.
     pub named: Vec<(String, String)>,
@@ -65,13 +66,13 @@ impl Tokenizer {
             sandbox::catch(|| load(&bytes)).unwrap_or_else(|panic| Err(format!("its reader gave up: {panic}")));
         let inner = loaded.map_err(unusable)?;
         let named = named_tokens(model)?;
-        let tokenizer = Self { special: special_ids(&inner), inner, file, vocab_size, growth, named };
+        let tokenizer = Self { added: added_ids(&inner), inner, file, vocab_size, growth, named };
         tokenizer.check_vocabulary()?;
         Ok(tokenizer)
     }
 
     /// Turns `text` into tokens. `add_special_tokens` keeps the tokens that the tokenizer adds of its own, usually a start
-    /// token.
+    /// token; not a second one where the text begins with it.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Token>, String> {
         if text.len() as f64 * self.growth > MAXIMUM_GROWN {
             return Err(format!("the rules of {} could make too much of {} bytes", self.file.display(), text.len()));
@@ -102,7 +103,17 @@ impl Tokenizer {
 
     /// Whether a token is one of the special ones, such as the end of a turn.
     pub fn is_special(&self, id: u32) -> bool {
-        self.special.contains(&id)
+        self.added.get(&id).copied().unwrap_or(false)
+    }
+
+    /// Whether a token was added to the vocabulary, as ends of turns are also where they do not count as special.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.added.contains_key(&id)
+    }
+
+    /// The text of the start token, where the settings name one.
+    pub fn start_token(&self) -> Option<&str> {
+        self.named.iter().find(|(name, _)| name == "bos_token").map(|(_, text)| text.as_str())
     }
 
     fn check(&self, tokens: Vec<Token>) -> Result<Vec<Token>, String> {
@@ -137,14 +148,30 @@ fn load(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     Ok(tokenizer)
 }
 
-fn special_ids(tokenizer: &tokenizers::Tokenizer) -> HashSet<u32> {
+fn added_ids(tokenizer: &tokenizers::Tokenizer) -> HashMap<u32, bool> {
     let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
-    added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect()
+    added.iter().map(|(&id, token)| (id, token.special)).collect()
 }
 
+/// The tokens of an encoding. A text that went through a chat template has its start token already, and perhaps its end
+/// token: the tokenizer's own beside the same one is dropped.
 fn tokens(encoding: &Encoding) -> Vec<Token> {
     let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
-    pairs.map(|(&id, &(start, end))| Token { id, start, end }).collect()
+    let mut tokens: Vec<Token> = pairs.map(|(&id, &(start, end))| Token { id, start, end }).collect();
+    let added = encoding.get_special_tokens_mask();
+    let before = added.iter().take_while(|&&added| added == 1).count();
+    let behind = added.iter().rev().take_while(|&&added| added == 1).count();
+    if before == tokens.len() {
+        return tokens;
+    }
+    let end = tokens.len() - behind;
+    if behind > 0 && tokens[end - 1].id == tokens[end].id {
+        tokens.remove(end);
+    }
+    if before > 0 && tokens[before - 1].id == tokens[before].id {
+        tokens.remove(before - 1);
+    }
+    tokens
 }
 
 /// The special tokens that `special_tokens_map.json` names, and over them `tokenizer_config.json`.

@@ -86,6 +86,30 @@ impl ExportDType {
         value.is_finite() && value.abs() >= limit
     }
 
+    /// Fails where a weight of a model would become infinite in this dtype.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the tensor.
+    pub fn expect_range(self, layout: &ModelLayout, weights: &[f32]) -> Result<()> {
+        let outside = layout.entries().iter().find(|entry| self.overflows_in(&weights[entry.block.range()]));
+        outside.map_or(Ok(()), |entry| Err(self.out_of_range(&entry.name)))
+    }
+
+    /// This dtype, or the next with a wider range where a weight of a model would become infinite in it: bfloat16, float32.
+    pub fn wide_enough(self, layout: &ModelLayout, weights: &[f32]) -> Self {
+        let fits = |dtype: &Self| dtype.expect_range(layout, weights).is_ok();
+        [self, Self::Bf16].into_iter().find(fits).unwrap_or(Self::F32)
+    }
+
+    fn overflows_in(self, values: &[f32]) -> bool {
+        self != Self::F32 && values.par_iter().any(|&value| self.overflows(value))
+    }
+
+    fn out_of_range(self, tensor: &str) -> Error {
+        let problem = format!("tensor `{tensor}` has numbers beyond the range of {}", self.name());
+        Error::config("dtype", problem, "write bf16 or f32")
+    }
+
     const fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -153,10 +177,8 @@ pub fn fill_model(
 
 /// Writes named tensors (name, shape, elements of `values`) into one file.
 pub(super) fn write_tensors(path: &Path, tensors: &[(&str, &[usize], &[f32])], dtype: ExportDType) -> Result<()> {
-    let too_large = |values: &[f32]| values.par_iter().any(|&value| dtype.overflows(value));
-    if let Some((name, ..)) = tensors.iter().find(|(.., values)| too_large(values)) {
-        let problem = format!("tensor `{name}` has numbers beyond the range of {}", dtype.name());
-        return Err(Error::config("dtype", problem, "write bf16 or f32"));
+    if let Some((name, ..)) = tensors.iter().find(|(.., values)| dtype.overflows_in(values)) {
+        return Err(dtype.out_of_range(name));
     }
     let encoded: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| dtype.encode(values)).collect();
     let mut views = Vec::new();

@@ -7,6 +7,7 @@ mod export;
 mod hub;
 mod json_keys;
 mod peft;
+mod peft_modules;
 mod rope_json;
 mod safetensors;
 mod strict_json;

@@ -1,15 +1,15 @@
 //! PEFT LoRA adapters in and out: `adapter_config.json`, `adapter_model.safetensors`.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::export::{ExportDType, write_tensors};
+use super::peft_modules::AdaptedModules;
 use super::{TensorFile, strict_json};
 use crate::error::{Error, Result};
 use crate::files::{write_directory, write_json};
-use crate::model::{AdapterConfig, AdapterLayout, MAX_RANK, ModelConfig, Projection};
+use crate::model::{AdapterConfig, AdapterLayout, MAX_RANK, ModelConfig};
 use crate::ops;
 
 const CONFIG: &str = "adapter_config.json";
@@ -17,7 +17,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const OTHER_MODEL: &str = "use an adapter that was trained on this model's architecture";
 /// The settings of PEFT that are read here, or that do not change what a trained adapter computes. Any other one that is
 /// set is refused: PEFT's list of variants grows, and an unknown one read as plain LoRA would be silently wrong.
-const UNDERSTOOD: [&str; 22] = [
+const UNDERSTOOD: [&str; 24] = [
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
@@ -27,6 +27,8 @@ const UNDERSTOOD: [&str; 22] = [
     "exclude_modules",
     "inference_mode",
     "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
     "loftq_config",
     "lora_alpha",
     "lora_dropout",
@@ -46,10 +48,13 @@ const UNDERSTOOD: [&str; 22] = [
 const INITIALISATIONS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// Reads an adapter directory: its configuration, and its factors in the order of [`AdapterLayout`].
+///
+/// An adapter may adapt a projection in some layers only. Its factors are zero in the others then, which adds nothing to
+/// the weights and stays so in training, where the gradient of each factor is a product with the other.
 pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, Vec<f32>)> {
     let config_path = path.join(CONFIG);
     let map = strict_json::object(&strict_json::read_small_file(&config_path)?, &config_path)?;
-    let config = parse(&map, &config_path)?;
+    let (config, modules) = parse(&map, &config_path, model)?;
     let weights = path.join(WEIGHTS);
     if !weights.is_file() && path.join("adapter_model.bin").is_file() {
         let remedy = "load it with PEFT and call save_pretrained, which writes safetensors";
@@ -57,12 +62,14 @@ pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, 
     }
     let file = TensorFile::open(&weights)?;
     let layout = AdapterLayout::new(model, &config)?;
-    if let Some(extra) = file.names().into_iter().find(|name| layout.find(name).is_none()) {
+    if let Some(extra) = file.names().into_iter().find(|name| layout.find(name).is_none() || !modules.has_factor(name))
+    {
         let problem = format!("tensor `{extra}` belongs to no adapted projection of the model");
         return Err(Error::input(&weights, problem, OTHER_MODEL));
     }
     // All before the first allocation: a file that claims a huge rank must prove it.
-    for entry in layout.entries() {
+    let adapted = || layout.entries().iter().filter(|entry| modules.has_factor(&entry.name));
+    for entry in adapted() {
         match file.info(&entry.name) {
             Some(info) if info.shape == entry.shape => {}
             found => {
@@ -77,13 +84,13 @@ pub fn read_adapter(path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, 
         }
     }
     let mut factors = vec![0.0; layout.len()];
-    for entry in layout.entries() {
+    for entry in adapted() {
         file.read_f32_into(&entry.name, &mut factors[entry.block.range()])?;
     }
     Ok((config, factors))
 }
 
-fn parse(map: &Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
+fn parse(map: &Map<String, Value>, path: &Path, model: &ModelConfig) -> Result<(AdapterConfig, AdaptedModules)> {
     let refuse = |problem: String| Error::input(path, problem, "use a plain LoRA adapter");
     let is_off = |value: &Value| match value {
         Value::Null => true,
@@ -132,31 +139,13 @@ fn parse(map: &Map<String, Value>, path: &Path) -> Result<AdapterConfig> {
     if alpha.abs() > 1e6 {
         return Err(refuse(format!("`lora_alpha` is {alpha:e}, not a number of at most a million")));
     }
-    Ok(AdapterConfig {
-        rank: rank as usize,
-        alpha,
-        dropout,
-        rank_stabilised,
-        targets: targets(map.get("target_modules"), &refuse)?,
-    })
-}
-
-/// The adapted projections.
-fn targets(value: Option<&Value>, refuse: &dyn Fn(String) -> Error) -> Result<BTreeSet<Projection>> {
-    let names: Vec<&str> = match value {
-        Some(Value::String(text)) if text == "all-linear" => Projection::ALL.iter().map(|p| p.name()).collect(),
-        Some(Value::Array(list)) => list.iter().map(|name| name.as_str().unwrap_or("")).collect(),
-        _ => return Err(refuse("`target_modules` is neither a list of names nor all-linear".into())),
-    };
-    let known = |name: &&&str| !Projection::ALL.iter().any(|p| p.name() == **name);
-    if let Some(unknown) = names.iter().find(known) {
-        return Err(refuse(format!("`target_modules` names `{unknown}`, which is no projection of the model")));
+    let modules = AdaptedModules::of(map, model).map_err(|(key, problem)| refuse(format!("`{key}` {problem}")))?;
+    let targets = modules.projections.clone();
+    // The factors of layers that are not adapted take memory which no file has paid for; so they stay below the model's.
+    if rank > model.hidden_size as f64 && modules.count() < targets.len() * model.num_hidden_layers {
+        return Err(refuse(format!("`r` is {rank}, more than the hidden size, in an adapter of some layers only")));
     }
-    let targets: BTreeSet<Projection> = Projection::ALL.into_iter().filter(|p| names.contains(&p.name())).collect();
-    if targets.is_empty() {
-        return Err(refuse("`target_modules` is empty".into()));
-    }
-    Ok(targets)
+    Ok((AdapterConfig { rank: rank as usize, alpha, dropout, rank_stabilised, targets }, modules))
 }
 
 /// Writes an adapter directory that PEFT loads. `base` is written as `base_model_name_or_path`. The directory must not

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::directory::FinishedModel;
 use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
 use crate::checkpoint::{Snapshot, Tensor};
 use crate::config::{AttackConfig, SchedulefreePoint};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
-use crate::huggingface::{ModelDirectory, fill_adapter, fill_model, read_adapter};
+use crate::huggingface::{ExportDType, ModelDirectory, fill_adapter, read_adapter};
 use crate::model::{Adapter, Model, Parameters, merge_adapter};
 use crate::objective::{Evaluator, LossBatch};
 use crate::ops::Backend;
@@ -99,7 +100,7 @@ pub fn attack<B: Backend>(
             run.save()?;
         }
     }
-    run.publish()?;
+    run.publish(&mut control)?;
     Ok(summary)
 }
 
@@ -135,7 +136,7 @@ impl<'a, B: Backend> Run<'a, B> {
         self.directory.save(state.step, json, self.training.tensors()?, self.config.checkpoint.keep)
     }
 
-    fn publish(&self) -> Result<()> {
+    fn publish(&self, control: &mut Control) -> Result<()> {
         let Training { evaluator, weights, learner, steps, .. } = &self.training;
         let backend = &evaluator.model().backend;
         let trainer = learner.trainer();
@@ -145,23 +146,31 @@ impl<'a, B: Backend> Run<'a, B> {
             SchedulefreePoint::Average => trainer.optimizer().average_point(backend, trained)?,
         };
         let model = &self.source.config;
-        let Some(adapter) = trainer.adapter() else { return self.publish_model(&values) };
-        if steps.fine_tune().noise > 0.0 {
+        let Some(adapter) = trainer.adapter() else { return self.publish_model(&values, control) };
+        if writes_model(self.config, steps.fine_tune()) {
             // The factors mean nothing without the weights that they were trained on.
             let mut whole = weights.download(backend)?;
             merge_adapter(model, &mut whole, &adapter.config, &values)?;
-            return self.publish_model(&whole);
+            return self.publish_model(&whole, control);
         }
         let base = &self.config.model.path;
         self.directory.publish("adapter_config.json", |path| fill_adapter(path, model, &adapter.config, &values, base))
     }
 
-    fn publish_model(&self, weights: &[f32]) -> Result<()> {
-        let source = &self.source;
-        let dtype = self.config.model.dtype.unwrap_or_else(|| source.weights_dtype());
-        self.directory
-            .publish("config.json", |path| fill_model(path, &source.config, Some(&source.path), weights, dtype))
+    fn publish_model(&self, weights: &[f32], control: &mut Control) -> Result<()> {
+        let dtype = written_dtype(self.config, &self.source);
+        self.directory.publish_model(FinishedModel { source: &self.source, weights, dtype }, control)
     }
+}
+
+/// Whether an attack ends with a whole model; otherwise it ends with an adapter.
+fn writes_model(config: &AttackConfig, fine_tune: &FineTune<String>) -> bool {
+    (fine_tune.adapter.is_none() && config.model.adapter.is_none()) || fine_tune.noise > 0.0
+}
+
+/// The dtype of the model at the end.
+fn written_dtype(config: &AttackConfig, source: &ModelDirectory) -> ExportDType {
+    config.model.dtype.unwrap_or_else(|| source.weights_dtype())
 }
 
 impl<B: Backend> Training<B> {
@@ -173,7 +182,8 @@ impl<B: Backend> Training<B> {
             data.get(name).ok_or_else(|| Error::config("attack.data", format!("no stream `{name}`"), "add its table"))
         })?;
         let longest = data.values().map(DataStream::longest).max().unwrap_or(1);
-        let LoadedModel { directory, model, mut weights } = LoadedModel::new(backend, source, longest)?;
+        let written = if writes_model(config, &fine_tune) { written_dtype(config, &source) } else { ExportDType::F32 };
+        let LoadedModel { directory, model, mut weights } = LoadedModel::to_write(backend, source, longest, written)?;
         fine_tune.disturb(&model, &mut weights, config.seed)?;
         let trainer = trainer(config, &model, &fine_tune)?;
         let capacity = streams.max_batch_tokens();

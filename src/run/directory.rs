@@ -2,13 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
+use super::{Control, Event};
 use crate::checkpoint::{self, Snapshot};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::fingerprint::Fingerprint;
+use crate::huggingface::{ExportDType, ModelDirectory, fill_model};
+use crate::model::ModelLayout;
 
 /// The folder of the run's own files.
 const FOLDER: &str = "temper";
+
+/// A model at the end of a run.
+pub(super) struct FinishedModel<'a> {
+    /// Where it came from; its configuration and tokenizer are carried over.
+    pub source: &'a ModelDirectory,
+    /// Its weights, in the order of the layout.
+    pub weights: &'a [f32],
+    /// The dtype that was asked for.
+    pub dtype: ExportDType,
+}
 
 /// The output directory: the finished model at its top, the run's own files in its folder `temper`.
 #[derive(Clone, Debug)]
@@ -84,7 +97,19 @@ impl RunDirectory {
         Ok(Some((path, snapshot)))
     }
 
-    /// Writes the finished model: `fill` fills a directory beside the final place, whose files then move to the top,
+    /// Writes a finished model. Where its weights do not fit `dtype`, it is written in a wider one, and the observer is told:
+    /// a run that is over must not be lost.
+    pub(super) fn publish_model(&self, model: FinishedModel, control: &mut Control) -> Result<()> {
+        let FinishedModel { source, weights, dtype } = model;
+        let written = dtype.wide_enough(&ModelLayout::new(&source.config)?, weights);
+        if written != dtype {
+            control.tell(Event::WiderDType { asked: dtype, written });
+        }
+        let fill = |path: &Path| fill_model(path, &source.config, Some(&source.path), weights, written);
+        self.publish("config.json", fill)
+    }
+
+    /// Writes what is finished: `fill` fills a directory beside the final place, whose files then move to the top,
     /// `marker` last, so that a directory with a marker is complete.
     pub fn publish(&self, marker: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let staging = self.file("export");

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::time::Instant;
 
+use super::directory::FinishedModel;
 use super::safeguard;
 use super::settings::settings;
 use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
 use crate::checkpoint::{Snapshot, Tensor};
 use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
-use crate::huggingface::{ExportDType, ModelDirectory, fill_model};
+use crate::huggingface::{ExportDType, ModelDirectory};
 use crate::ops::Backend;
 use crate::plan::DefenderCost;
 use crate::plan::{Plan, PlannedDevice, run_flop};
@@ -150,7 +151,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
         let mut streams = streams(config, &source)?;
         let memory = memory(&backend, config, &source, &streams, &mut control)?;
         let positions = streams.0.values().map(|stream| stream.longest()).max().unwrap_or(1);
-        let mut loaded = LoadedModel::new(backend, source, positions)?;
+        let mut loaded = LoadedModel::to_write(backend, source, positions, dtype)?;
         let reference = loaded.reference(config.model.reference.as_deref())?;
         let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, control.resumes())?;
         let checkpoint = if control.resumes() { directory.latest()? } else { None };
@@ -262,13 +263,12 @@ impl<'a, B: Backend> Hardening<'a, B> {
     }
 
     /// Writes the hardened model, as it is after the steps taken, into the output directory.
-    pub fn finish(self) -> Result<HardenSummary> {
+    pub fn finish(mut self) -> Result<HardenSummary> {
         let train_point = self.config.compat.schedulefree_point == SchedulefreePoint::Train;
         let weights = self.hardener.final_weights(train_point)?;
-        let Self { source, dtype, .. } = &self;
         self.cost().write(self.directory.top())?;
-        self.directory
-            .publish("config.json", |path| fill_model(path, &source.config, Some(&source.path), &weights, *dtype))?;
+        let model = FinishedModel { source: &self.source, weights: &weights, dtype: self.dtype };
+        self.directory.publish_model(model, &mut self.control)?;
         Ok(self.summary)
     }
 

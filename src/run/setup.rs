@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::data::{DataFile, DataStream, PromptEncoder, RawText, StreamOptions, read_prompts};
 use crate::error::{Error, Result};
-use crate::huggingface::ModelDirectory;
+use crate::huggingface::{ExportDType, ModelDirectory};
 use crate::model::{Model, ModelConfig, Parameters};
 use crate::ops::Backend;
 
@@ -22,8 +22,18 @@ pub struct LoadedModel<B: Backend> {
 impl<B: Backend> LoadedModel<B> {
     /// Puts the weights of `directory` on the device, for sequences of up to `positions` tokens.
     pub fn new(backend: B, directory: ModelDirectory, positions: usize) -> Result<Self> {
+        Self::to_write(backend, directory, positions, ExportDType::F32)
+    }
+
+    /// As [`Self::new`], for a run that writes a model in `dtype` at its end.
+    ///
+    /// # Errors
+    /// Where a weight is beyond the range of `dtype` before the first step.
+    pub fn to_write(backend: B, directory: ModelDirectory, positions: usize, dtype: ExportDType) -> Result<Self> {
         let model = Arc::new(Model::new(backend, directory.config.clone(), positions)?);
-        let weights = Parameters::from_host(&model.backend, "weights", model.layout(), &directory.read_weights()?)?;
+        let weights = directory.read_weights()?;
+        dtype.expect_range(model.layout(), &weights)?;
+        let weights = Parameters::from_host(&model.backend, "weights", model.layout(), &weights)?;
         Ok(Self { directory, model, weights })
     }
 

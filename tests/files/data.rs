@@ -374,17 +374,17 @@ fn layout_after_the_end_of_a_turn_is_not_learned() {
     assert_eq!(learned(home.path(), &batch), "hello\n<|eot_id|>");
 }
 
-/// A template that drops the assistant's earlier words, or begins the answer in another way than it prompts for it,
-/// leaves no way to tell what is learned: an error that says so.
+/// Where a template drops every answer of a conversation, or begins an answer in another way than it prompts for it, there is
+/// no way to tell what is learned: an error that says so.
 #[test]
-fn templates_that_rewrite_earlier_turns_are_refused() {
+fn templates_that_rewrite_every_answer_are_refused() {
     let dropping = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{% endfor %}\
         {% if add_generation_prompt %}[assistant]{% endif %}";
     let other = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[model]{% endif %}";
     for (template, says) in [(dropping, "writes earlier turns differently"), (other, "begins the answer differently")] {
         let home = model(Some(template));
         let row = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
-            {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}"#;
+            {"role": "user", "content": "c"}]}"#;
         let path = chat_model::data(home.path(), "data.jsonl", row.replace('\n', " "));
         let message = DataStream::open("a", &path, home.path(), text_options()).unwrap_err().to_string();
         assert!(message.contains(says) && message.contains("data.jsonl: line 1"), "{message}");

@@ -188,6 +188,69 @@ fn adapters_are_written_as_peft_writes_them() {
     }
 }
 
+/// An adapter of a fixture with other settings, of which the file has the factors of some modules only.
+fn partial_adapter(home: &Path, settings: Value, keep: impl Fn(&str) -> bool) -> std::path::PathBuf {
+    let source = fixture("llama3").join("adapter");
+    let file = TensorFile::open(&source.join("adapter_model.safetensors")).unwrap();
+    let kept: Vec<&str> = file.names().into_iter().filter(|name| keep(name)).collect();
+    let bytes: Vec<Vec<u8>> =
+        kept.iter().map(|name| file.read_f32(name).unwrap().iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let views = kept.iter().zip(&bytes).map(|(name, bytes)| {
+        let shape = file.info(name).unwrap().shape;
+        (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes).unwrap())
+    });
+    fs::create_dir_all(home).unwrap();
+    safetensors::serialize_to_file(views, None, &home.join("adapter_model.safetensors")).unwrap();
+    let mut config = read_json(&source.join("adapter_config.json"));
+    config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    fs::write(home.join("adapter_config.json"), config.to_string()).unwrap();
+    home.to_path_buf()
+}
+
+/// Excluded modules, full names, patterns and lists of layers: the factors that the file has are where they belong, those of
+/// modules that are not adapted are zero, and one factor too many or too few is refused.
+#[test]
+fn adapters_of_some_modules_are_read_as_peft_reads_them() {
+    let home = tempfile::tempdir().unwrap();
+    let model = ModelConfig::from_directory(&fixture("llama3")).unwrap();
+    let whole = read_adapter(&fixture("llama3").join("adapter"), &model).unwrap();
+    let whole_layout = AdapterLayout::new(&model, &whole.0).unwrap();
+    let q_and_o = |name: &str| name.contains("q_proj") || name.contains("o_proj");
+    let first = |name: &str| q_and_o(name) && name.contains("layers.0.");
+    let others = ["k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"];
+    let full = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"];
+    let cases: [(Value, &dyn Fn(&str) -> bool); 5] = [
+        (json!({"target_modules": "all-linear", "exclude_modules": others}), &q_and_o),
+        (json!({"target_modules": full}), &first),
+        (json!({"target_modules": r"model\.layers\.0\..*\.[qo]_proj"}), &first),
+        (json!({"target_modules": ["q_proj", "o_proj"], "layers_to_transform": [0]}), &first),
+        (json!({"target_modules": ["self_attn.q_proj", "o_proj"]}), &q_and_o),
+    ];
+    for (number, (settings, keep)) in cases.into_iter().enumerate() {
+        let at = |name: &str| home.path().join(format!("{number}-{name}"));
+        let (config, factors) = read_adapter(&partial_adapter(&at("right"), settings.clone(), keep), &model).unwrap();
+        assert_eq!(config.targets, [Projection::QProj, Projection::OProj].into(), "{settings}");
+        for entry in AdapterLayout::new(&model, &config).unwrap().entries() {
+            let original = whole_layout.find(&entry.name).unwrap();
+            let read = &factors[entry.block.range()];
+            let expected = &whole.1[original.block.range()];
+            assert!(
+                if keep(&entry.name) { read == expected } else { read.iter().all(|&x| x == 0.0) },
+                "{}",
+                entry.name
+            );
+        }
+        let missing = |name: &str| keep(name) && !name.contains("layers.0.self_attn.o_proj.lora_B");
+        let extra = |name: &str| keep(name) || name.contains("layers.1.mlp.up_proj.lora_A");
+        for (name, says, keep) in
+            [("missing", "there is no tensor", &missing as &dyn Fn(&str) -> bool), ("extra", "no adapted", &extra)]
+        {
+            let message = read_adapter(&partial_adapter(&at(name), settings.clone(), keep), &model).unwrap_err();
+            assert!(message.to_string().contains(says), "{settings}: {message}");
+        }
+    }
+}
+
 /// A second oracle for the product: a plain triple loop in f64, for plain and rank-stabilised scales and a part of the
 /// projections; the rest must keep every bit.
 #[test]

@@ -350,6 +350,8 @@ fn harmful_templates_are_stopped() {
         ("too long", " ".repeat(2 << 20)),
         ("padding", "{{ '%1000000000d' | format(1) }}".into()),
         ("centre", "{{ 'a' | center(10000000000) }}".into()),
+        ("filling up", "{{ 'a'.ljust(10000000000) }}".into()),
+        ("zeros", "{{ '1'.zfill(10000000000) }}".into()),
         ("indentation", "{{ 'a\nb' | indent(10000000000) }}".into()),
         ("batches", "{{ [1] | batch(10000000000, 'x') | list }}".into()),
         ("slices", "{{ [1] | slice(10000000000) | list }}".into()),

@@ -345,7 +345,10 @@ fn adapters_that_compute_something_else_are_refused_by_key() {
         ("lora_alpha", json!(1e300)),
         ("rank_pattern", json!({"q_proj": 4})),
         ("modules_to_save", json!(["lm_head"])),
-        ("layers_to_transform", json!([0])),
+        ("layers_to_transform", json!([2])),
+        ("layers_pattern", json!("blocks")),
+        ("exclude_modules", json!(["q_proj"])),
+        ("exclude_modules", json!("(")),
         ("bias", json!("all")),
         ("r", json!(0)),
         ("r", json!(1.5)),
@@ -353,7 +356,8 @@ fn adapters_that_compute_something_else_are_refused_by_key() {
         ("lora_dropout", json!(1.0)),
         ("lora_alpha", json!("x")),
         ("target_modules", json!(["w_proj"])),
-        ("target_modules", json!(".*_proj")),
+        ("target_modules", json!(".*w_proj")),
+        ("target_modules", json!("(")),
         ("target_modules", json!([])),
     ] {
         let mut settings = good.clone();

@@ -27,6 +27,8 @@ mod properties;
 mod published_models;
 /// The crate's own source has the structure that its map shows.
 mod structure;
+/// Chat templates say what Jinja2 makes of them, and of each answer is learned what the template writes of it.
+mod templates;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -21,6 +21,8 @@ mod judge;
 mod merge_and_checkpoint;
 /// Files that others publish are read as they are.
 mod published;
+/// Weights that the written dtype cannot hold are found before the first step, and lose no run.
+mod range;
 /// Suites do what `temper attack` does, go on after a kill, and report what fails as a row.
 mod redteam;
 /// Reports say what the results say.
