@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 import tiny_chat
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-TEMPER = os.path.join(ROOT, "target", "release", "temper")
+TEMPER = os.environ.get("TEMPER", os.path.join(ROOT, "target", "release", "temper"))
 torch.manual_seed(2)
 failures = 0
 

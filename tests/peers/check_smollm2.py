@@ -2,7 +2,7 @@
 
     python tests/peers/check_smollm2.py [FOLDER]
 
-FOLDER keeps the converted model (540 MB) for the next time.
+FOLDER keeps the converted model (540 MB) for the next time. TEMPER names another program than target/release/temper.
 """
 import json, os, subprocess, sys, tempfile, time
 import torch, torch.nn.functional as F
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import smollm2
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-TEMPER = os.path.join(ROOT, "target", "release", "temper")
+TEMPER = os.environ.get("TEMPER", os.path.join(ROOT, "target", "release", "temper"))
 BATCH, LENGTH, STEPS = 4, 128, 4
 torch.set_num_threads(2)
 torch.manual_seed(5)
