@@ -35,7 +35,7 @@ fn fixture<T: for<'a> Deserialize<'a>>(name: &str) -> T {
 }
 
 fn messages(messages: &Value) -> Vec<Message> {
-    match Row::from_json(&json!({ "messages": messages })).unwrap() {
+    match Row::from_json(&json!({ "messages": messages })).unwrap().row {
         Row::Conversation(messages) => messages,
         other => panic!("{other:?}"),
     }
