@@ -213,8 +213,7 @@ mod tests {
         Ok(names)
     }
 
-    /// The rows of this table were run through `check_target_module_exists` of PEFT 0.21 with the same names of modules
-    /// (`tests/peers/check_adapters.py` does it again).
+    /// `tests/peers/check_adapters.py` has PEFT adapt a model by the same settings, and compares the merged weights.
     #[test]
     fn modules_are_selected_as_peft_selects_them() {
         let all = |projections: &[&str], layers: &[usize]| {
