@@ -105,13 +105,12 @@ impl Renderings<'_> {
     /// the whole conversation agrees with the rendering that ends with it. `notes` gets what is special about it.
     pub fn locate(&self, notes: &mut Vec<Note>) -> Place {
         let Some(start) = self.start(notes) else { return Place::Unknown };
-        let end = common(self.answered, self.whole);
+        let mut end = common(self.answered, self.whole);
         if end < self.answered.len() {
             let rest = self.answered.get(start..).unwrap_or_default();
             let said = rest.find(self.answer.trim()).map(|at| start + at + self.answer.trim().len());
-            if end <= start || said.is_none_or(|said| end < said) {
-                return Place::Rewritten;
-            }
+            let Some(said) = said.filter(|said| (start..=end).contains(said)) else { return Place::Rewritten };
+            end = said + finished(&self.answered[said..end]);
             notes.push(Note::EndsTheLastOnly(self.answered[end..].to_string()));
         }
         // The generation prompt may begin the answer's thought.
@@ -148,6 +147,12 @@ impl Renderings<'_> {
 fn common(a: &str, b: &str) -> usize {
     let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     (0..=same).rev().find(|&at| a.is_char_boundary(at)).unwrap_or(0)
+}
+
+/// The number of bytes of `text` before a special token that it only has the beginning of: two such tokens mostly begin alike.
+fn finished(text: &str) -> usize {
+    let open = text.rfind(['<', '[']).filter(|&at| !text[at..].contains(['>', ']']));
+    open.unwrap_or(text.len())
 }
 
 /// Whether `text` begins with the answer, or with what comes after its thought.
@@ -187,6 +192,10 @@ mod tests {
 
         let end = Note::EndsTheLastOnly("<end>".into());
         assert_eq!(locate("u:q a:", &format!("{full}<end>"), &format!("{full} u:")), (Place::Here(6..27), vec![end]));
+
+        let end = Note::EndsTheLastOnly("<|end|>".into());
+        let next = (Place::Here(6..27), vec![end]);
+        assert_eq!(locate("u:q a:", &format!("{full}<|end|>"), &format!("{full}<|user|>")), next);
 
         let prompt = Note::PromptGoesOn("<think>\n".into());
         let stripped = "u:q a:said.";
