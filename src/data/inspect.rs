@@ -14,7 +14,7 @@ use super::question::Question;
 use super::reader::{self, Place, RawRow};
 use super::row::{Problem, Row, Understood, UnderstoodRow};
 use super::samples::Sequence;
-use super::shapes::Unread;
+use super::shapes::{Fields, Purpose, Unread};
 use super::unread::UnreadKeys;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -107,7 +107,7 @@ enum Seen {
 }
 
 impl Seen {
-    /// What training reads comes first. What nothing reads is told why training does not.
+    /// What training reads comes first. What nothing reads is told what is wrong with it as what its columns make it.
     fn new(value: &Value) -> Understood<Self> {
         let sample = match Row::from_json(value) {
             Ok(sample) => return Ok(Self::Sample(sample)),
@@ -116,7 +116,11 @@ impl Seen {
         match (Question::from_json(value), Row::prompt_from_json(value)) {
             (Ok(question), _) => Ok(Self::Question(question)),
             (Err(_), Ok(prompt)) => Ok(Self::Prompt(prompt)),
-            (Err(_), Err(_)) => Err(sample),
+            (Err(question), Err(prompt)) => Err(match value.as_object().and_then(|row| Fields::new(row).purpose()) {
+                Some(Purpose::Questions) => question,
+                Some(Purpose::Prompts) => prompt,
+                Some(Purpose::Training) | None => sample,
+            }),
         }
     }
 

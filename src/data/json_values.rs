@@ -49,6 +49,16 @@ pub fn spans_lines(start: &[u8]) -> bool {
     line.starts_with(b"{") && nesting.depth > 0 && !nesting.in_string && !rest.trim_ascii().is_empty()
 }
 
+/// Whether a text that begins with `start` has an array a line: the first line is one, and so is the next.
+pub fn is_arrays(start: &[u8]) -> bool {
+    let start = start.trim_ascii_start();
+    let Some(end) = start.iter().position(|&byte| byte == b'\n') else { return false };
+    let (line, rest) = start.split_at(end);
+    let mut nesting = Nesting::default();
+    line.iter().for_each(|&byte| nesting.pass(byte));
+    line.starts_with(b"[") && nesting.is_outside() && rest.trim_ascii_start().starts_with(b"[")
+}
+
 /// The values of a JSON array, or JSON objects one after another.
 #[derive(Debug)]
 pub struct JsonValues<R> {
@@ -258,6 +268,7 @@ mod tests {
 
     #[test]
     fn objects_over_several_lines_are_told_from_lines() {
+        assert!(is_arrays(b"[1, [2]]\n\n[") && !is_arrays(b"[1]\n") && !is_arrays(b"[\n[1]]"));
         assert!(spans_lines(b" {\n \"a\": 1}"));
         assert!(spans_lines(b"{\"a\": [\n1]}"));
         for lines in ["{}\n{}", "{\"a\": \"\n{}", "{", "{\n", "[\n1]", "x\ny", ""] {

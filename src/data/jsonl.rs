@@ -108,10 +108,6 @@ pub fn text<'a>(place: &Place, line: &'a [u8]) -> Result<&'a str> {
 /// Parses a line, or a value that spans some.
 pub fn parse(place: &Place, line: &[u8]) -> Result<Value> {
     let text = text(place, line)?;
-    if text.trim_start().starts_with('[') {
-        let remedy = "write one JSON object a line, or one array of objects";
-        return Err(place.error("a JSON array where an object is expected", remedy));
-    }
     serde_json::from_str(text).map_err(|error| {
         if error.is_eof() {
             return place.error("the JSON breaks off", "complete or delete the line; the file may have been cut");

@@ -5,8 +5,10 @@ use serde_json::Value;
 use super::row::{Problem, Understood, integer, kind, problem, string};
 use super::shapes::{Fields, Names, Unread};
 
-const ROLE: Names = &["role", "from"];
-const CONTENT: Names = &["content", "value"];
+/// Keys of who speaks.
+pub const ROLE: Names = &["role", "from"];
+/// Keys of what is said.
+pub const CONTENT: Names = &["content", "value"];
 /// Keys by which a message says whether it is learned: OpenAI's, Axolotl's, ms-swift's.
 const LEARNED: [&str; 4] = ["weight", "train", "training", "loss"];
 /// Keys that hold calls of tools.

@@ -27,7 +27,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// Reads a row: `question`, `choices` (a list, or columns `A`, `B`, …), `answer` (an index from 0, or a letter) and, if
+    /// Reads a row: `question`, `choices` (a list, an object of letters, or columns `A`, `B`, …), `answer` (an index from 0, a letter, or the right choice) and, if
     /// it has one, `subject`; or columns that other data sets have for them. Keys that are `null` count as absent.
     pub fn from_json(row: &Value) -> Understood<Self> {
         let Value::Object(row) = row else {
@@ -40,7 +40,7 @@ impl Question {
             return Err(row.no_shape(Purpose::Questions));
         }
         let choices = if row.get(names::CHOICES).is_some() { listed(row)? } else { lettered(row)? };
-        let answer = answer(row, choices.len())?;
+        let answer = answer(row, &choices)?;
         Ok(Self { question: question(row)?, choices, answer, subject: subject(row)? })
     }
 
@@ -91,12 +91,16 @@ fn question(row: Fields) -> Understood<String> {
     Ok(text.to_string())
 }
 
-/// The choices of a list. Tables pad lists with nulls at their end.
+/// The choices of a list, or of an object of letters. Tables pad lists with nulls at their end.
 fn listed(row: Fields) -> Understood<Vec<String>> {
     let Some((key, list)) = row.get(names::CHOICES) else { return Err(row.no_shape(Purpose::Questions)) };
-    let Value::Array(list) = list else {
-        let remedy = "write the file as Parquet or JSON, which have lists";
-        return problem(format!("`{key}` is {}, not a list", kind(list)), remedy);
+    let list = match list {
+        Value::Array(list) => list,
+        Value::Object(choices) => return lettered(Fields::new(choices)),
+        other => {
+            let remedy = "write the file as Parquet or JSON, which have lists";
+            return problem(format!("`{key}` is {}, not a list", kind(other)), remedy);
+        }
     };
     let length = list.iter().rposition(|choice| !choice.is_null()).map_or(0, |last| last + 1);
     let texts = list.iter().take(length).map(|choice| choice.as_str().map(str::to_string));
@@ -106,7 +110,7 @@ fn listed(row: Fields) -> Understood<Vec<String>> {
     }
 }
 
-/// The choices of columns that letters name.
+/// The choices of columns, or of an object, that letters name.
 fn lettered(row: Fields) -> Understood<Vec<String>> {
     let given = |names: Names| row.get(names);
     let count = names::LETTERED.into_iter().take_while(|&names| given(names).is_some()).count();
@@ -135,25 +139,32 @@ fn checked(key: &str, choices: Vec<String>) -> Understood<Vec<String>> {
     }
 }
 
-/// A letter, or an index from 0: a number, or one that is written as text.
-fn answer(row: Fields, choices: usize) -> Understood<usize> {
+/// A letter, an index from 0 (a number, or one that is written as text), or the right choice itself.
+fn answer(row: Fields, choices: &[String]) -> Understood<usize> {
     let Some((key, value)) = row.get(names::RIGHT) else { return Err(row.no_shape(Purpose::Questions)) };
-    let letters = &LETTERS[..choices];
+    let letters = &LETTERS[..choices.len()];
     let index = |value: &Value| integer(value).and_then(|index| usize::try_from(index).ok());
-    let found = match value {
+    let mut found: Vec<usize> = match value {
         Value::String(text) => {
             let letter = letters.iter().position(|letter| *letter == text.trim());
-            letter.or_else(|| index(&text.trim().parse().ok()?))
+            let number = text.trim().parse().ok().as_ref().and_then(index);
+            let same = choices.iter().enumerate().filter(|(_, choice)| *choice == text).map(|(index, _)| index);
+            same.chain(letter.or(number)).collect()
         }
-        other => index(other),
+        other => index(other).into_iter().collect(),
     };
-    match found.filter(|&index| index < choices) {
-        Some(index) => Ok(index),
-        None => {
+    found.retain(|&index| index < choices.len());
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [index] => Ok(*index),
+        [] => {
             let last = letters.last().unwrap_or(&"A");
-            let what = format!("`{key}` is neither a number from 0 to {} nor a letter from A to {last}", choices - 1);
+            let most = choices.len() - 1;
+            let what = format!("`{key}` is neither a number from 0 to {most}, a letter from A to {last}, nor a choice");
             problem(what, "mend the row or remove it")
         }
+        _ => problem(format!("`{key}` can be more than one of the choices: {value}"), "give it as a letter"),
     }
 }
 

@@ -226,6 +226,7 @@ fn format(path: &Path, start: &[u8]) -> Format {
         "csv" => Format::Separated(b','),
         "tsv" => Format::Separated(b'\t'),
         "txt" if !start.starts_with(b"{") && !is_array => Format::Prompts,
+        _ if json_values::is_arrays(start) => Format::Lines,
         _ if start.starts_with(b"[") || json_values::spans_lines(start) => Format::Values,
         _ => Format::Lines,
     }

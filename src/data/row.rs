@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::messages::{Message, Turns, transcript};
+use super::messages::{CONTENT, Message, ROLE, Turns, transcript};
 use super::samples::Sequence;
 use super::shapes::{Fields, Names, Purpose, Unread, is_shown, names};
 use crate::ops::IGNORE_INDEX;
@@ -63,9 +63,15 @@ impl Row {
     }
 
     fn read(value: &Value, purpose: Purpose) -> Understood<UnderstoodRow> {
-        let Value::Object(object) = value else {
-            let remedy = "write an object of columns and values";
-            return problem(format!("{} where a JSON object is expected", kind(value)), remedy);
+        let object = match value {
+            Value::Object(object) => object,
+            Value::Array(turns) if is_conversation(turns) => {
+                return Self::read(&serde_json::json!({"messages": turns}), purpose);
+            }
+            other => {
+                let remedy = "write an object of columns and values";
+                return problem(format!("{} where a JSON object is expected", kind(other)), remedy);
+            }
         };
         let fields = Fields::new(object);
         let mut unread: Vec<Unread> = fields.unread().collect();
@@ -212,6 +218,11 @@ fn token_pair(fields: Fields, chosen: &Value, rejected: &Value) -> Understood<Ro
     Ok(Row::TokenPair(chosen, side("rejected", rejected, names::REJECTED_LABELS)?))
 }
 
+/// Whether a row without columns is a list of messages: their first has a role.
+fn is_conversation(turns: &[Value]) -> bool {
+    turns.first().and_then(Value::as_object).is_some_and(|turn| Fields::new(turn).get(ROLE).is_some())
+}
+
 /// Reads a row by the table of shapes.
 struct Reader<'a, 'u> {
     fields: Fields<'a>,
@@ -286,7 +297,12 @@ impl<'a> Reader<'a, '_> {
         if list.len() > 1 {
             self.turns.unread.push(("turns", "only the first turn is asked, later ones go on from an answer"));
         }
+        // Each is a text, or a message without a role.
         match list.first() {
+            Some(Value::Object(first)) => match Fields::new(first).get(CONTENT) {
+                Some((key, text)) => string(key, text),
+                None => problem("`turns[0]` has no content", "give it a question"),
+            },
             Some(first) => string("turns[0]", first),
             None => problem("`turns` is empty", "give it a question"),
         }

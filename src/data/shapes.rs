@@ -247,6 +247,12 @@ impl<'a> Fields<'a> {
         keys.iter().copied().filter(move |(key, _)| says(key))
     }
 
+    /// What the row is for, by the largest shape of which it has all columns.
+    pub fn purpose(self) -> Option<Purpose> {
+        let fitting = SHAPES.iter().filter(|shape| self.has(shape.needs));
+        fitting.max_by_key(|shape| shape.needs.len()).map(|shape| shape.purpose)
+    }
+
     /// Why no shape for `purpose` fits: the row's keys, and the shape that it comes nearest to.
     pub fn no_shape(self, purpose: Purpose) -> Problem {
         let keys: Vec<_> = self.0.keys().take(12).map(|key| format!("{key:?}")).collect();

@@ -235,6 +235,9 @@ fn every_format_holds_the_same_rows() {
         let found = batches(home.path(), &data(home.path(), name, content));
         assert_eq!(found.unwrap_or_else(|error| panic!("{name}: {error}")), expected, "{name}");
     }
+    let turns = |row: &Value| json!([{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]);
+    let arrays = format!("{}\n{}\n", turns(&rows[0]), turns(&rows[1]));
+    assert_eq!(batches(home.path(), &data(home.path(), "arrays.jsonl", arrays)).unwrap(), expected);
     let four = batches(home.path(), &fixture("null-filled.parquet")).unwrap();
     assert!(four.len() == 4 && four.iter().all(|batch| *batch == four[0]));
     for name in ["pretty.json", "shards"] {
@@ -349,6 +352,30 @@ fn published_questions_are_read_as_they_are() {
     );
 }
 
+/// The same question in every way to write it.
+#[test]
+fn questions_of_every_shape_are_the_same() {
+    let expected = Question {
+        question: "q".into(),
+        choices: ["no", "yes", "perhaps"].map(String::from).to_vec(),
+        answer: 1,
+        subject: Some("s".into()),
+    };
+    let list = json!(["no", "yes", "perhaps"]);
+    let letters = json!({"A": "no", "B": "yes", "C": "perhaps", "D": null});
+    for row in [
+        json!({"question": "q", "choices": list, "answer": 1, "subject": "s"}),
+        json!({"question": "q", "options": list, "answer": "B", "answer_index": 1, "category": " s "}),
+        json!({"question": "q", "choices": list, "answer_index": 1.0, "subject": "s"}),
+        json!({"question": "q", "choices": list, "answer": "1", "subject": "s"}),
+        json!({"question": "q", "choices": list, "answer": "yes", "subject": "s"}),
+        json!({"question": "q", "choices": letters, "answer": "B", "subject": "s"}),
+        json!({"question": "q", "A": "no", "B": "yes", "C": "perhaps", "answer": "B", "subject": "s"}),
+    ] {
+        assert_eq!(Question::from_json(&row).as_ref(), Ok(&expected), "{row}");
+    }
+}
+
 /// A row that no shape fits is one line with the row, its keys and the nearest shape; so is one that is wrong.
 #[test]
 fn rows_that_are_no_questions_are_named() {
@@ -367,10 +394,18 @@ fn rows_that_are_no_questions_are_named() {
         (json!({"Behavior": "x"}), "a prompt, which is for prompts and not for multiple choice"),
         (
             json!({"question": "q", "choices": choices, "answer": 3}),
-            "`answer` is neither a number from 0 to 2 nor a letter from A to C",
+            "`answer` is neither a number from 0 to 2, a letter from A to C, nor a choice",
         ),
         (json!({"question": "q", "choices": choices, "answer": 0.5}), "`answer` is neither"),
         (json!({"question": "q", "choices": choices, "answer": "D"}), "`answer` is neither"),
+        (
+            json!({"question": "q", "choices": ["1", "0"], "answer": "0"}),
+            "`answer` can be more than one of the choices",
+        ),
+        (
+            json!({"question": "q", "choices": ["a", "a"], "answer": "a"}),
+            "`answer` can be more than one of the choices",
+        ),
         (json!({"question": "q", "options": ["a"], "answer": 0}), "`options` has 1 entries, not 2 to 10"),
         (json!({"question": "q", "options": vec!["a"; 11], "answer": 0}), "`options` has 11 entries"),
         (json!({"question": "q", "choices": ["a", null, "b"], "answer": 0}), "holds something that is not a text"),
