@@ -146,10 +146,12 @@ fn answer(row: Fields, choices: &[String]) -> Understood<usize> {
     let index = |value: &Value| integer(value).and_then(|index| usize::try_from(index).ok());
     let mut found: Vec<usize> = match value {
         Value::String(text) => {
-            let letter = letters.iter().position(|letter| *letter == text.trim());
+            if let Some(letter) = letters.iter().position(|letter| *letter == text.trim()) {
+                return Ok(letter);
+            }
             let number = text.trim().parse().ok().as_ref().and_then(index);
             let same = choices.iter().enumerate().filter(|(_, choice)| *choice == text).map(|(index, _)| index);
-            same.chain(letter.or(number)).collect()
+            same.chain(number).collect()
         }
         other => index(other).into_iter().collect(),
     };

@@ -369,6 +369,7 @@ fn questions_of_every_shape_are_the_same() {
         json!({"question": "q", "choices": list, "answer_index": 1.0, "subject": "s"}),
         json!({"question": "q", "choices": list, "answer": "1", "subject": "s"}),
         json!({"question": "q", "choices": list, "answer": "yes", "subject": "s"}),
+        json!({"question": "q", "choices": list, "answer": " B ", "subject": "s", "answer_index": null}),
         json!({"question": "q", "choices": letters, "answer": "B", "subject": "s"}),
         json!({"question": "q", "A": "no", "B": "yes", "C": "perhaps", "answer": "B", "subject": "s"}),
     ] {
