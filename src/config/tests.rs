@@ -75,6 +75,22 @@ fn relative_paths_count_from_the_run_file() {
     assert_eq!(config.data["meta"].path, PathBuf::from("/data/meta.jsonl"));
 }
 
+/// What columns are is kept in a resolved file, and a name that no shape of rows has is answered with the nearest.
+#[test]
+fn columns_are_names_that_shapes_of_rows_have() {
+    let columns =
+        |names: &str| MINIMAL.replace("path = \"retain.jsonl\"", &format!("path = \"r.csv\"\ncolumns = {names}"));
+    let config = load(&columns("{ prompt = \"Behavior\" }"), &[]).unwrap();
+    assert_eq!(config.data["retain"].file().columns.to_string(), "prompt=Behavior");
+    assert_eq!(load(&config.resolved().unwrap(), &[]).unwrap(), config);
+    let wrong = message(&columns("{ prompts = \"Behavior\" }"), &[]);
+    assert!(
+        wrong.starts_with("data.retain.columns: no shape of rows has `prompts`; did you mean `prompt`?"),
+        "{wrong}"
+    );
+    assert!(message(&columns("\"Behavior\""), &[]).contains("data.retain.columns: expected a table"));
+}
+
 #[test]
 fn an_unknown_key_is_answered_with_line_and_nearest_key() {
     let text = MINIMAL.replace("inner_steps", "iner_steps");
@@ -370,7 +386,8 @@ fn the_hash_sees_what_changes_steps_and_only_that() {
     assert_ne!(hash(&["memory.states=bf16"]), plain);
     assert_eq!(hash(&["data.meta.path=/moved/meta.jsonl"]), plain);
     let changes = ["seed=1", "tar.outer.lr=1e-4", "tar.adversary.0.weight=2", "data.meta.path=other.jsonl"];
-    for change in changes.into_iter().chain(["compat.entropy_over=all", "data.forget.shuffle=false"]) {
+    let others = ["compat.entropy_over=all", "data.forget.shuffle=false", "data.forget.columns={prompt=\"x\"}"];
+    for change in changes.into_iter().chain(others) {
         assert_ne!(hash(&[change]), plain, "{change}");
     }
 }
