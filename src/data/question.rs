@@ -27,8 +27,9 @@ pub struct Question {
 }
 
 impl Question {
-    /// Reads a row: `question`, `choices` (a list, an object of letters, or columns `A`, `B`, …), `answer` (an index from 0, a letter, or the right choice) and, if
-    /// it has one, `subject`; or columns that other data sets have for them. Keys that are `null` count as absent.
+    /// Reads a row: `question`, `choices` (a list, an object of letters, or columns `A`, `B`, …), `answer` (an index from 0, a
+    /// letter, or the right choice) and, if it has one, `subject`; or columns that other data sets have for them. Keys that
+    /// are `null` count as absent.
     pub fn from_json(row: &Value) -> Understood<Self> {
         let Value::Object(row) = row else {
             return problem(format!("{} where a JSON object is expected", kind(row)), "write an object of columns");
