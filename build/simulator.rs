@@ -6,8 +6,10 @@ use std::process::Command;
 use super::compile::{self, Unit};
 
 /// Why these: gnu++20 for the machine's own code; -O2 because tests run whole training steps on it; line tables so that
-/// a sanitizer names the line; no type-based aliasing, as nvcc has none and kernels view shared memory as several types.
-const FLAGS: [&str; 6] = ["-std=gnu++20", "-O2", "-g1", "-fno-strict-aliasing", "-fPIC", "-Ikernels"];
+/// a sanitizer names the line; no type-based aliasing, as nvcc has none and kernels view shared memory as several types;
+/// a product and a sum are fused where the source says so and nowhere else, on every machine.
+const FLAGS: [&str; 7] =
+    ["-std=gnu++20", "-O2", "-g1", "-fno-strict-aliasing", "-ffp-contract=off", "-fPIC", "-Ikernels"];
 
 pub fn build() -> Result<(), String> {
     let kernels = compile::files("kernels", "cu");
@@ -22,27 +24,22 @@ pub fn build() -> Result<(), String> {
     command.extend(compile::variable("CXXFLAGS").iter().flat_map(|flags| flags.split_whitespace()).map(String::from));
     command.push("-c".into());
     command.push("-DTEMPER_SIMULATOR".into());
+    let watched = std::env::var("PROFILE").is_ok_and(|profile| profile == "debug");
+    command.extend((watched && has_fma()).then(|| "-mfma".into()));
     let object = |file: &Path| folder.join(format!("{}.o", file.file_name().unwrap_or_default().display()));
     let mut units: Vec<Unit> = Vec::new();
     for source in machine {
         units.push(Unit { output: object(&source), source, included: None, compiler: command.clone() });
     }
-    // Tests see every access to shared memory, and so races (kernels/sim/watch.h): twice the time, which a release build
-    // does not pay. No sanitizer runtime is linked; the simulator answers the compiler's hooks.
-    let watched = std::env::var("PROFILE").is_ok_and(|profile| profile == "debug");
+    // Each kernel is compiled as it is, and for tests a second time with calls before every access to shared memory, which
+    // show races (kernels/sim/watch.h). A call costs even a launch that is not watched, so those run the plain code. No
+    // sanitizer runtime is linked; the simulator answers the compiler's hooks.
     for kernel in kernels {
-        // In a namespace of its own: templates of one name in two kernel files would be merged by the linker.
         let stem = kernel.file_stem().unwrap_or_default().display().to_string();
-        let mut compiler = command.clone();
-        compiler.extend(watched.then(|| "-fsanitize=thread".into()));
-        compiler.push(format!("-DTEMPER_UNIT=unit_{stem}"));
-        compiler.push(format!("-DTEMPER_UNIT_FILE=\"../{stem}.cu\""));
-        units.push(Unit {
-            source: Path::new("kernels/sim/unit.cpp").into(),
-            output: object(&kernel),
-            included: Some(kernel),
-            compiler,
-        });
+        units.push(unit(&command, &kernel, &folder, &stem, &[]));
+        if watched {
+            units.push(unit(&command, &kernel, &folder, &format!("{stem}_watched"), &["-fsanitize=thread"]));
+        }
     }
     compile::make_all(&units, &version)?;
     archive(&folder.join("libtemper_simulator.a"), &units)?;
@@ -54,6 +51,31 @@ pub fn build() -> Result<(), String> {
         println!("cargo::rustc-link-lib={library}");
     }
     Ok(())
+}
+
+/// Whether what tests run can contain this machine's instruction for a fused multiply-add, which kernels use everywhere: it
+/// has the bits of the library's function, without a call.
+fn has_fma() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let here = std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let here = false;
+    here && std::env::var("HOST") == std::env::var("TARGET")
+}
+
+/// A kernel file, compiled in a namespace of its own: templates of one name in two kernel files would be merged by the
+/// linker.
+fn unit(command: &[String], kernel: &Path, folder: &Path, name: &str, flags: &[&str]) -> Unit {
+    let mut compiler = command.to_vec();
+    compiler.extend(flags.iter().map(|flag| flag.to_string()));
+    compiler.push(format!("-DTEMPER_UNIT=unit_{name}"));
+    compiler.push(format!("-DTEMPER_UNIT_FILE=\"../{}\"", kernel.file_name().unwrap_or_default().display()));
+    Unit {
+        source: Path::new("kernels/sim/unit.cpp").into(),
+        output: folder.join(format!("{name}.o")),
+        included: Some(kernel.into()),
+        compiler,
+    }
 }
 
 /// `CXX`, else the first usual name that starts, and what it says of its version.

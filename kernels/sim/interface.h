@@ -4,6 +4,7 @@
  * semantics of the CUDA execution model, and turns every misuse that it sees into a message. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -49,6 +50,8 @@ const char *temper_sim_encode_tensor_map(void *map, int element_type, uint32_t r
 /* How many kernels are registered, and the name of each (NULL beyond the end): lets a test compare with a manifest. */
 uint32_t temper_sim_kernel_count(void);
 const char *temper_sim_kernel_name(uint32_t index);
+/* Whether that kernel is there with and without the watch over shared memory (watch.h). */
+bool temper_sim_kernel_is_watched(uint32_t index);
 
 #ifdef __cplusplus
 }

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <mutex>
+#include <unordered_map>
 
 namespace simulator {
 
@@ -37,7 +39,15 @@ uint32_t cluster_size(const temper_launch& launch) {
 
 void register_kernel(const char* name, uint32_t max_threads, uint32_t parameters, const uint32_t* parameter_bytes,
                      void (*function)(), Invoke invoke, bool watched) {
-    kernels().push_back({name, max_threads, parameters, function, invoke, parameter_bytes, watched});
+    const auto same = [name](const Kernel& kernel) { return std::strcmp(kernel.name, name) == 0; };
+    auto found = std::find_if(kernels().begin(), kernels().end(), same);
+    if (found == kernels().end()) {
+        kernels().push_back({name, max_threads, parameters, parameter_bytes, {}, {}});
+        found = kernels().end() - 1;
+    }
+    Compiled& compiled = watched ? found->watched : found->plain;
+    found->defined_twice |= compiled.function != nullptr;
+    compiled = {function, invoke};
 }
 
 Machine::Machine() : engine(std::make_unique<Engine>()) {}
@@ -153,7 +163,7 @@ void Machine::fiber_loop() {
 
 void Machine::thread_main(Thread& thread) {
     thread.state = State::running;
-    kernel->invoke(kernel->function, arguments);
+    code.invoke(code.function, arguments);
     exit_thread(thread);
 }
 
@@ -173,7 +183,7 @@ void Machine::exit_thread(Thread& thread) {
 
 // Watching takes two to five times as long, and training launches the same thing thousands of times. What a kernel does
 // with shared memory depends on its shape and on the counts and flags that it is given, and hardly ever on data. So of the
-// launches that agree in these, the first, second, fourth, eighth and so on are watched. Counts and flags have four bytes;
+// process's launches that agree in these, the first, second, fourth, eighth and so on are watched. Counts and flags have four bytes;
 // so have some numbers, whose every value is then watched.
 bool Machine::watch_is_due() {
     uint64_t key = 0xcbf29ce484222325ull;
@@ -185,6 +195,9 @@ bool Machine::watch_is_due() {
     for (uint32_t i = 0; i < kernel->parameters; i++) {
         if (kernel->parameter_bytes[i] == 4) add(arguments[i], 4);
     }
+    static std::mutex lock;
+    static std::unordered_map<uint64_t, uint32_t> launches;
+    const std::lock_guard guard(lock);
     const uint32_t count = ++launches[key];
     return (count & (count - 1)) == 0;
 }
@@ -291,7 +304,8 @@ const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void*
     arguments = values;
     failed = false;
     message.clear();
-    watched = chosen.watched && watch_is_due();
+    watched = chosen.watched.function != nullptr && watch_is_due();
+    code = watched || chosen.plain.function == nullptr ? chosen.watched : chosen.plain;
     seeded = shape.schedule_seed != 0;
     random.state = shape.schedule_seed * 0x9e3779b97f4a7c15ull + 0x1234567;
     const uint32_t ranks = cluster_size(shape), per_block = shape.block;
@@ -343,6 +357,7 @@ namespace {
 std::string check_launch(const char* name, const Kernel* kernel, const temper_launch& launch, uint32_t arguments) {
     const std::string prefix = std::string("kernel ") + name + ": ";
     if (kernel == nullptr) return prefix + "no kernel of this name is registered";
+    if (kernel->defined_twice) return prefix + "defined twice";
     if (arguments != kernel->parameters) {
         return prefix + "takes " + std::to_string(kernel->parameters) + " arguments, " + std::to_string(arguments) + " given";
     }
@@ -376,13 +391,7 @@ extern "C" const char* temper_sim_launch(const char* name, const temper_launch* 
     static thread_local std::string message;
     const Kernel* kernel = nullptr;
     for (const Kernel& candidate : kernels()) {
-        if (std::strcmp(candidate.name, name) == 0) {
-            if (kernel != nullptr) {
-                message = std::string("kernel ") + name + ": defined twice";
-                return message.c_str();
-            }
-            kernel = &candidate;
-        }
+        if (std::strcmp(candidate.name, name) == 0) kernel = &candidate;
     }
     message = check_launch(name, kernel, *launch, argument_count);
     if (!message.empty()) return message.c_str();
@@ -397,4 +406,8 @@ extern "C" uint32_t temper_sim_kernel_count(void) { return uint32_t(kernels().si
 
 extern "C" const char* temper_sim_kernel_name(uint32_t index) {
     return index < kernels().size() ? kernels()[index].name : nullptr;
+}
+
+extern "C" bool temper_sim_kernel_is_watched(uint32_t index) {
+    return index < kernels().size() && kernels()[index].watched.function != nullptr && kernels()[index].plain.function != nullptr;
 }

@@ -7,7 +7,6 @@
 #include <cstdarg>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "device.h"
@@ -131,15 +130,21 @@ struct Block {
     Shadow* shadow = nullptr;
 };
 
+// A kernel as it was compiled once, and what unpacks its arguments.
+struct Compiled {
+    void (*function)() = nullptr;
+    Invoke invoke = nullptr;
+};
+
 struct Kernel {
     const char* name;
     uint32_t max_threads;
     uint32_t parameters;
-    void (*function)();
-    Invoke invoke;
     const uint32_t* parameter_bytes;
-    // Compiled with the calls that watch.cpp answers.
-    bool watched;
+    Compiled plain;
+    // With the calls that watch.cpp answers. Where one of the two is missing, the other runs every launch.
+    Compiled watched;
+    bool defined_twice = false;
 };
 
 // A small generator for schedules (xorshift).
@@ -156,14 +161,13 @@ struct Random {
 
 struct Machine {
     const Kernel* kernel = nullptr;
+    // What runs: the kernel's plain or its watched code.
+    Compiled code;
     void* const* arguments = nullptr;
     temper_launch launch = {};
     Random random;
     bool seeded = false;
     bool watched = false;
-    // How often each kernel was launched with one shape, by a digest of both.
-    std::unordered_map<uint64_t, uint32_t> launches;
-
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     std::vector<Block> blocks;

@@ -63,7 +63,7 @@ Text describe_write(Machine& machine, const Granule& granule) {
     text.add("thread %u", writer.index);
     if (granule.write_instruction != 0) {
         // The upper half belongs to the kernel, which lies in the same object.
-        const uintptr_t near = reinterpret_cast<uintptr_t>(machine.kernel->function);
+        const uintptr_t near = reinterpret_cast<uintptr_t>(machine.code.function);
         const uintptr_t address = (near & ~uintptr_t(0xffffffff)) | granule.write_instruction;
         text.add(" (%s)", describe_site(site_of_instruction(reinterpret_cast<const char*>(address) - 1)).c_str());
     }
