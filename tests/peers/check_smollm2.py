@@ -201,8 +201,9 @@ harmless_prompts = "{at('prompts.jsonl')}"\nmax_length = 48
     _, seconds = temper("redteam", at("suite.toml"), "--device", "cpu", "--model", at("hardened"), "--out", at("redteam"))
     results = json.load(open(at("redteam", "results.json")))["attacks"]
     states = {result["name"]: result["status"] for result in results}
-    check(f"redteam, suite quick ({seconds:.0f} s): {len(results)} attacks done",
-          len(results) == 8 and set(states.values()) == {"done"}, f" {states}")
+    # The beginning of an answer is put before written answers only, and this suite measures choices.
+    expected = {name: "skipped" if name == "prefill-answer" else "done" for name in states}
+    check(f"redteam, suite quick ({seconds:.0f} s): {len(results)} attacks", len(results) == 8 and states == expected, f" {states}")
 
 
 with tempfile.TemporaryDirectory() as work:
