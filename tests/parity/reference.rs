@@ -29,6 +29,28 @@ pub struct Bounds {
     pub nested: f64,
     /// The norm of an outer gradient: |a / b − 1|.
     pub outer_norm: f64,
+    /// Folders on which rounding weighs more.
+    pub rough: &'static [Rough],
+}
+
+/// What a backend is held to on one folder, where PyTorch itself goes beyond the other folders' bounds.
+pub struct Rough {
+    pub folder: &'static str,
+    /// In place of [`Bounds::margins`].
+    pub margins: f64,
+    /// In place of [`Bounds::mapping_gradient`].
+    pub mapping_gradient: f64,
+}
+
+impl Bounds {
+    pub fn margins_of(&self, folder: &str) -> f64 {
+        self.rough.iter().find(|rough| rough.folder == folder).map_or(self.margins, |rough| rough.margins)
+    }
+
+    pub fn mapping_gradient_of(&self, folder: &str) -> f64 {
+        let rough = self.rough.iter().find(|rough| rough.folder == folder);
+        rough.map_or(self.mapping_gradient, |rough| rough.mapping_gradient)
+    }
 }
 
 /// f32 on any device. Two attention implementations of PyTorch differ by 2e-6 (forward) and 1e-5 (gradients) here, and
@@ -42,12 +64,15 @@ pub const F32: Bounds = Bounds {
     update: 1e-4,
     nested: 2e-3,
     outer_norm: 1e-3,
+    rough: &[],
 };
 
 /// bf16 weights and activations (2⁻⁸ apart) against a reference in f32: an error of 2⁻⁹ in every operand, which adds up
 /// over two layers to about 1e-2 in the forward pass and twice that in gradients. An update divides gradients by their
 /// own size (Adam, Adagrad), so that an element that is small against its tensor's error counts as much as any other.
-/// 0.14 after the nested loop is a cosine of at least 0.99 between our update and the authors'.
+/// 0.14 after the nested loop is a cosine of at least 0.99 between our update and the authors'. Three margins
+/// are few: of 200 random draws of such pairs PyTorch in bf16 is for 195 at most 3.4e-2 (`qwen3`) and 4.8e-2 (`qwen3-yarn`)
+/// from its own f32. On `qwen3-yarn` its worst gradient of random mapping is 0.36 and 0.24 from f32, by its two attentions.
 pub const BF16: Bounds = Bounds {
     forward: 1.5e-2,
     loss: 2.5e-3,
@@ -57,10 +82,15 @@ pub const BF16: Bounds = Bounds {
     update: 0.2,
     nested: 0.14,
     outer_norm: 5e-3,
+    rough: &[
+        Rough { folder: "qwen3", margins: 3.4e-2, mapping_gradient: 0.12 },
+        Rough { folder: "qwen3-yarn", margins: 4e-2, mapping_gradient: 0.3 },
+    ],
 };
 
 /// A folder of `tests/fixtures`: a tiny model, and what PyTorch, Transformers and PEFT compute with it.
 pub struct Reference<B: Backend> {
+    pub folder: String,
     pub path: PathBuf,
     pub tensors: TensorFile,
     pub scalars: serde_json::Value,
@@ -81,6 +111,7 @@ impl<B: Backend> Reference<B> {
             model,
             weights,
             path,
+            folder: name.into(),
         }
     }
 

@@ -39,7 +39,7 @@ fn a_weight_that_does_not_fit_stops_a_run_before_its_first_step() {
     assert!(!out.exists(), "nothing was begun");
     let run_file = format!(
         "model = {{ path = {:?}, dtype = \"f16\" }}\ndata.a = {{ path = {data:?}, batch = 2 }}\n[tar]\nouter_steps = 1\n\
-         inner_steps = 1\ntr_data = \"a\"\nretain_data = \"a\"\n\
+         inner_steps = 1\ntr_every = 1\ntr_data = \"a\"\nretain_data = \"a\"\n\
          adversary = [{{ name = \"full\", data = \"a\", lr = [1e-3] }}]\n",
         text(&model)
     );
