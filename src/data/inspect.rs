@@ -168,8 +168,11 @@ pub fn inspect(data: impl Into<DataFile>, model: &Path, index: usize, max_length
     Ok(Inspection { file, row, shape, used, sequences, question, notes, all })
 }
 
+/// A row where it stands, or why it cannot be read.
+type Found = Result<(Place, Seen)>;
+
 /// Row `index`, if there are so many, and all rows counted.
-fn read(data: &DataFile, index: usize) -> Result<(Option<Result<(Place, Seen)>>, Counts)> {
+fn read(data: &DataFile, index: usize) -> Result<(Option<Found>, Counts)> {
     let mut counts = Counts { files: reader::files(&data.path)?.len(), ..Counts::default() };
     let mut unread_keys = UnreadKeys::default();
     let mut found = None;

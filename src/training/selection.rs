@@ -91,7 +91,7 @@ mod tests {
     /// out by some seed.
     #[test]
     fn what_is_held_out_is_never_trained_on() {
-        let mut ever = vec![false; 21];
+        let mut ever = [false; 21];
         for seed in 0..20 {
             let all = Selection { held_out: 0.5, ..Selection::default() }.split(21, seed).unwrap();
             assert_eq!((all.held_out.len(), all.trained.len()), (11, 10));

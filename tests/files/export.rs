@@ -209,6 +209,9 @@ fn partial_adapter(home: &Path, settings: Value, keep: impl Fn(&str) -> bool) ->
 
 /// Excluded modules, full names, patterns and lists of layers: the factors that the file has are where they belong, those of
 /// modules that are not adapted are zero, and one factor too many or too few is refused.
+/// Which modules are adapted, by name.
+type Keep<'a> = &'a dyn Fn(&str) -> bool;
+
 #[test]
 fn adapters_of_some_modules_are_read_as_peft_reads_them() {
     let home = tempfile::tempdir().unwrap();
@@ -219,7 +222,7 @@ fn adapters_of_some_modules_are_read_as_peft_reads_them() {
     let first = |name: &str| q_and_o(name) && name.contains("layers.0.");
     let others = ["k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"];
     let full = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"];
-    let cases: [(Value, &dyn Fn(&str) -> bool); 5] = [
+    let cases: [(Value, Keep); 5] = [
         (json!({"target_modules": "all-linear", "exclude_modules": others}), &q_and_o),
         (json!({"target_modules": full}), &first),
         (json!({"target_modules": r"model\.layers\.0\..*\.[qo]_proj"}), &first),

@@ -43,7 +43,7 @@ fn batches(home: &Path, data: impl Into<DataFile>) -> temper::Result<Vec<Batch>>
 
 /// The only batch that a row becomes.
 fn batch(home: &Path, row: &Value) -> Batch {
-    let found = batches(home, &data(home, "row.jsonl", format!("{row}\n")));
+    let found = batches(home, data(home, "row.jsonl", format!("{row}\n")));
     found.unwrap_or_else(|error| panic!("{row}: {error}")).remove(0)
 }
 
@@ -56,7 +56,7 @@ fn learned(home: &Path, row: &Value) -> String {
 }
 
 fn refusal(home: &Path, row: &Value) -> String {
-    batches(home, &data(home, "row.jsonl", format!("{row}\n"))).unwrap_err().to_string()
+    batches(home, data(home, "row.jsonl", format!("{row}\n"))).unwrap_err().to_string()
 }
 
 /// A row of each shape that training reads.
@@ -214,7 +214,7 @@ fn every_format_holds_the_same_rows() {
     let rows =
         [json!({"prompt": "hello, \"you\"", "response": "one\ntwo"}), json!({"prompt": "ü", "response": "hello"})];
     let lines = format!("{}\n{}\n", rows[0], rows[1]);
-    let expected = batches(home.path(), &data(home.path(), "a.jsonl", &lines)).unwrap();
+    let expected = batches(home.path(), data(home.path(), "a.jsonl", &lines)).unwrap();
     assert_eq!(expected.len(), 2);
     let array = Value::from(rows.to_vec());
     let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap();
@@ -232,16 +232,16 @@ fn every_format_holds_the_same_rows() {
         ("a.tsv", "response\tprompt\n\"one\ntwo\"\t\"hello, \"\"you\"\"\"\nhello\tü\n".into()),
         ("unknown", lines.clone()),
     ] {
-        let found = batches(home.path(), &data(home.path(), name, content));
+        let found = batches(home.path(), data(home.path(), name, content));
         assert_eq!(found.unwrap_or_else(|error| panic!("{name}: {error}")), expected, "{name}");
     }
     let turns = |row: &Value| json!([{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]);
     let arrays = format!("{}\n{}\n", turns(&rows[0]), turns(&rows[1]));
-    assert_eq!(batches(home.path(), &data(home.path(), "arrays.jsonl", arrays)).unwrap(), expected);
-    let four = batches(home.path(), &fixture("null-filled.parquet")).unwrap();
+    assert_eq!(batches(home.path(), data(home.path(), "arrays.jsonl", arrays)).unwrap(), expected);
+    let four = batches(home.path(), fixture("null-filled.parquet")).unwrap();
     assert!(four.len() == 4 && four.iter().all(|batch| *batch == four[0]));
     for name in ["pretty.json", "shards"] {
-        assert_eq!(batches(home.path(), &fixture(name)).unwrap(), four, "{name}");
+        assert_eq!(batches(home.path(), fixture(name)).unwrap(), four, "{name}");
     }
 }
 
@@ -279,7 +279,7 @@ fn columns_say_what_is_what() {
 fn prompts(name: &str) -> Vec<String> {
     let home = model();
     let encoder = PromptEncoder::open(home.path(), VOCABULARY).unwrap();
-    let read = read_prompts(&fixture(name), Some(&encoder), "", RawText::Asked);
+    let read = read_prompts(fixture(name), Some(&encoder), "", RawText::Asked);
     let read = read.unwrap_or_else(|error| panic!("{name}: {error}"));
     let header = "<|start_header_id|>assistant<|end_header_id|>";
     assert!(read.iter().all(|prompt| {
@@ -321,7 +321,7 @@ fn published_prompts_are_read_as_they_are() {
 /// Published questions are read under their own column names, in every encoding.
 #[test]
 fn published_questions_are_read_as_they_are() {
-    let read = |name: &str| read_questions(&fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let read = |name: &str| read_questions(fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let wmdp = read("wmdp.parquet");
     let letters: Vec<&str> = wmdp.iter().map(Question::letter).collect();
     assert_eq!(letters, ["B", "A", "D"]);

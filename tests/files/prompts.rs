@@ -9,7 +9,7 @@ use crate::support::chat_model::{LLAMA3, VOCABULARY, data, write};
 
 fn read(home: &Path, rows: &str, prefill: &str) -> Result<Vec<Prompt>> {
     let encoder = PromptEncoder::open(home, VOCABULARY)?;
-    read_prompts(&data(home, "prompts.jsonl", rows), Some(&encoder), prefill, RawText::Continued)
+    read_prompts(data(home, "prompts.jsonl", rows), Some(&encoder), prefill, RawText::Continued)
 }
 
 fn model() -> tempfile::TempDir {

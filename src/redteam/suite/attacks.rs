@@ -97,7 +97,6 @@ pub enum Prefill {
 
 /// What an attack does.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a suite has a few dozen of them, most of the largest kind")]
 pub enum AttackMethod {
     /// Fine-tunes.
     Finetune(FineTune<Role>),
