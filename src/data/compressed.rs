@@ -27,6 +27,7 @@ pub fn compression(start: &[u8]) -> Option<(&'static str, &'static str)> {
 pub fn unpack(file: File, start: &[u8]) -> Result<Option<Box<dyn Read>>> {
     let length = file.metadata()?.len();
     let most = length.saturating_mul(MOST_GROWTH).saturating_add(ALLOWANCE);
+    let left = most;
     let inner: Box<dyn Read> = match compression(start) {
         Some(("gzip", _)) => Box::new(flate2::read::MultiGzDecoder::new(std::io::BufReader::new(file))),
         Some(("zstd", _)) => {
@@ -36,13 +37,14 @@ pub fn unpack(file: File, start: &[u8]) -> Result<Option<Box<dyn Read>>> {
         }
         _ => return Ok(None),
     };
-    Ok(Some(Box::new(Bounded { inner, length, left: most })))
+    Ok(Some(Box::new(Bounded { inner, length, most, left })))
 }
 
 /// A decoder that may give so many bytes. Its errors are of the kind [`ErrorKind::InvalidData`]: the file is at fault.
 struct Bounded {
     inner: Box<dyn Read>,
     length: u64,
+    most: u64,
     left: u64,
 }
 
@@ -53,10 +55,10 @@ impl Read for Bounded {
             ErrorKind::Interrupted => error,
             _ => invalid(format!("cannot be unpacked: {error}")),
         })?;
-        self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
-            let most = self.length.saturating_mul(MOST_GROWTH).saturating_add(ALLOWANCE);
-            invalid(format!("its {} bytes unpack to more than {} MiB", self.length, most >> 20))
-        })?;
+        self.left = self
+            .left
+            .checked_sub(count as u64)
+            .ok_or_else(|| invalid(format!("its {} bytes unpack to more than {} MiB", self.length, self.most >> 20)))?;
         Ok(count)
     }
 }

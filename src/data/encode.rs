@@ -18,11 +18,6 @@ use super::unread::UnreadKeys;
 use crate::error::Result;
 use crate::ops::IGNORE_INDEX;
 
-/// Rows that are parsed and tokenized together, on all cores.
-const CHUNK_ROWS: usize = 1024;
-/// Bytes of rows that are held at a time.
-const CHUNK_BYTES: usize = 32 << 20;
-
 const TEXT_REMEDY: &str = "look at the row, or give `input_ids` and `labels`";
 
 /// Reads and tokenizes every row of `data`. The tokenizer of `model` is loaded when the first row needs it.
@@ -32,7 +27,7 @@ pub fn read_samples(data: &DataFile, model: &Path, vocab_size: usize, max_length
     let mut encoder = None;
     let mut rows = reader::all_rows(data)?;
     loop {
-        let chunk = next_chunk(&mut rows)?;
+        let chunk = reader::next_chunk(&mut rows).into_iter().collect::<Result<Vec<RawRow>>>()?;
         if chunk.is_empty() {
             break;
         }
@@ -56,17 +51,6 @@ pub fn read_samples(data: &DataFile, model: &Path, vocab_size: usize, max_length
     }
     unread_keys.warn(data);
     Ok(samples)
-}
-
-fn next_chunk(rows: &mut impl Iterator<Item = Result<RawRow>>) -> Result<Vec<RawRow>> {
-    let mut chunk = Vec::new();
-    let mut bytes = 0;
-    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
-        let Some(row) = rows.next().transpose()? else { break };
-        bytes += row.size();
-        chunk.push(row);
-    }
-    Ok(chunk)
 }
 
 /// Parses a row and tells its shape.

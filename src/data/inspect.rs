@@ -20,10 +20,6 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::ops::IGNORE_INDEX;
 
-/// Rows that are looked at together, on all cores.
-const CHUNK_ROWS: usize = 1024;
-/// Bytes of rows that are held at a time.
-const CHUNK_BYTES: usize = 32 << 20;
 /// Width that token lists are broken at.
 const WIDTH: usize = 100;
 
@@ -176,14 +172,14 @@ fn read(data: &DataFile, index: usize) -> Result<(Option<Found>, Counts)> {
     let mut counts = Counts { files: reader::files(&data.path)?.len(), ..Counts::default() };
     let mut unread_keys = UnreadKeys::default();
     let mut found = None;
-    let mut rows = reader::all_rows(data)?.enumerate();
+    let mut number = 0;
+    let mut rows = reader::all_rows(data)?;
     loop {
-        let chunk = next_chunk(&mut rows);
+        let chunk = reader::next_chunk(&mut rows);
         if chunk.is_empty() {
             break;
         }
-        let numbered = |(number, row): (usize, Result<RawRow>)| (number, row.and_then(look));
-        for (number, seen) in chunk.into_par_iter().map(numbered).collect::<Vec<_>>() {
+        for seen in chunk.into_par_iter().map(|row| row.and_then(look)).collect::<Vec<_>>() {
             match &seen {
                 Ok((_, seen)) => {
                     *counts.shapes.entry(seen.shape()).or_default() += 1;
@@ -197,21 +193,11 @@ fn read(data: &DataFile, index: usize) -> Result<(Option<Found>, Counts)> {
             if number == index {
                 found = Some(seen);
             }
+            number += 1;
         }
     }
     counts.unused = unread_keys.lines();
     Ok((found, counts))
-}
-
-fn next_chunk(rows: &mut impl Iterator<Item = (usize, Result<RawRow>)>) -> Vec<(usize, Result<RawRow>)> {
-    let mut chunk = Vec::new();
-    let mut bytes = 0;
-    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
-        let Some((number, row)) = rows.next() else { break };
-        bytes += row.as_ref().map_or(0, RawRow::size);
-        chunk.push((number, row));
-    }
-    chunk
 }
 
 fn look(row: RawRow) -> Result<(Place, Seen)> {

@@ -8,11 +8,11 @@ use std::borrow::Cow;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, escape_formatter};
+use minijinja::{Environment, Error, State, escape_formatter};
 use minijinja_contrib::{filters, globals};
 
 use super::python::{JsonOptions, float, is_space, json_dumps, strftime};
-use super::python_methods;
+use super::python_methods::{self, invalid};
 
 /// Instructions that a template may run for one rendering.
 const FUEL: u64 = 2_000_000;
@@ -58,10 +58,6 @@ pub fn compile(source: &str) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-fn invalid(reason: String) -> Error {
-    Error::new(ErrorKind::InvalidOperation, reason)
-}
-
 /// Line ends as Jinja2 reads them: all of them are one `\n`. Escapes in texts (`'\r\n'`) are no line ends.
 fn normalised(source: &str) -> String {
     source.replace("\r\n", "\n").replace('\r', "\n")
@@ -97,7 +93,7 @@ fn without_generation_marks(source: &str) -> String {
 /// asked.
 fn to_json(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
     if value.is_undefined() {
-        return Err(invalid("an undefined value has no JSON".into()));
+        return Err(invalid("an undefined value has no JSON"));
     }
     let option = |place: usize, name: &str| -> Result<Option<Value>, Error> {
         let given = positional.get(place).cloned();
@@ -107,7 +103,7 @@ fn to_json(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<Str
         None => None,
         Some(text) if text.as_str().is_some() => text.as_str().map(str::to_string),
         Some(number) => {
-            let spaces = number.as_i64().ok_or_else(|| invalid("`indent` is neither a number nor a text".into()))?;
+            let spaces = number.as_i64().ok_or_else(|| invalid("`indent` is neither a number nor a text"))?;
             Some(" ".repeat(spaces.clamp(0, MAXIMUM_INDENT as i64) as usize))
         }
     };
@@ -115,7 +111,7 @@ fn to_json(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<Str
         None => None,
         Some(pair) => {
             let pair: Vec<String> = pair.try_iter()?.map(|text| text.to_string()).collect();
-            let [item, key]: [String; 2] = pair.try_into().map_err(|_| invalid("`separators` is no pair".into()))?;
+            let [item, key]: [String; 2] = pair.try_into().map_err(|_| invalid("`separators` is no pair"))?;
             Some((item, key))
         }
     };

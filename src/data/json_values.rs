@@ -41,22 +41,25 @@ impl Nesting {
 /// Whether a text that begins with `start` has objects over several lines: the first line leaves one open, and not in the
 /// middle of a string, which would be a line that broke off.
 pub fn spans_lines(start: &[u8]) -> bool {
-    let start = start.trim_ascii_start();
-    let Some(end) = start.iter().position(|&byte| byte == b'\n') else { return false };
-    let (line, rest) = start.split_at(end);
-    let mut nesting = Nesting::default();
-    line.iter().for_each(|&byte| nesting.pass(byte));
-    line.starts_with(b"{") && nesting.depth > 0 && !nesting.in_string && !rest.trim_ascii().is_empty()
+    first_line(start).is_some_and(|(line, nesting, rest)| {
+        line.starts_with(b"{") && nesting.depth > 0 && !nesting.in_string && !rest.is_empty()
+    })
 }
 
 /// Whether a text that begins with `start` has an array a line: the first line is one, and so is the next.
 pub fn is_arrays(start: &[u8]) -> bool {
+    first_line(start)
+        .is_some_and(|(line, nesting, rest)| line.starts_with(b"[") && nesting.is_outside() && rest.starts_with(b"["))
+}
+
+/// The first line that is not empty, how deep it leaves the text, and what follows it; `None` where it does not end.
+fn first_line(start: &[u8]) -> Option<(&[u8], Nesting, &[u8])> {
     let start = start.trim_ascii_start();
-    let Some(end) = start.iter().position(|&byte| byte == b'\n') else { return false };
+    let end = start.iter().position(|&byte| byte == b'\n')?;
     let (line, rest) = start.split_at(end);
     let mut nesting = Nesting::default();
     line.iter().for_each(|&byte| nesting.pass(byte));
-    line.starts_with(b"[") && nesting.is_outside() && rest.trim_ascii_start().starts_with(b"[")
+    Some((line, nesting, rest.trim_ascii()))
 }
 
 /// The values of a JSON array, or JSON objects one after another.

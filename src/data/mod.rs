@@ -37,7 +37,7 @@ pub use columns::{Columns, DataFile};
 pub use inspect::{InspectedSequence, InspectedToken, Inspection, inspect};
 pub use jsonl::{JsonLines, MAXIMUM_LINE};
 pub use messages::Message;
-pub use prompts::{Prompt, PromptEncoder, RawText, read_prompts};
+pub use prompts::{Prompt, PromptEncoder, RawText, read_prompts, read_prompts_with};
 pub use question::{LETTERS, Question, read_questions};
 pub use reader::{Place, RawRow, Rows};
 pub use row::{Problem, Row, UnderstoodRow};

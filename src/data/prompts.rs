@@ -108,8 +108,19 @@ pub fn read_prompts(
     prefill: &str,
     raw_text: RawText,
 ) -> Result<Vec<Prompt>> {
+    let mut lists = read_prompts_with(data, encoder, &[prefill], raw_text)?;
+    Ok(lists.pop().unwrap_or_default())
+}
+
+/// As [`read_prompts`], for several prefills: the prompts with each, in the order of `prefills`. The data is read once.
+pub fn read_prompts_with(
+    data: impl Into<DataFile>,
+    encoder: Option<&PromptEncoder>,
+    prefills: &[&str],
+    raw_text: RawText,
+) -> Result<Vec<Vec<Prompt>>> {
     let data = data.into();
-    let mut prompts = Vec::new();
+    let mut lists = vec![Vec::new(); prefills.len()];
     let mut unread_keys = UnreadKeys::default();
     for row in all_rows(&data)? {
         let (place, UnderstoodRow { row, unread }) = understand_prompt(row?)?;
@@ -118,10 +129,12 @@ pub fn read_prompts(
             (Row::Text(text), RawText::Asked) => Row::Conversation(vec![Message::new("user", text)]),
             (row, _) => row,
         };
-        prompts.push(prompt(&place, row, encoder, prefill)?);
+        for (prompts, prefill) in lists.iter_mut().zip(prefills) {
+            prompts.push(prompt(&place, row.clone(), encoder, prefill)?);
+        }
     }
     unread_keys.warn(&data);
-    Ok(prompts)
+    Ok(lists)
 }
 
 /// Parses a row and tells what is asked with it.

@@ -25,7 +25,8 @@ pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> R
     }
 }
 
-fn invalid(reason: impl Into<String>) -> Error {
+/// An operation that Python would refuse, too.
+pub fn invalid(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())
 }
 

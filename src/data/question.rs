@@ -35,14 +35,13 @@ impl Question {
             return problem(format!("{} where a JSON object is expected", kind(row)), "write an object of columns");
         };
         let row = Fields::new(row);
-        let in_columns = row.has(&[names::LETTERED[0], names::LETTERED[1]]);
-        let whole = row.get(names::QUESTION).is_some() && row.get(names::RIGHT).is_some();
-        if !whole || !(in_columns || row.get(names::CHOICES).is_some()) {
+        let (Some(asked), Some(right), true) = (row.get(names::QUESTION), row.get(names::RIGHT), row.has_choices())
+        else {
             return Err(row.no_shape(Purpose::Questions));
-        }
-        let choices = if row.get(names::CHOICES).is_some() { listed(row)? } else { lettered(row)? };
-        let answer = answer(row, &choices)?;
-        Ok(Self { question: question(row)?, choices, answer, subject: subject(row)? })
+        };
+        let choices = row.get(names::CHOICES).map_or_else(|| lettered(row), listed)?;
+        let answer = answer(right, &choices)?;
+        Ok(Self { question: question(asked)?, choices, answer, subject: subject(row)? })
     }
 
     /// The first `most` of `examples` that have this question's subject.
@@ -83,8 +82,10 @@ pub fn read_questions(data: impl Into<DataFile>) -> Result<Vec<Question>> {
     Ok(questions)
 }
 
-fn question(row: Fields) -> Understood<String> {
-    let Some((key, text)) = row.get(names::QUESTION) else { return Err(row.no_shape(Purpose::Questions)) };
+/// A column of a row: its name and its value.
+type Column<'a> = (&'static str, &'a Value);
+
+fn question((key, text): Column) -> Understood<String> {
     let text = string(key, text)?;
     if text.trim().is_empty() {
         return problem("`question` is empty", "mend the row or remove it");
@@ -93,8 +94,7 @@ fn question(row: Fields) -> Understood<String> {
 }
 
 /// The choices of a list, or of an object of letters. Tables pad lists with nulls at their end.
-fn listed(row: Fields) -> Understood<Vec<String>> {
-    let Some((key, list)) = row.get(names::CHOICES) else { return Err(row.no_shape(Purpose::Questions)) };
+fn listed((key, list): Column) -> Understood<Vec<String>> {
     let list = match list {
         Value::Array(list) => list,
         Value::Object(choices) => return lettered(Fields::new(choices)),
@@ -141,8 +141,7 @@ fn checked(key: &str, choices: Vec<String>) -> Understood<Vec<String>> {
 }
 
 /// A letter, an index from 0 (a number, or one that is written as text), or the right choice itself.
-fn answer(row: Fields, choices: &[String]) -> Understood<usize> {
-    let Some((key, value)) = row.get(names::RIGHT) else { return Err(row.no_shape(Purpose::Questions)) };
+fn answer((key, value): Column, choices: &[String]) -> Understood<usize> {
     let letters = &LETTERS[..choices.len()];
     let index = |value: &Value| integer(value).and_then(|index| usize::try_from(index).ok());
     let mut found: Vec<usize> = match value {

@@ -15,6 +15,10 @@ use super::{csv, parquet};
 use crate::error::{Error, Result};
 use crate::files::open_regular;
 
+/// Rows that are parsed together, on all cores.
+const CHUNK_ROWS: usize = 1024;
+/// Bytes of rows that are held at a time.
+const CHUNK_BYTES: usize = 32 << 20;
 /// Bytes at the beginning of a file by which its format is told.
 const START: u64 = 64 << 10;
 /// Files of a folder that hold rows, with or without `.gz` or `.zst` behind.
@@ -113,6 +117,18 @@ pub fn all_rows(data: &DataFile) -> Result<impl Iterator<Item = Result<RawRow>> 
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
     }))
+}
+
+/// The next rows that are parsed together; none at the end.
+pub fn next_chunk(rows: &mut impl Iterator<Item = Result<RawRow>>) -> Vec<Result<RawRow>> {
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
+        let Some(row) = rows.next() else { break };
+        bytes += row.as_ref().map_or(0, RawRow::size);
+        chunk.push(row);
+    }
+    chunk
 }
 
 /// The data files of `path`: itself, or, for a directory, its files of rows in the order of their names; where it has none

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::setup::GoalTables;
 use crate::config::Texts;
-use crate::data::{DataFile, DataStream, PromptEncoder, RawText, Tokenizer, read_prompts, read_questions};
+use crate::data::{DataFile, DataStream, PromptEncoder, RawText, Tokenizer, read_prompts_with, read_questions};
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, NUM_SHOTS, PromptForm, WRITTEN_TOKENS};
 use crate::huggingface::ModelDirectory;
@@ -81,14 +81,12 @@ impl Opener<'_> {
             AttackMethod::Prefill(Prefill::Answers(texts)) => texts.as_slice(),
             _ => &[],
         });
-        let mut prompts = BTreeMap::new();
-        for beginning in std::iter::once("").chain(beginnings.map(String::as_str)) {
-            let read = read_prompts(data, Some(&encoder), beginning, RawText::Continued)?;
-            if read.is_empty() {
-                return Err(Error::input(&data.path, "there is no prompt", "give rows with a prompt"));
-            }
-            prompts.insert(beginning.to_string(), read);
+        let beginnings: Vec<&str> = std::iter::once("").chain(beginnings.map(String::as_str)).collect();
+        let lists = read_prompts_with(data, Some(&encoder), &beginnings, RawText::Continued)?;
+        if lists.iter().any(Vec::is_empty) {
+            return Err(Error::input(&data.path, "there is no prompt", "give rows with a prompt"));
         }
+        let prompts: BTreeMap<String, _> = beginnings.into_iter().map(str::to_string).zip(lists).collect();
         let options = self.greedy(table.max_new_tokens)?;
         let limit = Duration::from_secs_f64(table.judge_seconds);
         let judge = |name: &String| match name.as_str() {
