@@ -24,6 +24,12 @@ uint32_t power_of_two_from(uint32_t value) {
     return power;
 }
 
+Kernel* find_kernel(const char* name) {
+    const auto same = [name](const Kernel& kernel) { return std::strcmp(kernel.name, name) == 0; };
+    const auto found = std::find_if(kernels().begin(), kernels().end(), same);
+    return found == kernels().end() ? nullptr : &*found;
+}
+
 void enter_fiber() {
     entered_fiber();
     running_machine->fiber_loop();
@@ -39,12 +45,8 @@ uint32_t cluster_size(const temper_launch& launch) {
 
 void register_kernel(const char* name, uint32_t max_threads, uint32_t parameters, const uint32_t* parameter_bytes,
                      void (*function)(), Invoke invoke, bool watched) {
-    const auto same = [name](const Kernel& kernel) { return std::strcmp(kernel.name, name) == 0; };
-    auto found = std::find_if(kernels().begin(), kernels().end(), same);
-    if (found == kernels().end()) {
-        kernels().push_back({name, max_threads, parameters, parameter_bytes, {}, {}});
-        found = kernels().end() - 1;
-    }
+    Kernel* found = find_kernel(name);
+    if (found == nullptr) found = &kernels().emplace_back(Kernel{name, max_threads, parameters, parameter_bytes, {}, {}});
     Compiled& compiled = watched ? found->watched : found->plain;
     found->defined_twice |= compiled.function != nullptr;
     compiled = {function, invoke};
@@ -183,8 +185,8 @@ void Machine::exit_thread(Thread& thread) {
 
 // Watching takes two to five times as long, and training launches the same thing thousands of times. What a kernel does
 // with shared memory depends on its shape and on the counts and flags that it is given, and hardly ever on data. So of the
-// process's launches that agree in these, the first, second, fourth, eighth and so on are watched. Counts and flags have four bytes;
-// so have some numbers, whose every value is then watched.
+// process's launches that agree in these, the first, second, fourth, eighth and so on are watched. Counts and flags have
+// four bytes; so have some numbers, whose every value is then watched.
 bool Machine::watch_is_due() {
     uint64_t key = 0xcbf29ce484222325ull;
     const auto add = [&key](const void* bytes, size_t count) {
@@ -389,10 +391,7 @@ extern "C" const char* temper_sim_launch(const char* name, const temper_launch* 
                                          uint32_t argument_count) {
     static thread_local Machine machine;
     static thread_local std::string message;
-    const Kernel* kernel = nullptr;
-    for (const Kernel& candidate : kernels()) {
-        if (std::strcmp(candidate.name, name) == 0) kernel = &candidate;
-    }
+    const Kernel* kernel = find_kernel(name);
     message = check_launch(name, kernel, *launch, argument_count);
     if (!message.empty()) return message.c_str();
     prepare_faults();
@@ -409,5 +408,7 @@ extern "C" const char* temper_sim_kernel_name(uint32_t index) {
 }
 
 extern "C" bool temper_sim_kernel_is_watched(uint32_t index) {
-    return index < kernels().size() && kernels()[index].watched.function != nullptr && kernels()[index].plain.function != nullptr;
+    if (index >= kernels().size()) return false;
+    const Kernel& kernel = kernels()[index];
+    return kernel.watched.function != nullptr && kernel.plain.function != nullptr;
 }
