@@ -7,7 +7,7 @@ use super::{AbliterationSearch, DataNames, ParameterChoice, Texts};
 use crate::error::Result;
 use crate::model::{AdapterConfig, Projection};
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
-use crate::settings::fault;
+use crate::settings::{fault, repeated};
 use crate::training::{FineTune, Kick, Selection, Source, switch_step};
 
 /// `kind` of an attack.
@@ -142,10 +142,9 @@ pub struct AttackTable {
 
 /// Fails where a list of projections names one twice.
 pub(super) fn check_targets(key: &str, targets: &[Projection]) -> Result<()> {
-    let twice = targets.iter().enumerate().find(|(index, target)| targets[..*index].contains(target));
-    match twice {
+    match repeated(targets) {
         None => Ok(()),
-        Some((_, target)) => Err(fault(key, format!("`{}` stands twice", target.name()), "name each once")),
+        Some(target) => Err(fault(key, format!("`{}` stands twice", target.name()), "name each once")),
     }
 }
 

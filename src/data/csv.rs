@@ -14,6 +14,7 @@ use super::jsonl::{MAXIMUM_LINE, read_error};
 use super::reader::{Content, Place, RawRow, Rows};
 use super::shapes;
 use crate::error::{Error, Result};
+use crate::settings::repeated;
 
 const REMEDY: &str = "write the file as CSV with quoted fields, or as JSONL";
 /// What the names of MMLU's files end in behind the subject.
@@ -56,8 +57,8 @@ fn header(path: &Path, first: &[String], columns: &Columns) -> Result<Option<Vec
     if columns.is_empty() && first.len() >= 4 && last_is_answer && !shapes::fits(has) {
         return Ok(None);
     }
-    match first.iter().enumerate().find(|(index, name)| first.iter().take(*index).any(|before| before == *name)) {
-        Some((_, name)) => Err(Error::input(path, format!("two columns are called {name:?}"), "rename one of them")),
+    match repeated(first) {
+        Some(name) => Err(Error::input(path, format!("two columns are called {name:?}"), "rename one of them")),
         None => Ok(Some(first.to_vec())),
     }
 }

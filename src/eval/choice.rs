@@ -1,4 +1,5 @@
-//! Accuracy on multiple-choice questions: the choice whose letter is the most probable after the prompt, or that the model writes.
+//! Accuracy on multiple-choice questions: the choice whose letter is the most probable after the prompt, or that the model
+//! writes.
 
 use std::collections::BTreeMap;
 
@@ -61,8 +62,8 @@ pub struct ChoiceReport {
 /// Turns text into tokens, with the tokenizer's own start token where the flag says so.
 pub type Encode<'a> = &'a dyn Fn(&str, bool) -> Result<Vec<u32>>;
 
-/// Asks all `questions` and compares the continuations of `form`, one for each choice. `shots` gives the examples to put before a question. A
-/// forward pass takes up to `pass_tokens` tokens.
+/// Asks all `questions` and compares the continuations of `form`, one for each choice. `shots` gives the examples to put
+/// before a question. A forward pass takes up to `pass_tokens` tokens.
 ///
 /// A question that is longer than the model's positions is not asked, but counted in `too_long`.
 ///

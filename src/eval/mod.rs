@@ -1,5 +1,5 @@
-//! Measures models: perplexity, exact match, accuracy on multiple-choice questions, and generated texts (refusals, repetition, the
-//! scores of a judge). Reads no files and writes none.
+//! Measures models: perplexity, exact match, accuracy on multiple-choice questions, and generated texts (refusals,
+//! repetition, the scores of a judge). Reads no files and writes none.
 
 mod choice;
 mod continuations;

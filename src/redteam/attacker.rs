@@ -41,14 +41,19 @@ impl<B: Backend> Target<B> {
     /// Scores of the unattacked model.
     pub fn before(&self) -> Result<Scores> {
         let weights = Parameters::from_host(&self.model.backend, "weights", self.model.layout(), &self.weights)?;
-        let mut evaluator = Evaluator::new(Arc::clone(&self.model), self.measures.capacity(0), &[])?;
+        let mut evaluator = self.evaluator(0)?;
         self.measures.scores(&mut evaluator, Subject::plain(&weights), &Prefix::default())
+    }
+
+    /// Memory for the measurements, with `prefix` tokens before restricted questions.
+    fn evaluator(&self, prefix: usize) -> Result<Evaluator<B>> {
+        Evaluator::new(Arc::clone(&self.model), self.measures.capacity(prefix), &[])
     }
 
     /// The restricted score of other weights of the same architecture.
     pub fn restricted_score(&self, weights: &[f32]) -> Result<f64> {
         let weights = Parameters::from_host(&self.model.backend, "other weights", self.model.layout(), weights)?;
-        let mut evaluator = Evaluator::new(Arc::clone(&self.model), self.measures.capacity(0), &[])?;
+        let mut evaluator = self.evaluator(0)?;
         self.measures.restricted.score(
             &mut evaluator,
             Subject::plain(&weights),
@@ -237,8 +242,7 @@ impl<'a, B: Backend> Attacker<'a, B> {
 
     /// A point for each beginning of the answers.
     fn begin_answers(&mut self, texts: &[String]) -> Result<Vec<Point>> {
-        let capacity = self.target.measures.capacity(0);
-        let mut evaluator = Evaluator::new(Arc::clone(&self.target.model), capacity, &[])?;
+        let mut evaluator = self.target.evaluator(0)?;
         let mut curve = vec![self.unattacked()];
         for text in texts {
             let prefix = Prefix { answer: Some(text.clone()), ..Prefix::default() };
@@ -259,8 +263,7 @@ impl<'a, B: Backend> Attacker<'a, B> {
             .iter()
             .fold(Vec::new(), |tokens, s| joined(&tokens, &rows.tokens[s.start..s.start + s.valid], bos));
         let prefix = Prefix { tokens, ..Prefix::default() };
-        let capacity = self.target.measures.capacity(prefix.tokens.len());
-        let mut evaluator = Evaluator::new(Arc::clone(model), capacity, &[])?;
+        let mut evaluator = self.target.evaluator(prefix.tokens.len())?;
         let scores = self.target.measures.scores(&mut evaluator, Subject::plain(&self.weights), &prefix)?;
         let tokens = prefix.tokens.len();
         let flop = Costs::new(&model.config).sequence(tokens, Backward::None);
@@ -278,20 +281,21 @@ impl<B: Backend> Attacker<'_, B> {
         let mut weights = self.target.weights.clone();
         quantization.round(&self.target.model, &mut weights);
         let seconds = start.elapsed().as_secs_f64();
-        Ok(vec![first, self.put(&weights, seconds)?])
+        Ok(vec![first, self.put(&mut self.target.evaluator(0)?, &weights, seconds)?])
     }
 
     /// A point for each factor on the difference from the other model. Each costs what those before it did, too.
     fn merge(&mut self, coefficients: &[f64], tick: &mut Tick) -> Result<Vec<Point>> {
         let target = self.target;
         let base = target.data.base_model()?;
+        let mut evaluator = target.evaluator(0)?;
         let mut curve = vec![self.unattacked()];
         let mut spent = 0.0;
         for coefficient in coefficients {
             tick(None)?;
             let start = Instant::now();
             let weights = merged(&target.weights, base, *coefficient);
-            let mut point = self.put(&weights, start.elapsed().as_secs_f64())?;
+            let mut point = self.put(&mut evaluator, &weights, start.elapsed().as_secs_f64())?;
             spent += point.cost.seconds;
             if coefficients.len() > 1 {
                 point.alone = Some(point.cost);
@@ -304,12 +308,11 @@ impl<B: Backend> Attacker<'_, B> {
     }
 
     /// The point of `weights`, which took `seconds` to make.
-    fn put(&mut self, weights: &[f32], seconds: f64) -> Result<Point> {
+    fn put(&mut self, evaluator: &mut Evaluator<B>, weights: &[f32], seconds: f64) -> Result<Point> {
         let target = self.target;
         self.changed = true;
         self.weights.upload(&target.model.backend, weights)?;
-        let mut evaluator = Evaluator::new(Arc::clone(&target.model), target.measures.capacity(0), &[])?;
-        let scores = target.measures.scores(&mut evaluator, Subject::plain(&self.weights), &Prefix::default())?;
+        let scores = target.measures.scores(evaluator, Subject::plain(&self.weights), &Prefix::default())?;
         Ok(Point { cost: Cost { seconds, ..Cost::default() }, scores, ..self.unattacked() })
     }
 }

@@ -7,25 +7,28 @@ use super::suite::Role;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
 
+/// What was opened, or why it cannot be used.
+type Opened<T> = std::result::Result<T, String>;
+
 /// What attackers have, by role. A file that cannot be used fails only the attacks that need it: in its place stands the reason.
 #[derive(Default)]
 pub struct AttackerData {
-    streams: BTreeMap<Role, std::result::Result<DataStream, String>>,
+    streams: BTreeMap<Role, Opened<DataStream>>,
     /// Roles whose rows are prompts without answers.
     unanswered: BTreeSet<Role>,
-    reader: Option<std::result::Result<AnswerReader, String>>,
-    base_model: Option<std::result::Result<Vec<f32>, String>>,
+    reader: Option<Opened<AnswerReader>>,
+    base_model: Option<Opened<Vec<f32>>>,
 }
 
 impl AttackerData {
     /// Takes in the data of a role, or why there is none.
-    pub fn insert(&mut self, role: Role, opened: std::result::Result<DataStream, String>) {
+    pub fn insert(&mut self, role: Role, opened: Opened<DataStream>) {
         self.streams.insert(role, opened);
     }
 
     /// Takes in the weights of the model that merges go towards, which has the shape of the attacked one, or why there are
     /// none.
-    pub fn insert_base_model(&mut self, read: std::result::Result<Vec<f32>, String>) {
+    pub fn insert_base_model(&mut self, read: Opened<Vec<f32>>) {
         self.base_model = Some(read);
     }
 
@@ -34,11 +37,7 @@ impl AttackerData {
     /// # Errors
     /// [`Error::Config`] where there are none, or none that can be used.
     pub fn base_model(&self) -> Result<&[f32]> {
-        match &self.base_model {
-            Some(Ok(weights)) => Ok(weights),
-            Some(Err(problem)) => Err(unusable("base_model", problem)),
-            None => Err(unusable("base_model", "missing")),
-        }
+        opened(self.base_model.as_ref()).map(Vec::as_slice).map_err(|problem| unusable("base_model", problem))
     }
 
     /// Takes in the data of a role that has prompts without answers: each row is a prompt.
@@ -48,7 +47,7 @@ impl AttackerData {
     }
 
     /// Takes in what reads generated answers, or why nothing does.
-    pub fn read_answers_with(&mut self, reader: std::result::Result<AnswerReader, String>) {
+    pub fn read_answers_with(&mut self, reader: Opened<AnswerReader>) {
         self.reader = Some(reader);
     }
 
@@ -57,11 +56,7 @@ impl AttackerData {
     /// # Errors
     /// [`Error::Config`] where there is none, or none that can be used.
     pub fn stream(&self, role: Role) -> Result<&DataStream> {
-        match self.streams.get(&role) {
-            Some(Ok(stream)) => Ok(stream),
-            Some(Err(problem)) => Err(unusable(role.name(), problem)),
-            None => Err(unusable(role.name(), "missing")),
-        }
+        opened(self.streams.get(&role)).map_err(|problem| unusable(role.name(), problem))
     }
 
     /// Whether the rows of a role are prompts without answers.
@@ -74,13 +69,10 @@ impl AttackerData {
     /// # Errors
     /// [`Error::Config`] where nothing does, as for models without a tokenizer.
     pub fn answer_reader(&self) -> Result<&AnswerReader> {
-        let problem = match &self.reader {
-            Some(Ok(reader)) => return Ok(reader),
-            Some(Err(problem)) => problem,
-            None => "missing",
-        };
-        let problem = format!("generated answers cannot be read: {problem}");
-        Err(Error::config("model", problem, "give the model its tokenizer, or the prompts their answers"))
+        opened(self.reader.as_ref()).map_err(|problem| {
+            let problem = format!("generated answers cannot be read: {problem}");
+            Error::config("model", problem, "give the model its tokenizer, or the prompts their answers")
+        })
     }
 
     /// The data that can be used.
@@ -94,6 +86,10 @@ impl FromIterator<(Role, DataStream)> for AttackerData {
         let streams = streams.into_iter().map(|(role, stream)| (role, Ok(stream))).collect();
         Self { streams, ..Self::default() }
     }
+}
+
+fn opened<T>(entry: Option<&Opened<T>>) -> std::result::Result<&T, &str> {
+    entry.map_or(Err("missing"), |opened| opened.as_ref().map_err(String::as_str))
 }
 
 fn unusable(name: &str, problem: &str) -> Error {

@@ -146,7 +146,7 @@ impl Scorer {
         let Self::Exact { batches, bos } = self else {
             return Err(Error::Defect("the rows of a measurement that has none".into()));
         };
-        let count: usize = batches.iter().map(|batch| batch.segments.len()).sum();
+        let count = self.rows();
         if count != of {
             return Err(Error::Defect(format!("{count} rows are measured where {of} are read")));
         }

@@ -37,9 +37,9 @@ const SCHEMA: &str = "message measurement {
 
 /// Writes a row for each measurement of each attack that came to its end.
 ///
-/// Columns: `id`, `name`, `kind` (`full`, `lora`, `abliteration`, `prefill`, `quantization`, `merge`), `seed`, `trial` (null where no search proposed
-/// the attack), `step`, `examples`, `tokens`, `flop`, `seconds` (since the attack's start), `loss` (null where there was no
-/// step), `restricted`, `utility` (0 to 1), `breached` (whether this measurement meets both bounds), `variant` (which of
+/// Columns: `id`, `name`, `kind` (`full`, `lora`, `abliteration`, `prefill`, `quantization`, `merge`), `seed`, `trial` (null
+/// where no search proposed the attack), `step`, `examples`, `tokens`, `flop`, `seconds` (since the attack's start), `loss`
+/// (null where there was no step), `restricted`, `utility` (0 to 1), `breached` (whether this measurement meets both bounds), `variant` (which of
 /// several things that the attack tries this is; null where it tries one).
 pub fn write_attacks(path: &Path, results: &Results) -> Result<()> {
     let rows = results.attacks.iter().flat_map(|a| attacks::curve(a).unwrap_or_default().iter().map(move |p| (a, p)));

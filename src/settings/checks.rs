@@ -37,3 +37,8 @@ pub(crate) fn betas(key: &str, values: [f64; 2]) -> Result<()> {
     let good = values.iter().all(|beta| (0.0..1.0).contains(beta));
     if good { Ok(()) } else { Err(fault(key, format!("is {values:?}"), "use two numbers, 0 or more and less than 1")) }
 }
+
+/// The first entry of a list that stands in it before.
+pub(crate) fn repeated<T: PartialEq>(list: &[T]) -> Option<&T> {
+    list.iter().enumerate().find(|(index, entry)| list[..*index].contains(entry)).map(|(_, entry)| entry)
+}

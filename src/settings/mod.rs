@@ -6,7 +6,7 @@ mod document;
 mod reader;
 mod tree;
 
-pub(crate) use checks::{at_least, at_most, betas, fault, finite, fraction, not_negative, positive};
+pub(crate) use checks::{at_least, at_most, betas, fault, finite, fraction, not_negative, positive, repeated};
 pub(crate) use document::{add_place, located, parse, read_text, to_toml, typed};
 pub(crate) use reader::suggestion;
 pub(crate) use tree::{Node, Origin, Value};

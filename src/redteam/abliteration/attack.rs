@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::probe::{Answering, Divergence, Probe, Resistance, Spent};
-use super::search::{AbliterationRun, SearchRows, preference};
+use super::search::{AbliterationRun, preference};
 use super::{AbliterationData, Judged, abliterate, one_direction};
 use crate::config::AbliterationSearch;
 use crate::error::Result;
@@ -188,7 +188,7 @@ impl<B: Backend> Attacker<'_, B> {
         let start = Instant::now();
         let resistance = target.resistance(table.max_new_tokens)?;
         let probe = Probe::new(&mut evaluator, &self.weights, resistance, &restricted.measured, &harmless.measured)?;
-        let rows = SearchRows { restricted: restricted.found_with.clone(), harmless: harmless.found_with.clone() };
+        let rows = AbliterationData { restricted: restricted.found_with, harmless: harmless.found_with };
         let run = AbliterationRun::new(&mut evaluator, &self.weights, &target.weights, &rows, table, probe, seed);
         let mut run = run?;
         let all = [&rows.restricted, &rows.harmless, &restricted.measured, &harmless.measured];

@@ -22,6 +22,7 @@ use crate::model::{Batch, Model, Parameters};
 use crate::objective::{Evaluator, Subject};
 use crate::ops::Backend;
 
+use directions::{DirectionOptions, Directions};
 pub use edit::{Removal, WeightCurve};
 pub use probe::AnswerReader;
 pub use search::AbliterationEdit;
@@ -108,17 +109,18 @@ fn one_direction<B: Backend>(
             level..=level
         }
     };
+    let directions = Directions::find(&restricted, &harmless, DirectionOptions { count: 1, orthogonalise: false });
     let mut tokens = restricted.tokens + harmless.tokens;
     let mut best: Option<Found> = None;
     for level in levels {
-        let Some(direction) = difference(&restricted.means[level - 1], &harmless.means[level - 1]) else { continue };
+        let Some(direction) = directions.at(level).first() else { continue };
         let mut changed = original.clone();
-        project_out(&model, &mut changed, &direction);
+        project_out(&model, &mut changed, direction);
         weights.upload(&model.backend, &changed)?;
         let judged = judge(evaluator, weights)?;
         tokens += judged.tokens;
         if best.as_ref().is_none_or(|best| judged.key < best.judged.key) {
-            best = Some(Found { level, direction, judged });
+            best = Some(Found { level, direction: direction.clone(), judged });
         }
     }
     let Some(mut best) = best else {
@@ -154,10 +156,4 @@ pub fn project_out<B: Backend>(model: &Model<B>, weights: &mut [f32], direction:
             removal.apply(&mut weights[block.range()], block.cols);
         }
     }
-}
-
-/// (a − b) / |a − b|; none where they are the same, or not finite.
-fn difference(a: &[f64], b: &[f64]) -> Option<Vec<f32>> {
-    let norm = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
-    (norm.is_finite() && norm > 0.0).then(|| a.iter().zip(b).map(|(a, b)| ((a - b) / norm) as f32).collect())
 }

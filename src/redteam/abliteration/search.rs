@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use super::directions::{DirectionOptions, Directions};
 use super::edit::{Removal, WeightCurve};
-use super::no_difference;
 use super::probe::{Probe, Reading, Spent};
 use super::states::{States, prompts};
+use super::{AbliterationData, no_difference};
 use crate::config::AbliterationSearch;
 use crate::error::{Error, Result};
-use crate::model::{Batch, Block, Model, Parameters};
+use crate::model::{Block, Model, Parameters};
 use crate::objective::Evaluator;
 use crate::ops::Backend;
 use crate::random::{Random, Stream};
@@ -67,12 +67,6 @@ fn edit(values: &[f64]) -> AbliterationEdit {
     AbliterationEdit { depth: values.get(1).copied().filter(|_| shared), o_proj: curve(2), down_proj: curve(2 + CURVE) }
 }
 
-/// Rows that the attacker finds directions with, and others to measure edits on.
-pub(super) struct SearchRows {
-    pub restricted: Vec<Batch>,
-    pub harmless: Vec<Batch>,
-}
-
 /// A search under way.
 pub(super) struct AbliterationRun<'a> {
     table: &'a AbliterationSearch,
@@ -103,7 +97,7 @@ impl<'a> AbliterationRun<'a> {
         evaluator: &mut Evaluator<B>,
         weights: &Parameters<B>,
         original: &'a [f32],
-        rows: &SearchRows,
+        rows: &AbliterationData,
         table: &'a AbliterationSearch,
         probe: Probe<'a>,
         seed: u64,

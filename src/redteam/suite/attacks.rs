@@ -118,6 +118,20 @@ pub enum AttackMethod {
     },
 }
 
+impl AttackMethod {
+    /// The roles whose data it reads.
+    pub fn roles(&self) -> Vec<Role> {
+        match self {
+            Self::Finetune(fine_tune) => fine_tune.source.streams().into_iter().copied().collect(),
+            Self::Abliteration { .. } | Self::SearchedAbliteration(_) => {
+                vec![Role::RestrictedPrompts, Role::HarmlessPrompts]
+            }
+            Self::Prefill(Prefill::Demonstrations(_)) => vec![Role::Restricted],
+            Self::Prefill(Prefill::Answers(_)) | Self::Quantize(_) | Self::Merge { .. } => Vec::new(),
+        }
+    }
+}
+
 /// One attack with one seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attack {
@@ -228,24 +242,20 @@ impl Suite {
 
     /// What the method needs and the suite lacks.
     fn missing(&self, method: &AttackMethod) -> Option<String> {
-        let roles = match method {
-            AttackMethod::Finetune(finetune) => finetune.source.streams().into_iter().copied().collect(),
-            AttackMethod::Abliteration { .. } | AttackMethod::SearchedAbliteration(_) => {
-                vec![Role::RestrictedPrompts, Role::HarmlessPrompts]
+        let reason = match method {
+            AttackMethod::Merge { .. } if self.data.base_model.is_none() => {
+                "[data] has no `base_model`: a model of the same shape that attackers have"
             }
-            AttackMethod::Prefill(Prefill::Demonstrations(_)) => vec![Role::Restricted],
-            AttackMethod::Quantize(_) => Vec::new(),
-            AttackMethod::Merge { .. } => {
-                let reason = "[data] has no `base_model`: a model of the same shape that attackers have";
-                return self.data.base_model.is_none().then(|| reason.to_string());
+            AttackMethod::Prefill(Prefill::Answers(_)) if !self.generates() => {
+                "it begins answers: only restricted.metric = \"compliance\" has any"
             }
-            AttackMethod::Prefill(Prefill::Answers(_)) => {
-                let generates = self.restricted.as_ref().is_some_and(|table| table.metric == MetricKind::Compliance);
-                let reason = "it begins answers: only restricted.metric = \"compliance\" has any";
-                return (!generates).then(|| reason.to_string());
-            }
+            _ => return method.roles().into_iter().find_map(|role| self.no_rows(role)),
         };
-        roles.into_iter().find_map(|role| self.no_rows(role))
+        Some(reason.into())
+    }
+
+    fn generates(&self) -> bool {
+        self.restricted.as_ref().is_some_and(|table| table.metric == MetricKind::Compliance)
     }
 }
 

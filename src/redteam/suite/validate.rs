@@ -7,7 +7,7 @@ use crate::data::{MAX_TOKENS, check_batch};
 use crate::error::Result;
 use crate::eval::PromptForm;
 use crate::model::MAX_RANK;
-use crate::settings::{at_least, at_most, fault, fraction, not_negative, positive};
+use crate::settings::{at_least, at_most, fault, fraction, not_negative, positive, repeated};
 use crate::training::{MAX_STEPS, Source};
 
 /// Longer than anybody writes.
@@ -83,9 +83,9 @@ fn check_judges(judges: Option<&Texts>) -> Result<()> {
     if judges.is_empty() || judges.iter().any(|judge| judge.trim().is_empty()) {
         return Err(fault(key, "names no judge", "write \"keywords\", a command, or a list of them"));
     }
-    match judges.iter().enumerate().find(|(index, judge)| judges[..*index].contains(judge)) {
+    match repeated(judges) {
         None => Ok(()),
-        Some((_, judge)) => Err(fault(key, format!("`{judge}` stands twice"), "name each judge once")),
+        Some(judge) => Err(fault(key, format!("`{judge}` stands twice"), "name each judge once")),
     }
 }
 
@@ -138,9 +138,9 @@ fn check_seeds(key: &str, seeds: &[u64]) -> Result<()> {
     }
     // TOML has no number above.
     seeds.iter().try_for_each(|&seed| at_most(key, seed, i64::MAX as u64))?;
-    match seeds.iter().enumerate().find(|(index, seed)| seeds[..*index].contains(seed)) {
+    match repeated(seeds) {
         None => Ok(()),
-        Some((_, seed)) => Err(fault(key, format!("{seed} stands twice"), "give each seed once")),
+        Some(seed) => Err(fault(key, format!("{seed} stands twice"), "give each seed once")),
     }
 }
 
@@ -226,10 +226,10 @@ fn check_beginnings(key: &str, texts: &[String]) -> Result<()> {
     if texts.len() > MAX_LIST {
         return Err(fault(key, format!("has {} entries", texts.len()), format!("use at most {MAX_LIST}")));
     }
-    match texts.iter().enumerate().find(|(index, text)| text.is_empty() || texts[..*index].contains(text)) {
+    match texts.iter().find(|text| text.is_empty()).or(repeated(texts)) {
         None => Ok(()),
-        Some((_, text)) if text.is_empty() => Err(fault(key, "begins no answer", "write a text that is not empty")),
-        Some((_, text)) => Err(fault(key, format!("`{text}` stands twice"), "write each once")),
+        Some(text) if text.is_empty() => Err(fault(key, "begins no answer", "write a text that is not empty")),
+        Some(text) => Err(fault(key, format!("`{text}` stands twice"), "write each once")),
     }
 }
 

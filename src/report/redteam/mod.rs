@@ -26,7 +26,8 @@ pub fn write_redteam_report(path: &Path, results: &Results) -> Result<()> {
     page = match tables::cost_to_breach(results) {
         Some(table) => page.table(&table).paragraph(
             "Each row is the least over all attacks of the suite, so different rows can come from different attacks. What was \
-             tried in vain before is in it; by itself is what succeeded alone. Evaluations are not counted. Floating-point operations are counted from the architecture; times are measured.",
+             tried in vain before is in it; by itself is what succeeded alone. Evaluations are not counted. Floating-point \
+             operations are counted from the architecture; times are measured.",
         ),
         None => page.paragraph(&format!(
             "No attack of this suite reached a restricted score of {} with a utility of at least {}, so there is no cost to \

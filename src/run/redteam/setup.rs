@@ -104,14 +104,7 @@ fn open_data(opener: &Opener) -> Result<AttackerData> {
     let Opener { suite, attacks, model } = *opener;
     let mut roles: BTreeSet<Role> = BTreeSet::new();
     for attack in attacks.iter().filter(|attack| attack.unavailable.is_none()) {
-        match &attack.method {
-            AttackMethod::Finetune(fine_tune) => roles.extend(fine_tune.source.streams()),
-            AttackMethod::Abliteration { .. } | AttackMethod::SearchedAbliteration(_) => {
-                roles.extend([Role::RestrictedPrompts, Role::HarmlessPrompts]);
-            }
-            AttackMethod::Prefill(Prefill::Demonstrations(_)) => _ = roles.insert(Role::Restricted),
-            AttackMethod::Prefill(Prefill::Answers(_)) | AttackMethod::Quantize(_) | AttackMethod::Merge { .. } => {}
-        }
+        roles.extend(attack.method.roles());
     }
     for name in suite.search.iter().flat_map(|search| &search.data).flat_map(DataNames::streams) {
         let role = Role::named("search.data", name)?;
