@@ -107,18 +107,18 @@ def lora(b):
 def attention(b):
     s = b.shapes
     kinds = [("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)]
-    for length in (s.length, s.short_length):
-        t, pairs = s.sequences * length, length * (length + 1) / 2
-        flop = 4 * s.sequences * pairs * s.q
+    for sequences, length in ((s.sequences, s.length), s.attack, s.tamper_resistance):
+        t, pairs = sequences * length, length * (length + 1) / 2
+        flop = 4 * sequences * pairs * s.q
         forward_bytes = E * t * (s.qkv + s.q) + 4 * t * s.heads
         backward_bytes = 2 * E * t * (s.qkv + s.q) + 4 * t * s.heads
-        shape = f"{s.sequences} × {length}, causal, {s.heads} and {s.kv_heads} heads of {s.head_dim}"
+        shape = f"{sequences} × {length}, causal, {s.heads} and {s.kv_heads} heads of {s.head_dim}"
 
-        def operands(grad, length=length, moved=forward_bytes):
+        def operands(grad, sequences=sequences, length=length, moved=forward_bytes):
             def make():
-                q, k, v = (b.normal(s.sequences, h, length, s.head_dim).requires_grad_(grad)
+                q, k, v = (b.normal(sequences, h, length, s.head_dim).requires_grad_(grad)
                            for h in (s.heads, s.kv_heads, s.kv_heads))
-                return q, k, v, b.normal(s.sequences, s.heads, length, s.head_dim)
+                return q, k, v, b.normal(sequences, s.heads, length, s.head_dim)
             return b.sets(moved, make)
 
         def call(q, k, v, kind, causal=True):
@@ -140,9 +140,10 @@ def attention(b):
                     backward_of(graphs[id(q)], d, (q, k, v))
                 return step
 
-            b.row(f"attention_forward/{s.sequences}x{length}", variant, shape, flop, forward_bytes, forward)
-            b.row(f"attention_backward/{s.sequences}x{length}", variant, shape, 2.5 * flop, backward_bytes, backward)
+            b.row(f"attention_forward/{sequences}x{length}", variant, shape, flop, forward_bytes, forward)
+            b.row(f"attention_backward/{sequences}x{length}", variant, shape, 2.5 * flop, backward_bytes, backward)
 
+    for length in (s.length, s.short_length):
         slot = 2 * s.kv_heads * s.head_dim
         cached_bytes = E * s.sequences * (s.qkv + s.q + slot + length * slot) + 4 * s.sequences * (length + 3)
 

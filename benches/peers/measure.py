@@ -15,9 +15,11 @@ torch._functorch.config.donated_buffer = False
 SHAPES = {
     "llama3-8b": dict(vocab=128_256, hidden=4096, intermediate=14_336, layers=32, heads=32, kv_heads=8, head_dim=128,
                       rope_theta=500_000.0, sequences=8, length=2048, short_length=256, full_sequences=4, rank=16,
+                      attack=(32, 256), tamper_resistance=(64, 256),
                       elements=1_000_000_000, matmul=8192, copy_bytes=2 << 30, cold_bytes=192 << 20, most_sets=64),
     "tiny": dict(vocab=203, hidden=128, intermediate=160, layers=1, heads=2, kv_heads=1, head_dim=64,
                  rope_theta=10_000.0, sequences=2, length=24, short_length=8, full_sequences=1, rank=4,
+                 attack=(3, 8), tamper_resistance=(5, 8),
                  elements=5003, matmul=128, copy_bytes=1 << 16, cold_bytes=192 << 20, most_sets=2),
 }
 

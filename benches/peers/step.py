@@ -5,7 +5,7 @@
 The same model, batches and losses. PyTorch gets what helps it: SDPA by its own choice and by cuDNN, fused AdamW, the loss
 head in chunks so that all logits never exist at once, LoRA factors in bf16. Full-parameter steps come in two kinds: bf16
 weights (fast, but an update of learning rate 2e-6 is mostly lost in them) and f32 weights under autocast, which train as
-exactly as temper's bf16 + remainder.
+exactly as temper's bf16 + remainder. A step of TAR that does not fit runs once more with activations computed again.
 """
 import contextlib, gc, math, statistics, time
 
@@ -36,27 +36,37 @@ def llama(b, layers, dtype):
         torch.set_default_dtype(before)
 
 
+def batches(s):
+    """Sequences and their length, by the names of temper's rows; those behind a / are batches of TAR."""
+    in_tar = {f"{stem}/{n}x{length}": (n, length)
+              for stem, (n, length) in (("full_attack_step", s.attack), ("tr_gradient", s.tamper_resistance))}
+    return {"lora_attack_step": (s.sequences, s.length), "full_attack_step": (s.full_sequences, s.length),
+            "tr_gradient": (s.sequences, s.length), **in_tar}
+
+
 class Step:
     """Forward, the loss head in chunks, backward, and an optimizer's step where one is given."""
 
-    def __init__(self, b, layers, kind, dtype, compile_it, attention):
+    def __init__(self, b, layers, kind, dtype, compile_it, attention, checkpointing=False):
         s = b.shapes
-        self.b, self.kind, self.attention, self.autocast = b, kind, attention, dtype == torch.float32
-        self.sequences = s.full_sequences if kind == "full_attack_step" else s.sequences
-        self.tokens = self.sequences * s.length
+        self.b, self.kind, self.attention, self.autocast = b, kind.split("/")[0], attention, dtype == torch.float32
+        self.sequences, self.length = batches(s)[kind]
+        self.tokens = self.sequences * self.length
         self.model = llama(b, layers, dtype)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.factors = 0
-        if kind == "lora_attack_step":
+        if checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.kind == "lora_attack_step":
             config = LoraConfig(r=s.rank, lora_alpha=2 * s.rank, target_modules=PROJECTIONS, lora_dropout=0.0)
             self.model = get_peft_model(self.model, config, autocast_adapter_dtype=False).base_model.model
             self.factors = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = None if kind == "tr_gradient" else torch.optim.AdamW(trained, lr=2e-6, weight_decay=0.01, fused=True)
-        self.body, self.loss = self.model.model, negative_entropy if kind == "tr_gradient" else cross_entropy
+        self.optimizer = None if self.kind == "tr_gradient" else torch.optim.AdamW(trained, lr=2e-6, weight_decay=0.01, fused=True)
+        self.body, self.loss = self.model.model, negative_entropy if self.kind == "tr_gradient" else cross_entropy
         if compile_it:
             self.body, self.loss = torch.compile(self.body, dynamic=False), torch.compile(self.loss, dynamic=False)
-        self.batches = [b.ids(self.tokens).view(self.sequences, s.length) for _ in range(2)]
+        self.batches = [b.ids(self.tokens).view(self.sequences, self.length) for _ in range(2)]
 
     def contexts(self):
         stack = contextlib.ExitStack()
@@ -93,7 +103,7 @@ class Step:
 def flop(b, layers, step):
     s = b.shapes
     weights = layers * (s.hidden * (s.qkv + s.q) + 3 * s.hidden * s.intermediate) + s.vocab * s.hidden
-    attention = layers * 4 * step.sequences * (s.length * (s.length + 1) / 2) * s.q
+    attention = layers * 4 * step.sequences * (step.length * (step.length + 1) / 2) * s.q
     products = 4 if step.kind == "lora_attack_step" else 6
     return step.tokens * (products * weights + 6 * step.factors) + 3.5 * attention
 
@@ -136,32 +146,41 @@ def measure(b, name, layers, variant, *how):
     assert math.isfinite(loss), f"the loss is {loss}"
     floor = work / (b.rates["matmul_teraflops_per_second"] * 1e9)
     b.steps.append(dict(name=name, variant=variant, layers=layers, parameters=step.parameters, sequences=step.sequences,
-                        tokens=step.tokens, samples=samples, milliseconds=wall, milliseconds_per_layer=wall / layers,
-                        device_milliseconds=device, host_milliseconds=host, launch_gaps=1 - device / wall, flop=float(work),
+                        tokens=step.tokens, memory=None, samples=samples, milliseconds=wall,
+                        milliseconds_per_layer=wall / layers, device_milliseconds=device, host_milliseconds=host,
+                        launch_gaps=1 - device / wall, flop=float(work),
                         floor_milliseconds=floor, ratio=wall / floor, teraflops_per_second=work / (wall * 1e9),
                         share_of_matmul_rate=floor / wall, tokens_per_second=step.tokens / wall * 1e3, loss=loss))
+
+
+def attempt(b, name, layers, variant, *how):
+    """Measures one variant; what was wrong, where something was: the other variants are worth having."""
+    try:
+        return measure(b, name, layers, variant, *how)
+    except Exception as error:
+        b.failed(f"{name} ({variant})", error)
+        return b.not_run[-1]
+    finally:
+        gc.collect()
+        torch.compiler.reset()
+        if b.timer.cuda:
+            torch.cuda.empty_cache()
 
 
 def main():
     parsed = arguments(__doc__.splitlines()[0], lambda p: p.add_argument("--layers", type=int))
     b = Bench(parsed)
     layers = parsed.layers or b.shapes.layers
-    kinds = {"lora_attack_step": [torch.bfloat16], "full_attack_step": [torch.bfloat16, torch.float32],
-             "tr_gradient": [torch.bfloat16, torch.float32]}
-    for name, dtypes in kinds.items():
-        for dtype in dtypes if b.wants(name) else []:
+    for name in batches(b.shapes):
+        exact = [] if name == "lora_attack_step" else [torch.float32]
+        for dtype in [torch.bfloat16] + exact if b.wants(name) else []:
             for compile_it in (False, True):
                 for attention in ("default", "cudnn") if b.timer.cuda else ("default",):
                     variant = ", ".join(["compiled" if compile_it else "eager",
                                          "bf16" if dtype == torch.bfloat16 else "f32 autocast", f"{attention} attention"])
-                    try:
-                        measure(b, name, layers, variant, dtype, compile_it, attention)
-                    except Exception as error:  # the other variants are worth having
-                        b.failed(f"{name} ({variant})", error)
-                    gc.collect()
-                    torch.compiler.reset()
-                    if b.timer.cuda:
-                        torch.cuda.empty_cache()
+                    failed = attempt(b, name, layers, variant, dtype, compile_it, attention)
+                    if failed and failed["out_of_memory"] and "/" in name:  # temper computes activations again there, too
+                        attempt(b, name, layers, f"{variant}, checkpointing", dtype, compile_it, attention, True)
     b.print_report()
 
 

@@ -12,10 +12,11 @@ mod rates;
 mod report;
 mod shapes;
 mod steps;
+mod tar;
 mod timer;
 
 pub use report::{DeviceReport, NotRun, Rates, Report, Row, StepRow};
-pub use shapes::{Shapes, ShapesName};
+pub use shapes::{BatchShape, Shapes, ShapesName};
 pub use timer::Effort;
 
 use data::Data;

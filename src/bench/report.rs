@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::timer::Timing;
-use super::{Options, ShapesName, Spec};
+use super::{BatchShape, Options, ShapesName, Spec};
 use crate::backend::cuda::Cuda;
 use crate::ops::{Backend, DType};
+use crate::training::MemorySettings;
 
 /// Everything that one bench measured.
 #[derive(Clone, Debug, Serialize)]
@@ -141,7 +142,8 @@ impl Row {
 /// One kind of training step.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepRow {
-    /// "lora_attack_step", "full_attack_step" or "tr_gradient".
+    /// "lora_attack_step", "full_attack_step" or "tr_gradient"; behind a `/`, what distinguishes it: "32x256" is the batch
+    /// of a run of TAR.
     pub name: String,
     /// Layers of the model that ran.
     pub layers: usize,
@@ -151,6 +153,8 @@ pub struct StepRow {
     pub sequences: usize,
     /// Tokens of a batch.
     pub tokens: usize,
+    /// What it trades for memory.
+    pub memory: MemorySettings,
     /// Number of steps that were timed.
     pub samples: usize,
     /// Wall time of a step, the steps queued one behind the other as training queues them.
@@ -181,11 +185,11 @@ pub struct StepRow {
 
 /// What distinguishes a kind of step, and its counts.
 pub(super) struct StepSpec {
-    pub name: &'static str,
+    pub name: String,
     pub layers: usize,
     pub parameters: u64,
-    pub sequences: usize,
-    pub tokens: usize,
+    pub batch: BatchShape,
+    pub memory: MemorySettings,
     pub flop: f64,
 }
 
@@ -202,11 +206,12 @@ impl StepRow {
     pub(super) fn new(spec: StepSpec, times: StepTimes, rates: Rates) -> Self {
         let floor = rates.arithmetic_milliseconds(spec.flop);
         Self {
-            name: spec.name.into(),
+            name: spec.name,
             layers: spec.layers,
             parameters: spec.parameters,
-            sequences: spec.sequences,
-            tokens: spec.tokens,
+            sequences: spec.batch.sequences,
+            tokens: spec.batch.tokens(),
+            memory: spec.memory,
             samples: times.samples,
             milliseconds: times.wall,
             milliseconds_per_layer: times.wall / spec.layers as f64,
@@ -218,7 +223,7 @@ impl StepRow {
             ratio: times.wall / floor,
             teraflops_per_second: spec.flop / (times.wall * 1e9),
             share_of_matmul_rate: floor / times.wall,
-            tokens_per_second: spec.tokens as f64 / times.wall * 1e3,
+            tokens_per_second: spec.batch.tokens() as f64 / times.wall * 1e3,
             loss: times.loss,
         }
     }

@@ -2,6 +2,28 @@
 
 use crate::model::ModelConfig;
 
+/// Sequences of one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Tokens of each.
+    pub length: usize,
+}
+
+impl BatchShape {
+    /// Tokens of the batch.
+    pub fn tokens(self) -> usize {
+        self.sequences * self.length
+    }
+}
+
+impl std::fmt::Display for BatchShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}x{}", self.sequences, self.length)
+    }
+}
+
 /// Sizes by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -23,10 +45,14 @@ pub struct Shapes {
     pub sequences: usize,
     /// Tokens of a sequence.
     pub length: usize,
-    /// Tokens of a short sequence, for attention.
+    /// Tokens of a short sequence, for attention with a cache.
     pub short_length: usize,
     /// Sequences of a full-parameter step's batch.
     pub full_step_sequences: usize,
+    /// A batch of a simulated attack of TAR: the one of `preset = "bio"`, or a small one.
+    pub attack: BatchShape,
+    /// A batch of its tamper-resistance loss.
+    pub tamper_resistance: BatchShape,
     /// r of the adapters.
     pub rank: usize,
     /// Elements of a pass over all parameters, unless fewer fit.
@@ -54,6 +80,8 @@ impl Shapes {
                 length: 2048,
                 short_length: 256,
                 full_step_sequences: 4,
+                attack: BatchShape { sequences: 32, length: 256 },
+                tamper_resistance: BatchShape { sequences: 64, length: 256 },
                 rank: 16,
                 vector_elements: 1_000_000_000,
                 matmul_size: 8192,
@@ -70,6 +98,8 @@ impl Shapes {
                 length: 24,
                 short_length: 8,
                 full_step_sequences: 1,
+                attack: BatchShape { sequences: 3, length: 8 },
+                tamper_resistance: BatchShape { sequences: 5, length: 8 },
                 rank: 4,
                 vector_elements: 5003,
                 matmul_size: 128,
@@ -81,9 +111,14 @@ impl Shapes {
         }
     }
 
-    /// Tokens of a batch.
+    /// The batch of most rows.
+    pub fn batch(&self) -> BatchShape {
+        BatchShape { sequences: self.sequences, length: self.length }
+    }
+
+    /// Its tokens.
     pub fn tokens(&self) -> usize {
-        self.sequences * self.length
+        self.batch().tokens()
     }
 }
 

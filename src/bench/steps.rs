@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::count::{self, Pass};
 use super::report::{StepRow, StepSpec, StepTimes};
-use super::{Bench, Options};
+use super::{BatchShape, Bench, Options, tar};
 use crate::backend::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::{
@@ -20,13 +20,13 @@ use crate::training::{AnyTrainer, MemorySettings, Moments, Trainer};
 const BATCHES: usize = 2;
 
 pub(super) fn run(bench: &mut Bench) -> Result<()> {
-    for step in [Kind::LoraAttack, Kind::FullAttack, Kind::LeanAttack, Kind::TrGradient] {
-        if !bench.wants(step.name()) {
+    for kind in kinds(bench)? {
+        if !bench.wants(&kind.name) {
             continue;
         }
-        match measure(bench, step) {
+        match measure(bench, &kind) {
             Ok(row) => bench.report.steps.push(row),
-            Err(error) => bench.not_run(step.name(), &with_remedy(error)),
+            Err(error) => bench.not_run(&kind.name, &with_remedy(error)),
         }
     }
     Ok(())
@@ -41,43 +41,56 @@ fn with_remedy(error: Error) -> Error {
     }
 }
 
+/// What a step trains.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    LoraAttack,
-    FullAttack,
-    /// A full attack as a run of a large model takes it: moments in bf16 where weights are, stepped within the backward
-    /// pass, norms and silu(gate)·up computed again.
-    LeanAttack,
-    TrGradient,
+enum Trains {
+    Adapter,
+    Weights,
+    /// Nothing: the gradient is added to the meta-gradient.
+    MetaGradient,
 }
 
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::LoraAttack => "lora_attack_step",
-            Self::FullAttack => "full_attack_step",
-            Self::LeanAttack => "full_attack_step/lean",
-            Self::TrGradient => "tr_gradient",
-        }
-    }
+/// A step, and the memory that it runs in.
+#[derive(Clone)]
+struct Kind {
+    name: String,
+    trains: Trains,
+    batch: BatchShape,
+    /// Tokens that the activations have room for: those of the run's largest batch.
+    room: usize,
+    memory: MemorySettings,
+}
 
-    fn sequences(self, options: &Options) -> usize {
-        let full = matches!(self, Self::FullAttack | Self::LeanAttack);
-        if full { options.shapes.full_step_sequences } else { options.shapes.sequences }
-    }
-
-    fn memory(self, compute: DType) -> MemorySettings {
-        if self != Self::LeanAttack {
-            return MemorySettings::default();
-        }
-        let states = if compute == DType::Bf16 { Moments::Bf16 } else { Moments::F32 };
-        MemorySettings { states, step_in_backward: true, recompute: Recompute::Cheap }
-    }
+/// Steps on long sequences with all activations kept; a full attack with less memory (moments in bf16 where weights are,
+/// stepped within the backward pass, norms and silu(gate)·up computed again); and the two steps of TAR as a run of `preset
+/// = "bio"` takes them on this device.
+fn kinds(bench: &Bench) -> Result<Vec<Kind>> {
+    let shapes = &bench.options.shapes;
+    let long = |name: &str, trains, sequences| {
+        let batch = BatchShape { sequences, ..shapes.batch() };
+        Kind { name: name.into(), trains, batch, room: batch.tokens(), memory: MemorySettings::default() }
+    };
+    let states = if bench.cuda_dtype() == DType::Bf16 { Moments::Bf16 } else { Moments::F32 };
+    let lean = MemorySettings { states, step_in_backward: true, recompute: Recompute::Cheap };
+    let memory = tar::planned_memory(&bench.cuda, shapes)?;
+    let in_tar = |stem: &str, trains, batch: BatchShape| {
+        let room = shapes.attack.tokens().max(shapes.tamper_resistance.tokens());
+        Kind { name: format!("{stem}/{batch}"), trains, batch, room, memory }
+    };
+    let full_attack = long("full_attack_step", Trains::Weights, shapes.full_step_sequences);
+    Ok(vec![
+        long("lora_attack_step", Trains::Adapter, shapes.sequences),
+        full_attack.clone(),
+        Kind { name: "full_attack_step/lean".into(), memory: lean, ..full_attack },
+        in_tar("full_attack_step", Trains::Weights, shapes.attack),
+        long("tr_gradient", Trains::MetaGradient, shapes.sequences),
+        in_tar("tr_gradient", Trains::MetaGradient, shapes.tamper_resistance),
+    ])
 }
 
 /// Everything that a step works on.
 struct Step {
-    kind: Kind,
+    name: String,
     evaluator: Evaluator<Cuda>,
     weights: Parameters<Cuda>,
     trainer: Option<AnyTrainer<Cuda>>,
@@ -89,37 +102,36 @@ struct Step {
 }
 
 impl Step {
-    fn new(bench: &Bench, kind: Kind) -> Result<Self> {
+    fn new(bench: &Bench, kind: &Kind) -> Result<Self> {
         let cuda = &bench.cuda;
         let shapes = &bench.options.shapes;
-        let model = Arc::new(Model::new(cuda.clone(), shapes.model.clone(), shapes.length)?);
+        let memory = kind.memory;
+        let model = Arc::new(Model::new(cuda.clone(), shapes.model.clone(), kind.batch.length)?);
         let weights = random_weights(bench, model.layout())?;
         let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 2e-6);
-        let tokens = kind.sequences(bench.options) * shapes.length;
-        let memory = kind.memory(cuda.compute_dtype());
         let mut trainer = None;
         let mut meta_gradient = None;
-        match kind {
-            Kind::LoraAttack => {
+        match kind.trains {
+            Trains::Adapter => {
                 let adapter = AdapterConfig::new(shapes.rank);
                 trainer = Some(AnyTrainer::Whole(Trainer::started(&model, Some(&adapter), optimizer, 1)?));
             }
-            Kind::FullAttack | Kind::LeanAttack => {
+            Trains::Weights => {
                 trainer = Some(AnyTrainer::full(cuda, model.layout(), optimizer, memory)?);
             }
-            Kind::TrGradient => meta_gradient = Some(Gradients::zeros(cuda, "meta-gradient", model.layout())?),
+            Trains::MetaGradient => meta_gradient = Some(Gradients::zeros(cuda, "meta-gradient", model.layout())?),
         }
         let adapters: Vec<_> = trainer.iter().filter_map(AnyTrainer::adapter).collect();
-        let evaluator = Evaluator::recomputing(Arc::clone(&model), tokens, &adapters, memory.recompute)?;
-        let batches = (0..BATCHES).map(|_| batch(bench, kind)).collect();
-        let batch = LossBatch::with_room(&model, tokens)?;
+        let evaluator = Evaluator::recomputing(Arc::clone(&model), kind.room, &adapters, memory.recompute)?;
+        let batches = (0..BATCHES).map(|_| batch(bench, kind.batch)).collect();
+        let batch = LossBatch::with_room(&model, kind.batch.tokens())?;
         let tape = LossTape::new(cuda, 1)?;
-        Ok(Self { kind, evaluator, weights, trainer, meta_gradient, batches, batch, tape })
+        Ok(Self { name: kind.name.clone(), evaluator, weights, trainer, meta_gradient, batches, batch, tape })
     }
 
     /// Queues a step.
     fn run(&mut self, number: usize) -> Result<()> {
-        let Self { kind, evaluator, weights, trainer, meta_gradient, batches, batch, tape } = self;
+        let Self { name, evaluator, weights, trainer, meta_gradient, batches, batch, tape } = self;
         batch.refill(evaluator.model(), batches[number % batches.len()].clone())?;
         let backend = evaluator.model().backend.clone();
         let batch = &*batch;
@@ -136,7 +148,7 @@ impl Step {
                 };
                 evaluator.negative_entropy(pass, EntropyOver::Valid)
             }
-            (None, None) => Err(Error::Defect(format!("{}: nothing to train", kind.name()))),
+            (None, None) => Err(Error::Defect(format!("{name}: nothing to train"))),
         }
     }
 }
@@ -163,17 +175,16 @@ fn random_weights(bench: &Bench, layout: &ModelLayout) -> Result<Parameters<Cuda
 }
 
 /// Random tokens, all of them learned.
-fn batch(bench: &Bench, kind: Kind) -> Batch {
-    let shapes = &bench.options.shapes;
+fn batch(bench: &Bench, shape: BatchShape) -> Batch {
     let mut batch = Batch::default();
-    for _ in 0..kind.sequences(bench.options) {
-        let tokens = bench.data.ids(shapes.length, shapes.model.vocab_size);
-        batch.push(&tokens, &tokens, shapes.length);
+    for _ in 0..shape.sequences {
+        let tokens = bench.data.ids(shape.length, bench.options.shapes.model.vocab_size);
+        batch.push(&tokens, &tokens, shape.length);
     }
     batch
 }
 
-fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
+fn measure(bench: &Bench, kind: &Kind) -> Result<StepRow> {
     let mut step = Step::new(bench, kind)?;
     let cuda = &bench.cuda;
     let effort = bench.options.effort;
@@ -188,17 +199,15 @@ fn measure(bench: &Bench, kind: Kind) -> Result<StepRow> {
     let (host, wall) = queued_and_finished(cuda, &mut step, samples)?;
     let loss = step.tape.read_one(cuda, 0)?;
     if !loss.is_finite() {
-        return Err(Error::Defect(format!("{}: the loss is {loss}", kind.name())));
+        return Err(Error::Defect(format!("{}: the loss is {loss}", kind.name)));
     }
-    let shapes = &bench.options.shapes;
     let model = &bench.options.shapes.model;
-    let sequences = kind.sequences(bench.options);
     let spec = StepSpec {
-        name: kind.name(),
+        name: kind.name.clone(),
         layers: model.num_hidden_layers,
         parameters: model.parameter_count(),
-        sequences,
-        tokens: sequences * shapes.length,
+        batch: kind.batch,
+        memory: kind.memory,
         flop: flop(model, bench.options, kind),
     };
     Ok(StepRow::new(spec, StepTimes { samples, wall, device, host, loss }, bench.rates))
@@ -247,23 +256,22 @@ fn device_milliseconds(bench: &Bench, step: &mut Step, samples: usize, host: f64
 }
 
 /// Operations of matrix products and of causal attention in one step.
-fn flop(model: &ModelConfig, options: &Options, kind: Kind) -> f64 {
+fn flop(model: &ModelConfig, options: &Options, kind: &Kind) -> f64 {
     let shape = model.attention();
     let layers = model.num_hidden_layers as f64;
     let d = model.hidden_size as f64;
     let f = model.intermediate_size as f64;
     let layer = d * (shape.qkv_cols() + shape.query_cols()) as f64 + 3.0 * d * f;
-    let sequences = kind.sequences(options);
-    let length = options.shapes.length;
-    let adapter_weights = match kind {
-        Kind::LoraAttack => AdapterConfig::new(options.shapes.rank).parameter_count(model) as f64,
+    let BatchShape { sequences, length } = kind.batch;
+    let adapter_weights = match kind.trains {
+        Trains::Adapter => AdapterConfig::new(options.shapes.rank).parameter_count(model) as f64,
         _ => 0.0,
     };
     let pass = Pass {
         matmul_weights: layers * layer + d * model.vocab_size as f64,
         adapter_weights,
         attention_forward: layers * count::attention_forward(sequences, length, shape, 1.0).flop,
-        tokens: (sequences * length) as f64,
+        tokens: kind.batch.tokens() as f64,
     };
-    pass.step(kind != Kind::LoraAttack)
+    pass.step(kind.trains != Trains::Adapter)
 }

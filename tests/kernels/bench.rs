@@ -58,13 +58,17 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
         let bytes = 2.0 * (T * output + 3.0 * T * input + 2.0 * T * columns + factors) + 8.0 * factors;
         row(&format!("lora_backward/{layer}"), 2.0 * flop, bytes);
     }
-    for length in [24, 8] {
+    for (sequences, length) in [(2, 24), (3, 8), (5, 8)] {
         // Every query of a causal sequence sees itself and what is before it.
         let pairs: usize = (0..length).map(|query| query + 1).sum();
-        let flop = 2.0 * pairs as f64 * 4.0 * D;
-        let tokens = 2.0 * length as f64;
-        row(&format!("attention_forward/2x{length}"), flop, tokens * (2.0 * (QKV + D) + 4.0 * HEADS));
-        row(&format!("attention_backward/2x{length}"), 2.5 * flop, tokens * (4.0 * (QKV + D) + 4.0 * HEADS));
+        let flop = (sequences * pairs) as f64 * 4.0 * D;
+        let tokens = (sequences * length) as f64;
+        let batch = format!("{sequences}x{length}");
+        row(&format!("attention_forward/{batch}"), flop, tokens * (2.0 * (QKV + D) + 4.0 * HEADS));
+        row(&format!("attention_backward/{batch}"), 2.5 * flop, tokens * (4.0 * (QKV + D) + 4.0 * HEADS));
+    }
+    for length in [24.0, 8.0] {
+        let tokens = 2.0 * length;
         // Keys and values have as many columns as qkv has more than the queries.
         let bytes = 2.0 * (2.0 * (QKV + D + QKV - D) + tokens * (QKV - D)) + 4.0 * (tokens + 6.0);
         row(&format!("attention_cached/2x{length}"), 4.0 * tokens * D, bytes);
@@ -155,14 +159,25 @@ fn every_step_runs() {
     let report = json(&bench::steps(&cuda, &options).expect("a report"));
     let steps = report["steps"].as_array().expect("steps");
     let names: Vec<&str> = steps.iter().map(|step| step["name"].as_str().expect("a name")).collect();
-    assert_eq!(names, ["lora_attack_step", "full_attack_step", "full_attack_step/lean", "tr_gradient"]);
+    let tar = ["full_attack_step/3x8", "tr_gradient/5x8"];
+    let expected = ["lora_attack_step", "full_attack_step", "full_attack_step/lean", tar[0], "tr_gradient", tar[1]];
+    assert_eq!(names, expected);
+    // A run of TAR steps within the backward pass; what it computes again is the plan's choice for the device.
+    let in_backward: Vec<bool> = steps.iter().map(|step| step["memory"]["step_in_backward"] == true).collect();
+    assert_eq!(in_backward, [false, false, true, true, false, true]);
     let weights = D * (QKV + D + 3.0 * F) + V * D;
     let adapter = R * ((3.0 * D + QKV) + 2.0 * D + (2.0 * D + 2.0 * F) + (F + D));
-    for (step, (sequences, products, factors)) in
-        steps.iter().zip([(2.0, 4.0, adapter), (1.0, 6.0, 0.0), (1.0, 6.0, 0.0), (2.0, 6.0, 0.0)])
-    {
-        let tokens = sequences * 24.0;
-        let attention = sequences * 300.0 * 4.0 * D;
+    let counts = [
+        (2.0, 24.0, 4.0, adapter),
+        (1.0, 24.0, 6.0, 0.0),
+        (1.0, 24.0, 6.0, 0.0),
+        (3.0, 8.0, 6.0, 0.0),
+        (2.0, 24.0, 6.0, 0.0),
+        (5.0, 8.0, 6.0, 0.0),
+    ];
+    for (step, (sequences, length, products, factors)) in steps.iter().zip(counts) {
+        let tokens = sequences * length;
+        let attention = sequences * length * (length + 1.0) / 2.0 * 4.0 * D;
         let flop = tokens * (products * weights + 6.0 * factors) + 3.5 * attention;
         assert_eq!(number(step, "flop"), flop, "{step:#}");
         assert_eq!(number(step, "tokens"), tokens);

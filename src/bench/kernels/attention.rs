@@ -1,6 +1,7 @@
-//! Causal attention, at the length of a batch and at a short one: whole sequences, and one new token behind a cache.
+//! Causal attention: whole sequences, in the batch of most rows and in those that TAR runs, and one new token behind a
+//! cache.
 
-use super::super::{Bench, Spec, count};
+use super::super::{BatchShape, Bench, Spec, count};
 use super::sets;
 use crate::backend::cuda::Cuda;
 use crate::error::Result;
@@ -52,17 +53,20 @@ impl Operands {
 
 pub(super) fn run(bench: &mut Bench) {
     let shapes = &bench.options.shapes;
-    let lengths = [shapes.length, shapes.short_length];
-    for length in lengths {
+    let batches = [shapes.batch(), shapes.attack, shapes.tamper_resistance];
+    let cached = [shapes.length, shapes.short_length];
+    for batch in batches {
         for backward in [false, true] {
-            row(bench, length, backward);
+            row(bench, batch, backward);
         }
+    }
+    for length in cached {
         cached_row(bench, length);
     }
 }
 
-fn row(bench: &mut Bench, length: usize, backward: bool) {
-    let sequences = bench.options.shapes.sequences;
+fn row(bench: &mut Bench, batch: BatchShape, backward: bool) {
+    let BatchShape { sequences, length } = batch;
     let shape = bench.options.shapes.model.attention();
     let work = if backward {
         count::attention_backward(sequences, length, shape, bench.element())
@@ -73,10 +77,10 @@ fn row(bench: &mut Bench, length: usize, backward: bool) {
     let AttentionShape { num_attention_heads, num_key_value_heads, head_dim, .. } = shape;
     let described =
         format!("{sequences} × {length}, causal, {num_attention_heads} and {num_key_value_heads} heads of {head_dim}");
-    let spec = Spec::new(format!("attention_{pass}/{sequences}x{length}"), described, work);
+    let spec = Spec::new(format!("attention_{pass}/{batch}"), described, work);
     bench.row(spec, |bench| {
         let cuda = bench.cuda.clone();
-        let tokens = sequences * length;
+        let tokens = batch.tokens();
         let segment = |i| Segment { start: i * length, length, valid: length };
         let segments = Segments::new(&cuda, (0..sequences).map(segment).collect())?;
         let mut sets = sets(bench, work.bytes, |_| {
