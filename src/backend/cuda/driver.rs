@@ -4,6 +4,7 @@
 //! One stream: operations run in the order of the calls, and only [`Driver::download`], [`Driver::synchronize`] and
 //! [`Driver::elapsed_milliseconds`] wait for the device.
 
+use super::counters::Ledger;
 use crate::error::Result;
 use crate::ops::DType;
 
@@ -250,4 +251,15 @@ pub trait Driver: Send + Sync {
 
     /// Device time between two events, which are given back. Waits for the second.
     fn elapsed_milliseconds(&self, start: Event, end: Event) -> Result<f32>;
+
+    /// Begins to count what this driver is told, from zero; says whether it can. Results keep their bits; launches may take
+    /// longer. No other thread may use this driver until [`Driver::stop_counting`].
+    fn start_counting(&self) -> bool {
+        false
+    }
+
+    /// Ends the counting: what was done since; nothing where it was never begun.
+    fn stop_counting(&self) -> Option<Ledger> {
+        None
+    }
 }

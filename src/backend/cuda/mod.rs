@@ -7,6 +7,9 @@
 mod attention;
 mod attention_cached;
 mod bias;
+mod counters;
+#[cfg(feature = "simulator")]
+mod counting;
 mod driver;
 mod element;
 mod head_norm;
@@ -27,6 +30,7 @@ mod sim;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use counters::{Clears, Counters, LaunchCounters, Ledger, Moves, PeakRates, Products};
 pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
 pub(crate) use loss_head::scratch_bytes as loss_head_bytes;
 pub use memory::{CudaBuffer, ParkedBuffer};
@@ -87,6 +91,18 @@ impl Cuda {
     /// The device's runtime.
     pub fn driver(&self) -> &dyn Driver {
         &*self.driver
+    }
+
+    /// Does `work` and says what the device was told meanwhile; no ledger where the device cannot count. Counting changes
+    /// no result. One thread at a time, and not within itself.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn counted<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, Option<Ledger>)> {
+        self.driver.start_counting();
+        let result = work();
+        let ledger = self.driver.stop_counting();
+        Ok((result?, ledger))
     }
 
     /// The name of a kernel for this mode: with `_bf16` or `_f32` behind it.

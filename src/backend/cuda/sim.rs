@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use half::bf16;
 
+use super::counters::Ledger;
+use super::counting::Counting;
 use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
 use crate::error::{Error, Result};
 use crate::ops::DType;
@@ -49,6 +51,7 @@ pub(super) struct Simulator {
     schedule_seed: u64,
     events: Mutex<Vec<Instant>>,
     graphs: Mutex<Graphs>,
+    counting: Counting,
 }
 
 /// What is being recorded, and what was.
@@ -65,6 +68,8 @@ struct Graphs {
 #[derive(Clone, Debug, PartialEq)]
 enum Work {
     Copy { from: u64, to: u64, bytes: usize },
+    Park { from: u64, to: u64, bytes: usize },
+    Fetch { from: u64, to: u64, bytes: usize },
     Clear { to: u64, bytes: usize },
     Launch { kernel: String, grid: [u32; 3], block: u32, shared_bytes: u32, arguments: Vec<Argument> },
     Product(Gemm),
@@ -82,7 +87,7 @@ impl Simulator {
             shared_bytes_per_block: if compute_capability.0 >= 9 { 232_448 } else { 166_912 },
             memory: 16 << 30,
         };
-        Self { info, schedule_seed, events: Mutex::default(), graphs: Mutex::default() }
+        Self { info, schedule_seed, events: Mutex::default(), graphs: Mutex::default(), counting: Counting::default() }
     }
 
     fn graphs(&self) -> MutexGuard<'_, Graphs> {
@@ -113,6 +118,8 @@ impl Simulator {
         unsafe {
             match work {
                 Work::Copy { from, to, bytes } => self.copy(*from, *to, *bytes),
+                Work::Park { from, to, bytes } => self.park(*from, *to, *bytes),
+                Work::Fetch { from, to, bytes } => self.fetch(*from, *to, *bytes),
                 Work::Clear { to, bytes } => self.clear(*to, *bytes),
                 Work::Product(gemm) => self.gemm(gemm).map(|_| ()),
                 Work::Launch { kernel, grid, block, shared_bytes, arguments } => {
@@ -159,7 +166,7 @@ impl Driver for Simulator {
     fn allocate_host(&self, name: &str, bytes: usize) -> Result<u64> {
         let pointer = self.allocate(name, bytes)?;
         // SAFETY: just allocated with this size.
-        unsafe { self.clear(pointer, bytes)? };
+        unsafe { std::ptr::write_bytes(pointer as *mut u8, 0, bytes) };
         Ok(pointer)
     }
 
@@ -169,17 +176,28 @@ impl Driver for Simulator {
     }
 
     unsafe fn park(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        // SAFETY: passed on to the caller.
-        unsafe { self.copy(from, to, bytes) }
+        if self.recorded(|| Work::Park { from, to, bytes }) {
+            return Ok(());
+        }
+        self.counting.note(|count| count.download(from, bytes));
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
     }
 
     unsafe fn fetch(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        // SAFETY: passed on to the caller.
-        unsafe { self.copy(from, to, bytes) }
+        if self.recorded(|| Work::Fetch { from, to, bytes }) {
+            return Ok(());
+        }
+        self.counting.note(|count| count.upload(to, bytes));
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         self.not_recording("an upload")?;
+        self.counting.note(|count| count.upload(to, from.len()));
         // SAFETY: the caller vouches for the destination; host and simulated device memory do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
@@ -187,6 +205,7 @@ impl Driver for Simulator {
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         self.not_recording("a download")?;
+        self.counting.note(|count| count.download(from, to.len()));
         // SAFETY: as in `upload`.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -196,6 +215,7 @@ impl Driver for Simulator {
         if self.recorded(|| Work::Copy { from, to, bytes }) {
             return Ok(());
         }
+        self.counting.note(|count| count.copy(from, to, bytes));
         // SAFETY: the caller vouches for both ranges.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
@@ -205,6 +225,7 @@ impl Driver for Simulator {
         if self.recorded(|| Work::Clear { to, bytes }) {
             return Ok(());
         }
+        self.counting.note(|count| count.clear(to, bytes));
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::write_bytes(to as *mut u8, 0, bytes) };
         Ok(())
@@ -232,6 +253,7 @@ impl Driver for Simulator {
         // SAFETY: the values live until the call returns; the caller vouches for their types and what they point to.
         let problem = unsafe { temper_sim_launch(name.as_ptr(), &raw, values.as_ptr(), values.len() as u32) };
         if problem.is_null() {
+            self.counting.note(|count| count.launch(launch));
             return Ok(());
         }
         // SAFETY: not null, so it is a C string that stays valid until this thread's next launch.
@@ -269,6 +291,7 @@ impl Driver for Simulator {
         if self.recorded(|| Work::Product(*gemm)) {
             return Ok(true);
         }
+        self.counting.note(|count| count.product(gemm));
         // SAFETY: passed on to the caller.
         unsafe { host_product(gemm) };
         Ok(true)
@@ -342,6 +365,15 @@ impl Driver for Simulator {
             (Some(&start), Some(&end)) => Ok(end.duration_since(start).as_secs_f32() * 1e3),
             _ => Err(Error::Device("an event that was never recorded".into())),
         }
+    }
+
+    fn start_counting(&self) -> bool {
+        self.counting.start();
+        true
+    }
+
+    fn stop_counting(&self) -> Option<Ledger> {
+        self.counting.stop()
     }
 }
 
