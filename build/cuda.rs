@@ -21,7 +21,11 @@ const COMPRESSING_TOOLKIT: (u32, u32) = (12, 8);
 
 pub fn build() -> Result<(), String> {
     let table = match find_nvcc() {
-        Ok(nvcc) => compile_all(&nvcc)?,
+        Ok(nvcc) => {
+            // Tests compile small pieces with it, and find the disassembler beside it.
+            println!("cargo::rustc-env=TEMPER_BUILT_BY_NVCC={}", nvcc.program);
+            compile_all(&nvcc)?
+        }
         Err(missing) if compile::variable("TEMPER_REQUIRE_CUDA").is_some_and(|value| value != "0") => {
             return Err(format!("TEMPER_REQUIRE_CUDA is set, but {missing}"));
         }

@@ -16,6 +16,9 @@ mod hidden;
 mod linear;
 mod lora;
 mod loss_head;
+/// The head comments' claims about machine code.
+#[cfg(feature = "cuda")]
+mod machine_code;
 mod norm;
 mod operand;
 mod optimizer;
