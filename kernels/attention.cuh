@@ -24,6 +24,12 @@ __device__ __forceinline__ bool attention_visible(uint32_t query, uint32_t key, 
     return query - key < window && key < valid;
 }
 
+// Whether each of `queries` queries from first_query on sees each of `keys` keys from first_key on.
+__device__ __forceinline__ bool attention_all_visible(uint32_t first_query, uint32_t queries, uint32_t first_key,
+                                                      uint32_t keys, uint32_t valid, uint32_t window) {
+    return first_key + keys <= min(first_query + 1, valid) && first_query + queries - 1 - first_key < window;
+}
+
 // What the backward pass keeps of one row and head: its log_sum_exp in the unit of the reader, and rowsum(d_out * out).
 struct AttentionStatistics {
     float log_sum_exp, delta;
@@ -190,10 +196,11 @@ __device__ __forceinline__ void attention_scale(float (&c)[row_tiles][column_til
     }
 }
 
-// Hides the keys that a row does not see.
+// Hides the keys that a row does not see: scores become -infinity, probabilities 0.
 template <int row_tiles, int column_tiles>
 __device__ __forceinline__ void attention_hide(float (&scores)[row_tiles][column_tiles][4], uint32_t first_query,
-                                               uint32_t first_key, uint32_t valid, uint32_t window) {
+                                               uint32_t first_key, uint32_t valid, uint32_t window,
+                                               float hidden = negative_infinity) {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
@@ -203,7 +210,7 @@ __device__ __forceinline__ void attention_hide(float (&scores)[row_tiles][column
             for (int e = 0; e < 4; ++e) {
                 const uint32_t query = first_query + 16 * i + lane / 4 + e / 2 * 8;
                 const uint32_t key = first_key + 8 * n + lane % 4 * 2 + e % 2;
-                if (!attention_visible(query, key, valid, window)) scores[i][n][e] = negative_infinity;
+                if (!attention_visible(query, key, valid, window)) scores[i][n][e] = hidden;
             }
         }
     }

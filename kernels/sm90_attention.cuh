@@ -11,6 +11,12 @@
 // Warpgroup 0 fetches, 1 and 2 compute.
 constexpr uint32_t hopper_threads = 384, hopper_consumers = 256;
 
+// The warpgroup of this thread. The shuffle tells the compiler that it is one number for the whole warp: what depends on
+// it, as the descriptors of the left operands do, then stays in uniform registers, where products read it.
+__device__ __forceinline__ uint32_t hopper_warpgroup(TEMPER_SITE_ONLY) {
+    return __shfl_sync(full_warp, threadIdx.x / 128, 0, 32 TEMPER_PASS_SITE);
+}
+
 // The accumulators of row and column fragments as the flat array that wgmma takes: the order is the same.
 template <int columns>
 __device__ __forceinline__ float (&flat(float (&c)[1][columns][4]))[columns * 4] {

@@ -14,7 +14,11 @@
 //
 // Launch: 384 threads; grids as attention_backward.cu. `qkv` and `d_out` are maps of (64 columns, rows, panels) with
 // boxes of 64 rows (kernel 1) or 128 rows (kernel 2). A box may bring rows of the next sequence: of fixed rows nothing
-// is stored there; streamed rows are cleared in shared memory in a last tile, because they are multiplied with zeros.
+// is stored there; streamed rows are cleared in shared memory in a last tile, because they are multiplied with zeros,
+// and so are values, streamed or fixed, that are not keys: where P is 0, dP has to be finite.
+//
+// P of hidden pairs becomes 0 behind a branch that tiles without hidden pairs jump over. It stands between the
+// exponentials and the wait for dP for another reason, too: ptxas moves a wait up to the last branch before it.
 //
 // Shared memory (bytes at D = 128 / 64):
 //   kernel 1: fixed k and v, each two tiles of 64 rows, 65,536 / 32,768; three stages of q and d_out, 98,304 / 49,152;
@@ -29,8 +33,9 @@
 //
 // Rejected: issuing dP before the wait for the step before (its packed operands would live beside the sums, P and dP:
 // ptxas then runs the products one by one); 128 streamed queries in kernel 1 (P and dP would need 128 registers beside
-// 128 of sums); P and dS through shared memory as FlashAttention-3 does (it needs dS for d_q in the same kernel; here
-// d_q has its own).
+// 128 of sums); selecting dS = 0 where P is 0 instead of clearing values (two instructions an element, and behind a
+// branch in kernel 1 ptxas runs the products one by one); P and dS through shared memory as FlashAttention-3 does (it
+// needs dS for d_q in the same kernel; here d_q has its own).
 #include "sm90_attention.cuh"
 
 namespace {
@@ -66,17 +71,29 @@ struct KeyValue {
     static constexpr uint32_t half_bytes = half_rows * D * 2, streamed_bytes = streamed_rows * D * 2;
     AttentionSegment segment;
     AttentionRange range;
-    uint32_t first, group, heads, blocks, steps;
+    uint32_t first, group, heads, steps;
     unsigned char *k, *v, *stage_tiles;
     Statistics* stage_statistics;
     Barriers<stages>* barriers;
 
-    __device__ __forceinline__ uint32_t head(uint32_t step) const { return group * heads + step / blocks; }
-    __device__ __forceinline__ uint32_t query(uint32_t step) const {
-        return range.begin + step % blocks * streamed_rows;
-    }
     __device__ __forceinline__ unsigned char* q_tile(uint32_t stage) const {
         return stage_tiles + stage * 2 * streamed_bytes;
+    }
+};
+
+// Which queries a step streams: every block of the range for one head of the group, then for the next. Counted rather
+// than divided.
+template <int D>
+struct Streamed {
+    AttentionRange range;
+    uint32_t head, query;
+
+    __device__ __forceinline__ explicit Streamed(const KeyValue<D>& work)
+        : range(work.range), head(work.group * work.heads), query(work.range.begin) {}
+
+    __device__ __forceinline__ void next() {
+        query += KeyValue<D>::streamed_rows;
+        if (query >= range.end) query = range.begin, ++head;
     }
 };
 
@@ -95,8 +112,9 @@ __device__ __forceinline__ void fetch_tiles(const TensorMap& d_out, const Tensor
         tma_load(work.v + half * Work::half_bytes, &qkv, &barriers.fixed, {0, row, value_panel});
     }
     HopperStage<Work::stages> stage;
-    for (uint32_t step = 0; step < work.steps; ++step, stage.next()) {
-        const int row = start + int(work.query(step)), panel = int(work.head(step)) * panels;
+    Streamed<D> streamed(work);
+    for (uint32_t step = 0; step < work.steps; ++step, stage.next(), streamed.next()) {
+        const int row = start + int(streamed.query), panel = int(streamed.head) * panels;
         unsigned char* tile = work.q_tile(stage.index);
         mbarrier_wait(&barriers.empty[stage.index], stage.parity ^ 1);
         mbarrier_arrive_expect(&barriers.full[stage.index], 2 * Work::streamed_bytes);
@@ -110,16 +128,32 @@ __device__ __forceinline__ void fetch_statistics(const Statistics* statistics, c
                                                  uint32_t tokens) {
     using Work = KeyValue<D>;
     HopperStage<Work::stages> stage;
-    for (uint32_t step = 0; step < work.steps; ++step, stage.next()) {
-        const Statistics* from = statistics + uint64_t(work.head(step)) * tokens + work.segment.start;
+    Streamed<D> streamed(work);
+    for (uint32_t step = 0; step < work.steps; ++step, stage.next(), streamed.next()) {
+        const Statistics* from = statistics + uint64_t(streamed.head) * tokens + work.segment.start;
         mbarrier_wait(&work.barriers->empty[stage.index], stage.parity ^ 1);
         for (uint32_t i = threadIdx.x % 32; i < Work::streamed_rows; i += 32) {
-            const uint32_t row = work.query(step) + i;
+            const uint32_t row = streamed.query + i;
             Statistics value = {0.0f, 0.0f};
             if (row < work.segment.length) value = from[row];
             work.stage_statistics[stage.index * Work::streamed_rows + i] = value;
         }
         mbarrier_arrive(&work.barriers->full[stage.index]);
+    }
+}
+
+// Probabilities of keys (rows) that a query (column) does not see become 0.
+template <int columns>
+__device__ __forceinline__ void hide_transposed(float (&p)[1][columns][4], uint32_t first_query, uint32_t first_key,
+                                                uint32_t valid, uint32_t window) {
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < columns; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const uint32_t query = first_query + 8 * n + lane % 4 * 2 + e % 2, key = first_key + lane / 4 + e / 2 * 8;
+            if (!attention_visible(query, key, valid, window)) p[0][n][e] = 0.0f;
+        }
     }
 }
 
@@ -130,17 +164,25 @@ __device__ __forceinline__ void sum_key_value(const KeyValue<D>& work, uint32_t 
     using Work = KeyValue<D>;
     constexpr int rows = Work::streamed_rows;
     auto& barriers = *work.barriers;
-    const uint32_t lane = threadIdx.x % 32;
-    const uint32_t key = work.first + half * half_rows + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const uint32_t lane = threadIdx.x % 32, first_key = work.first + half * half_rows;
+    const uint32_t key = first_key + threadIdx.x % 128 / 32 * 16;
     const unsigned char *k = work.k + half * Work::half_bytes, *v = work.v + half * Work::half_bytes;
     float p[1][rows / 8][4], ds[1][rows / 8][4];
     uint32_t packed_p[rows / 16][4], packed_ds[rows / 16][4];
 
     HopperStage<Work::stages> stage;
+    Streamed<D> streamed(work);
     uint32_t before = 0;
     mbarrier_wait(&barriers.fixed, 0);
-    for (uint32_t step = 0; step < work.steps; ++step, stage.next()) {
-        const uint32_t query = work.query(step);
+    if (work.first + fixed_rows > work.segment.valid) {
+        for (uint32_t i = 0; i < 2; ++i) {
+            const uint32_t keys = work.segment.valid - min(work.first + i * half_rows, work.segment.valid);
+            hopper_clear_rows<D, half_rows>(work.v + i * Work::half_bytes, keys);
+        }
+        hopper_cleared();
+    }
+    for (uint32_t step = 0; step < work.steps; ++step, stage.next(), streamed.next()) {
+        const uint32_t query = streamed.query;
         unsigned char *q_tile = work.q_tile(stage.index), *d_out_tile = q_tile + Work::streamed_bytes;
         mbarrier_wait(&barriers.full[stage.index], stage.parity);
         if (query + rows > work.segment.length) {
@@ -168,11 +210,12 @@ __device__ __forceinline__ void sum_key_value(const KeyValue<D>& work, uint32_t 
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const uint32_t column = 8 * n + lane % 4 * 2 + e % 2;
-                const float value = exp2_approximate(fmaf(p[0][n][e], scale, -here[column].log_sum_exp));
-                const bool visible = attention_visible(query + column, key + e / 2 * 8, work.segment.valid, window);
-                p[0][n][e] = visible ? value : 0.0f;
+                p[0][n][e] = exp2_approximate(fmaf(p[0][n][e], scale, -here[column].log_sum_exp));
             }
         }
+        const bool all_visible =
+            attention_all_visible(query, rows, first_key, half_rows, work.segment.valid, window);
+        if (!all_visible) hide_transposed(p, query, key, work.segment.valid, window);
         hopper_pack(packed_p, p);
         wgmma_fence();
         hopper_product<D, rows>(d_value, packed_p, d_out_tile);
@@ -183,9 +226,7 @@ __device__ __forceinline__ void sum_key_value(const KeyValue<D>& work, uint32_t 
         for (int n = 0; n < rows / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                // Selected rather than multiplied with 0: what is hidden may not be finite.
-                const float difference = ds[0][n][e] - here[8 * n + lane % 4 * 2 + e % 2].delta;
-                ds[0][n][e] = p[0][n][e] == 0.0f ? 0.0f : p[0][n][e] * difference;
+                ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - here[8 * n + lane % 4 * 2 + e % 2].delta);
             }
         }
         hopper_pack(packed_ds, ds);
@@ -212,9 +253,8 @@ __device__ __forceinline__ void attention_backward_key_value(const TensorMap& d_
     work.group = blockIdx.x % key_value_heads;
     work.heads = query_heads / key_value_heads;
     work.range = attention_queries(work.first, work.first + fixed_rows - 1, work.segment, window, Work::streamed_rows);
-    work.blocks =
-        work.range.end > work.range.begin ? ceil_divide(work.range.end - work.range.begin, Work::streamed_rows) : 0;
-    work.steps = work.blocks * work.heads;
+    const AttentionRange range = work.range;
+    work.steps = range.end > range.begin ? ceil_divide(range.end - range.begin, Work::streamed_rows) * work.heads : 0;
     work.k = shared_memory();
     work.v = work.k + 2 * Work::half_bytes;
     work.stage_tiles = work.v + 2 * Work::half_bytes;
@@ -233,7 +273,7 @@ __device__ __forceinline__ void attention_backward_key_value(const TensorMap& d_
     float d_key[1][D / 8][4], d_value[1][D / 8][4];
     attention_clear(d_key);
     attention_clear(d_value);
-    const uint32_t half = threadIdx.x / 128 - 1;
+    const uint32_t half = hopper_warpgroup() - 1;
     if (work.steps > 0) sum_key_value(work, half, window, score_scale * log2_of_e, d_key, d_value);
 
     const uint64_t stride = uint64_t(query_heads + 2 * key_value_heads) * D;
@@ -292,7 +332,7 @@ __device__ __forceinline__ void sum_query(const Query<D>& work, uint32_t row, ui
     using Work = Query<D>;
     constexpr int rows = Work::streamed_rows;
     auto& barriers = *work.barriers;
-    const uint32_t lane = threadIdx.x % 32, query = work.first + row + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const uint32_t first = work.first + row, warp_first = first + threadIdx.x % 128 / 32 * 16;
     float p[1][rows / 8][4], ds[1][rows / 8][4];
     uint32_t packed[rows / 16][4];
 
@@ -305,6 +345,7 @@ __device__ __forceinline__ void sum_query(const Query<D>& work, uint32_t row, ui
         mbarrier_wait(&barriers.full[stage.index], stage.parity);
         if (key + rows > work.segment.valid) {
             hopper_clear_rows<D, rows>(k_tile, work.segment.valid - key);
+            hopper_clear_rows<D, rows>(v_tile, work.segment.valid - key);
             hopper_cleared();
         }
         wgmma_hold(flat(p));
@@ -324,20 +365,18 @@ __device__ __forceinline__ void sum_query(const Query<D>& work, uint32_t row, ui
         for (int n = 0; n < rows / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float value = exp2_approximate(fmaf(p[0][n][e], scale, -mine[e / 2].log_sum_exp));
-                const uint32_t seen = key + 8 * n + lane % 4 * 2 + e % 2;
-                p[0][n][e] = attention_visible(query + e / 2 * 8, seen, work.segment.valid, window) ? value : 0.0f;
+                p[0][n][e] = exp2_approximate(fmaf(p[0][n][e], scale, -mine[e / 2].log_sum_exp));
             }
         }
+        const bool all_visible = attention_all_visible(first, half_rows, key, rows, work.segment.valid, window);
+        if (!all_visible) attention_hide(p, warp_first, key, work.segment.valid, window, 0.0f);
         wgmma_wait<0>();
         wgmma_hold(flat(ds));
 #pragma unroll
         for (int n = 0; n < rows / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                // Selected rather than multiplied with 0: what is hidden may not be finite.
-                const float difference = ds[0][n][e] - mine[e / 2].delta;
-                ds[0][n][e] = p[0][n][e] == 0.0f ? 0.0f : p[0][n][e] * difference;
+                ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - mine[e / 2].delta);
             }
         }
         hopper_pack(packed, ds);
@@ -377,7 +416,7 @@ __device__ __forceinline__ void attention_backward_query(const TensorMap& d_out,
         return;
     }
     registers_increase<240>();
-    const uint32_t row = threadIdx.x / 128 * 64 - 64, warp_row = row + threadIdx.x % 128 / 32 * 16;
+    const uint32_t row = hopper_warpgroup() * 64 - 64, warp_row = row + threadIdx.x % 128 / 32 * 16;
     Statistics mine[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -73,7 +73,7 @@ __device__ __forceinline__ void consume(const Work<D>& work, uint32_t row, uint3
     float scores[1][tile_rows / 8][4], shrink[1][2];
     uint32_t p[tile_rows / 16][4];
     const auto soften = [&](uint32_t key) {
-        const bool all_visible = key + tile_rows <= min(first + 1, segment.valid) && work.last - key < window;
+        const bool all_visible = attention_all_visible(first, 64, key, tile_rows, segment.valid, window);
         if (!all_visible) attention_hide(scores, warp_first, key, segment.valid, window);
         softmax.add(scores, scale, shrink);
     };
@@ -91,8 +91,8 @@ __device__ __forceinline__ void consume(const Work<D>& work, uint32_t row, uint3
     soften(work.range.begin);
     hopper_pack(p, scores);
     stage.next();
+    if (work.tiles > 1) mbarrier_wait(&barriers.key_full[stage.index], stage.parity);
     for (uint32_t tile = 1; tile < work.tiles; ++tile, stage.next(), before.next()) {
-        mbarrier_wait(&barriers.key_full[stage.index], stage.parity);
         wgmma_hold(flat(scores));
         wgmma_hold(flat(output));
         wgmma_fence();
@@ -107,6 +107,11 @@ __device__ __forceinline__ void consume(const Work<D>& work, uint32_t row, uint3
         wgmma_hold(flat(scores));
         hopper_release(&barriers.key_empty[stage.index]);
         soften(work.range.begin + tile * tile_rows);
+        // The next keys are awaited before p v is, though they are used later: ptxas moves a wait for products up to
+        // the last branch before it, which would be in front of the exponentials.
+        HopperStage<stages> following = stage;
+        following.next();
+        if (tile + 1 < work.tiles) mbarrier_wait(&barriers.key_full[following.index], following.parity);
         wgmma_wait<0>();
         wgmma_hold(flat(output));
         hopper_release(&barriers.value_empty[before.index]);
@@ -164,7 +169,7 @@ __device__ __forceinline__ void attention_forward(const TensorMap& qkv, const ui
         return;
     }
     registers_increase<240>();
-    const uint32_t row = threadIdx.x / 128 * 64 - 64, warp_row = row + threadIdx.x % 128 / 32 * 16;
+    const uint32_t row = hopper_warpgroup() * 64 - 64, warp_row = row + threadIdx.x % 128 / 32 * 16;
     const float scale = score_scale * log2_of_e;
     AttentionSoftmax<1> softmax;
     float output[1][D / 8][4], inverse[1][2];

@@ -7,6 +7,10 @@
 mod disassembly;
 /// Groups of products and the waits that cover them.
 mod flight;
+/// The claims of the Hopper attention kernels.
+mod hopper;
+/// Faults that the checks must see.
+mod planted;
 /// Kernels, blocks, loops, classes of instructions.
 mod program;
 
