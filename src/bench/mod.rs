@@ -66,6 +66,18 @@ pub fn steps(cuda: &Cuda, options: &Options) -> Result<Report> {
     bench.finish()
 }
 
+/// Does `work`. A product of it that the device's library leaves to our own kernel is an error: everything here has the
+/// shapes of a model, whose products would be several times slower.
+fn by_library<R>(cuda: &Cuda, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    cuda.driver().take_fallbacks();
+    let done = work()?;
+    let fallbacks = cuda.driver().take_fallbacks();
+    if fallbacks.is_empty() {
+        return Ok(done);
+    }
+    Err(Error::Device(format!("the library left to our own kernel: {}", fallbacks.join("; "))))
+}
+
 /// Arithmetic and bytes that cannot be avoided.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Work {
@@ -105,7 +117,7 @@ impl<'a> Bench<'a> {
     fn new(cuda: &Cuda, options: &'a Options, observe: &'a mut dyn FnMut(&Row)) -> Result<Self> {
         let data = Data::new(cuda, options.shapes.pool_elements);
         let meter = RateMeter::new(cuda, &data, &options.shapes)?;
-        let rates = meter.measure(cuda, options.effort)?;
+        let rates = by_library(cuda, || meter.measure(cuda, options.effort))?;
         let report = Report::new(cuda, options, rates);
         Ok(Self { cuda: cuda.clone(), options, data, meter, rates, report, observe })
     }
@@ -132,7 +144,9 @@ impl<'a> Bench<'a> {
     where
         F: FnMut(usize) -> Result<()>,
     {
-        let timing = setup(self).and_then(|mut run| timer::time(&self.cuda, self.options.effort, &mut run));
+        let timing = by_library(&self.cuda, || {
+            setup(self).and_then(|mut run| timer::time(&self.cuda, self.options.effort, &mut run))
+        });
         match timing {
             Ok(timing) => {
                 let row = Row::new(spec, timing, self.rates);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::count::{self, Pass};
 use super::report::{StepRow, StepSpec, StepTimes};
-use super::{BatchShape, Bench, Options, tar};
+use super::{BatchShape, Bench, Options, by_library, tar};
 use crate::backend::cuda::Cuda;
 use crate::error::{Error, Result};
 use crate::model::{
@@ -24,7 +24,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         if !bench.wants(&kind.name) {
             continue;
         }
-        match measure(bench, &kind) {
+        match by_library(&bench.cuda, || measure(bench, &kind)) {
             Ok(row) => bench.report.steps.push(row),
             Err(error) => bench.not_run(&kind.name, &with_remedy(error)),
         }

@@ -1,6 +1,7 @@
 //! [`Backend`]: what a device must be able to do, and [`Operation`]: how it is asked to.
 
 use super::*;
+use crate::fingerprint::Fingerprint;
 
 /// A call of an operation: its operands by name, and their check.
 ///
@@ -80,6 +81,11 @@ pub trait Backend:
 
     /// What it is, for people: "cpu, 2 threads, f32".
     fn description(&self) -> String;
+    /// What tells apart the measured choices that its operations follow; `None` where they follow none. Results of two
+    /// backends that differ in it need not have the same bits.
+    fn tuning(&self) -> Option<Fingerprint> {
+        None
+    }
     /// Bytes of the device's own memory; `None` where it works in main memory.
     fn device_memory(&self) -> Option<u64>;
     /// How weights and activations are stored; losses, gradients and optimizer states are [`DType::F32`].

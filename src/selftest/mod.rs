@@ -120,11 +120,16 @@ impl Twice {
     fn run(&mut self, cuda: &Cuda, case: &Case, shape: &str, seed: u64) -> Vec<Row> {
         let start = Instant::now();
         let mut trial = Trial::new(cuda, seed);
+        cuda.driver().take_fallbacks();
         let result = (case.run)(&mut trial);
+        let fallbacks = cuda.driver().take_fallbacks();
         let (mut findings, launches, unstable) = trial.finish();
         self.launches += launches;
         self.unstable += unstable;
         findings.extend(result.err().map(|error| Finding::failed("", error.to_string())));
+        // Right, and several times slower than a model's products should be.
+        let left = |product| Finding::failed("", format!("the library left to our own kernel: {product}"));
+        findings.extend(fallbacks.into_iter().map(left));
         let dtype = dtype_name(cuda.compute_dtype());
         let seconds = start.elapsed().as_secs_f64();
         findings.into_iter().map(|finding| finding.row(case.operation, dtype, shape, seconds)).collect()

@@ -1,7 +1,9 @@
 // A stand-in for libcublasLt.so.13: a naive column-major product, as the manual defines it, on the other double's memory.
 //
 // Its heuristic proposes an algorithm that splits the sum over k first, and one that needs too much memory second: a
-// caller that takes what comes first is caught, because these two compute nothing. It also counts how often it is asked.
+// caller that takes what comes first is caught, because these two compute nothing. Behind them come the usable ones, each
+// with a time of its own on the other double's clock; the one called unstable adds a bit of noise, and the one called wrong
+// leaves a term out. It also counts how often it is asked, and refuses the product that it is told to refuse.
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -10,6 +12,7 @@
 
 extern "C" int double_drain(void* stream);
 extern "C" bool double_inside(uint64_t pointer, size_t bytes);
+extern "C" void double_advance(double milliseconds);
 
 namespace {
 enum { success = 0, invalid = 7, unsupported = 15, bf16 = 14, f32 = 0 };
@@ -20,6 +23,11 @@ struct Algorithm { uint64_t split, rest[7]; };
 struct Proposal { Algorithm algorithm; size_t workspace; int state; float waves; int reserved[4]; };
 static_assert(sizeof(Proposal) == 96, "cublasLtMatmulHeuristicResult_t");
 int asked = 0, alive = 0;
+uint64_t refused_rows = 0, refused_columns = 0;
+// The usable algorithms: a mark, milliseconds, and what is wrong with the result.
+enum { right, unstable, wrong };
+const Algorithm usable[] = {{1, {42, 8, right}}, {1, {42, 6, right}}, {1, {42, 1, unstable}}, {1, {42, 2, wrong}}, {1, {42, 7, right}}};
+int calls = 0;
 
 float read(const Matrix& matrix, const void* data, uint64_t place) {
     if (matrix.type == f32) return static_cast<const float*>(data)[place];
@@ -43,6 +51,8 @@ size_t bytes_of(const Matrix& matrix) { return (matrix.leading * (matrix.columns
 extern "C" {
 int double_asked() { return asked; }
 int double_descriptors_alive() { return alive; }
+// In the library's terms: rows and columns of the result.
+void double_refuse(uint64_t rows, uint64_t columns) { refused_rows = rows, refused_columns = columns; }
 
 size_t cublasLtGetVersion() { return 130002; }
 int cublasLtCreate(void** handle) { ++alive; *handle = &alive; return success; }
@@ -76,17 +86,24 @@ int cublasLtMatmulPreferenceSetAttribute(void* out, int attribute, const void* v
     else return invalid;
     return success;
 }
-int cublasLtMatmulAlgoGetHeuristic(void*, void* operation, void* a, void*, void*, void*, void* given, int room, Proposal* out, int* count) {
+int cublasLtMatmulAlgoGetHeuristic(void*, void* operation, void* a, void*, void*, void* d, void* given, int room, Proposal* out, int* count) {
     ++asked;
+    auto result = static_cast<Matrix*>(d);
+    if (result->rows == refused_rows && result->columns == refused_columns) return unsupported;
     auto preference = static_cast<Preference*>(given);
     auto type = static_cast<Matrix*>(a)->type;
     // f32 operands: pedantic arithmetic, no tf32.
     if (static_cast<Operation*>(operation)->compute != (type == f32 ? 69 : 68)) return invalid;
-    if (preference->reductions != 0 || preference->workspace != 32u << 20 || room < 3) return invalid;
+    if (preference->reductions != 0 || preference->workspace != 32u << 20 || room < 7) return invalid;
     out[0] = Proposal{{4, {}}, 0, success, 1, {}};
     out[1] = Proposal{{1, {}}, 64u << 20, success, 1, {}};
-    out[2] = Proposal{{1, {42}}, 1u << 20, success, 1, {}};
-    *count = 3;
+    *count = 2;
+    for (auto& algorithm : usable) out[(*count)++] = Proposal{algorithm, 1u << 20, success, 1, {}};
+    return success;
+}
+int cublasLtMatmulAlgoCheck(void*, void*, void*, void*, void*, void*, const Algorithm* algorithm, Proposal* out) {
+    if (algorithm->rest[0] != 42) return unsupported;
+    *out = Proposal{{}, 1u << 20, success, 1, {}};
     return success;
 }
 int cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int attribute, void* value, size_t bytes, size_t* written) {
@@ -104,15 +121,19 @@ int cublasLtMatmul(void*, void* description, const float* alpha, const void* a, 
     if (c != d || algorithm->rest[0] != 42 || !allocated(workspace, workspace_bytes)) return invalid;
     if (!allocated(a, bytes_of(*a_matrix)) || !allocated(b, bytes_of(*b_matrix)) || !allocated(d, bytes_of(*d_matrix))) return invalid;
     if (int status = double_drain(stream)) return status;
+    ++calls;
+    double_advance(double(algorithm->rest[1]));
     uint64_t depth = operation->transposed[0] ? a_matrix->rows : a_matrix->columns;
+    uint64_t terms = algorithm->rest[2] == wrong && depth > 1 ? depth - 1 : depth;
     for (uint64_t column = 0; column < d_matrix->columns; ++column) {
         for (uint64_t row = 0; row < d_matrix->rows; ++row) {
             float sum = 0;
-            for (uint64_t i = 0; i < depth; ++i) {
+            for (uint64_t i = 0; i < terms; ++i) {
                 uint64_t in_a = operation->transposed[0] ? i + row * a_matrix->leading : row + i * a_matrix->leading;
                 uint64_t in_b = operation->transposed[1] ? column + i * b_matrix->leading : i + column * b_matrix->leading;
                 sum += read(*a_matrix, a, in_a) * read(*b_matrix, b, in_b);
             }
+            if (algorithm->rest[2] == unstable) sum *= 1 + 0.01f * float(calls % 2);
             uint64_t place = row + column * d_matrix->leading;
             write(*d_matrix, d, place, *alpha * sum + (*beta == 0 ? 0 : *beta * read(*d_matrix, d, place)));
         }

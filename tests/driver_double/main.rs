@@ -13,8 +13,10 @@ use std::sync::Arc;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use temper::backend::cuda::nvidia::{Code, EMBEDDED, Nvidia, Unavailable, survey};
 use temper::backend::cuda::{Argument, Cuda, Driver, Gemm, Launch, Operand, Tiles};
+use temper::bench;
 use temper::ops::{Backend, DType, LinearForward, Memory as _, Tensor, WeightedSum};
 use temper::random::{Random, Stream};
+use temper::selftest;
 
 type LaunchFunction = unsafe extern "C" fn(*const c_char, *const c_void, *const *const c_void, u32) -> *const c_char;
 
@@ -123,6 +125,8 @@ fn the_nvidia_driver_works_on_a_double() {
     }
     assert_eq!(doubles.alive(), 0, "something was not given back");
     the_backend_runs(&doubles);
+    assert_eq!(doubles.alive(), 0, "something was not given back");
+    a_product_that_the_library_refuses_is_an_error(&doubles);
     assert_eq!(doubles.alive(), 0, "something was not given back");
     assert!(doubles.folder.path().exists());
 }
@@ -431,4 +435,49 @@ fn the_backend_runs(doubles: &Doubles) {
     let sum = WeightedSum { a: x.view(), b: x.view(), scale: 2.0, out: y.view_mut() };
     cuda.run(sum).expect("a sum");
     assert_eq!(y.to_vec(&cuda).expect("a download"), [111.0]);
+}
+
+/// The kernels of our own products, with the sizes of their parameters.
+fn declare_own_products(doubles: &Doubles) {
+    for kernel in [c"gemm_nt_bf16", c"gemm_nt_bf16_unaligned", c"gemm_nt_f32"] {
+        doubles.declare(kernel, &[4, 4, 4, 8, 8, 8, 8, 8, 8, 4, 4, 8, 4]);
+    }
+}
+
+/// The library has every product of the tiny model but one. Its row of the bench fails, and so does the one of the
+/// self-test, though both results are right; whatever else they measure does not.
+fn a_product_that_the_library_refuses_is_an_error(doubles: &Doubles) {
+    declare_own_products(doubles);
+    let cuda = Cuda::nvidia(0, DType::Bf16).expect("the double");
+    let mut options = bench::Options::new(&cuda, bench::ShapesName::Tiny);
+    options.effort = bench::Effort::simulated();
+    options.filter = Some("linear_forward/".into());
+    // SAFETY: the type is the one of the function in `cublaslt.cpp`.
+    let refuse = unsafe { doubles.cublaslt.get::<extern "C" fn(u64, u64)>(b"double_refuse") }.expect("a function");
+    refuse(320, 48);
+    let report = bench::kernels(&cuda, &options, &mut |_| {}).expect("a report");
+    let [failed] = &report.not_run[..] else { panic!("{:?}", report.not_run) };
+    assert!(failed.name == "linear_forward/gate_up" && !failed.out_of_memory, "{failed:?}");
+    assert!(failed.reason.contains("own kernel: a product of 48 x 320 x 128 (nt"), "{failed:?}");
+    assert_eq!(report.rows.len(), 7, "three layers by the library, four by our own kernel");
+
+    let options = selftest::Options { seed: 1, full: false, only: "linear_forward".into() };
+    let failures = || -> Vec<selftest::Row> {
+        // A device asks for an algorithm once.
+        let fresh = Cuda::nvidia(0, DType::Bf16).expect("the double");
+        let rows = selftest::run(&fresh, &options, &mut |_| {}).expect("rows");
+        rows.into_iter().filter(|row| !row.ok).collect()
+    };
+    // One whose rows are no whole vectors may fall back, one of a model's kind may not.
+    refuse(65, 130);
+    let failed = failures();
+    assert!(failed.is_empty(), "{failed:?}");
+    refuse(136, 65);
+    let failed = failures();
+    assert_eq!(failed.len(), 2, "once in each precision: {failed:?}");
+    for row in failed {
+        assert!(row.shape.starts_with("65 x 136 x 264, library"), "{row:?}");
+        assert!(row.problem.as_ref().is_some_and(|problem| problem.contains("left to our own kernel")), "{row:?}");
+    }
+    refuse(0, 0);
 }

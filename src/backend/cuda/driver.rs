@@ -4,6 +4,7 @@
 //! One stream: operations run in the order of the calls, and only [`Driver::download`], [`Driver::synchronize`] and
 //! [`Driver::elapsed_milliseconds`] wait for the device.
 
+use super::choices::{Algorithm, ProductShape};
 use super::counters::Ledger;
 use crate::error::Result;
 use crate::ops::DType;
@@ -218,6 +219,26 @@ pub trait Driver: Send + Sync {
 
     /// Whether [`Driver::gemm`] has a library, and which: for descriptions.
     fn gemm_library(&self) -> Option<String>;
+
+    /// The algorithms by which the library can do such a product under the rules of [`Driver::gemm`], in the order in which
+    /// it proposes them: the first is the one that it takes by itself. Empty where it has none, or there is no library.
+    fn product_candidates(&self, _: &ProductShape) -> Result<Vec<Algorithm>> {
+        Ok(Vec::new())
+    }
+
+    /// From now on such products go to this algorithm; to the library's own choice again where there is none.
+    ///
+    /// # Errors
+    /// When the library cannot do the product by it under our rules.
+    fn choose_product(&self, shape: &ProductShape, _: Option<Algorithm>) -> Result<()> {
+        Err(crate::Error::Device(format!("{shape}: this device's library has no algorithms to choose from")))
+    }
+
+    /// The products, each once, that the library could not do since this was asked last, so that our own kernels took them.
+    /// Of those whose rows are whole vectors of 16 bytes, as every product of a model is; others it may refuse.
+    fn take_fallbacks(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Waits for all queued work.
     fn synchronize(&self) -> Result<()>;

@@ -85,7 +85,7 @@ pub(super) fn transposed(operand: Operand) -> Operand {
 /// C = alpha · op(A) op(B) + beta · C, by the device's library where it has one and may be used, else by `gemm.cu`.
 pub(super) fn product(cuda: &Cuda, gemm: &Gemm) -> Result<()> {
     // SAFETY: the addresses come from matrices whose shapes `ops` checked, or from scratch of the size computed here.
-    if cuda.library_products && gemm.m != 0 && gemm.n != 0 && unsafe { cuda.driver.gemm(gemm)? } {
+    if unsafe { library_product(cuda, gemm)? } {
         return Ok(());
     }
     own_product(cuda, gemm, None)
@@ -105,10 +105,23 @@ pub(super) struct LiveRows {
 /// must hold numbers, and zeros where A is transposed.
 pub(super) fn product_of_live_rows(cuda: &Cuda, gemm: &Gemm, live: LiveRows) -> Result<()> {
     // SAFETY: as in `product`.
-    if cuda.library_products && gemm.m != 0 && gemm.n != 0 && unsafe { cuda.driver.gemm(gemm)? } {
+    if unsafe { library_product(cuda, gemm)? } {
         return Ok(());
     }
     own_product(cuda, gemm, Some(live))
+}
+
+/// The product by the library; `false` where it is left to our own kernel.
+///
+/// # Safety
+/// As [`super::Driver::gemm`].
+unsafe fn library_product(cuda: &Cuda, gemm: &Gemm) -> Result<bool> {
+    if !cuda.library_products || gemm.m == 0 || gemm.n == 0 {
+        return Ok(false);
+    }
+    cuda.note(gemm);
+    // SAFETY: passed on to the caller.
+    unsafe { cuda.driver.gemm(gemm) }
 }
 
 /// The product by `gemm.cu`.

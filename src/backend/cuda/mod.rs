@@ -7,6 +7,7 @@
 mod attention;
 mod attention_cached;
 mod bias;
+mod choices;
 mod counters;
 #[cfg(feature = "simulator")]
 mod counting;
@@ -30,6 +31,7 @@ mod sim;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use choices::{Algorithm, Choices, ProductShape, RowKernel, RowShape};
 pub use counters::{Clears, Counters, LaunchCounters, Ledger, Moves, PeakRates, Products};
 pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
 pub(crate) use loss_head::scratch_bytes as loss_head_bytes;
@@ -37,6 +39,7 @@ pub use memory::{CudaBuffer, ParkedBuffer};
 pub use recording::Recording;
 
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::ops::{Backend, Buffer, DType, Matrix, MatrixMut};
 
 /// A CUDA device, or its simulation.
@@ -46,6 +49,9 @@ pub struct Cuda {
     compute_dtype: DType,
     /// Whether matrix products go to the device's library where it has one, or always to our own kernels.
     library_products: bool,
+    choices: Arc<Choices>,
+    /// The products that were asked for, where somebody wants to know.
+    asked: Option<Arc<Mutex<Vec<ProductShape>>>>,
     scratch: Arc<Mutex<memory::Scratch>>,
 }
 
@@ -58,7 +64,8 @@ impl Cuda {
         if !matches!(compute_dtype, DType::Bf16 | DType::F32) {
             return Err(Error::Device(format!("weights are stored in bf16 or f32, not {compute_dtype:?}")));
         }
-        Ok(Self { driver, compute_dtype, library_products: true, scratch: Arc::default() })
+        let choices = Arc::default();
+        Ok(Self { driver, compute_dtype, library_products: true, choices, asked: None, scratch: Arc::default() })
     }
 
     /// A simulated device of compute capability 8.0.
@@ -85,7 +92,45 @@ impl Cuda {
     /// As [`Cuda::new`].
     pub fn with_compute_dtype(&self, compute_dtype: DType) -> Result<Self> {
         let other = Self::new(Arc::clone(&self.driver), compute_dtype)?;
-        Ok(Self { library_products: self.library_products, ..other })
+        let choices = Arc::clone(&self.choices);
+        Ok(Self { library_products: self.library_products, choices, ..other })
+    }
+
+    /// The same device with these choices instead of those that it has. Those of products hold for everybody who shares
+    /// the device.
+    ///
+    /// # Errors
+    /// When the library cannot do a product by the algorithm that was chosen for it, or a choice is none of ours.
+    pub fn with_choices(self, choices: Choices) -> Result<Self> {
+        let products = choices.parsed()?;
+        for (shape, _) in self.choices.parsed()? {
+            self.driver.choose_product(&shape, None)?;
+        }
+        for (shape, algorithm) in products {
+            self.driver.choose_product(&shape, Some(algorithm))?;
+        }
+        Ok(Self { choices: Arc::new(choices), ..self })
+    }
+
+    /// The products that `work` asks for, each once, in the order in which it does. `work` gets the same device.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn products_of(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Vec<ProductShape>> {
+        let asked = Arc::default();
+        work(&Self { asked: Some(Arc::clone(&asked)), ..self.clone() })?;
+        let found = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(found)
+    }
+
+    /// Notes a product that was asked for.
+    fn note(&self, gemm: &Gemm) {
+        let Some(asked) = &self.asked else { return };
+        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let shape = ProductShape::of(gemm);
+        if !asked.contains(&shape) {
+            asked.push(shape);
+        }
     }
 
     /// The device's runtime.
@@ -195,7 +240,12 @@ impl Backend for Cuda {
             _ => "temper's own".into(),
         };
         let steps = if self.driver.can_record() { "" } else { ", no graphs in a default stream" };
-        format!("cuda, {}, {mode}, matrix products: {products}{steps}", self.driver.device().name)
+        let tuned = self.tuning().map_or(String::new(), |fingerprint| format!(", tuned ({fingerprint})"));
+        format!("cuda, {}, {mode}, matrix products: {products}{steps}{tuned}", self.driver.device().name)
+    }
+
+    fn tuning(&self) -> Option<Fingerprint> {
+        self.choices.fingerprint().unwrap_or_default()
     }
 
     fn device_memory(&self) -> Option<u64> {

@@ -1,14 +1,14 @@
 //! Launchers of the RMS norm (`kernels/norm.cu`).
 
-use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size};
+use super::choices::{RowKernel, RowShape};
+use super::element::{fits, flag, row_threads, row_width, size};
 use super::{Argument, Cuda, Place, optional};
 use crate::error::Result;
 use crate::ops::{Checked, DType, Execute, MatrixMut, RmsNormBackward, RmsNormForward};
 
 /// Shared memory in front of the rows: a number for each of 32 warps.
 const SCRATCH_BYTES: usize = 128;
-/// Most threads of a backward block, and the threads that a multiprocessor is to hold.
-const BACKWARD_THREADS: u32 = 512;
+/// The threads that a multiprocessor is to hold.
 pub(super) const RESIDENT_THREADS: u32 = 1536;
 /// Fewest rows of a block that sums a weight gradient: below that, partial sums would cost more than the rows.
 pub(super) const ROWS_PER_BLOCK: usize = 8;
@@ -41,7 +41,8 @@ impl Execute<RmsNormForward<'_, Cuda>> for Cuda {
             size(NAME, cols)?.into(),
             flag(width > 1),
         ];
-        self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(cols / width, ROW_THREADS), shared, &arguments)
+        let most = self.choices.threads(RowShape { kernel: RowKernel::RmsNormForward, columns: cols, dtype });
+        self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(cols / width, most), shared, &arguments)
     }
 }
 
@@ -55,7 +56,8 @@ impl Execute<RmsNormBackward<'_, Cuda>> for Cuda {
         let cols = x.cols;
         let dtype = x.dtype();
         let width = row_width(dtype, cols, &[d_normed.address(), x.address(), weight.address(), d_residual.address()]);
-        let threads = row_threads(cols / width, BACKWARD_THREADS);
+        let most = self.choices.threads(RowShape { kernel: RowKernel::RmsNormBackward, columns: cols, dtype });
+        let threads = row_threads(cols / width, most);
         let kept = SCRATCH_BYTES + 2 * (cols * dtype.bytes()).next_multiple_of(16);
         let launch = |partial: Argument, blocks: usize, shared: usize| {
             let arguments = [

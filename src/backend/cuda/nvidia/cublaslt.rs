@@ -1,28 +1,33 @@
-//! Matrix products by cuBLASLt: one algorithm for each description, chosen once, the same on every run.
+//! Matrix products by cuBLASLt: one algorithm for each description, chosen once, the same on every run: the library's first
+//! proposal, or the one that [`Products::choose`] was given for products of that shape.
 //!
 //! Products are summed in f32: bf16 operands on the tensor cores, f32 operands without tf32 or emulation. The library
 //! may not split the sum over k between blocks (split-K 1, no reduction scheme), so results do not depend on how work is
 //! scheduled. One workspace for each stream: calls in a stream do not overlap.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
-use cudarc::cublaslt::sys;
+use cudarc::cublaslt::sys::{self, cublasLtMatmulAlgoConfigAttributes_t as Configuration};
 use cudarc::driver::{CudaContext, CudaStream, result as driver};
 
+use super::super::choices::{Algorithm, ProductShape};
 use super::error::during;
 use super::libraries;
-use super::product::{Call, ColumnMajor, Description};
+use super::lock;
+use super::product::{Call, ColumnMajor, Description, column_major};
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
 /// What cuBLAS's manual recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Algorithms to look through for one that keeps our rules.
+/// Algorithms to look through for those that keep our rules.
 const CANDIDATES: usize = 16;
+/// The alignment that the operands of a chosen algorithm have at least.
+const CHOSEN_ALIGNMENT: u32 = 16;
 
 /// The library, on one stream.
 pub(super) struct Products {
@@ -32,6 +37,10 @@ pub(super) struct Products {
     workspace: u64,
     /// `None`: the library has no algorithm for it that keeps our rules. Asked for once.
     plans: Mutex<HashMap<Description, Option<Arc<Plan>>>>,
+    /// Plans by algorithms that somebody chose, by descriptions of the least alignment.
+    chosen: Mutex<HashMap<Description, Arc<Plan>>>,
+    /// What was left to our own kernel since somebody asked.
+    fallbacks: Mutex<BTreeSet<String>>,
 }
 
 // SAFETY: the handle may be used from several threads at once, descriptors are only read after they are made, and every
@@ -67,6 +76,8 @@ impl Products {
             handle,
             workspace: *workspace.as_ref().unwrap_or(&0),
             plans: Mutex::default(),
+            chosen: Mutex::default(),
+            fallbacks: Mutex::default(),
         };
         workspace.map_err(during("workspace of matrix products"))?;
         Ok(Some(products))
@@ -77,23 +88,28 @@ impl Products {
     /// # Safety
     /// The call's operands are device memory, C apart from A and B; the context is current.
     pub(super) unsafe fn run(&self, call: &Call) -> Result<bool> {
-        let Some(plan) = self.plan(&call.description)? else { return Ok(false) };
+        let Some(plan) = self.plan(&call.description)? else {
+            if call.description.has_whole_vectors() {
+                lock(&self.fallbacks).insert(call.description.to_string());
+            }
+            return Ok(false);
+        };
         let result = call.result as *mut c_void;
         // SAFETY: descriptors and algorithm were made for this description; the caller vouches for the operands.
         unsafe {
             lt::matmul(
                 self.handle,
-                plan.operation.0,
+                plan.parts.operation.0,
                 std::ptr::from_ref(&call.alpha).cast(),
                 std::ptr::from_ref(&call.beta).cast(),
                 call.first as *const c_void,
-                plan.first.0,
+                plan.parts.first.0,
                 call.second as *const c_void,
-                plan.second.0,
+                plan.parts.second.0,
                 result,
-                plan.result.0,
+                plan.parts.result.0,
                 result,
-                plan.result.0,
+                plan.parts.result.0,
                 &plan.algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE_BYTES,
@@ -104,16 +120,51 @@ impl Products {
         Ok(true)
     }
 
-    /// The plan for a description, from the cache if it was asked for before.
+    /// The algorithms for a description of the least alignment that keep our rules, the library's first one first.
+    pub(super) fn candidates(&self, description: &Description) -> Result<Vec<Algorithm>> {
+        let Some(parts) = Parts::new(description)? else { return Ok(Vec::new()) };
+        let found = parts.proposals(self.handle).map_err(|error| failed(&parts.what, error))?;
+        Ok(found.into_iter().map(bytes_of).collect())
+    }
+
+    /// From now on products of this description, or of one with more alignment, go to an algorithm, or to the library's own
+    /// choice again.
+    pub(super) fn choose(&self, description: &Description, algorithm: Option<Algorithm>) -> Result<()> {
+        let Some(algorithm) = algorithm else {
+            lock(&self.chosen).remove(description);
+            return Ok(());
+        };
+        let refused =
+            || Error::Device(format!("{description}: cuBLASLt cannot do it by the algorithm that was chosen"));
+        let parts = Parts::new(description)?.ok_or_else(refused)?;
+        let algorithm = algorithm_of(algorithm);
+        if !parts.allows(self.handle, &algorithm) {
+            return Err(refused());
+        }
+        lock(&self.chosen).insert(*description, Arc::new(Plan { parts, algorithm }));
+        Ok(())
+    }
+
+    /// The products since the last call that had no algorithm.
+    pub(super) fn take_fallbacks(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.fallbacks)).into_iter().collect()
+    }
+
+    /// The plan for a description: the one that was chosen, or from the cache if it was asked for before.
     fn plan(&self, description: &Description) -> Result<Option<Arc<Plan>>> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = lock(&self.chosen).get(&description.with_alignment(CHOSEN_ALIGNMENT))
+            && description.least_alignment() >= CHOSEN_ALIGNMENT
+        {
+            return Ok(Some(Arc::clone(plan)));
+        }
+        let mut plans = lock(&self.plans);
         if let Some(plan) = plans.get(description) {
             return Ok(plan.clone());
         }
         let plan = Plan::new(self.handle, description)?.map(Arc::new);
         if plan.is_none() {
             tracing::warn!(
-                "cuBLASLt has no deterministic algorithm for {description:?}: temper's own, slower, takes its place"
+                "cuBLASLt has no deterministic algorithm for {description}: temper's own, slower, takes its place"
             );
         }
         plans.insert(*description, plan.clone());
@@ -125,6 +176,7 @@ impl Drop for Products {
     fn drop(&mut self) {
         self.context.record_err(self.context.bind_to_thread());
         self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        self.chosen.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         // SAFETY: both were made by `new` and are given back once. `free_sync` waits for work that uses the memory.
         unsafe {
             if self.workspace != 0 {
@@ -136,84 +188,141 @@ impl Drop for Products {
     }
 }
 
+/// What an algorithm for products of a shape is chosen for: memory of the least alignment.
+pub(super) fn description_to_choose_for(shape: &ProductShape) -> Description {
+    // Null is aligned to anything.
+    column_major(&shape.on(0, 0, 0)).description.with_alignment(CHOSEN_ALIGNMENT)
+}
+
 /// Everything that a call needs but memory and factors.
 struct Plan {
-    operation: Operation,
-    first: Layout,
-    second: Layout,
-    result: Layout,
+    parts: Parts,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
 impl Plan {
+    /// By the first algorithm that the library proposes and that keeps our rules.
     fn new(handle: sys::cublasLtHandle_t, description: &Description) -> Result<Option<Self>> {
-        let what = || format!("a plan for {description:?}");
+        let Some(parts) = Parts::new(description)? else { return Ok(None) };
+        let found = parts.proposals(handle).map_err(|error| failed(&parts.what, error))?;
+        Ok(found.into_iter().next().map(|algorithm| Self { parts, algorithm }))
+    }
+}
+
+/// A description in the library's own terms.
+struct Parts {
+    /// For messages.
+    what: String,
+    operation: Operation,
+    first: Layout,
+    second: Layout,
+    result: Layout,
+    preference: Preference,
+}
+
+impl Parts {
+    /// None for dtypes that are none of the library's.
+    fn new(description: &Description) -> Result<Option<Self>> {
+        let what = format!("a plan for {description}");
         let (Some(input), Some(output)) = (element(description.input), element(description.output)) else {
             return Ok(None);
         };
-        let make = || -> Result<Option<Self>, CublasError> {
+        let make = || -> Result<Self, CublasError> {
             let operation = Operation::new(description)?;
             let first = Layout::new(input, &description.first)?;
             let second = Layout::new(input, &description.second)?;
             let result = Layout::new(output, &description.result)?;
             let preference = Preference::new(description)?;
-            let algorithm = choose(handle, &operation, [&first, &second, &result], &preference)?;
-            Ok(algorithm.map(|algorithm| Self { operation, first, second, result, algorithm }))
+            Ok(Self { what: what.clone(), operation, first, second, result, preference })
         };
-        make().map_err(|error| failed(&what(), error))
+        make().map(Some).map_err(|error| failed(&what, error))
     }
-}
 
-/// The first algorithm that the library proposes and that keeps our rules.
-fn choose(
-    handle: sys::cublasLtHandle_t,
-    operation: &Operation,
-    [first, second, result]: [&Layout; 3],
-    preference: &Preference,
-) -> Result<Option<sys::cublasLtMatmulAlgo_t>, CublasError> {
-    let mut proposals = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed() }; CANDIDATES];
-    let mut count = 0;
-    // SAFETY: descriptors are valid, and there is room for as many results as are asked for.
-    let status = unsafe {
-        sys::cublasLtMatmulAlgoGetHeuristic(
-            handle,
-            operation.0,
-            first.0,
-            second.0,
-            result.0,
-            result.0,
-            preference.0,
-            CANDIDATES as i32,
-            proposals[0].as_mut_ptr(),
-            &mut count,
-        )
-    };
-    match status {
-        sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS => {}
-        sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED => return Ok(None),
-        other => return Err(CublasError(other)),
-    }
-    for proposal in proposals.iter().take(count.max(0) as usize) {
-        // SAFETY: the library wrote the first `count` results; before that they were zero, which is valid too.
-        let proposal = unsafe { proposal.assume_init_ref() };
-        let usable = proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-        if usable && proposal.workspaceSize <= WORKSPACE_BYTES && split_k(&proposal.algo) <= 1 {
-            return Ok(Some(proposal.algo));
+    /// The algorithms that the library proposes and that keep our rules, in its order.
+    fn proposals(&self, handle: sys::cublasLtHandle_t) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, CublasError> {
+        let mut proposals = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed() }; CANDIDATES];
+        let mut count = 0;
+        // SAFETY: descriptors are valid, and there is room for as many results as are asked for.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                handle,
+                self.operation.0,
+                self.first.0,
+                self.second.0,
+                self.result.0,
+                self.result.0,
+                self.preference.0,
+                CANDIDATES as i32,
+                proposals[0].as_mut_ptr(),
+                &mut count,
+            )
+        };
+        match status {
+            sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS => {}
+            sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED => return Ok(Vec::new()),
+            other => return Err(CublasError(other)),
         }
+        // SAFETY: the library wrote the first `count` results; before that they were zero, which is valid too.
+        let written =
+            proposals.iter().take(count.max(0) as usize).map(|proposal| unsafe { proposal.assume_init_ref() });
+        Ok(written.filter(|proposal| keeps_rules(proposal)).map(|proposal| proposal.algo).collect())
     }
-    Ok(None)
+
+    /// Whether the library can do this by an algorithm under our rules.
+    fn allows(&self, handle: sys::cublasLtHandle_t, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+        let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        // SAFETY: descriptors are valid, the library checks the algorithm, and there is room for its result.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                handle,
+                self.operation.0,
+                self.first.0,
+                self.second.0,
+                self.result.0,
+                self.result.0,
+                algorithm,
+                result.as_mut_ptr(),
+            )
+        };
+        // SAFETY: zeros are a valid result, and so is what the library writes.
+        let result = unsafe { result.assume_init() };
+        let found = sys::cublasLtMatmulHeuristicResult_t { algo: *algorithm, ..result };
+        status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && keeps_rules(&found)
+    }
 }
 
-/// Between how many blocks an algorithm splits the sum over k; more than any bound if it does not say.
-fn split_k(algorithm: &sys::cublasLtMatmulAlgo_t) -> i32 {
-    let attribute = sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_SPLITK_NUM;
+/// Whether an algorithm fits the workspace and leaves the sum over k in one piece.
+fn keeps_rules(proposal: &sys::cublasLtMatmulHeuristicResult_t) -> bool {
+    let usable = proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+    usable
+        && proposal.workspaceSize <= WORKSPACE_BYTES
+        && number_of(&proposal.algo, Configuration::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).is_some_and(|split| split <= 1)
+        && number_of(&proposal.algo, Configuration::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME)
+            .is_none_or(|scheme| scheme == 0)
+}
+
+fn bytes_of(algorithm: sys::cublasLtMatmulAlgo_t) -> Algorithm {
+    let mut bytes = [0; 64];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(algorithm.data) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    Algorithm(bytes)
+}
+
+fn algorithm_of(algorithm: Algorithm) -> sys::cublasLtMatmulAlgo_t {
+    let word = |index: usize| std::array::from_fn(|byte| algorithm.0[8 * index + byte]);
+    sys::cublasLtMatmulAlgo_t { data: std::array::from_fn(|index| u64::from_le_bytes(word(index))) }
+}
+
+/// A 32-bit attribute of an algorithm's configuration, where the library says it.
+fn number_of(algorithm: &sys::cublasLtMatmulAlgo_t, attribute: Configuration) -> Option<i32> {
     let mut value = 0i32;
     let mut written = 0usize;
     let to = std::ptr::from_mut(&mut value).cast::<c_void>();
-    // SAFETY: the attribute is an int32, and there is room for it.
+    // SAFETY: the attribute is of 32 bits, and there is room for it.
     let status =
         unsafe { sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, to, size_of::<i32>(), &mut written) };
-    if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS { value } else { i32::MAX }
+    (status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS).then_some(value)
 }
 
 fn element(dtype: DType) -> Option<sys::cudaDataType> {

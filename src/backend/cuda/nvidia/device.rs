@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::sys::{self, CUevent_flags_enum as EventFlags};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
+use super::super::choices::{Algorithm, ProductShape};
 use super::super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, TensorMap, Tiles};
 use super::cublaslt::{self, Products};
 use super::embedded::{Code, EMBEDDED};
@@ -285,13 +286,29 @@ impl Driver for Nvidia {
         if gemm.m == 0 || gemm.n == 0 {
             return Ok(true);
         }
-        // Without terms the result is beta · C, which the library leaves open.
-        let supported =
-            matches!((gemm.input, gemm.output), (DType::Bf16, DType::Bf16 | DType::F32) | (DType::F32, DType::F32));
-        let Some(products) = self.products.as_ref().filter(|_| supported && gemm.k > 0) else { return Ok(false) };
+        let supported = is_supported(&ProductShape::of(gemm));
+        let Some(products) = self.products.as_ref().filter(|_| supported) else { return Ok(false) };
         self.bind()?;
         // SAFETY: passed on to the caller; the context is current.
         unsafe { products.run(&product::column_major(gemm)) }
+    }
+
+    fn product_candidates(&self, shape: &ProductShape) -> Result<Vec<Algorithm>> {
+        let Some(products) = self.products.as_ref().filter(|_| is_supported(shape)) else { return Ok(Vec::new()) };
+        self.bind()?;
+        products.candidates(&cublaslt::description_to_choose_for(shape))
+    }
+
+    fn choose_product(&self, shape: &ProductShape, algorithm: Option<Algorithm>) -> Result<()> {
+        let products = self.products.as_ref().filter(|_| is_supported(shape));
+        let products =
+            products.ok_or_else(|| Error::Device(format!("{shape}: no library to choose an algorithm of")))?;
+        self.bind()?;
+        products.choose(&cublaslt::description_to_choose_for(shape), algorithm)
+    }
+
+    fn take_fallbacks(&self) -> Vec<String> {
+        self.products.as_ref().map(Products::take_fallbacks).unwrap_or_default()
     }
 
     fn gemm_library(&self) -> Option<String> {
@@ -366,6 +383,12 @@ impl Drop for Nvidia {
             self.context.record_err(unsafe { result::mem_pool::trim_to(pool, 0) });
         }
     }
+}
+
+/// Whether a product is the library's. Without summands the result is beta · C, which it leaves open.
+fn is_supported(shape: &ProductShape) -> bool {
+    let dtypes = (shape.input, shape.output);
+    shape.k > 0 && matches!(dtypes, (DType::Bf16, DType::Bf16 | DType::F32) | (DType::F32, DType::F32))
 }
 
 /// The context that the CUDA runtime, cust and cudarc share. The driver was started.

@@ -38,6 +38,46 @@ pub(super) struct Description {
     pub accumulate: bool,
 }
 
+impl Description {
+    /// The same of operands that are all aligned to so many bytes.
+    pub(super) fn with_alignment(self, alignment: u32) -> Self {
+        let align = |matrix| ColumnMajor { alignment, ..matrix };
+        Self { first: align(self.first), second: align(self.second), result: align(self.result), ..self }
+    }
+
+    /// The alignment that all operands have.
+    pub(super) fn least_alignment(&self) -> u32 {
+        self.first.alignment.min(self.second.alignment).min(self.result.alignment)
+    }
+
+    /// Whether every row of the three matrices begins and ends with a vector of 16 bytes.
+    pub(super) fn has_whole_vectors(&self) -> bool {
+        let whole = |matrix: &ColumnMajor, dtype: DType| {
+            [matrix.rows, matrix.leading].iter().all(|elements| (elements * dtype.bytes()).is_multiple_of(16))
+        };
+        let operands = whole(&self.first, self.input) && whole(&self.second, self.input);
+        operands && whole(&self.result, self.output) && self.least_alignment() >= 16
+    }
+}
+
+/// In the terms of the row-major product that was asked for: C \[m, n\] = A B.
+impl std::fmt::Display for Description {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let ColumnMajor { rows: n, columns: m, .. } = self.result;
+        let k = if self.first.transposed { self.first.rows } else { self.first.columns };
+        let layout = |transposed| if transposed { "t" } else { "n" };
+        let letters = [layout(self.second.transposed), layout(self.first.transposed)].concat();
+        let added = if self.accumulate { ", added to C" } else { "" };
+        write!(
+            f,
+            "a product of {m} x {n} x {k} ({letters}, {:?} to {:?}{added}, aligned to {} bytes)",
+            self.input,
+            self.output,
+            self.least_alignment()
+        )
+    }
+}
+
 /// A call of the library: what is computed, and on which memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Call {
