@@ -200,6 +200,11 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
+// SAFETY: descriptors and algorithm are only read after they are made, from whichever thread, and given back once.
+unsafe impl Send for Plan {}
+// SAFETY: as above.
+unsafe impl Sync for Plan {}
+
 impl Plan {
     /// By the first algorithm that the library proposes and that keeps our rules.
     fn new(handle: sys::cublasLtHandle_t, description: &Description) -> Result<Option<Self>> {
