@@ -56,7 +56,7 @@ template <typename T, int n>
 __device__ __forceinline__ Vector<T, n> load_vector(const T* address TEMPER_SITE) {
     static_assert(sizeof(T) * n <= 16, "one access moves at most 16 bytes");
 #ifdef TEMPER_SIMULATOR
-    simulator::check_alignment(address, sizeof(T) * n, "vector load", site);
+    simulator::note_vector(address, sizeof(T) * n, false, site);
 #endif
     return *reinterpret_cast<const Vector<T, n>*>(address);
 }
@@ -65,7 +65,7 @@ template <typename T, int n>
 __device__ __forceinline__ void store_vector(T* address, const Vector<T, n>& value TEMPER_SITE) {
     static_assert(sizeof(T) * n <= 16, "one access moves at most 16 bytes");
 #ifdef TEMPER_SIMULATOR
-    simulator::check_alignment(address, sizeof(T) * n, "vector store", site);
+    simulator::note_vector(address, sizeof(T) * n, true, site);
 #endif
     *reinterpret_cast<Vector<T, n>*>(address) = value;
 }

@@ -72,6 +72,7 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 // 2 to the power of `value`, about 2 units in the last place.
 __device__ __forceinline__ float exp2_approximate(float value) {
 #ifdef TEMPER_SIMULATOR
+    if (simulator::compiled_with_watch) simulator::count_exponential();
     return exp2f(value);
 #else
     float result;

@@ -34,6 +34,8 @@ void copy_async_16(void* shared, const void* global, bool valid, Site site) {
         (void)*(static_cast<const volatile uint64_t*>(global) + 1);
     }
     watch_write(self, shared, 16, site);
+    if (valid) count_vector(self, global, 16, false, site);
+    count_vector(self, shared, 16, true, site);
     std::memset(shared, 0xff, 16);
     self.copies.push_back({static_cast<unsigned char*>(shared), global, valid, self.copy_group, site});
 }

@@ -49,7 +49,10 @@ void rendezvous(Execute execute, const char* what, uint32_t mask, void* record, 
         return;
     }
     execute(meeting->records, mask, machine);
-    if (machine.watched && mask == warp.alive) watch_warp(warp);
+    if (mask == warp.alive) {
+        if (machine.watched) watch_warp(warp);
+        if (machine.counted) count_warp(warp);
+    }
     for (uint32_t rest = mask & ~bit; rest != 0; rest &= rest - 1) machine.wake(warp.threads[__builtin_ctz(rest)]);
     warp.pending--;
     if (meeting != &warp.rendezvous[warp.pending]) *meeting = warp.rendezvous[warp.pending];
@@ -188,6 +191,7 @@ void complete_barrier(Machine& machine, Barrier& barrier) {
     while (thread != nullptr) {
         Thread* next = thread->next_waiting;
         if (machine.watched) watch_acquire(*thread, barrier.clock);
+        if (machine.counted) count_warp(*thread->warp);
         machine.wake(*thread);
         thread = next;
     }
@@ -297,10 +301,13 @@ void trap(const char* message, Site site) {
     self.block->machine->fail(&self, site, "%s", message);
 }
 
-void check_alignment(const void* address, size_t bytes, const char* what, Site site) {
-    if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+void note_vector(const void* address, size_t bytes, bool write, Site site) {
     Thread& self = here();
-    self.block->machine->fail(&self, site, "misaligned %s: address %p is no multiple of %zu", what, address, bytes);
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+        self.block->machine->fail(&self, site, "misaligned vector %s: address %p is no multiple of %zu", write ? "store" : "load",
+                                  address, bytes);
+    }
+    count_vector(self, address, bytes, write, site);
 }
 
 }  // namespace simulator

@@ -82,8 +82,10 @@ void synchronize_block(Site site);
 int synchronize_block_count(int predicate, Site site);
 void synchronize_named(uint32_t barrier, uint32_t threads, Site site);
 void arrive_named(uint32_t barrier, uint32_t threads, Site site);
-void check_alignment(const void* address, size_t bytes, const char* what, Site site);
+// A vector is about to be loaded or stored: checks its alignment, and counts it.
+void note_vector(const void* address, size_t bytes, bool write, Site site);
 void note_atomic(const void* address, size_t bytes);
+void count_exponential();
 [[noreturn]] void trap(const char* message, Site site);
 
 template <typename T>

@@ -82,6 +82,7 @@ void add_piece(const EngineCopy& copy, unsigned char* to, const unsigned char* f
 void finish_load(Machine& machine, EngineCopy& copy) {
     each_piece(copy, [&](const unsigned char* global, unsigned char* shared, uint32_t bytes) {
         if (global != nullptr) {
+            count_copied(machine, global, bytes, false);
             std::memcpy(shared, global, bytes);
         } else {
             std::memset(shared, 0, bytes);
@@ -100,9 +101,11 @@ void read_source(EngineCopy& copy) {
     copy.source_read = true;
 }
 
-void finish_store(EngineCopy& copy) {
+void finish_store(Machine& machine, EngineCopy& copy) {
     const unsigned char* from = copy.data.data();
     each_piece(copy, [&](unsigned char* global, unsigned char*, uint32_t bytes) {
+        if (global != nullptr && copy.kind == CopyKind::add) count_copied(machine, global, bytes, false);
+        if (global != nullptr) count_copied(machine, global, bytes, true);
         if (global != nullptr && copy.kind == CopyKind::add) {
             add_piece(copy, global, from, bytes);
         } else if (global != nullptr) {
@@ -132,7 +135,7 @@ void step(Machine& machine, size_t index) {
     if (copy.kind == CopyKind::load) {
         finish_load(machine, copy);
     } else {
-        finish_store(copy);
+        finish_store(machine, copy);
     }
     engine.working = nullptr;
     Thread& thread = *copy.thread;
@@ -159,6 +162,7 @@ EngineCopy& start_copy(Thread& self, CopyKind kind, unsigned char* shared, uint3
     copy.group = self.bulk_group;
     copy.site = site;
     copy.clock = Clock();
+    count_tile(*self.block->machine, bytes);
     watch_release(self, copy.clock);
     return copy;
 }

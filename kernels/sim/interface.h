@@ -28,6 +28,29 @@ typedef struct {
 const char *temper_sim_launch(const char *kernel, const temper_launch *launch, void *const *arguments,
                               uint32_t argument_count);
 
+/* What a launch did: src/backend/cuda/counters.rs says what each count means. */
+typedef struct {
+    uint64_t blocks;
+    uint64_t load_requests, load_sectors, load_sectors_ideal;
+    uint64_t store_requests, store_sectors, store_sectors_ideal;
+    uint64_t bytes_read, bytes_written;
+    uint64_t unique_bytes_read, unique_bytes_written;
+    uint64_t shared_requests, shared_wavefronts, shared_wavefronts_ideal;
+    uint64_t wgmma_instructions, wgmma_shared_bytes;
+    uint64_t mma_instructions;
+    uint64_t tensor_flop;
+    uint64_t copy_engine_bytes;
+    uint64_t exponentials;
+} temper_counters;
+
+/* The same launch, counted. Runs the code that was compiled with calls before every access, and gives the same bits. */
+const char *temper_sim_launch_counted(const char *kernel, const temper_launch *launch, void *const *arguments,
+                                      uint32_t argument_count, temper_counters *counters);
+
+/* What the latest counted launch of this OS thread did with bytes of memory. */
+enum { TEMPER_READ = 1, TEMPER_WRITTEN = 2, TEMPER_READ_FIRST = 4 };
+void temper_sim_touches(const void *from, size_t bytes, unsigned char *touches);
+
 /* Memory that kernels may touch, filled with 0xFF (NaN in every float type). The END of an allocation touches a guard
  * page (up to the rounding of `bytes` to a multiple of 16), so an access beyond it is caught at its instruction. The
  * start is therefore aligned to 256 bytes only when `bytes` is a multiple of 256, and always to 16. Before the start

@@ -270,6 +270,7 @@ void Machine::prepare_cluster(uint32_t cluster_index) {
                 thread.products.fenced = false;
             }
             thread.fences = 0;
+            thread.vector_bytes = 0;
         }
     }
     engine->queue.clear();
@@ -300,14 +301,15 @@ void Machine::run_cluster() {
     }
 }
 
-const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void* const* values) {
+const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void* const* values, temper_counters* counters) {
     kernel = &chosen;
     launch = shape;
     arguments = values;
     failed = false;
     message.clear();
     watched = chosen.watched.function != nullptr && watch_is_due();
-    code = watched || chosen.plain.function == nullptr ? chosen.watched : chosen.plain;
+    const bool instrumented = watched || counters != nullptr;
+    code = instrumented || chosen.plain.function == nullptr ? chosen.watched : chosen.plain;
     seeded = shape.schedule_seed != 0;
     random.state = shape.schedule_seed * 0x9e3779b97f4a7c15ull + 0x1234567;
     const uint32_t ranks = cluster_size(shape), per_block = shape.block;
@@ -329,6 +331,7 @@ const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void*
         for (uint32_t i = 0; i < clusters; i++) order[i] = i;
         for (uint32_t i = uint32_t(clusters); i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
     }
+    count_begin(*this, counters);
     running_machine = this;
     for (uint64_t i = 0; i < clusters && !failed; i++) {
         prepare_cluster(seeded ? order[i] : uint32_t(i));
@@ -337,9 +340,11 @@ const char* Machine::run(const Kernel& chosen, const temper_launch& shape, void*
         for (Block& block : blocks) {
             if (!failed) check_shared(block);
             if (!failed) check_registers(block);
+            if (!failed) count_block(block);
         }
     }
     running_machine = nullptr;
+    count_end(*this);
     if (failed) return message.c_str();
     for (uint32_t i = 0; i < chosen.parameters; i++) {
         if (chosen.parameter_bytes[i] != sizeof(void*)) continue;
@@ -387,18 +392,40 @@ std::string check_launch(const char* name, const Kernel* kernel, const temper_la
 
 using namespace simulator;
 
-extern "C" const char* temper_sim_launch(const char* name, const temper_launch* launch, void* const* arguments,
-                                         uint32_t argument_count) {
-    static thread_local Machine machine;
-    static thread_local std::string message;
+namespace {
+
+thread_local Machine machine;
+thread_local std::string message;
+
+const char* launch_on_this_thread(const char* name, const temper_launch& launch, void* const* arguments,
+                                  uint32_t argument_count, temper_counters* counters) {
     const Kernel* kernel = find_kernel(name);
-    message = check_launch(name, kernel, *launch, argument_count);
+    message = check_launch(name, kernel, launch, argument_count);
+    if (message.empty() && counters != nullptr && kernel->watched.function == nullptr) {
+        message = std::string("kernel ") + name + ": was compiled without what counts its accesses";
+    }
     if (!message.empty()) return message.c_str();
     prepare_faults();
-    const char* error = machine.run(*kernel, *launch, arguments);
+    const char* error = machine.run(*kernel, launch, arguments, counters);
     if (error != nullptr) return error;
     message = take_pending_report();
     return message.empty() ? nullptr : message.c_str();
+}
+
+}  // namespace
+
+extern "C" const char* temper_sim_launch(const char* name, const temper_launch* launch, void* const* arguments,
+                                         uint32_t argument_count) {
+    return launch_on_this_thread(name, *launch, arguments, argument_count, nullptr);
+}
+
+extern "C" const char* temper_sim_launch_counted(const char* name, const temper_launch* launch, void* const* arguments,
+                                                 uint32_t argument_count, temper_counters* counters) {
+    return launch_on_this_thread(name, *launch, arguments, argument_count, counters);
+}
+
+extern "C" void temper_sim_touches(const void* from, size_t bytes, unsigned char* touches) {
+    copy_touches(machine, from, bytes, touches);
 }
 
 extern "C" uint32_t temper_sim_kernel_count(void) { return uint32_t(kernels().size()); }

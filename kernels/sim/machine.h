@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "counters.h"
 #include "device.h"
 #include "fiber.h"
 #include "instructions.h"
@@ -66,6 +67,9 @@ struct Thread : ThreadView {
     ThreadProducts products;
     // Proxy fences executed, for watch.cpp.
     uint32_t fences = 0;
+    // The latest vector that counters.cpp has counted.
+    const unsigned char* vector = nullptr;
+    size_t vector_bytes = 0;
 };
 
 // Computes a warp collective: `records[lane]` is what each lane of the mask passed in; results go into the records.
@@ -168,6 +172,8 @@ struct Machine {
     Random random;
     bool seeded = false;
     bool watched = false;
+    bool counted = false;
+    std::unique_ptr<Counting> counting;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     std::vector<Block> blocks;
@@ -189,7 +195,7 @@ struct Machine {
 
     Machine();
     ~Machine();
-    const char* run(const Kernel& kernel, const temper_launch& launch, void* const* arguments);
+    const char* run(const Kernel& kernel, const temper_launch& launch, void* const* arguments, temper_counters* counters);
 
     // Whether this launch is to be watched, where the kernel was compiled for it.
     bool watch_is_due();

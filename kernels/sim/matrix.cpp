@@ -11,11 +11,14 @@ struct LoadRecord {
 };
 
 template <int matrices, bool transposed>
-void execute_load(void* const* records, uint32_t, Machine&) {
+void execute_load(void* const* records, uint32_t, Machine& machine) {
+    const unsigned char* rows[matrices * 8];
+    for (int row = 0; row < matrices * 8; row++) rows[row] = static_cast<LoadRecord*>(records[row])->row;
+    count_ldmatrix(machine, rows, matrices);
     for (int matrix = 0; matrix < matrices; matrix++) {
         uint16_t elements[8][8];
         for (int row = 0; row < 8; row++) {
-            std::memcpy(elements[row], static_cast<LoadRecord*>(records[matrix * 8 + row])->row, 16);
+            std::memcpy(elements[row], rows[matrix * 8 + row], 16);
         }
         for (int lane = 0; lane < 32; lane++) {
             const int major = lane / 4, minor = lane % 4 * 2;
@@ -55,7 +58,8 @@ TEMPER_CLONES void accumulate(const float (&a)[16][16], const Row (&b)[16], Row 
 }
 
 // Products of bf16 are exact in f32, so only the order of the sum over k, which no device documents, is a choice.
-void execute_mma(void* const* records, uint32_t, Machine&) {
+void execute_mma(void* const* records, uint32_t, Machine& machine) {
+    count_mma(machine);
     float a[16][16];
     Row b[16], c[16];
     for (int lane = 0; lane < 32; lane++) {

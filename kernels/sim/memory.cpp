@@ -248,6 +248,14 @@ std::string check_argument_allocation(const void* pointer) {
     return canary_report(allocation);
 }
 
+std::vector<Touched> list_allocations() {
+    std::lock_guard<std::mutex> guard(allocations_lock);
+    std::vector<Touched> list;
+    list.reserve(allocations().size());
+    for (const auto& entry : allocations()) list.push_back({entry.second.start, entry.second.bytes, {}});
+    return list;
+}
+
 std::string take_pending_report() {
     std::lock_guard<std::mutex> guard(allocations_lock);
     std::string report;

@@ -272,8 +272,14 @@ void watch_block(Block& block) {
 }
 
 void note_atomic(const void* address, size_t bytes) {
-    if (running_machine == nullptr || !running_machine->watched || current == nullptr) return;
+    if (running_machine == nullptr || current == nullptr) return;
     Thread& self = here();
+    if (running_machine->counted) {
+        const uintptr_t place = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
+        count_copied(*running_machine, address, bytes, false);
+        count_access(self, address, bytes, true, place);
+    }
+    if (!running_machine->watched) return;
     Block* block = block_of_shared(*running_machine, address, bytes);
     if (block == nullptr) return;
     const size_t offset = size_t(static_cast<const unsigned char*>(address) - block->shared);
@@ -287,10 +293,11 @@ namespace {
 inline void watched_access(const void* address, size_t bytes, bool write, const void* instruction) {
     if (current == nullptr) return;
     const size_t offset = size_t(static_cast<const unsigned char*>(address) - current->shared);
+    const Machine& machine = *running_machine;
+    if (machine.counted) count_access(here(), address, bytes, write, reinterpret_cast<uintptr_t>(instruction));
     // Also what lies in the canaries behind the block's memory; everything else is not shared memory.
     if (offset >= current->shared_span) return;
-    Thread& self = here();
-    if (self.block->machine->watched) access(self, address, bytes, write, true, instruction, {"", 0});
+    if (machine.watched) access(here(), address, bytes, write, true, instruction, {"", 0});
 }
 
 }  // namespace

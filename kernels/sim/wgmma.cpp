@@ -181,6 +181,7 @@ void finish(Thread* threads, WarpGroup& group) {
         group.executing = i;
         const Product product = threads[0].products.queue[i];
         execute(threads, group, product);
+        count_wgmma(*threads[0].block->machine, product.n, product.in_registers);
         release_slot(threads, group, product);
     }
     for (uint32_t t = 0; t < group_threads; t++) {
@@ -274,6 +275,7 @@ void wgmma_wait(int pending, Site site) {
         return;
     }
     finish(&self.block->threads[self.index / group_threads * group_threads], group);
+    for (uint32_t warp = 0; warp < 4; warp++) count_warp(self.block->warps[self.index / group_threads * 4 + warp]);
     Thread* thread = group.waiting;
     group.waiting = nullptr;
     group.arrived = 0;

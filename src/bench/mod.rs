@@ -6,8 +6,10 @@
 //! same code runs and the figures are marked: they say nothing about a GPU.
 
 mod count;
+mod counters;
 mod data;
 mod kernels;
+mod ledger;
 mod rates;
 mod report;
 mod shapes;
@@ -15,6 +17,8 @@ mod steps;
 mod tar;
 mod timer;
 
+pub use counters::{CountReport, CountRow, counts};
+pub use ledger::{LedgerReport, StepLedger, ledgers};
 pub use report::{DeviceReport, NotRun, Rates, Report, Row, StepRow};
 pub use shapes::{BatchShape, Shapes, ShapesName};
 pub use timer::Effort;
@@ -111,15 +115,25 @@ struct Bench<'a> {
     rates: Rates,
     report: Report,
     observe: &'a mut dyn FnMut(&Row),
+    /// Rows that are counted instead of timed.
+    counts: Option<Vec<CountRow>>,
 }
 
 impl<'a> Bench<'a> {
     fn new(cuda: &Cuda, options: &'a Options, observe: &'a mut dyn FnMut(&Row)) -> Result<Self> {
+        let mut bench = Self::without_rates(cuda, options, observe)?;
+        bench.rates = by_library(cuda, || bench.meter.measure(cuda, options.effort))?;
+        bench.report.rates = bench.rates;
+        Ok(bench)
+    }
+
+    /// A bench of what needs no clock.
+    fn without_rates(cuda: &Cuda, options: &'a Options, observe: &'a mut dyn FnMut(&Row)) -> Result<Self> {
         let data = Data::new(cuda, options.shapes.pool_elements);
         let meter = RateMeter::new(cuda, &data, &options.shapes)?;
-        let rates = by_library(cuda, || meter.measure(cuda, options.effort))?;
+        let rates = Rates::default();
         let report = Report::new(cuda, options, rates);
-        Ok(Self { cuda: cuda.clone(), options, data, meter, rates, report, observe })
+        Ok(Self { cuda: cuda.clone(), options, data, meter, rates, report, observe, counts: None })
     }
 
     /// Whether the filter lets a row of this name through.
@@ -144,6 +158,10 @@ impl<'a> Bench<'a> {
     where
         F: FnMut(usize) -> Result<()>,
     {
+        if self.counts.is_some() {
+            self.count(spec, setup);
+            return None;
+        }
         let timing = by_library(&self.cuda, || {
             setup(self).and_then(|mut run| timer::time(&self.cuda, self.options.effort, &mut run))
         });

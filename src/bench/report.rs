@@ -53,7 +53,7 @@ pub struct DeviceReport {
 }
 
 /// The rates that floors are computed with, measured in the same run.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Rates {
     /// Rows, columns and summands of the measured product.
     pub matmul_size: usize,

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::count::{self, Pass};
+use super::ledger::StepLedger;
 use super::report::{StepRow, StepSpec, StepTimes};
 use super::{BatchShape, Bench, Options, by_library, tar};
-use crate::backend::cuda::Cuda;
+use crate::backend::cuda::{Cuda, Ledger};
 use crate::error::{Error, Result};
 use crate::model::{
     AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelLayout, Parameters, Recompute,
@@ -30,6 +31,37 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What each step tells the device once it repeats itself.
+pub(super) fn ledgers(bench: &mut Bench) -> Result<Vec<StepLedger>> {
+    let mut ledgers = Vec::new();
+    for kind in kinds(bench)?.into_iter().filter(|kind| bench.wants(&kind.name)).collect::<Vec<_>>() {
+        let counted = Step::new(bench, &kind).and_then(|mut step| {
+            step.run(0)?;
+            bench.cuda.counted(|| step.run(1))
+        });
+        match counted {
+            Ok((_, ledger)) => ledgers.push(step_ledger(bench.options, &kind, ledger.unwrap_or_default())),
+            Err(error) => bench.not_run(&kind.name, &error),
+        }
+    }
+    Ok(ledgers)
+}
+
+fn step_ledger(options: &Options, kind: &Kind, ledger: Ledger) -> StepLedger {
+    let model = &options.shapes.model;
+    StepLedger {
+        name: kind.name.clone(),
+        layers: model.num_hidden_layers,
+        sequences: kind.batch.sequences,
+        tokens: kind.batch.tokens(),
+        useful_flop: flop(model, options, kind),
+        executed_flop: ledger.executed_flop(),
+        bytes: ledger.bytes(),
+        hidden_bytes: ledger.hidden_bytes(),
+        ledger,
+    }
 }
 
 fn with_remedy(error: Error) -> Error {

@@ -4,13 +4,14 @@ use clap::{Args, Subcommand, ValueEnum};
 use temper::bench::{self, Options, Report, Row, ShapesName, StepRow};
 use temper::report::units;
 
+use super::bench_counts;
 use super::device::DeviceArguments;
 use super::print;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measure every kernel beside its floor and, for matrix products, beside the library
-    Kernels(Arguments),
+    Kernels(KernelsArguments),
     /// Measure whole training steps of a model with random weights
     Step(StepArguments),
 }
@@ -31,12 +32,24 @@ pub struct Arguments {
 }
 
 #[derive(Args, Debug)]
+pub struct KernelsArguments {
+    #[command(flatten)]
+    pub common: Arguments,
+    /// Count sectors, bytes, bank conflicts and products instead of time, on a simulator, beside the floor
+    #[arg(long)]
+    pub counters: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct StepArguments {
     #[command(flatten)]
     pub common: Arguments,
     /// Run a model of N layers instead of all of them, where memory is short; nothing is extrapolated
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub layers: Option<u16>,
+    /// Add up launches, products, bytes, clears and copies of the steps in bf16, with no device at all
+    #[arg(long)]
+    pub ledger: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -60,11 +73,17 @@ impl From<ShapesArgument> for ShapesName {
 /// Measures, and prints. Fails if a row failed for another reason than too little memory.
 pub fn run(command: &Command) -> anyhow::Result<()> {
     let arguments = match command {
-        Command::Kernels(arguments) | Command::Step(StepArguments { common: arguments, .. }) => arguments,
+        Command::Kernels(KernelsArguments { common, .. }) | Command::Step(StepArguments { common, .. }) => common,
     };
+    if let Command::Step(step @ StepArguments { ledger: true, .. }) = command {
+        return bench_counts::ledgers(arguments, step.layers);
+    }
     let cuda = arguments.device.open_cuda()?;
     let mut options = Options::new(&cuda, arguments.shapes.into());
     options.filter.clone_from(&arguments.filter);
+    if let Command::Kernels(KernelsArguments { counters: true, .. }) = command {
+        return bench_counts::counters(&cuda, arguments, &options);
+    }
     let report = match command {
         Command::Kernels(_) => bench::kernels(&cuda, &options, &mut |row| {
             eprintln!("temper: {}: {}", row.name, milliseconds(row.milliseconds));

@@ -2,6 +2,7 @@
 
 mod attack;
 mod bench;
+mod bench_counts;
 mod checkpoint;
 mod data;
 mod demo;

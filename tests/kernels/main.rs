@@ -10,6 +10,8 @@ mod bias;
 #[cfg(feature = "cuda")]
 mod compile_report;
 mod contract;
+/// What kernels and steps do, counted: golden figures, and closed forms that the counts bear out.
+mod counters;
 mod element;
 mod head_norm;
 mod hidden;

@@ -59,10 +59,15 @@ struct Buffer {
     T& operator[](size_t i) { return data[i]; }
 };
 
+// Where launches are counted, if they are.
+extern temper_counters* counted;
+
 template <typename... Arguments>
 std::string launch(const char* kernel, temper_launch shape, Arguments... arguments) {
     void* pointers[] = {static_cast<void*>(&arguments)..., nullptr};
-    const char* report = temper_sim_launch(kernel, &shape, pointers, sizeof...(arguments));
+    const uint32_t count = sizeof...(arguments);
+    const char* report = counted == nullptr ? temper_sim_launch(kernel, &shape, pointers, count)
+                                            : temper_sim_launch_counted(kernel, &shape, pointers, count, counted);
     return report == nullptr ? "" : report;
 }
 

@@ -15,6 +15,7 @@ std::vector<Case>& cases() {
 
 int check_tables();
 int check_launches();
+int check_counts();
 int check_repeats();
 
 namespace {
@@ -108,6 +109,7 @@ int main() {
     }
     failures += check_tables();
     failures += check_launches();
+    failures += check_counts();
     failures += check_threads();
     failures += check_repeats();
     printf("%zu planted bugs%s, %d failures\n", cases().size(), watched ? ", watched" : "", failures);

@@ -65,6 +65,20 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Counts of one launch, in the order of the fields from `blocks` on.
+    #[cfg(feature = "simulator")]
+    pub(super) const OF_A_LAUNCH: usize = 20;
+
+    /// One launch.
+    #[cfg(feature = "simulator")]
+    pub(super) fn of_launch(counts: [u64; Self::OF_A_LAUNCH]) -> Self {
+        let mut launch = Self::default();
+        for (field, count) in launch.fields_mut().into_iter().zip([1].into_iter().chain(counts)) {
+            *field = count;
+        }
+        launch
+    }
+
     /// Adds the counts of more work.
     pub fn add(&mut self, other: &Self) {
         let more = other.fields();
@@ -215,14 +229,16 @@ pub struct LaunchCounters {
     pub kernel: String,
     /// Counted in its execution. In a dry run only `launches` and `blocks` are.
     pub counters: Counters,
-    /// Bytes that its operation cannot avoid, each input and output once; absent where a launch has no closed form.
-    pub floor_bytes: Option<f64>,
-    /// FLOP of matrix products that its operation needs; absent with `floor_bytes`.
-    pub useful_flop: Option<f64>,
-    /// FLOP that the tensor cores execute for it: counted, or by the closed form of the kernel.
-    pub executed_flop: Option<f64>,
+    /// Different bytes that each launch reads and writes, by the kernel's closed form.
+    pub floor_bytes: f64,
+    /// FLOP of matrix products that its operation needs, by closed form.
+    pub useful_flop: f64,
+    /// FLOP that the tensor cores execute for it, by closed form.
+    pub executed_flop: f64,
     /// Of `floor_bytes`, those that fit beside `executed_flop` at the device's peak rates.
     pub hidden_bytes: f64,
+    /// Launches that have no closed form and are missing in the four figures above.
+    pub without_closed_form: u64,
 }
 
 /// Everything that a driver was told between two calls.
@@ -253,6 +269,23 @@ impl Ledger {
     /// Launches of kernels and products.
     pub fn launches(&self) -> u64 {
         self.counters().launches + self.products.count
+    }
+
+    /// FLOP of products that were executed.
+    pub fn executed_flop(&self) -> f64 {
+        self.products.flop + self.kernels.values().map(|kernel| kernel.executed_flop).sum::<f64>()
+    }
+
+    /// Bytes of device memory that move: of products, kernels, clears and copies within the device.
+    pub fn bytes(&self) -> f64 {
+        let kernels: f64 = self.kernels.values().map(|kernel| kernel.floor_bytes).sum();
+        let moved = self.products.bytes + self.clears.all.bytes + 2 * self.copies.bytes;
+        kernels + moved as f64
+    }
+
+    /// Of these, bytes that fit beside the arithmetic of the same product or kernel.
+    pub fn hidden_bytes(&self) -> f64 {
+        self.products.hidden_bytes + self.kernels.values().map(|kernel| kernel.hidden_bytes).sum::<f64>()
     }
 
     /// Cycles that everything takes at least, kernels one after another: see [`Counters::floor_cycles`]. Products, clears

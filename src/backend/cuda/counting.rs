@@ -5,9 +5,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::counters::{Ledger, PeakRates};
+use super::closed_forms::ClosedForm;
+use super::counters::{Counters, Ledger, PeakRates};
 use super::driver::{Gemm, Launch};
 use crate::ops::DType;
+
+/// `TEMPER_READ_FIRST` of `kernels/sim/interface.h`: a byte was read before the launch wrote it, if it did.
+#[cfg(feature = "simulator")]
+const READ_FIRST: u8 = 4;
 
 /// A driver's counting, under way or not.
 #[derive(Default)]
@@ -29,6 +34,12 @@ impl Counting {
     /// Ends; nothing where it was not begun.
     pub fn stop(&self) -> Option<Ledger> {
         self.lock().take().map(|count| count.ledger)
+    }
+
+    /// Whether it was begun and not ended.
+    #[cfg(feature = "simulator")]
+    pub fn is_under_way(&self) -> bool {
+        self.lock().is_some()
     }
 
     /// Adds to what is counted, if anything is.
@@ -91,11 +102,49 @@ impl Count {
         }
     }
 
-    pub fn launch(&mut self, launch: &Launch) {
-        let entry = self.ledger.kernels.entry(launch.kernel.to_string()).or_default();
-        entry.kernel = launch.kernel.to_string();
-        entry.counters.launches += 1;
-        entry.counters.blocks += launch.grid.iter().map(|side| u64::from(*side)).product::<u64>();
+    /// A launch that is not executed.
+    pub fn dry_launch(&mut self, launch: &Launch, form: Option<ClosedForm>) {
+        let blocks = launch.grid.iter().map(|side| u64::from(*side)).product();
+        self.add_launch(launch.kernel, &Counters { launches: 1, blocks, ..Counters::default() }, form);
+    }
+
+    fn add_launch(&mut self, kernel: &str, counters: &Counters, form: Option<ClosedForm>) {
+        let entry = self.ledger.kernels.entry(kernel.to_string()).or_default();
+        entry.kernel = kernel.to_string();
+        entry.counters.add(counters);
+        let Some(form) = form else {
+            entry.without_closed_form += 1;
+            return;
+        };
+        entry.floor_bytes += form.bytes;
+        entry.useful_flop += form.useful_flop;
+        entry.executed_flop += form.executed_flop;
+        entry.hidden_bytes += hidden(form.bytes, form.executed_flop);
+    }
+
+    /// `touches` says what the launch did with each byte of a range: flags of `kernels/sim/interface.h`.
+    #[cfg(feature = "simulator")]
+    pub fn launch(
+        &mut self,
+        kernel: &str,
+        counters: &Counters,
+        form: Option<ClosedForm>,
+        touches: impl Fn(Range<u64>) -> Vec<u8>,
+    ) {
+        self.add_launch(kernel, counters, form);
+        let ranges: Vec<(u64, u64)> = self.zeros.0.iter().map(|(start, end)| (*start, *end)).collect();
+        for (start, end) in ranges {
+            let touched = touches(start..end);
+            let mut at = start;
+            for run in touched.chunk_by(|a, b| a == b) {
+                let range = at..at + run.len() as u64;
+                at = range.end;
+                if run[0] != 0 {
+                    let zeros = self.zeros.take(range);
+                    self.ledger.clears.overwritten_bytes += if run[0] & READ_FIRST == 0 { zeros } else { 0 };
+                }
+            }
+        }
     }
 
     fn write(&mut self, to: u64, bytes: usize) {

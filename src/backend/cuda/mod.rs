@@ -8,10 +8,11 @@ mod attention;
 mod attention_cached;
 mod bias;
 mod choices;
+mod closed_forms;
 mod counters;
-#[cfg(feature = "simulator")]
 mod counting;
 mod driver;
+mod dry;
 mod element;
 mod head_norm;
 mod hidden;
@@ -78,6 +79,15 @@ impl Cuda {
     #[cfg(feature = "simulator")]
     pub fn simulated_as(compute_dtype: DType, capability: (u32, u32), schedule_seed: u64) -> Result<Self> {
         Self::new(Arc::new(sim::Simulator::new(capability, schedule_seed)), compute_dtype)
+    }
+
+    /// An H200 that executes nothing and counts everything: [`Cuda::counted`] gives the ledger of work at any size, with the
+    /// closed forms of kernels. What is read back is zero.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn dry(compute_dtype: DType) -> Result<Self> {
+        Self::new(Arc::new(dry::DryDevice::new()), compute_dtype)
     }
 
     /// The same device with every matrix product by our own kernels.

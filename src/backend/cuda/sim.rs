@@ -3,16 +3,18 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use half::bf16;
-
-use super::counters::Ledger;
+use super::closed_forms;
+use super::counters::{Counters, Ledger};
 use super::counting::Counting;
-use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
+use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, TensorMap, Tiles};
 use crate::error::{Error, Result};
 use crate::ops::DType;
+
+mod product;
 
 /// `temper_launch` of `kernels/sim/interface.h`.
 #[repr(C)]
@@ -24,6 +26,9 @@ struct RawLaunch {
     schedule_seed: u64,
 }
 
+/// `temper_counters` of the same file.
+type RawCounters = [u64; Counters::OF_A_LAUNCH];
+
 unsafe extern "C" {
     fn temper_sim_launch(
         kernel: *const c_char,
@@ -31,6 +36,15 @@ unsafe extern "C" {
         arguments: *const *const c_void,
         argument_count: u32,
     ) -> *const c_char;
+    fn temper_sim_launch_counted(
+        kernel: *const c_char,
+        launch: *const RawLaunch,
+        arguments: *const *const c_void,
+        argument_count: u32,
+        counters: *mut RawCounters,
+    ) -> *const c_char;
+    fn temper_sim_touches(from: *const c_void, bytes: usize, touches: *mut u8);
+    fn temper_sim_kernel_is_watched(index: u32) -> bool;
     fn temper_sim_allocate(bytes: usize) -> *mut c_void;
     fn temper_sim_release(pointer: *mut c_void, bytes: usize);
     fn temper_sim_encode_tensor_map(
@@ -250,10 +264,20 @@ impl Driver for Simulator {
             schedule_seed: self.schedule_seed,
         };
         let values: Vec<*const c_void> = arguments.iter().map(address_of).collect();
+        let mut counts = RawCounters::default();
+        let counting = self.counting.is_under_way();
         // SAFETY: the values live until the call returns; the caller vouches for their types and what they point to.
-        let problem = unsafe { temper_sim_launch(name.as_ptr(), &raw, values.as_ptr(), values.len() as u32) };
+        let problem = unsafe {
+            let count = values.len() as u32;
+            if counting {
+                temper_sim_launch_counted(name.as_ptr(), &raw, values.as_ptr(), count, &mut counts)
+            } else {
+                temper_sim_launch(name.as_ptr(), &raw, values.as_ptr(), count)
+            }
+        };
         if problem.is_null() {
-            self.counting.note(|count| count.launch(launch));
+            let form = if counting { closed_forms::of_launch(launch, arguments, &words) } else { None };
+            self.counting.note(|count| count.launch(kernel, &Counters::of_launch(counts), form, touches));
             return Ok(());
         }
         // SAFETY: not null, so it is a C string that stays valid until this thread's next launch.
@@ -293,7 +317,7 @@ impl Driver for Simulator {
         }
         self.counting.note(|count| count.product(gemm));
         // SAFETY: passed on to the caller.
-        unsafe { host_product(gemm) };
+        unsafe { product::host_product(gemm) };
         Ok(true)
     }
 
@@ -367,9 +391,14 @@ impl Driver for Simulator {
         }
     }
 
+    /// Where kernels are compiled with the calls that counts are made from: in debug builds.
     fn start_counting(&self) -> bool {
-        self.counting.start();
-        true
+        // SAFETY: asks about any index.
+        let can = unsafe { temper_sim_kernel_is_watched(0) };
+        if can {
+            self.counting.start();
+        }
+        can
     }
 
     fn stop_counting(&self) -> Option<Ledger> {
@@ -387,75 +416,16 @@ fn address_of(argument: &Argument) -> *const c_void {
     }
 }
 
-/// The product on the CPU, in f32.
-unsafe fn host_product(gemm: &Gemm) {
-    // SAFETY: the caller vouches for the operands.
-    let (a, b) =
-        unsafe { (to_floats(&gemm.a, gemm.m, gemm.k, gemm.input), to_floats(&gemm.b, gemm.k, gemm.n, gemm.input)) };
-    let mut product = vec![0.0f32; gemm.m * gemm.n];
-    // SAFETY: the three vectors have the sizes and strides given.
-    unsafe {
-        gemm::gemm(
-            gemm.m,
-            gemm.n,
-            gemm.k,
-            product.as_mut_ptr(),
-            1,
-            gemm.n as isize,
-            false,
-            a.as_ptr(),
-            1,
-            gemm.k as isize,
-            b.as_ptr(),
-            1,
-            gemm.n as isize,
-            0.0,
-            gemm.alpha,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-    for row in 0..gemm.m {
-        for column in 0..gemm.n {
-            let value = product[row * gemm.n + column];
-            let place = row * gemm.c_leading + column;
-            // SAFETY: the place is inside C, which the caller vouches for.
-            unsafe { add_to(gemm, place, value) };
-        }
-    }
+/// Words of an allocation.
+fn words(address: u64, count: usize) -> Option<Vec<u32>> {
+    // SAFETY: closed forms read what the kernel itself has just read.
+    Some((0..count).map(|i| unsafe { (address as *const u32).add(i).read_unaligned() }).collect())
 }
 
-unsafe fn add_to(gemm: &Gemm, place: usize, value: f32) {
-    // SAFETY: the caller vouches for the place.
-    unsafe {
-        match gemm.output {
-            DType::Bf16 => {
-                let c = (gemm.c as *mut bf16).add(place);
-                let before = if gemm.beta == 0.0 { 0.0 } else { gemm.beta * (*c).to_f32() };
-                *c = bf16::from_f32(before + value);
-            }
-            _ => {
-                let c = (gemm.c as *mut f32).add(place);
-                let before = if gemm.beta == 0.0 { 0.0 } else { gemm.beta * *c };
-                *c = before + value;
-            }
-        }
-    }
-}
-
-/// op(X) as a dense row-major f32 matrix.
-unsafe fn to_floats(operand: &Operand, rows: usize, cols: usize, dtype: DType) -> Vec<f32> {
-    let at = |row: usize, column: usize| {
-        let place = if operand.transposed { column * operand.leading + row } else { row * operand.leading + column };
-        // SAFETY: inside the operand, which the caller vouches for.
-        unsafe {
-            match dtype {
-                DType::Bf16 => (*(operand.pointer as *const bf16).add(place)).to_f32(),
-                _ => *(operand.pointer as *const f32).add(place),
-            }
-        }
-    };
-    (0..rows).flat_map(|row| (0..cols).map(move |column| (row, column))).map(|(row, column)| at(row, column)).collect()
+/// What this thread's latest counted launch did with the bytes of a range.
+fn touches(range: Range<u64>) -> Vec<u8> {
+    let mut touches = vec![0; (range.end - range.start) as usize];
+    // SAFETY: as many bytes are written as there are; the range itself is not read.
+    unsafe { temper_sim_touches(range.start as *const c_void, touches.len(), touches.as_mut_ptr()) };
+    touches
 }

@@ -1,0 +1,157 @@
+//! `temper bench` without a clock: the counters of kernels, and the ledgers of steps.
+
+use temper::backend::cuda::{Counters, Cuda, Ledger};
+use temper::bench::{self, CountReport, CountRow, LedgerReport, NotRun, Options, Shapes, StepLedger};
+
+use super::bench::Arguments;
+use super::print;
+
+/// Counts what every kernel does, and prints it.
+pub fn counters(cuda: &Cuda, arguments: &Arguments, options: &Options) -> anyhow::Result<()> {
+    let report = bench::counts(cuda, options)?;
+    if arguments.json {
+        print::json(&report)?;
+    } else {
+        print::text(&describe_counts(&report))?;
+    }
+    succeed(&report.not_run)
+}
+
+/// Adds up what the steps tell a device, and prints it.
+pub fn ledgers(arguments: &Arguments, layers: Option<u16>) -> anyhow::Result<()> {
+    let mut shapes = Shapes::named(arguments.shapes.into());
+    if let Some(layers) = layers {
+        shapes.model.num_hidden_layers = layers.into();
+    }
+    let options = Options { shapes, effort: bench::Effort::simulated(), filter: arguments.filter.clone() };
+    let report = bench::ledgers(&options)?;
+    if arguments.json {
+        print::json(&report)?;
+    } else {
+        print::text(&describe_ledgers(&report))?;
+    }
+    succeed(&report.not_run)
+}
+
+fn succeed(not_run: &[NotRun]) -> anyhow::Result<()> {
+    let words: Vec<String> = not_run.iter().map(|row| format!("{}: {}", row.name, row.reason)).collect();
+    anyhow::ensure!(words.is_empty(), "not counted: {}", words.join("; "));
+    Ok(())
+}
+
+fn describe_counts(report: &CountReport) -> String {
+    let header =
+        ["kernel", "launches", "blocks", "bytes", "to floor", "sectors", "banks", "TFLOP", "to useful", "shape"];
+    let table = print::table(header, report.rows.iter().map(count_cells));
+    format!(
+        "{}: counts, no times\n\
+         to floor: different bytes of all launches / bytes of the operation; sectors, banks: touched / least;\n\
+         to useful: tensor-core FLOP and products executed / needed\n\n{table}",
+        report.device
+    )
+}
+
+fn count_cells(row: &CountRow) -> [String; 10] {
+    let counters = &row.counters;
+    let Ledger { products, clears, copies, .. } = &row.ledger;
+    let moved = counters.unique_bytes() + products.bytes + clears.all.bytes + 2 * copies.bytes;
+    let executed = counters.tensor_flop as f64 + products.flop;
+    [
+        row.name.clone(),
+        row.ledger.launches().to_string(),
+        counters.blocks.to_string(),
+        print::bytes(moved),
+        ratio(moved as f64, row.bytes),
+        sectors(counters),
+        ratio(counters.shared_wavefronts as f64, counters.shared_wavefronts_ideal as f64),
+        if executed > 0.0 { format!("{:.6}", executed / 1e12) } else { "-".into() },
+        if executed > 0.0 { ratio(executed, row.flop) } else { "-".into() },
+        row.shape.clone(),
+    ]
+}
+
+fn sectors(counters: &Counters) -> String {
+    let touched = counters.load_sectors + counters.store_sectors;
+    ratio(touched as f64, (counters.load_sectors_ideal + counters.store_sectors_ideal) as f64)
+}
+
+fn ratio(value: f64, least: f64) -> String {
+    if least > 0.0 { format!("{:.3}", value / least) } else { "-".into() }
+}
+
+fn describe_ledgers(report: &LedgerReport) -> String {
+    let mut text = format!("{}: counts, no times; bytes of kernels are those of their closed forms\n", report.device);
+    for step in &report.steps {
+        text += &format!("\n{}\n{}", heading(step), print::table(LEDGER_HEADER, ledger_cells(&step.ledger)));
+    }
+    text
+}
+
+const LEDGER_HEADER: [&str; 6] = ["what", "calls", "GB", "not hidden", "TFLOP", "to useful"];
+
+fn heading(step: &StepLedger) -> String {
+    let clears = &step.ledger.clears;
+    format!(
+        "{}: {} layers, {} sequences, {} tokens; {} launches, {:.1} TFLOP executed, {:.3} of the useful; {:.1} GB, {:.1} not \
+         hidden behind arithmetic; cleared and overwritten {:.2} GB, cleared and added to {:.2} GB",
+        step.name,
+        step.layers,
+        step.sequences,
+        step.tokens,
+        step.ledger.launches(),
+        step.executed_flop / 1e12,
+        step.executed_flop / step.useful_flop,
+        step.bytes / 1e9,
+        (step.bytes - step.hidden_bytes) / 1e9,
+        clears.overwritten_bytes as f64 / 1e9,
+        clears.added_to_bytes as f64 / 1e9,
+    )
+}
+
+fn ledger_cells(ledger: &Ledger) -> Vec<[String; 6]> {
+    let mut kernels: Vec<_> = ledger.kernels.values().collect();
+    kernels.sort_by(|a, b| b.floor_bytes.total_cmp(&a.floor_bytes));
+    let gigabytes = |bytes: f64| format!("{:.3}", bytes / 1e9);
+    let mut rows: Vec<[String; 6]> = kernels
+        .iter()
+        .map(|kernel| {
+            let missing = if kernel.without_closed_form > 0 { "*" } else { "" };
+            [
+                format!("{}{missing}", kernel.kernel),
+                kernel.counters.launches.to_string(),
+                gigabytes(kernel.floor_bytes),
+                gigabytes(kernel.floor_bytes - kernel.hidden_bytes),
+                if kernel.executed_flop > 0.0 { format!("{:.3}", kernel.executed_flop / 1e12) } else { "-".into() },
+                ratio(kernel.executed_flop, kernel.useful_flop),
+            ]
+        })
+        .collect();
+    let products = &ledger.products;
+    rows.insert(
+        0,
+        [
+            "products".into(),
+            products.count.to_string(),
+            gigabytes(products.bytes as f64),
+            gigabytes(products.bytes as f64 - products.hidden_bytes),
+            format!("{:.3}", products.flop / 1e12),
+            "-".into(),
+        ],
+    );
+    let moves = [("clears", &ledger.clears.all, 1.0), ("copies", &ledger.copies, 2.0)];
+    for (name, moves, passes) in moves {
+        let moved = gigabytes(passes * moves.bytes as f64);
+        rows.push([name.into(), moves.count.to_string(), moved.clone(), moved, "-".into(), "-".into()]);
+    }
+    for (name, moves) in [("from main memory", &ledger.to_device), ("to main memory", &ledger.to_host)] {
+        rows.push([
+            name.into(),
+            moves.count.to_string(),
+            gigabytes(moves.bytes as f64),
+            "-".into(),
+            "-".into(),
+            "-".into(),
+        ]);
+    }
+    rows
+}

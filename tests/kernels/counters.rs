@@ -1,0 +1,227 @@
+//! What every kernel does at one odd small shape, as golden figures: a load that is not coalesced any more, a bank conflict,
+//! a second pass over memory or a product more changes one of them. And what whole steps tell the device at the shapes of
+//! Llama 3 8B, from dry runs, whose closed forms the counts of the small shapes bear out.
+//!
+//! Where a change is meant to change a figure, the failing test prints the new table.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use temper::backend::cuda::{Cuda, LaunchCounters, Ledger, PeakRates};
+use temper::bench::{self, CountReport, Effort, Options, Shapes, ShapesName};
+use temper::ops::{self, Backend, CopyValues, DType};
+
+use crate::program;
+use crate::support::{Pair, random};
+
+/// Every bench row at the tiny shapes on a simulated Hopper, counted once.
+fn report() -> &'static CountReport {
+    static REPORT: OnceLock<CountReport> = OnceLock::new();
+    REPORT.get_or_init(|| {
+        let cuda = Cuda::simulated_as(DType::Bf16, (9, 0), 0).expect("a simulated device");
+        let report = bench::counts(&cuda, &Options::new(&cuda, ShapesName::Tiny)).expect("counts");
+        assert!(report.not_run.is_empty(), "{:#?}", report.not_run);
+        report
+    })
+}
+
+/// All launches of each kernel together.
+fn kernels() -> BTreeMap<&'static str, LaunchCounters> {
+    let mut kernels: BTreeMap<&str, LaunchCounters> = BTreeMap::new();
+    for launches in report().rows.iter().flat_map(|row| row.ledger.kernels.values()) {
+        let sum = kernels.entry(&launches.kernel).or_default();
+        sum.counters.add(&launches.counters);
+        sum.floor_bytes += launches.floor_bytes;
+        sum.executed_flop += launches.executed_flop;
+        sum.without_closed_form += launches.without_closed_form;
+    }
+    kernels
+}
+
+/// The figures of a kernel: launches; sectors of loads and of stores and wavefronts of shared memory, each with its ideal;
+/// different bytes; bytes asked for; FLOP of tensor cores.
+fn figures(launches: &LaunchCounters) -> String {
+    let c = &launches.counters;
+    format!(
+        "{} loads {}/{} stores {}/{} banks {}/{} bytes {} of {} flop {}",
+        c.launches,
+        c.load_sectors,
+        c.load_sectors_ideal,
+        c.store_sectors,
+        c.store_sectors_ideal,
+        c.shared_wavefronts,
+        c.shared_wavefronts_ideal,
+        c.unique_bytes(),
+        c.bytes_read + c.bytes_written,
+        c.tensor_flop,
+    )
+}
+
+/// Compares with a table of golden figures. Panics with the new table where they differ.
+fn assert_golden(golden: &str, found: &[(String, String)], what: &str) {
+    let lines: Vec<String> = found.iter().map(|(name, figures)| format!("{name}: {figures}")).collect();
+    let wanted: Vec<&str> = golden.lines().filter(|line| !line.is_empty()).collect();
+    let differ: Vec<&String> = lines.iter().filter(|line| !wanted.contains(&line.as_str())).collect();
+    assert!(
+        differ.is_empty() && wanted.len() == lines.len(),
+        "{what} changed:\n{differ:#?}\nthe new table:\n{}\n",
+        lines.join("\n")
+    );
+}
+
+#[test]
+fn kernels_do_what_they_did() {
+    let found: Vec<(String, String)> =
+        kernels().iter().map(|(name, launches)| (name.to_string(), figures(launches))).collect();
+    assert_golden(include_str!("golden/kernels.txt"), &found, "what kernels do");
+}
+
+/// The different bytes of every kernel that a step of Llama launches are those of its closed form, and so are the FLOP
+/// that the tensor cores execute.
+#[test]
+fn closed_forms_are_what_kernels_do() {
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for (name, launches) in kernels() {
+        if launches.without_closed_form > 0 {
+            continue;
+        }
+        checked += 1;
+        // It adds rows of equal ids together, and the closed form cannot know which are equal.
+        if name == "embedding_sum_runs_bf16" {
+            assert!(launches.floor_bytes > launches.counters.unique_bytes() as f64);
+            continue;
+        }
+        let bytes = launches.counters.unique_bytes() as f64;
+        let flop = launches.counters.tensor_flop as f64;
+        if bytes != launches.floor_bytes || flop != launches.executed_flop {
+            let LaunchCounters { floor_bytes, executed_flop, .. } = launches;
+            wrong.push(format!("{name}: {bytes} bytes, not {floor_bytes}; {flop} FLOP, not {executed_flop}"));
+        }
+    }
+    assert!(wrong.is_empty() && checked > 20, "{checked} checked:\n{}", wrong.join("\n"));
+}
+
+/// The bound grows with the work and is the same every time.
+#[test]
+fn the_bound_compares_ways_to_compute_the_same() {
+    let cycles = |name: &str| {
+        let row = report().rows.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("no {name}"));
+        row.ledger.floor_cycles(&PeakRates::h200())
+    };
+    assert!(cycles("attention_backward/2x24") > cycles("attention_forward/2x24"));
+    assert!(cycles("linear_forward/down/own") > cycles("linear_forward/down"));
+}
+
+fn describe(ledger: &Ledger, useful: f64) -> String {
+    let unknown: Vec<&str> = ledger
+        .kernels
+        .values()
+        .filter(|kernel| kernel.without_closed_form > 0)
+        .map(|kernel| kernel.kernel.as_str())
+        .collect();
+    assert!(unknown.is_empty(), "kernels of a step without a closed form: {unknown:?}");
+    format!(
+        "{} launches, {} products, {:.3} TFLOP, to useful {:.4}, {:.2} GB, not hidden {:.2}, cleared {:.2} of which \
+         overwritten {:.2} and added to {:.2}, copied {:.3}, from main memory {:.3} MB",
+        ledger.launches(),
+        ledger.products.count,
+        ledger.executed_flop() / 1e12,
+        ledger.executed_flop() / useful,
+        ledger.bytes() / 1e9,
+        (ledger.bytes() - ledger.hidden_bytes()) / 1e9,
+        ledger.clears.all.bytes as f64 / 1e9,
+        ledger.clears.overwritten_bytes as f64 / 1e9,
+        ledger.clears.added_to_bytes as f64 / 1e9,
+        ledger.copies.bytes as f64 / 1e9,
+        ledger.to_device.bytes as f64 / 1e6,
+    )
+}
+
+/// The steps of Llama 3 8B: launches, products, bytes and clears do not grow unseen.
+#[test]
+fn steps_do_what_they_did() {
+    let options = Options { shapes: Shapes::named(ShapesName::Llama3_8b), effort: Effort::simulated(), filter: None };
+    let report = bench::ledgers(&options).expect("ledgers");
+    assert!(report.not_run.is_empty(), "{:#?}", report.not_run);
+    let found: Vec<(String, String)> =
+        report.steps.iter().map(|step| (step.name.clone(), describe(&step.ledger, step.useful_flop))).collect();
+    assert_golden(include_str!("golden/steps.txt"), &found, "what steps do");
+}
+
+/// A dry run tells the device what the simulator is told: the same launches, products, clears and copies.
+#[test]
+fn a_dry_run_is_the_step_itself() {
+    let run = |cuda: &Cuda| {
+        let mut random = random(3);
+        let [x, w] = [(33, 64), (48, 64)].map(|(rows, cols)| Pair::random(cuda, &mut random, rows, cols, 1.0));
+        let mut y = Pair::poisoned(cuda, DType::Bf16, 33, 48);
+        let [mut h, mut copied] = [0, 1].map(|_| Pair::poisoned(cuda, DType::Bf16, 33, 24));
+        let ((), ledger) = cuda
+            .counted(|| {
+                cuda.run(ops::Clear { to: y.cuda.view_mut() })?;
+                cuda.run(ops::LinearForward { x: x.cuda.view(), w: w.cuda.view(), y: y.cuda.view_mut() })?;
+                cuda.run(ops::SwigluForward { gate_up: y.cuda.view(), h: h.cuda.view_mut() })?;
+                cuda.run(CopyValues { from: h.cuda.view(), to: copied.cuda.view_mut() })
+            })
+            .expect("work");
+        ledger.expect("both count")
+    };
+    let mut simulated = run(&Cuda::simulated_as(DType::Bf16, (9, 0), 0).expect("a simulated device"));
+    let dry = run(&Cuda::dry(DType::Bf16).expect("a dry device"));
+    for kernel in simulated.kernels.values_mut() {
+        let counted = std::mem::take(&mut kernel.counters);
+        kernel.counters.launches = counted.launches;
+        kernel.counters.blocks = counted.blocks;
+    }
+    assert_eq!(simulated, dry);
+}
+
+/// A planted waste: a buffer that is cleared and then overwritten, by a product, by a kernel, or by another clear; beside
+/// the twin that reads its zeros.
+#[test]
+fn zeros_that_nobody_reads_are_told() {
+    let cuda = Cuda::simulated_as(DType::Bf16, (9, 0), 0).expect("a simulated device");
+    let mut random = random(4);
+    let [x, w] = [(16, 64), (48, 64)].map(|(rows, cols)| Pair::random(&cuda, &mut random, rows, cols, 1.0));
+    let mut y = Pair::poisoned(&cuda, DType::Bf16, 16, 48);
+    let mut h = Pair::poisoned(&cuda, DType::Bf16, 16, 24);
+    let ((), ledger) = cuda
+        .counted(|| {
+            cuda.run(ops::Clear { to: y.cuda.view_mut() })?;
+            cuda.run(ops::LinearForward { x: x.cuda.view(), w: w.cuda.view(), y: y.cuda.view_mut() })?;
+            cuda.run(ops::Clear { to: h.cuda.view_mut() })?;
+            cuda.run(ops::SwigluForward { gate_up: y.cuda.view(), h: h.cuda.view_mut() })
+        })
+        .expect("work");
+    let clears = ledger.expect("a ledger").clears;
+    assert_eq!((clears.all.bytes, clears.overwritten_bytes), (16 * 72 * 2, 16 * 72 * 2));
+    let ((), ledger) = cuda
+        .counted(|| {
+            cuda.run(ops::Clear { to: y.cuda.view_mut() })?;
+            cuda.run(ops::SwigluForward { gate_up: y.cuda.view(), h: h.cuda.view_mut() })
+        })
+        .expect("work");
+    assert_eq!(ledger.expect("a ledger").clears.overwritten_bytes, 0);
+}
+
+/// The commands print tables for people and JSON for programs; a device that cannot count says so.
+#[test]
+fn the_commands_print_counts_and_ledgers() {
+    let temper = |arguments: &[&str]| program::stdout(&program::succeed(&mut program::temper(arguments)));
+    let kernels = ["bench", "kernels", "--device", "sim", "--shapes", "tiny", "--filter", "rope", "--counters"];
+    let table = temper(&kernels);
+    assert!(table.contains("no times") && table.contains("rope"), "{table}");
+    let report: Value = serde_json::from_str(&temper(&[&kernels[..], &["--json"]].concat())).expect("JSON");
+    let counters = &report["rows"][0]["counters"];
+    assert!(counters["load_sectors"].as_u64() > counters["load_sectors_ideal"].as_u64(), "{report:#}");
+    let step = ["bench", "step", "--ledger", "--layers", "1", "--filter", "lora"];
+    let table = temper(&step);
+    assert!(table.contains("lora_attack_step: 1 layers") && table.contains("swiglu_backward_bf16"), "{table}");
+    let report: Value = serde_json::from_str(&temper(&[&step[..], &["--json"]].concat())).expect("JSON");
+    assert_eq!(
+        report["steps"][0]["ledger"]["kernels"]["swiglu_backward_bf16"]["floor_bytes"],
+        16384.0 * 14336.0 * 10.0
+    );
+}
