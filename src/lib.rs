@@ -66,6 +66,7 @@
 //! tar, safeguard                                 the nested loop; the plain safeguard before it
 //! training, eval                                 fine-tuning steps; measurements
 //! objective, optimizer, data, huggingface        losses; updates; rows to batches; model directories
+//! tuning                                         which of several measured ways a device computes by
 //! model, backend                                 the transformer; what implements its operations (CPU, CUDA)
 //! ops, checkpoint                                the operations by name; snapshots of a run
 //! settings, files, fingerprint, random           settings files; files in general; what tells runs apart; random numbers
@@ -126,5 +127,7 @@ mod settings;
 pub mod tar;
 #[doc(hidden)]
 pub mod training;
+#[doc(hidden)]
+pub mod tuning;
 
 pub use error::{Error, Result};

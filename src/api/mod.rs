@@ -15,6 +15,7 @@ pub use crate::error::{Cause, Error, Result};
 pub use crate::events::{Event, Measured, Phase};
 pub use crate::run::Control;
 pub use crate::run::signals::StopFlag;
+pub use crate::tuning::{Followed, TuningPin, follow};
 
 // Hardening: settings and results.
 pub use crate::config::{
@@ -68,7 +69,16 @@ use crate::run;
 /// [`Error::Config`] for wrong settings, or where `out` holds a run that `control` does not resume;
 /// [`Error::Interrupted`] after a request to stop, with a checkpoint saved.
 pub fn harden(device: &Device, config: &RunConfig, out: impl AsRef<Path>, control: Control) -> Result<HardenSummary> {
+    let device = &pinned(device, config)?;
     on_device!(device, backend => run::harden(backend.clone(), config, out.as_ref(), control))
+}
+
+/// The device with the measured choices that a run file pins, if it pins any.
+fn pinned(device: &Device, config: &RunConfig) -> Result<Device> {
+    match &config.tuning {
+        Some(pin) => Ok(follow(device, Some(pin))?.0),
+        None => Ok(device.clone()),
+    }
 }
 
 /// Attacks a model by fine-tuning it, and writes the attacked model or adapter to `out`.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::report::{NotRun, Row};
+use super::report::{NotRun, Report};
 use super::{Bench, Options, ShapesName, Spec, kernels};
 use crate::backend::cuda::{Counters, Cuda, Ledger};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ pub struct CountReport {
 /// One execution of a kernel family at one shape.
 #[derive(Clone, Debug, Serialize)]
 pub struct CountRow {
-    /// Family, then what distinguishes it, as in [`Row`].
+    /// Family, then what distinguishes it, as in [`super::Row`].
     pub name: String,
     /// Sizes, for people.
     pub shape: String,
@@ -47,7 +47,7 @@ pub fn counts(cuda: &Cuda, options: &Options) -> Result<CountReport> {
         let device = &cuda.driver().device().name;
         return Err(Error::Device(format!("{device} counts nothing: the simulator of a debug build does")));
     }
-    let mut unobserved = |_: &Row| {};
+    let mut unobserved = |_: &Report| {};
     let mut bench = Bench::without_rates(cuda, options, &mut unobserved)?;
     bench.counts = Some(Vec::new());
     kernels::run(&mut bench)?;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::report::{NotRun, Row};
+use super::report::{NotRun, Report};
 use super::{Bench, Options, ShapesName, steps};
 use crate::backend::cuda::{Cuda, Ledger};
 use crate::error::Result;
@@ -55,7 +55,7 @@ pub fn ledgers(options: &Options) -> Result<LedgerReport> {
     let cuda = Cuda::dry(DType::Bf16)?;
     let mut dry = options.clone();
     dry.shapes.pool_elements = dry.shapes.pool_elements.min(POOL);
-    let mut unobserved = |_: &Row| {};
+    let mut unobserved = |_: &Report| {};
     let mut bench = Bench::without_rates(&cuda, &dry, &mut unobserved)?;
     let steps = steps::ledgers(&mut bench)?;
     let device = cuda.driver().device().name.clone();

@@ -16,12 +16,15 @@ mod shapes;
 mod steps;
 mod tar;
 mod timer;
+mod tune;
 
 pub use counters::{CountReport, CountRow, counts};
 pub use ledger::{LedgerReport, StepLedger, ledgers};
 pub use report::{DeviceReport, NotRun, Rates, Report, Row, StepRow};
 pub use shapes::{BatchShape, Shapes, ShapesName};
+pub use steps::Trains;
 pub use timer::Effort;
+pub use tune::{Tuned, Tuner, Workload};
 
 use data::Data;
 use rates::RateMeter;
@@ -49,23 +52,22 @@ impl Options {
     }
 }
 
-/// Measures every kernel family. `observe` sees each row as soon as it is measured.
+/// Measures every kernel family. `observe` sees the report whenever it has another row, its last one.
 ///
 /// # Errors
 /// When the device's own rates cannot be measured. A row that fails is reported in [`Report::not_run`].
-pub fn kernels(cuda: &Cuda, options: &Options, observe: &mut dyn FnMut(&Row)) -> Result<Report> {
+pub fn kernels(cuda: &Cuda, options: &Options, observe: &mut dyn FnMut(&Report)) -> Result<Report> {
     let mut bench = Bench::new(cuda, options, observe)?;
     kernels::run(&mut bench)?;
     bench.finish()
 }
 
-/// Measures whole training steps of a model with random weights.
+/// Measures whole training steps of a model with random weights; `observe` as in [`kernels()`].
 ///
 /// # Errors
 /// As [`kernels()`].
-pub fn steps(cuda: &Cuda, options: &Options) -> Result<Report> {
-    let mut unobserved = |_: &Row| {};
-    let mut bench = Bench::new(cuda, options, &mut unobserved)?;
+pub fn steps(cuda: &Cuda, options: &Options, observe: &mut dyn FnMut(&Report)) -> Result<Report> {
+    let mut bench = Bench::new(cuda, options, observe)?;
     steps::run(&mut bench)?;
     bench.finish()
 }
@@ -114,13 +116,13 @@ struct Bench<'a> {
     meter: RateMeter,
     rates: Rates,
     report: Report,
-    observe: &'a mut dyn FnMut(&Row),
+    observe: &'a mut dyn FnMut(&Report),
     /// Rows that are counted instead of timed.
     counts: Option<Vec<CountRow>>,
 }
 
 impl<'a> Bench<'a> {
-    fn new(cuda: &Cuda, options: &'a Options, observe: &'a mut dyn FnMut(&Row)) -> Result<Self> {
+    fn new(cuda: &Cuda, options: &'a Options, observe: &'a mut dyn FnMut(&Report)) -> Result<Self> {
         let mut bench = Self::without_rates(cuda, options, observe)?;
         bench.rates = by_library(cuda, || bench.meter.measure(cuda, options.effort))?;
         bench.report.rates = bench.rates;
@@ -128,7 +130,7 @@ impl<'a> Bench<'a> {
     }
 
     /// A bench of what needs no clock.
-    fn without_rates(cuda: &Cuda, options: &'a Options, observe: &'a mut dyn FnMut(&Row)) -> Result<Self> {
+    fn without_rates(cuda: &Cuda, options: &'a Options, observe: &'a mut dyn FnMut(&Report)) -> Result<Self> {
         let data = Data::new(cuda, options.shapes.pool_elements);
         let meter = RateMeter::new(cuda, &data, &options.shapes)?;
         let rates = Rates::default();
@@ -168,8 +170,8 @@ impl<'a> Bench<'a> {
         match timing {
             Ok(timing) => {
                 let row = Row::new(spec, timing, self.rates);
-                (self.observe)(&row);
                 self.report.rows.push(row);
+                (self.observe)(&self.report);
                 Some(timing.median)
             }
             Err(error) => {

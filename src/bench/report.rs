@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::timer::Timing;
 use super::{BatchShape, Options, ShapesName, Spec};
 use crate::backend::cuda::Cuda;
+use crate::fingerprint::Fingerprint;
 use crate::ops::{Backend, DType};
 use crate::training::MemorySettings;
 
@@ -25,6 +26,8 @@ pub struct Report {
     pub precision: String,
     /// The library that multiplies matrices; absent where our own kernels do.
     pub library: Option<String>,
+    /// What tells the measured choices apart that the device followed; absent where it followed none.
+    pub tuning: Option<Fingerprint>,
     /// The sizes.
     pub shapes: ShapesName,
     /// What the device does at best.
@@ -248,17 +251,18 @@ impl Report {
         Self {
             schema: 1,
             engine: format!("temper {}", env!("CARGO_PKG_VERSION")),
-            kernels_digest: kernels_digest().into(),
+            kernels_digest: Cuda::kernels_digest().into(),
             device: DeviceReport {
                 name: info.name.clone(),
                 compute_capability: format!("{major}.{minor}"),
                 multiprocessors: info.multiprocessors,
                 memory: info.memory,
-                driver: if driver.is_simulated() { None } else { driver_version() },
+                driver: if driver.is_simulated() { None } else { Cuda::driver_version() },
             },
             simulated: driver.is_simulated(),
             precision: if cuda.compute_dtype() == DType::Bf16 { "bf16" } else { "f32" }.into(),
             library: driver.gemm_library(),
+            tuning: cuda.tuning(),
             shapes: options.shapes.name,
             rates,
             rows: Vec::new(),
@@ -266,26 +270,4 @@ impl Report {
             not_run: Vec::new(),
         }
     }
-}
-
-#[cfg(feature = "cuda")]
-fn kernels_digest() -> &'static str {
-    crate::backend::cuda::nvidia::EMBEDDED.digest
-}
-
-#[cfg(not(feature = "cuda"))]
-fn kernels_digest() -> &'static str {
-    ""
-}
-
-/// "13.0".
-#[cfg(feature = "cuda")]
-fn driver_version() -> Option<String> {
-    let (major, minor) = crate::backend::cuda::nvidia::survey().ok()?.driver.ok()?;
-    Some(format!("{major}.{minor}"))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn driver_version() -> Option<String> {
-    None
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::count::{self, Pass};
+use super::data::Data;
 use super::ledger::StepLedger;
 use super::report::{StepRow, StepSpec, StepTimes};
 use super::{BatchShape, Bench, Options, by_library, tar};
-use crate::backend::cuda::{Cuda, Ledger};
+use crate::backend::cuda::{Cuda, Ledger, ProductShape};
 use crate::error::{Error, Result};
 use crate::model::{
     AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelLayout, Parameters, Recompute,
@@ -26,7 +27,10 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
             continue;
         }
         match by_library(&bench.cuda, || measure(bench, &kind)) {
-            Ok(row) => bench.report.steps.push(row),
+            Ok(row) => {
+                bench.report.steps.push(row);
+                (bench.observe)(&bench.report);
+            }
             Err(error) => bench.not_run(&kind.name, &with_remedy(error)),
         }
     }
@@ -37,7 +41,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
 pub(super) fn ledgers(bench: &mut Bench) -> Result<Vec<StepLedger>> {
     let mut ledgers = Vec::new();
     for kind in kinds(bench)?.into_iter().filter(|kind| bench.wants(&kind.name)).collect::<Vec<_>>() {
-        let counted = Step::new(bench, &kind).and_then(|mut step| {
+        let counted = Step::new(bench.stage(), &kind).and_then(|mut step| {
             step.run(0)?;
             bench.cuda.counted(|| step.run(1))
         });
@@ -74,9 +78,11 @@ fn with_remedy(error: Error) -> Error {
 }
 
 /// What a step trains.
-#[derive(Clone, Copy, PartialEq)]
-enum Trains {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Trains {
+    /// The factors of an adapter.
     Adapter,
+    /// All weights.
     Weights,
     /// Nothing: the gradient is added to the meta-gradient.
     MetaGradient,
@@ -120,6 +126,36 @@ fn kinds(bench: &Bench) -> Result<Vec<Kind>> {
     ])
 }
 
+/// What steps are made of.
+#[derive(Clone, Copy)]
+pub(super) struct Stage<'a> {
+    pub cuda: &'a Cuda,
+    pub model: &'a ModelConfig,
+    /// r of an adapter.
+    pub rank: usize,
+    pub data: &'a Data,
+}
+
+impl Bench<'_> {
+    /// What its steps are made of.
+    fn stage(&self) -> Stage<'_> {
+        let shapes = &self.options.shapes;
+        Stage { cuda: &self.cuda, model: &shapes.model, rank: shapes.rank, data: &self.data }
+    }
+}
+
+impl Stage<'_> {
+    /// The products that a step asks the device's library for, on sequences of full length.
+    pub fn products(&self, trains: Trains, batch: BatchShape) -> Result<Vec<ProductShape>> {
+        let memory = MemorySettings::default();
+        let kind = Kind { name: "a step".into(), trains, batch, room: batch.tokens(), memory };
+        self.cuda.products_of(|cuda| {
+            Step::new(Stage { cuda, ..*self }, &kind)?.run(0)?;
+            cuda.driver().synchronize()
+        })
+    }
+}
+
 /// Everything that a step works on.
 struct Step {
     name: String,
@@ -134,18 +170,17 @@ struct Step {
 }
 
 impl Step {
-    fn new(bench: &Bench, kind: &Kind) -> Result<Self> {
-        let cuda = &bench.cuda;
-        let shapes = &bench.options.shapes;
+    fn new(stage: Stage, kind: &Kind) -> Result<Self> {
+        let cuda = stage.cuda;
         let memory = kind.memory;
-        let model = Arc::new(Model::new(cuda.clone(), shapes.model.clone(), kind.batch.length)?);
-        let weights = random_weights(bench, model.layout())?;
+        let model = Arc::new(Model::new(cuda.clone(), stage.model.clone(), kind.batch.length)?);
+        let weights = random_weights(stage, model.layout())?;
         let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 2e-6);
         let mut trainer = None;
         let mut meta_gradient = None;
         match kind.trains {
             Trains::Adapter => {
-                let adapter = AdapterConfig::new(shapes.rank);
+                let adapter = AdapterConfig::new(stage.rank);
                 trainer = Some(AnyTrainer::Whole(Trainer::started(&model, Some(&adapter), optimizer, 1)?));
             }
             Trains::Weights => {
@@ -155,7 +190,7 @@ impl Step {
         }
         let adapters: Vec<_> = trainer.iter().filter_map(AnyTrainer::adapter).collect();
         let evaluator = Evaluator::recomputing(Arc::clone(&model), kind.room, &adapters, memory.recompute)?;
-        let batches = (0..BATCHES).map(|_| batch(bench, kind.batch)).collect();
+        let batches = (0..BATCHES).map(|_| batch(stage, kind.batch)).collect();
         let batch = LossBatch::with_room(&model, kind.batch.tokens())?;
         let tape = LossTape::new(cuda, 1)?;
         Ok(Self { name: kind.name.clone(), evaluator, weights, trainer, meta_gradient, batches, batch, tape })
@@ -186,15 +221,15 @@ impl Step {
 }
 
 /// Weights as a fresh model has them: normal numbers of deviation 0.02, and norms of 1.
-fn random_weights(bench: &Bench, layout: &ModelLayout) -> Result<Parameters<Cuda>> {
-    let cuda = &bench.cuda;
+fn random_weights(stage: Stage, layout: &ModelLayout) -> Result<Parameters<Cuda>> {
+    let Stage { cuda, data, .. } = stage;
     let mut weights = Parameters::zeros(cuda, "weights", layout)?;
     let (values, remainder) = weights.flat_mut();
-    bench.data.fill(values.buffer, 0, layout.len(), 0.02)?;
+    data.fill(values.buffer, 0, layout.len(), 0.02)?;
     if let Some(remainder) = remainder {
-        bench.data.fill(remainder.buffer, 0, layout.len(), 0.02)?;
+        data.fill(remainder.buffer, 0, layout.len(), 0.02)?;
     }
-    let longest = bench.options.shapes.model.hidden_size;
+    let longest = stage.model.hidden_size;
     let mut ones = Tensor::zeros(cuda, "ones", 1, longest, cuda.compute_dtype())?;
     cuda.upload_f32(ones.buffer_mut(), 0, &vec![1.0; longest])?;
     for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 1) {
@@ -207,18 +242,19 @@ fn random_weights(bench: &Bench, layout: &ModelLayout) -> Result<Parameters<Cuda
 }
 
 /// Random tokens, all of them learned.
-fn batch(bench: &Bench, shape: BatchShape) -> Batch {
+fn batch(stage: Stage, shape: BatchShape) -> Batch {
     let mut batch = Batch::default();
     for _ in 0..shape.sequences {
-        let tokens = bench.data.ids(shape.length, bench.options.shapes.model.vocab_size);
+        let tokens = stage.data.ids(shape.length, stage.model.vocab_size);
         batch.push(&tokens, &tokens, shape.length);
     }
     batch
 }
 
 fn measure(bench: &Bench, kind: &Kind) -> Result<StepRow> {
-    let mut step = Step::new(bench, kind)?;
+    let shapes = &bench.options.shapes;
     let cuda = &bench.cuda;
+    let mut step = Step::new(bench.stage(), kind)?;
     let effort = bench.options.effort;
     // The first step loads modules and allocates scratch, the second is recorded; the third gives an estimate.
     step.run(0)?;
@@ -233,7 +269,7 @@ fn measure(bench: &Bench, kind: &Kind) -> Result<StepRow> {
     if !loss.is_finite() {
         return Err(Error::Defect(format!("{}: the loss is {loss}", kind.name)));
     }
-    let model = &bench.options.shapes.model;
+    let model = &shapes.model;
     let spec = StepSpec {
         name: kind.name.clone(),
         layers: model.num_hidden_layers,

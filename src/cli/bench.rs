@@ -1,7 +1,10 @@
 //! `temper bench`: kernels and training steps against what this device can do at best.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 use temper::bench::{self, Options, Report, Row, ShapesName, StepRow};
+use temper::files::write_json;
 use temper::report::units;
 
 use super::bench_counts;
@@ -29,6 +32,9 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A file for the report as JSON, written again with every row, so that a stop keeps those before
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -84,17 +90,29 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
     if let Command::Kernels(KernelsArguments { counters: true, .. }) = command {
         return bench_counts::counters(&cuda, arguments, &options);
     }
+    let mut kept = Ok(());
+    let mut observe = |report: &Report| {
+        let row = report.rows.last().map(|row| (&row.name, row.milliseconds));
+        if let Some((name, time)) = report.steps.last().map(|row| (&row.name, row.milliseconds)).or(row) {
+            eprintln!("temper: {name}: {}", milliseconds(time));
+        }
+        if let (Some(path), Ok(())) = (&arguments.out, &kept) {
+            kept = write_json(path, report);
+        }
+    };
     let report = match command {
-        Command::Kernels(_) => bench::kernels(&cuda, &options, &mut |row| {
-            eprintln!("temper: {}: {}", row.name, milliseconds(row.milliseconds));
-        })?,
+        Command::Kernels(_) => bench::kernels(&cuda, &options, &mut observe)?,
         Command::Step(step) => {
             if let Some(layers) = step.layers {
                 options.shapes.model.num_hidden_layers = layers.into();
             }
-            bench::steps(&cuda, &options)?
+            bench::steps(&cuda, &options, &mut observe)?
         }
     };
+    kept?;
+    if let Some(path) = &arguments.out {
+        write_json(path, &report)?;
+    }
     if arguments.json {
         print::json(&report)?;
     } else {

@@ -1,9 +1,10 @@
-//! `--device` and `--precision`: which device a command runs on.
+//! `--device`, `--precision` and `--tuning`: which device a command runs on, and how.
 
 use clap::{Args, ValueEnum};
 use temper::Result;
 use temper::backend::any::{self, Device, DeviceName};
 use temper::backend::cuda::Cuda;
+use temper::tuning::{self, TuningPin};
 
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArguments {
@@ -13,6 +14,14 @@ pub struct DeviceArguments {
     /// How a GPU keeps weights and activations; the CPU always computes in f32
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t = Precision::Bf16)]
     pub precision: Precision,
+    /// Measured choices for a GPU to follow: a file of `temper tune`, or off [default: the run file's, else the user's own]
+    #[arg(long, value_name = "FILE", value_parser = pin)]
+    pub tuning: Option<TuningPin>,
+}
+
+/// What a command follows.
+pub(super) fn pin(text: &str) -> Result<TuningPin, std::convert::Infallible> {
+    Ok(text.to_string().into())
 }
 
 /// How a GPU keeps weights and activations.
@@ -39,15 +48,31 @@ pub(super) fn parse(name: &str) -> Result<DeviceName, &'static str> {
 }
 
 impl DeviceArguments {
-    /// Opens the device and says on stderr which one it is.
+    /// Opens the device and says on stderr which one it is, and what it follows.
     pub fn open(&self) -> Result<Device> {
-        let device = Device::open_named(self.device, self.precision.into())?;
+        self.open_pinned(None)
+    }
+
+    /// As [`DeviceArguments::open`]; without the option, it follows what `pinned` says.
+    pub fn open_pinned(&self, pinned: Option<&TuningPin>) -> Result<Device> {
+        let plain = Device::open_named(self.device, self.precision.into())?;
+        let (device, followed) = tuning::follow(&plain, self.tuning.as_ref().or(pinned))?;
         eprintln!("temper: on {}", device.description());
+        if let Some(followed) = followed {
+            eprintln!("temper: tuning: {}", followed.text);
+        }
         Ok(device)
     }
 
-    /// Opens a GPU (or its simulator), for commands that make no sense without one.
+    /// Opens a GPU (or its simulator), for commands that make no sense without one, and says on stderr what it follows.
     pub fn open_cuda(&self) -> Result<Cuda> {
+        let (cuda, followed) = tuning::follow_cuda(self.open_untuned()?, self.tuning.as_ref())?;
+        eprintln!("temper: tuning: {}", followed.text);
+        Ok(cuda)
+    }
+
+    /// Opens a GPU (or its simulator) that follows no choices.
+    pub fn open_untuned(&self) -> Result<Cuda> {
         any::open_cuda(self.device, self.precision.into())
     }
 }

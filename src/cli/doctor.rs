@@ -5,6 +5,8 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 use temper::plan::available_memory;
+#[cfg(feature = "cuda")]
+use temper::tuning::{Key, Tuning, standard_path};
 
 use super::print;
 
@@ -190,6 +192,10 @@ fn gpu() -> Vec<Check> {
     for (info, code) in &survey.devices {
         checks.push(device(info, code));
     }
+    let version = survey.driver.as_ref().ok().map(|(major, minor)| format!("{major}.{minor}"));
+    for (info, _) in &survey.devices {
+        checks.push(tuning(&Key::new(info, version.clone(), survey.products.clone())));
+    }
     checks.push(match survey.products {
         Some(library) => well("GPU products", library),
         None => {
@@ -199,6 +205,25 @@ fn gpu() -> Vec<Check> {
         }
     });
     checks
+}
+
+/// Whether there are measured choices for a device, and whether they still hold.
+#[cfg(feature = "cuda")]
+fn tuning(key: &Key) -> Check {
+    let remedy = "`temper tune` measures which ways of computing are fastest here; runs are right without it";
+    let Some(path) = standard_path(&key.device).filter(|path| path.exists()) else {
+        return limited("GPU tuning", format!("none for {}", key.device), remedy);
+    };
+    match Tuning::read(&path) {
+        Err(error) => limited("GPU tuning", error.to_string(), remedy),
+        Ok(tuning) => match tuning.key.difference(key) {
+            Some(difference) => limited("GPU tuning", format!("{} is not used: {difference}", path.display()), remedy),
+            None => {
+                let [products, kernels] = [tuning.products.len(), tuning.threads.len()];
+                well("GPU tuning", format!("{}: {products} products, {kernels} kernels", path.display()))
+            }
+        },
+    }
 }
 
 #[cfg(feature = "cuda")]

@@ -28,8 +28,11 @@ pub struct Arguments {
 
 /// Hardens a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
-    let device = arguments.device.open()?;
+    let mut config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
+    let device = arguments.device.open_pinned(config.tuning.as_ref())?;
+    if arguments.device.tuning.is_some() {
+        config.tuning.clone_from(&arguments.device.tuning);
+    }
     let stop = StopFlag::install()?;
     let mut progress = Progress::new("harden");
     let control = Control::new().resume(arguments.resume).stop_by(&stop).observe(|event| progress.show(&event));

@@ -19,6 +19,7 @@ mod redteam;
 mod report;
 mod selftest;
 mod show;
+mod tune;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -68,6 +69,8 @@ pub enum Command {
     /// Measure kernels and training steps on this machine's GPU
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Measure which ways of computing a model's steps are fastest on this machine's GPU, and keep them for all commands
+    Tune(tune::Arguments),
     /// Check this machine and say how to mend what is missing
     Doctor(doctor::Arguments),
     /// Prove this machine's GPU: every kernel against exact formulas, then a small nested loop
@@ -105,6 +108,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Report(arguments) => report::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(command) => bench::run(&command),
+        Command::Tune(arguments) => tune::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Selftest(arguments) => selftest::run(&arguments),
         Command::Data(command) => data::run(&command),

@@ -9,8 +9,9 @@ use temper::backend::any::DeviceName;
 use temper::backend::cuda::Cuda;
 use temper::ops::Backend;
 use temper::selftest::{self, Options, Row};
+use temper::tuning::TuningPin;
 
-use super::device::{DeviceArguments, Precision, parse};
+use super::device::{DeviceArguments, Precision, parse, pin};
 use super::print;
 
 #[derive(Args, Debug)]
@@ -18,12 +19,18 @@ pub struct Arguments {
     /// Which GPU: auto or cuda for the first one, cuda:N for number N
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse)]
     device: DeviceName,
+    /// Measured choices to follow: a file of `temper tune`, or off [default: the user's own]
+    #[arg(long, value_name = "FILE", value_parser = pin)]
+    tuning: Option<TuningPin>,
     /// Seed of the inputs, to repeat a run; drawn anew, and printed, where absent
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Also the shapes of Llama-3-8B where they are left out otherwise (in the simulator of developers)
     #[arg(long)]
     full: bool,
+    /// Only small shapes, for compute-sanitizer, which slows kernels down by tens of times
+    #[arg(long, conflicts_with = "full")]
+    small: bool,
     /// Only operations whose names contain this
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
@@ -60,11 +67,12 @@ struct Device {
 /// Runs the self-test. Fails if any row does.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Both precisions are tested.
-    let device = DeviceArguments { device: arguments.device, precision: Precision::Bf16 };
+    let device =
+        DeviceArguments { device: arguments.device, precision: Precision::Bf16, tuning: arguments.tuning.clone() };
     let cuda = device.open_cuda().map_err(|error| explained(error, arguments.device))?;
     let options = Options {
         seed: arguments.seed.unwrap_or_else(fresh_seed),
-        full: arguments.full || arguments.device != DeviceName::Simulator,
+        full: arguments.full || (!arguments.small && arguments.device != DeviceName::Simulator),
         only: arguments.only.clone(),
     };
     let start = Instant::now();

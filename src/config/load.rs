@@ -6,6 +6,7 @@ use super::{RunConfig, validate};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::settings::{Node, Origin, Value, add_place, located, parse, read_text, suggestion, to_toml, typed};
+use crate::tuning::TuningPin;
 
 /// The presets: published hyperparameters of TAR, without the paths of data and models.
 const PRESETS: [(&str, &str); 4] = [
@@ -57,7 +58,11 @@ impl RunConfig {
 
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let streams = self.data.values_mut().map(|stream| &mut stream.path);
-        std::iter::once(&mut self.model.path).chain(&mut self.model.reference).chain(streams)
+        let tuning = self.tuning.iter_mut().filter_map(|pin| match pin {
+            TuningPin::File(path) => Some(path),
+            TuningPin::Off => None,
+        });
+        std::iter::once(&mut self.model.path).chain(&mut self.model.reference).chain(streams).chain(tuning)
     }
 
     /// The whole configuration as a run file, preset and overrides worked in and paths absolute: what is written beside
@@ -68,11 +73,13 @@ impl RunConfig {
 
     /// Tells runs whose steps differ apart. All settings count but those that only say how long to run, what to write and
     /// what to keep (`tar.outer_steps`, `model.dtype`, `compat.schedulefree_point`, `[checkpoint]`, `memory.recompute`,
-    /// `memory.step_in_backward`). A path counts by its last part, so that a run can be moved to another folder and resumed
+    /// `memory.step_in_backward`), and `tuning`, of which checkpoints keep what matters. A path counts by its last part, so that a run can be moved to another folder and resumed
     /// there.
     pub fn config_hash(&self) -> Result<Fingerprint> {
         let mut steps = Self {
             preset: None,
+            // Checkpoints know the choices themselves.
+            tuning: None,
             checkpoint: Default::default(),
             memory: super::MemoryConfig { states: self.memory.states, ..Default::default() },
             model: super::ModelSection { dtype: None, ..self.model.clone() },

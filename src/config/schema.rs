@@ -12,6 +12,7 @@ use crate::model::{Projection, Recompute};
 use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
 use crate::training::{MemorySettings, Moments, Source};
+use crate::tuning::TuningPin;
 
 /// A whole run file of `temper harden`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,10 @@ pub struct RunConfig {
     /// Seed of every random draw.
     #[serde(default = "default_seed")]
     pub seed: u64,
+    /// Which measured choices of the device's kernels the run follows: `"off"`, or a file of `temper tune`. Where absent, what
+    /// the device was opened with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<TuningPin>,
     /// The model to harden.
     pub model: ModelSection,
     /// The data streams, by the names that the other tables use.

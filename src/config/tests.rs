@@ -380,7 +380,7 @@ fn the_hash_sees_what_changes_steps_and_only_that() {
     for same in ["tar.outer_steps=3", "checkpoint.every=1", "model.dtype=bf16", "compat.schedulefree_point=train"] {
         assert_eq!(hash(&[same]), plain, "{same}");
     }
-    for same in ["memory.recompute=layers", "memory.step_in_backward=true"] {
+    for same in ["memory.recompute=layers", "memory.step_in_backward=true", "tuning=off", "tuning=tuned.json"] {
         assert_eq!(hash(&[same]), plain, "{same}");
     }
     assert_ne!(hash(&["memory.states=bf16"]), plain);

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::directory::FinishedModel;
+use super::setup::expect_tuning;
 use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
 use crate::checkpoint::{Snapshot, Tensor};
 use crate::config::{AttackConfig, SchedulefreePoint};
 use crate::data::{Cursor, DataStream};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::huggingface::{ExportDType, ModelDirectory, fill_adapter, read_adapter};
 use crate::model::{Adapter, Model, Parameters, merge_adapter};
 use crate::objective::{Evaluator, LossBatch};
@@ -43,6 +45,9 @@ struct State {
     optimizer: OptimizerProgress,
     /// Steps of the whole attack, as it was asked for.
     steps: u64,
+    /// The device's measured choices.
+    #[serde(default)]
+    tuning: Option<Fingerprint>,
 }
 
 /// An attack under way: all that a checkpoint puts back.
@@ -212,6 +217,7 @@ impl<B: Backend> Training<B> {
             cursors: self.streams.cursors(),
             optimizer: self.learner.trainer().optimizer().progress(),
             steps: self.steps.fine_tune().steps,
+            tuning: self.evaluator.model().backend.tuning(),
         }
     }
 
@@ -235,6 +241,7 @@ impl<B: Backend> Training<B> {
             Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
         })?;
         self.check_steps(&state)?;
+        expect_tuning(&backend, state.tuning)?;
         let trainer = self.learner.trainer_mut();
         let len = trainer.gradients().layout().len();
         let trained = snapshot.take(path, "trained", len)?;

@@ -6,10 +6,12 @@ use std::time::Instant;
 use super::directory::FinishedModel;
 use super::safeguard;
 use super::settings::settings;
+use super::setup::expect_tuning;
 use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
 use crate::checkpoint::{Snapshot, Tensor};
 use crate::config::{RunConfig, SchedulefreePoint};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::huggingface::{ExportDType, ModelDirectory};
 use crate::ops::Backend;
 use crate::plan::DefenderCost;
@@ -38,6 +40,9 @@ struct State {
     /// Seconds of training until then, the safeguard's with them.
     #[serde(default)]
     seconds: f64,
+    /// The device's measured choices until then.
+    #[serde(default)]
+    tuning: Option<Fingerprint>,
 }
 
 /// A run that has been set up, for whoever owns the loop: take steps, write checkpoints, finish.
@@ -105,6 +110,7 @@ fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Sn
     let state: State = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
         Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
     })?;
+    expect_tuning(&hardener.model().backend, state.tuning)?;
     let len = hardener.weights().layout().len();
     let weights = snapshot.take(path, "weights", len)?;
     let states = (0..hardener.outer_optimizer().state_count())
@@ -257,7 +263,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
         for i in 0..outer.state_count() {
             tensors.push(Tensor::new(format!("outer optimizer state {i}"), outer.read_state(backend, i)?));
         }
-        let kept = State { hardener: state.clone(), seconds: self.seconds };
+        let kept = State { hardener: state.clone(), seconds: self.seconds, tuning: backend.tuning() };
         let json = serde_json::to_value(kept).map_err(Error::encode(self.directory.checkpoints()))?;
         self.directory.save(state.step, json, tensors, self.config.checkpoint.keep)
     }

@@ -5,9 +5,29 @@ use std::sync::Arc;
 
 use crate::data::{DataFile, DataStream, PromptEncoder, RawText, StreamOptions, read_prompts};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::huggingface::{ExportDType, ModelDirectory};
 use crate::model::{Model, ModelConfig, Parameters};
 use crate::ops::Backend;
+
+/// Fails unless the device follows the measured choices that a run began with: its steps would have other bits.
+pub(super) fn expect_tuning<B: Backend>(backend: &B, began: Option<Fingerprint>) -> Result<()> {
+    let here = backend.tuning();
+    if here == began {
+        return Ok(());
+    }
+    let name = |choices: Option<Fingerprint>| choices.map_or("none".to_string(), |fingerprint| fingerprint.to_string());
+    let problem = format!(
+        "the run began with the choices {} and this device follows {}, which gives other bits",
+        name(began),
+        name(here)
+    );
+    let remedy = match began {
+        Some(_) => "set it to the file that the run began with, or begin a new run",
+        None => "set it to \"off\", or begin a new run",
+    };
+    Err(Error::config("tuning", problem, remedy))
+}
 
 /// A model directory on a device.
 pub struct LoadedModel<B: Backend> {

@@ -11,12 +11,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use temper::backend::cuda::ProductShape;
 use temper::backend::cuda::nvidia::{Code, EMBEDDED, Nvidia, Unavailable, survey};
 use temper::backend::cuda::{Argument, Cuda, Driver, Gemm, Launch, Operand, Tiles};
 use temper::bench;
 use temper::ops::{Backend, DType, LinearForward, Memory as _, Tensor, WeightedSum};
 use temper::random::{Random, Stream};
 use temper::selftest;
+use temper::tuning::{Key, Tuning, TuningPin, Unit, follow_cuda};
 
 type LaunchFunction = unsafe extern "C" fn(*const c_char, *const c_void, *const *const c_void, u32) -> *const c_char;
 
@@ -127,6 +129,8 @@ fn the_nvidia_driver_works_on_a_double() {
     the_backend_runs(&doubles);
     assert_eq!(doubles.alive(), 0, "something was not given back");
     a_product_that_the_library_refuses_is_an_error(&doubles);
+    assert_eq!(doubles.alive(), 0, "something was not given back");
+    the_fastest_right_algorithm_is_chosen(&doubles);
     assert_eq!(doubles.alive(), 0, "something was not given back");
     assert!(doubles.folder.path().exists());
 }
@@ -480,4 +484,65 @@ fn a_product_that_the_library_refuses_is_an_error(doubles: &Doubles) {
         assert!(row.problem.as_ref().is_some_and(|problem| problem.contains("left to our own kernel")), "{row:?}");
     }
     refuse(0, 0);
+}
+
+/// Of five proposals that keep the rules, one gives other bits each time and one leaves a term out: they are refused, although
+/// they are the fastest. The third of the others takes less time than the first, and what follows the file multiplies by it;
+/// what does not, by the first.
+fn the_fastest_right_algorithm_is_chosen(doubles: &Doubles) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tuning.json");
+    let shape: ProductShape = "5x8x16 nt f32 f32".parse().expect("a shape");
+    let added: ProductShape = "8x16x5 tn bf16 f32 +=".parse().expect("a shape");
+    let last = |cuda: Cuda| {
+        let tensor = |rows, cols, values| Tensor::from_f32(&cuda, "values", rows, cols, values).expect("memory");
+        let x = tensor(5, 16, &[1.0; 80]);
+        let w = tensor(8, 16, &[1.0; 128]);
+        let mut y = tensor(5, 8, &[f32::NAN; 40]);
+        cuda.run(LinearForward { x: x.view(), w: w.view(), y: y.view_mut() }).expect("a product");
+        assert_eq!(y.to_vec(&cuda).expect("a download"), [16.0; 40]);
+        doubles.number::<i32>(&doubles.cublaslt, "double_last_algorithm")
+    };
+    let fresh = || Cuda::nvidia(0, DType::Bf16).expect("the double");
+    let key = {
+        let cuda = fresh();
+        let mut measured = Vec::new();
+        let mut tuner = bench::Tuner::new(&cuda, &path).expect("a tuner");
+        tuner.products(&[shape, added], &mut |tuned| measured.push(tuned.clone())).expect("choices");
+        for tuned in &measured {
+            assert_eq!((tuned.candidates, tuned.chosen, tuned.refused.len()), (5, 1, 2), "{tuned:?}");
+            assert!(
+                tuned.refused[0].contains("other bits") && tuned.refused[1].contains("from the first"),
+                "{tuned:?}"
+            );
+            assert!(tuned.first > Some(tuned.best), "{tuned:?}");
+        }
+        assert_eq!(measured.len(), 2);
+        tuner.products(&[shape, added], &mut |_| panic!("measured twice")).expect("nothing");
+        Key::of(&cuda)
+    };
+    let tuning = Tuning::read(&path).expect("a file");
+    assert_eq!((tuning.unit, tuning.key.driver.as_deref()), (Unit::Milliseconds, Some("13.0")));
+    assert_eq!((&tuning.key, tuning.key.library.as_deref()), (&key, Some("cuBLASLt 13.0.2")));
+
+    let pin = Some(TuningPin::File(path.clone()));
+    let followed = |pin: Option<&TuningPin>| follow_cuda(fresh(), pin).expect("a device");
+    assert_eq!(last(fresh()), 8, "the library's own choice");
+    let (cuda, said) = followed(pin.as_ref());
+    assert!(said.tuned && said.text.contains("2 products"), "{said:?}");
+    assert_eq!(last(cuda), 6);
+    assert_eq!(last(followed(Some(&TuningPin::Off)).0), 8);
+
+    // Another driver: not used, and said.
+    let other = Tuning { key: Key { driver: Some("12.9".into()), ..key.clone() }, ..tuning.clone() };
+    other.write(&path).expect("the file");
+    let (cuda, said) = followed(pin.as_ref());
+    assert!(!said.tuned && said.text.contains("driver 12.9, and here it is 13.0"), "{said:?}");
+    assert_eq!(last(cuda), 8);
+    // Bytes that are no algorithm of this library are refused before anything is multiplied by them.
+    let mut broken = tuning.clone();
+    broken.products.values_mut().for_each(|entry| entry.algorithm = "01".repeat(64));
+    broken.write(&path).expect("the file");
+    let error = follow_cuda(fresh(), pin.as_ref()).err().expect("a refusal").to_string();
+    assert!(error.contains("cannot do it by the algorithm that was chosen"), "{error}");
 }

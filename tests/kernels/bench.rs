@@ -114,7 +114,9 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
 fn every_kernel_row_runs_and_counts_what_its_closed_form_says() {
     let (cuda, options) = tiny(DType::Bf16);
     let mut observed = Vec::new();
-    let report = bench::kernels(&cuda, &options, &mut |row| observed.push(row.name.clone())).expect("a report");
+    let report =
+        bench::kernels(&cuda, &options, &mut |report| observed.push(report.rows.last().expect("a row").name.clone()))
+            .expect("a report");
     let report = json(&report);
     assert_eq!(report["simulated"], true);
     assert_eq!(report["precision"], "bf16");
@@ -156,7 +158,7 @@ fn every_kernel_row_runs_and_counts_what_its_closed_form_says() {
 #[test]
 fn every_step_runs() {
     let (cuda, options) = tiny(DType::Bf16);
-    let report = json(&bench::steps(&cuda, &options).expect("a report"));
+    let report = json(&bench::steps(&cuda, &options, &mut |_| {}).expect("a report"));
     let steps = report["steps"].as_array().expect("steps");
     let names: Vec<&str> = steps.iter().map(|step| step["name"].as_str().expect("a name")).collect();
     let tar = ["full_attack_step/3x8", "tr_gradient/5x8"];

@@ -32,3 +32,4 @@ mod rope;
 mod selftest;
 mod simulated;
 mod support;
+mod tune;

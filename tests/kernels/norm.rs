@@ -1,7 +1,9 @@
 //! RMS norm with the residual addition, and its gradient.
 
+use std::collections::BTreeMap;
+
 use temper::backend::cpu::Cpu;
-use temper::backend::cuda::Cuda;
+use temper::backend::cuda::{Choices, Cuda, RowKernel, RowShape};
 use temper::ops::{self, Backend, DType};
 
 use crate::operand::{OFFSETS, Operand, SHAPES, assert_schedule_does_not_show};
@@ -116,6 +118,67 @@ fn gradients_do_not_depend_on_the_schedule() {
             let [d_residual, d_weight] = backward(cuda, 0, (70, 72), 0, true);
             [d_residual.found(cuda), d_weight.found(cuda)].concat()
         });
+    }
+}
+
+/// Every number of threads that a tuner may choose gives the gradients of the oracle, and of rows that are long enough for it
+/// to matter, other bits than the launcher's own number.
+#[test]
+fn every_number_of_threads_is_right() {
+    let shape = (20, 2504);
+    for cuda in modes() {
+        let dtype = cuda.compute_dtype();
+        let mut bits = Vec::new();
+        for threads in RowKernel::RmsNormBackward.candidates() {
+            let rows = RowShape { kernel: RowKernel::RmsNormBackward, columns: shape.1, dtype };
+            let threads = BTreeMap::from([(rows.to_string(), *threads)]);
+            let cuda = cuda.clone().with_choices(Choices { threads, ..Choices::default() }).expect("choices");
+            let [d_residual, d_weight] = backward(&cuda, 3, shape, 0, true);
+            d_residual.assert_close(&cuda, bound(dtype), "d_residual");
+            d_weight.assert_close(&cuda, 1e-5, "d_weight");
+            bits.push(d_weight.found(&cuda));
+        }
+        assert!(dtype == DType::Bf16 || bits[0] != bits[1], "the choice reaches the launch");
+    }
+}
+
+/// The same forward: the root mean square adds up other pairs first.
+#[test]
+fn every_number_of_threads_gives_the_norm() {
+    let shape = (3, 2504);
+    for cuda in modes() {
+        let dtype = cuda.compute_dtype();
+        let [x, weight] =
+            [shape, (1, shape.1)].map(|shape| Operand::random(&cuda, &mut random(4), dtype, shape, 0, 1.0));
+        for threads in RowKernel::RmsNormForward.candidates() {
+            let rows = RowShape { kernel: RowKernel::RmsNormForward, columns: shape.1, dtype };
+            let threads = BTreeMap::from([(rows.to_string(), *threads)]);
+            let cuda = cuda.clone().with_choices(Choices { threads, ..Choices::default() }).expect("choices");
+            let mut normed = Operand::poisoned(&cuda, dtype, shape, 0);
+            let mut inverse = Operand::poisoned(&cuda, DType::F32, (shape.0, 1), 0);
+            Cpu.run(ops::RmsNormForward {
+                residual: x.cpu(),
+                delta: None,
+                weight: weight.cpu(),
+                epsilon: EPSILON,
+                sum: None,
+                normed: normed.cpu_mut(),
+                inverse_rms: inverse.cpu_mut(),
+            })
+            .expect("forward");
+            cuda.run(ops::RmsNormForward {
+                residual: x.cuda(),
+                delta: None,
+                weight: weight.cuda(),
+                epsilon: EPSILON,
+                sum: None,
+                normed: normed.cuda_mut(),
+                inverse_rms: inverse.cuda_mut(),
+            })
+            .expect("forward");
+            normed.assert_close(&cuda, bound(dtype), "normed");
+            inverse.assert_close(&cuda, bound(dtype), "inverse rms");
+        }
     }
 }
 

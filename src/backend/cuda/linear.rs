@@ -1,9 +1,12 @@
 //! Matrix products: linear layers, and `product`, through which every other large product of the backend goes.
 
+use super::choices::ProductShape;
 use super::driver::{Argument, Gemm, Operand};
 use super::{Cuda, Place};
 use crate::error::{Error, Result};
-use crate::ops::{Checked, DType, Execute, LinearBackwardInput, LinearBackwardWeight, LinearForward};
+use crate::ops::{
+    Buffer, Checked, DType, Execute, LinearBackwardInput, LinearBackwardWeight, LinearForward, Matrix, MatrixMut,
+};
 
 /// Threads of a block, and rows and columns of C that it computes: both as in `gemm.cu`.
 const THREADS: u32 = 256;
@@ -109,6 +112,31 @@ pub(super) fn product_of_live_rows(cuda: &Cuda, gemm: &Gemm, live: LiveRows) -> 
         return Ok(());
     }
     own_product(cuda, gemm, Some(live))
+}
+
+impl Cuda {
+    /// A product of this shape, for whoever measures it. The operands are as long as its extents.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they are shorter, or stored in another dtype.
+    pub(crate) fn product(
+        &self,
+        shape: &ProductShape,
+        a: Matrix<Self>,
+        b: Matrix<Self>,
+        c: MatrixMut<Self>,
+    ) -> Result<()> {
+        let [in_a, in_b, in_c] = shape.extents();
+        let holds = |matrix: &Matrix<Self>, elements, dtype| matrix.len() >= elements && matrix.buffer.dtype() == dtype;
+        let fits = holds(&a, in_a, shape.input) && holds(&b, in_b, shape.input);
+        if !fits || !holds(&c.as_matrix(), in_c, shape.output) {
+            return Err(Error::Shape {
+                operation: "a product",
+                problem: format!("the operands are too short for {shape}"),
+            });
+        }
+        product(self, &shape.on(a.address(), b.address(), c.address()))
+    }
 }
 
 /// The product by the library; `false` where it is left to our own kernel.

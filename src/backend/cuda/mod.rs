@@ -143,6 +143,22 @@ impl Cuda {
         }
     }
 
+    /// Digest of the GPU code inside this program; empty where there is none.
+    pub fn kernels_digest() -> &'static str {
+        #[cfg(feature = "cuda")]
+        return nvidia::EMBEDDED.digest;
+        #[cfg(not(feature = "cuda"))]
+        ""
+    }
+
+    /// The CUDA version that this machine's driver supports, where there is one: "13.0".
+    pub fn driver_version() -> Option<String> {
+        #[cfg(feature = "cuda")]
+        return nvidia::survey().ok()?.driver.ok().map(|(major, minor)| format!("{major}.{minor}"));
+        #[cfg(not(feature = "cuda"))]
+        None
+    }
+
     /// The device's runtime.
     pub fn driver(&self) -> &dyn Driver {
         &*self.driver

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::choices::{Algorithm, ProductShape};
 use super::closed_forms;
 use super::counters::{Counters, Ledger};
 use super::counting::Counting;
@@ -319,6 +320,20 @@ impl Driver for Simulator {
         // SAFETY: passed on to the caller.
         unsafe { product::host_product(gemm) };
         Ok(true)
+    }
+
+    /// The CPU's one way.
+    fn product_candidates(&self, _: &ProductShape) -> Result<Vec<Algorithm>> {
+        Ok(vec![Algorithm([0; 64])])
+    }
+
+    fn choose_product(&self, shape: &ProductShape, algorithm: Option<Algorithm>) -> Result<()> {
+        match algorithm {
+            Some(algorithm) if algorithm != Algorithm([0; 64]) => {
+                Err(Error::Device(format!("{shape}: the CPU has no such algorithm")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn gemm_library(&self) -> Option<String> {

@@ -1,0 +1,249 @@
+//! The tuner: measures the ways that a device has to compute what a model's steps ask for, and keeps the best in a file.
+//!
+//! The products are those that one step of each kind asks the library for, on a model of one layer, since all layers have
+//! the same; so none is forgotten, and none is listed here a second time. Work that costs most comes first, and the file
+//! is written after each shape: a tuner that is killed has kept what it knew, and another goes on from there.
+//!
+//! On a GPU the cost is the device time. The simulator has no clock: there the cost is what the counters say a device needs
+//! at least, which is the same on every run.
+
+mod products;
+mod rows;
+
+use std::path::Path;
+
+use super::data::Data;
+use super::steps::Stage;
+use super::timer::{Effort, time};
+use super::{BatchShape, Shapes, ShapesName, Trains};
+use crate::backend::cuda::{Cuda, PeakRates, ProductShape, RowKernel, RowShape};
+use crate::config::{ParameterChoice, RunConfig};
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::ops::Backend;
+use crate::tuning::{Key, Tuning, Unit};
+
+/// A way that is not the device's own first choice must be cheaper by this share of the cost: less is noise.
+const LEAST_GAIN: f64 = 0.01;
+
+/// A model, and the steps that it takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// The model.
+    pub model: ModelConfig,
+    /// What each kind of step trains, and on which batch.
+    pub steps: Vec<(Trains, BatchShape)>,
+    /// r of adapters.
+    pub rank: usize,
+}
+
+impl Workload {
+    /// The steps of [`super::steps()`] on the sizes called `name`.
+    pub fn named(name: ShapesName) -> Self {
+        let shapes = Shapes::named(name);
+        let steps = vec![
+            (Trains::Weights, shapes.attack),
+            (Trains::MetaGradient, shapes.tamper_resistance),
+            (Trains::Adapter, shapes.batch()),
+            (Trains::Adapter, shapes.attack),
+        ];
+        Self { model: shapes.model, steps, rank: shapes.rank }
+    }
+
+    /// The steps of TAR and of its LoRA attacks on a model, on the batches of `preset = "bio"`.
+    pub fn of_model(model: ModelConfig) -> Self {
+        let Self { steps, rank, .. } = Self::named(ShapesName::Llama3_8b);
+        Self { model, steps: steps.into_iter().filter(|(_, batch)| batch.length == 256).collect(), rank }
+    }
+
+    /// The steps of a hardening run, every sequence at its longest.
+    pub fn of_run(run: &RunConfig, model: ModelConfig) -> Self {
+        let batch = |name: &str| {
+            run.data.get(name).map(|table| BatchShape { sequences: table.batch, length: table.max_length })
+        };
+        let mut steps = Vec::new();
+        for adversary in &run.tar.adversary {
+            let trains = if adversary.params == ParameterChoice::Lora { Trains::Adapter } else { Trains::Weights };
+            steps.extend(adversary.data.streams().into_iter().filter_map(|name| Some((trains, batch(name)?))));
+        }
+        let outer = [&run.tar.tr_data, &run.tar.retain_data];
+        steps.extend(outer.into_iter().filter_map(|name| Some((Trains::MetaGradient, batch(name)?))));
+        let mut different: Vec<(Trains, BatchShape)> = Vec::new();
+        for step in steps {
+            if !different.contains(&step) {
+                different.push(step);
+            }
+        }
+        let rank = run.tar.adversary.iter().map(|adversary| adversary.rank).max().unwrap_or(1);
+        Self { model, steps: different, rank }
+    }
+}
+
+/// A shape that was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuned {
+    /// What it is.
+    pub shape: String,
+    /// How many ways there were.
+    pub candidates: usize,
+    /// The place of the chosen one, from 0: the device's own first choice.
+    pub chosen: usize,
+    /// Cost of the first way, in the file's unit; none where it was refused.
+    pub first: Option<f64>,
+    /// Cost of the chosen one.
+    pub best: f64,
+    /// Why ways were refused.
+    pub refused: Vec<String>,
+}
+
+/// A tuner on its way.
+pub struct Tuner<'a> {
+    cuda: Cuda,
+    data: Data,
+    ranking: Ranking,
+    path: &'a Path,
+    tuning: Tuning,
+}
+
+/// How ways are compared.
+enum Ranking {
+    Time(Effort),
+    Cycles(PeakRates),
+}
+
+impl<'a> Tuner<'a> {
+    /// A tuner that goes on with the file at `path`, if that is for this device, and begins it otherwise.
+    ///
+    /// # Errors
+    /// Where there is a file that cannot be read.
+    pub fn new(cuda: &Cuda, path: &'a Path) -> Result<Self> {
+        let simulated = cuda.driver().is_simulated();
+        let effort = Effort { warm_up_milliseconds: 5.0, minimum_milliseconds: 30.0, samples: (3, 30) };
+        let ranking = if simulated { Ranking::Cycles(PeakRates::h200()) } else { Ranking::Time(effort) };
+        let unit = if simulated { Unit::FloorCycles } else { Unit::Milliseconds };
+        let key = Key::of(cuda);
+        let known = if path.exists() { Some(Tuning::read(path)?) } else { None };
+        let known = known.filter(|known| known.key == key && known.unit == unit);
+        let tuning = known.unwrap_or_else(|| Tuning::new(key, unit));
+        // As many random numbers as the bench's own operands are filled from.
+        let elements = if simulated { 4093 } else { (1 << 24) - 3 };
+        Ok(Self { cuda: cuda.clone(), data: Data::new(cuda, elements), ranking, path, tuning })
+    }
+
+    /// What is known so far.
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Measures whatever the steps of `workload` ask for and the file does not have. `observe` sees each shape when the file
+    /// has it.
+    ///
+    /// # Errors
+    /// Where a step does not run, or the file cannot be written.
+    pub fn run(&mut self, workload: &Workload, observe: &mut dyn FnMut(&Tuned)) -> Result<()> {
+        let products = self.asked(workload)?;
+        self.products(&products, observe)?;
+        let tokens = workload.steps.iter().map(|(_, batch)| batch.tokens()).max().unwrap_or(1);
+        for kernel in RowKernel::ALL {
+            let columns = workload.model.hidden_size;
+            let shape = RowShape { kernel, columns, dtype: self.cuda.compute_dtype() };
+            if self.tuning.threads.contains_key(&shape.to_string()) {
+                continue;
+            }
+            let (entry, tuned) = self.row_kernel(shape, tokens)?;
+            self.tuning.threads.insert(shape.to_string(), entry);
+            self.tuning.write(self.path)?;
+            observe(&tuned);
+        }
+        Ok(())
+    }
+
+    /// Measures those of these products that the file does not have.
+    ///
+    /// # Errors
+    /// Where the device fails, or the file cannot be written. A product for which the library has nothing to choose from is
+    /// left out.
+    pub fn products(&mut self, shapes: &[ProductShape], observe: &mut dyn FnMut(&Tuned)) -> Result<()> {
+        for shape in shapes {
+            if self.tuning.products.contains_key(&shape.to_string()) {
+                continue;
+            }
+            let Some((entry, tuned)) = self.product(shape)? else { continue };
+            self.tuning.products.insert(shape.to_string(), entry);
+            self.tuning.write(self.path)?;
+            observe(&tuned);
+        }
+        Ok(())
+    }
+
+    /// The products of all steps, those with most arithmetic first.
+    fn asked(&self, workload: &Workload) -> Result<Vec<ProductShape>> {
+        let model = ModelConfig { num_hidden_layers: 1, ..workload.model.clone() };
+        let stage = Stage { cuda: &self.cuda, model: &model, rank: workload.rank, data: &self.data };
+        let mut all: Vec<ProductShape> = Vec::new();
+        for (trains, batch) in &workload.steps {
+            for product in stage.products(*trains, *batch)? {
+                if !all.contains(&product) {
+                    all.push(product);
+                }
+            }
+        }
+        all.sort_by(|a, b| b.flop().total_cmp(&a.flop()));
+        Ok(all)
+    }
+
+    /// What one way costs; `run` queues it once.
+    fn cost(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        match &self.ranking {
+            Ranking::Time(effort) => Ok(time(&self.cuda, *effort, &mut |_| run())?.median),
+            Ranking::Cycles(rates) => {
+                let ((), ledger) = self.cuda.counted(run)?;
+                Ok(ledger.map_or(0.0, |ledger| ledger.floor_cycles(rates)))
+            }
+        }
+    }
+}
+
+/// The place of the way to take: the first, unless another is cheaper by more than noise. None where all were refused.
+fn best(costs: &[Option<f64>]) -> Option<usize> {
+    let known = || costs.iter().enumerate().filter_map(|(place, cost)| Some((place, (*cost)?)));
+    let (cheapest, least) = known().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    match costs.first() {
+        Some(Some(first)) if least > first * (1.0 - LEAST_GAIN) => Some(0),
+        _ => Some(cheapest),
+    }
+}
+
+/// ‖found − expected‖ / ‖expected‖; infinite where a number is not finite.
+fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let size: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
+    if !difference.is_finite() || found.len() != expected.len() {
+        return f64::INFINITY;
+    }
+    if difference == 0.0 { 0.0 } else { (difference / size).sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_way_stays_unless_another_is_clearly_cheaper() {
+        assert_eq!(best(&[Some(100.0), Some(99.5), Some(101.0)]), Some(0));
+        assert_eq!(best(&[Some(100.0), Some(98.0), Some(97.0)]), Some(2));
+        assert_eq!(best(&[None, Some(300.0), Some(200.0)]), Some(2));
+        assert_eq!(best(&[Some(1.0), None]), Some(0));
+        assert_eq!(best(&[None, None]), None);
+        assert_eq!(best(&[]), None);
+    }
+
+    #[test]
+    fn distances_are_relative_and_nothing_is_close_to_nan() {
+        assert_eq!(distance(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
+        assert_eq!(distance(&[3.0, 9.0], &[3.0, 4.0]), 1.0);
+        assert_eq!(distance(&[f32::NAN, 4.0], &[3.0, 4.0]), f64::INFINITY);
+        assert_eq!(distance(&[3.0], &[3.0, 4.0]), f64::INFINITY);
+    }
+}
