@@ -3,7 +3,7 @@ report with the fields of `temper bench --json`.
 
 On the CPU (--device cpu) everything runs, wall clocks stand in for events, and the report says that it is no measurement.
 """
-import argparse, json, math, platform, statistics, sys, time
+import argparse, json, math, os, platform, statistics, sys, time
 
 import torch
 import torch._functorch.config
@@ -39,6 +39,7 @@ def arguments(description, more=lambda parser: None):
     parser.add_argument("--shapes", default="llama3-8b", choices=SHAPES)
     parser.add_argument("--filter", help="only rows whose name contains this")
     parser.add_argument("--json", action="store_true", help="print the report alone, as one JSON document")
+    parser.add_argument("--out", help="file for the report as JSON, written again with every row, so that a stop keeps those before")
     more(parser)
     parsed = parser.parse_args()
     if parsed.device.startswith("cuda") and not torch.cuda.is_available():
@@ -169,6 +170,7 @@ class Bench:
                               teraflops_per_second=flop / (median * 1e9), gigabytes_per_second=moved / (median * 1e6),
                               library_milliseconds=None, factor_to_library=None))
         print(f"peers: {name} ({variant}): {median:.4f} ms", file=sys.stderr)
+        self.keep(self.document())
 
     def failed(self, name, error):
         memory = isinstance(error, torch.OutOfMemoryError)
@@ -180,6 +182,16 @@ class Bench:
 
     def report(self):
         self.rates["matmul_teraflops_per_second_at_end"] = self.matmul_rate()
+        return self.document()
+
+    def keep(self, report):
+        """Writes the report beside --out and gives it that name, so that there is always a whole one."""
+        if self.arguments.out:
+            with open(self.arguments.out + ".new", "w") as file:
+                json.dump(report, file, indent=2)
+            os.replace(self.arguments.out + ".new", self.arguments.out)
+
+    def document(self):
         if self.timer.cuda:
             p = torch.cuda.get_device_properties(self.device)
             device = dict(name=p.name, compute_capability=f"{p.major}.{p.minor}", multiprocessors=p.multi_processor_count,
@@ -192,6 +204,7 @@ class Bench:
 
     def print_report(self):
         report = self.report()
+        self.keep(report)
         if self.arguments.json:
             print(json.dumps(report, indent=2))
             return

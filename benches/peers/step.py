@@ -151,6 +151,7 @@ def measure(b, name, layers, variant, *how):
                         launch_gaps=1 - device / wall, flop=float(work),
                         floor_milliseconds=floor, ratio=wall / floor, teraflops_per_second=work / (wall * 1e9),
                         share_of_matmul_rate=floor / wall, tokens_per_second=step.tokens / wall * 1e3, loss=loss))
+    b.keep(b.document())
 
 
 def attempt(b, name, layers, variant, *how):

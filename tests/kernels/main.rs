@@ -21,6 +21,7 @@ mod loss_head;
 /// The head comments' claims about machine code.
 #[cfg(feature = "cuda")]
 mod machine_code;
+mod measure;
 mod norm;
 mod operand;
 mod optimizer;
