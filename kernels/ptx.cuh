@@ -131,28 +131,6 @@ __device__ __forceinline__ void ldmatrix_x2_transposed(uint32_t (&r)[2], const v
 #endif
 }
 
-__device__ __forceinline__ void ldmatrix_x1(uint32_t (&r)[1], const void* row TEMPER_SITE) {
-#ifdef TEMPER_SIMULATOR
-    simulator::ldmatrix(r, 1, false, row, site);
-#else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(shared_address(row))
-                 : "memory");
-#endif
-}
-
-__device__ __forceinline__ void ldmatrix_x1_transposed(uint32_t (&r)[1], const void* row TEMPER_SITE) {
-#ifdef TEMPER_SIMULATOR
-    simulator::ldmatrix(r, 1, true, row, site);
-#else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(shared_address(row))
-                 : "memory");
-#endif
-}
-
 // c += a b with a 16x16 row-major, b 16x8 column-major (bf16), c 16x8 (f32). With g = lane/4 and t = lane%4, each
 // register of a and b holding two neighbours along k:
 //   a[0]: row g,   k 2t      a[1]: row g+8, k 2t      a[2]: row g, k 2t+8      a[3]: row g+8, k 2t+8

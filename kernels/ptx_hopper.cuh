@@ -144,11 +144,6 @@ __device__ __forceinline__ void fence_proxy_async(TEMPER_SITE_ONLY) {
     TEMPER_HOPPER_ASM("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// The same for global memory.
-__device__ __forceinline__ void fence_proxy_async_global() {
-    TEMPER_HOPPER_ASM("fence.proxy.async.global;" ::: "memory");
-}
-
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
     TEMPER_SIMULATED(static_cast<void>(map);)
     TEMPER_HOPPER_ASM("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -52,15 +52,7 @@ __device__ void multiply_tile(const bf16* a, const bf16* b, float* c, int rows, 
         uint32_t fa[4], fb[2];
         ldmatrix_x4(fa, left + lane % 16 * 16 + lane / 16 * 8);
         const bf16* piece = transposed ? right + lane % 16 * 8 : right + lane % 8 * 16 + lane / 8 % 2 * 8;
-        if constexpr (loads == 1) {
-            for (int i = 0; i < 2; i++) {
-                uint32_t one[1];
-                const bf16* first = transposed ? right + (lane % 8 + 8 * i) * 8 : right + lane % 8 * 16 + i * 8;
-                if constexpr (transposed) ldmatrix_x1_transposed(one, first);
-                else ldmatrix_x1(one, first);
-                fb[i] = one[0];
-            }
-        } else if constexpr (loads == 2) {
+        if constexpr (loads == 2) {
             if constexpr (transposed) ldmatrix_x2_transposed(fb, piece);
             else ldmatrix_x2(fb, piece);
         } else {
@@ -78,10 +70,8 @@ __device__ void multiply_tile(const bf16* a, const bf16* b, float* c, int rows, 
         if (r < rows && n < columns) c[r * columns + n] = sum[i];
     }
 }
-TEMPER_KERNEL(multiply_1, 32, const bf16* a, const bf16* b, float* c, int m, int n, int k) { multiply_tile<false, 1>(a, b, c, m, n, k); }
 TEMPER_KERNEL(multiply_2, 32, const bf16* a, const bf16* b, float* c, int m, int n, int k) { multiply_tile<false, 2>(a, b, c, m, n, k); }
 TEMPER_KERNEL(multiply_4, 32, const bf16* a, const bf16* b, float* c, int m, int n, int k) { multiply_tile<false, 4>(a, b, c, m, n, k); }
-TEMPER_KERNEL(multiply_1_transposed, 32, const bf16* a, const bf16* b, float* c, int m, int n, int k) { multiply_tile<true, 1>(a, b, c, m, n, k); }
 TEMPER_KERNEL(multiply_2_transposed, 32, const bf16* a, const bf16* b, float* c, int m, int n, int k) { multiply_tile<true, 2>(a, b, c, m, n, k); }
 TEMPER_KERNEL(multiply_4_transposed, 32, const bf16* a, const bf16* b, float* c, int m, int n, int k) { multiply_tile<true, 4>(a, b, c, m, n, k); }
 
@@ -399,8 +389,8 @@ void check_maps() {
 }  // namespace
 
 int check_tables() {
-    for (const char* kernel : {"multiply_1", "multiply_2", "multiply_4"}) check_mma(kernel, false);
-    for (const char* kernel : {"multiply_1_transposed", "multiply_2_transposed", "multiply_4_transposed"}) check_mma(kernel, true);
+    for (const char* kernel : {"multiply_2", "multiply_4"}) check_mma(kernel, false);
+    for (const char* kernel : {"multiply_2_transposed", "multiply_4_transposed"}) check_mma(kernel, true);
     check_groups();
     for (int rank = 2; rank <= 4; rank++) {
         for (uint32_t swizzle : {0u, 32u, 64u, 128u}) {

@@ -13,6 +13,8 @@ mod hopper;
 mod planted;
 /// Kernels, blocks, loops, classes of instructions.
 mod program;
+/// Every PTX instruction is compiled.
+mod wrappers;
 
 use std::fmt::Write;
 
