@@ -1,4 +1,5 @@
-//! Compiles `kernels/`: for the host machine, where they run on the CPU and are tested, and with nvcc for the GPU.
+//! Compiles `kernels/`: for the host machine, where they run on the CPU and are tested, and with nvcc for the GPU. Sizes
+//! that launchers share with kernels become a Rust module.
 //!
 //! Only the standard library and the compilers are used. Objects live in `OUT_DIR` under a digest of everything that
 //! went into them, so a change compiles what it touches and nothing else. Environment: `CXX`, `CXXFLAGS`, `AR`,
@@ -15,6 +16,8 @@ mod cuda;
 mod ptxas;
 #[path = "build/simulator.rs"]
 mod simulator;
+#[path = "build/sizes.rs"]
+mod sizes;
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
@@ -32,6 +35,8 @@ fn main() -> ExitCode {
 }
 
 fn build() -> Result<(), String> {
+    let header = compile::read(std::path::Path::new("kernels/sizes.cuh"))?;
+    compile::write(&compile::out_folder("")?.join("sizes.rs"), sizes::rust(&header)?.as_bytes())?;
     if std::env::var_os("CARGO_FEATURE_SIMULATOR").is_some() {
         simulator::build()?;
     }

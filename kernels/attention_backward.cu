@@ -6,7 +6,8 @@
 //
 // 1. attention_statistics: for every row and head (log_sum_exp times `unit`, delta), as [H, T] pairs of f32, so that
 //    the other two read neighbours; `unit` is log2(e) for these two, which use exp2, and 1 for those of
-//    attention_general.cu. A row that saw no key gets 0 instead of -infinity. One warp for a row and head.
+//    attention_general.cu. A row that saw no key gets 0 instead of -infinity. One warp for a row and head; at most 32
+//    registers.
 // 2. attention_backward_key_value: a block holds 128 keys and values of one key/value head and passes over every query
 //    head of its group and every block of 64 queries that sees them. d_k and d_v have one writer: no atomics, no f32
 //    copies to clear and convert, and one order of summation, so the same bits on every run.
@@ -42,12 +43,16 @@ namespace {
 
 using Statistics = AttentionStatistics;
 
-constexpr int fixed_rows = 128, streamed_rows = 64, threads = 256;
+constexpr int fixed_rows = attention_rows, streamed_rows = attention_streamed_rows;
+constexpr int threads = attention_backward_threads;
 
 template <int D>
 constexpr int fixed_bytes = fixed_rows * D * 2;
 template <int D>
 constexpr int streamed_bytes = streamed_rows * D * 2;
+static_assert(2 * fixed_bytes<128> + 4 * streamed_bytes<128> == attention_query_bytes(128) &&
+                  attention_query_bytes(128) + 2 * streamed_rows * sizeof(Statistics) == attention_key_value_bytes(128),
+              "the launcher gives a block what its layout needs");
 
 // 16 rows of a warp against the 64 rows of a streamed tile, and against its D columns.
 using Scores = float[1][streamed_rows / 8][4];
@@ -237,15 +242,15 @@ __device__ __forceinline__ void attention_backward_query(const bf16* d_out, cons
 
 }  // namespace
 
-TEMPER_KERNEL(attention_statistics_bf16, 256, const bf16* d_out, const bf16* out, const float* log_sum_exp,
-              Statistics* statistics, uint32_t tokens, uint32_t heads, uint32_t head_dim, uint32_t wide,
-              float unit) {
+TEMPER_KERNEL(attention_statistics_bf16, attention_statistics_threads, const bf16* d_out, const bf16* out,
+              const float* log_sum_exp, Statistics* statistics, uint32_t tokens, uint32_t heads,
+              uint32_t head_dim, uint32_t wide, float unit) {
     attention_statistics(d_out, out, log_sum_exp, statistics, tokens, heads, head_dim, wide, unit);
 }
 
-TEMPER_KERNEL(attention_statistics_f32, 256, const float* d_out, const float* out, const float* log_sum_exp,
-              Statistics* statistics, uint32_t tokens, uint32_t heads, uint32_t head_dim, uint32_t wide,
-              float unit) {
+TEMPER_KERNEL(attention_statistics_f32, attention_statistics_threads, const float* d_out, const float* out,
+              const float* log_sum_exp, Statistics* statistics, uint32_t tokens, uint32_t heads,
+              uint32_t head_dim, uint32_t wide, float unit) {
     attention_statistics(d_out, out, log_sum_exp, statistics, tokens, heads, head_dim, wide, unit);
 }
 

@@ -24,7 +24,8 @@
 
 namespace {
 
-constexpr int store_threads = 256, forward_threads = 128, warps = 4, tile = 32, registers = 8;
+constexpr int warps = attention_cached_warps, tile = 32, registers = 8;
+constexpr int store_threads = 256, forward_threads = 32 * warps;
 
 template <typename T, int width>
 __device__ __forceinline__ void store(const T* qkv, const uint32_t* rows, T* cache, uint32_t query_cols, uint32_t cols) {

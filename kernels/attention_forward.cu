@@ -30,9 +30,12 @@ namespace {
 
 template <int D>
 struct Forward {
-    static constexpr int queries = 128, keys = D == 128 ? 32 : 64, threads = 128;
+    static constexpr int queries = attention_rows, keys = attention_forward_keys(D);
+    static constexpr int threads = attention_forward_threads;
     static constexpr int row_tiles = 2, column_tiles = keys / 8;
     static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2;
+    static_assert(query_bytes + 4 * tile_bytes == attention_forward_bytes(D),
+                  "the launcher gives a block what its layout needs");
     using Scores = float[row_tiles][column_tiles][4];
     using Output = float[row_tiles][D / 8][4];
 };

@@ -10,7 +10,7 @@
 // Launch: 128 threads; grid.x = segments * H (d_k and d_v: * G), grid.y = blocks of 16 rows of the longest segment.
 // Shared memory, all f32: two fixed tiles [16, D], two streamed tiles [32, D + 1] (the odd row length keeps the 32
 // lanes of a score in 32 banks), for each warp two tables [4, 32] of what sums are weighted with. Forward has one fixed
-// tile and one table. At most 102,656 bytes. Registers: sums 32 (d_k and d_v: 64), the rest about 40.
+// tile and one table. At most 102,656 bytes. Registers: at most 128, of which sums have 32 (d_k and d_v: 64).
 // Floor: as in the two files, but at the rate of f32 FMA. Speed: not measured.
 //
 // Rejected: tf32 products in f32 mode (10 bits of mantissa miss the bound); a template for each head size (compiles for
@@ -19,7 +19,8 @@
 
 namespace {
 
-constexpr int fixed_rows = 16, streamed_rows = 32, warp_rows = 4, threads = 128, slots = 8;
+constexpr int fixed_rows = attention_general_rows, streamed_rows = attention_general_streamed;
+constexpr int warp_rows = 4, threads = attention_general_threads, slots = 8;
 
 using Rows = float[warp_rows];
 using Columns = float[warp_rows][slots];

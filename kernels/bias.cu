@@ -21,7 +21,6 @@
 #include "vectors.cuh"
 
 constexpr int add_threads = 256;
-constexpr int bias_warps = 8;
 
 template <typename T, int width>
 __device__ __forceinline__ void add_bias(const T* __restrict__ bias, T* __restrict__ y, uint32_t cols, uint32_t parts) {

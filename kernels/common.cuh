@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ptx.cuh"
+#include "sizes.cuh"
 
 constexpr float infinity = __builtin_huge_valf();
 constexpr float negative_infinity = -__builtin_huge_valf();

@@ -27,7 +27,7 @@
 #include "vectors.cuh"
 
 constexpr int gather_threads = 256;
-constexpr int tile = 512;
+constexpr int tile = embedding_tile;
 constexpr int merge_threads = 256;
 constexpr int merge_lanes = 8;
 constexpr int sum_threads = 128;

@@ -29,10 +29,10 @@
 
 namespace {
 
-constexpr int threads = 256;
-constexpr int tile = 128;
-constexpr int stages = 4;
-constexpr int step = 32;
+constexpr int threads = gemm_threads;
+constexpr int tile = gemm_tile;
+constexpr int stages = gemm_stages;
+constexpr int step = gemm_step;
 constexpr int band = 8;
 
 struct Product {
@@ -123,6 +123,7 @@ __device__ void multiply_bf16(Product p, const bf16* a, const bf16* b, Out* c, c
     if (!restrict_rows(a_strided ? p.k : p.m, live, first_live) || row >= p.m) return;
 
     constexpr int a_bytes = OperandTile<a_strided>::bytes, stage_bytes = a_bytes + OperandTile<b_strided>::bytes;
+    static_assert(stages * stage_bytes == gemm_bf16_bytes, "the launcher gives a block what its layout needs");
     unsigned char* shared = shared_memory();
     const PlainRows a_rows{a, p.a_leading}, b_rows{b, p.b_leading};
     const uint32_t steps = ceil_divide(p.k, step);
@@ -154,8 +155,8 @@ __device__ void multiply_bf16(Product p, const bf16* a, const bf16* b, Out* c, c
 
 // ---- f32 ----
 
-constexpr int f32_step = 8;
-constexpr int f32_stride = tile + 4;
+constexpr int f32_step = gemm_f32_step;
+constexpr int f32_stride = gemm_f32_stride;
 constexpr int f32_loads = tile * f32_step / threads;
 
 // The elements of an operand's tile that this thread carries: neighbours in memory to neighbouring threads.
@@ -215,6 +216,7 @@ __device__ void multiply_f32(Product p, const float* a, const float* b, float* c
     if (!restrict_rows(a_strided ? p.k : p.m, live, first_live) || row >= p.m) return;
 
     constexpr int operand = f32_step * f32_stride;
+    static_assert(2 * 2 * operand * 4 == gemm_f32_bytes, "the launcher gives a block what its layout needs");
     float* shared = reinterpret_cast<float*>(shared_memory());
     float a_held[f32_loads], b_held[f32_loads];
     float sum[8][8] = {};

@@ -19,7 +19,7 @@
 #include "vectors.cuh"
 
 constexpr int hidden_threads = 256;
-constexpr unsigned scratch_bytes = 512;
+constexpr unsigned scratch_bytes = hidden_scratch_bytes;
 constexpr float least_norm = 1e-8f;
 
 template <typename T, int width>

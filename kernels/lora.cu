@@ -24,8 +24,9 @@
 //   x), walked in tiles of 64 x 64; a warp has 16 tokens of ds and 16 columns of db (of da). Sums over tokens stay in
 //   registers (64 accumulators); those over columns last for a row of tiles (16). Shared memory, 60 | 56 KiB: four
 //   stages of a tile, 8 KiB each; three tiles of s | ds, 64 x (32 | 64); b, 256 x 32. Registers: 168 at most, so three
-//   blocks share a multiprocessor. Floor: 2 bytes for each element of dy (of x); above it, 4 r / token_range + 4 r /
-//   256 bytes of parts for each, written and read (4 r / token_range alone for x).
+//   blocks share a multiprocessor of sm_90 (two of sm_80, for want of shared memory). Floor: 2 bytes for each element of
+//   dy (of x); above it, 4 r / token_range + 4 r / 256 bytes of parts for each, written and read (4 r / token_range alone
+//   for x).
 // input_gradient: 256 threads for 64 tokens x 128 columns, R in steps of 64; 8 warps as 4 x 2. Shared memory, 34 KiB:
 //   [ds 64 x 64 | a 64 x 128]; afterwards the f32 sums, 64 x 136, from which dx is changed in vectors of 16 bytes.
 //   Registers: 32 accumulators, 93 in all at most. Floor: 4 T in bytes.
@@ -85,7 +86,10 @@ __device__ void add_kept(const float* x, T* out, uint64_t elements, float scale,
 
 // ---- fused path: bf16, rows aligned to 16 bytes ----
 
-constexpr int stages = 4;
+constexpr int stages = lora_stages;
+static_assert(lora_tile == 64 && lora_down_tokens == 32 && lora_down_threads == 256 && lora_rectangle_threads == 128 &&
+                  lora_input_threads == 256 && lora_input_columns == 128,
+              "the warps below divide just these tiles");
 
 // The rows of up to four matrices of one width, one below the other. `end` is the number of rows up to and with each.
 struct StackedRows {
@@ -125,8 +129,8 @@ __device__ __forceinline__ void drop_tile(unsigned char* tile, const Dropout& dr
     }
 }
 
-using DownInput = Tile<32, 64>;
-using DownFactor = Tile<64, 64>;
+using DownInput = Tile<lora_down_tokens, lora_tile>;
+using DownFactor = Tile<lora_tile, lora_tile>;
 // As sum_stride, below.
 constexpr int down_stride = 72;
 
@@ -134,6 +138,8 @@ template <bool dropping>
 __device__ void down(const bf16* x, uint32_t tokens, uint32_t input, uint32_t ranks, StackedRows a, bf16* s,
                      float scale, Dropout dropout) {
     constexpr int stage_bytes = DownInput::bytes + DownFactor::bytes;
+    static_assert(stages * stage_bytes == lora_down_bytes && 4 * 32 * down_stride * 4 <= lora_down_bytes,
+                  "the launcher gives a block what its layout needs");
     const uint32_t rank_tiles = ceil_divide(ranks, 64);
     const uint32_t token = blockIdx.x / rank_tiles * 32, rank = blockIdx.x % rank_tiles * 64;
     const uint32_t steps = ceil_divide(input, 64);
@@ -207,7 +213,16 @@ struct Rectangle {
     bool aligned_ranks;
 };
 
-using WideTile = Tile<64, 64>;
+using WideTile = Tile<lora_tile, lora_tile>;
+
+// Tiles with ranks along their rows: three of `low`, then those of the factor.
+template <int rank_tile, int factor_tiles>
+struct RectangleTiles {
+    using Low = Tile<lora_tile, rank_tile>;
+    static_assert(stages * WideTile::bytes + (3 + factor_tiles) * Low::bytes ==
+                      lora_rectangle_bytes(rank_tile, factor_tiles),
+                  "the launcher gives a block what its layout needs");
+};
 
 // A tile with ranks along its rows, which are aligned only where the ranks are so.
 template <typename Shape>
@@ -225,7 +240,7 @@ __device__ __forceinline__ void store_part(float* row, uint32_t rank, uint32_t r
 
 template <int rank_tile, int tiles, bool with_low, bool dropping>
 __device__ void rectangle(Rectangle p, Dropout dropout) {
-    using LowTile = Tile<64, rank_tile>;
+    using LowTile = typename RectangleTiles<rank_tile, with_low ? tiles : 0>::Low;
     constexpr int rank_groups = rank_tile / 16;
     const uint32_t column = blockIdx.x * (tiles * 64), rank = blockIdx.z * rank_tile;
     const uint32_t token = blockIdx.y * p.token_range;
@@ -343,11 +358,14 @@ __device__ void sum_parts(const float* parts, uint64_t stride, uint32_t count, u
     *target = from_float<T>(accumulate ? to_float(*target) + scale * sum : scale * sum);
 }
 
-using GradientLow = Tile<64, 64>;
-using GradientFactor = Tile<64, 128>;
+using GradientLow = Tile<lora_tile, lora_tile>;
+using GradientFactor = Tile<lora_tile, lora_input_columns>;
 // Rows of f32 sums: 8 floats beyond a multiple of 32, so that the pairs which half a warp stores fall into different
 // banks.
-constexpr int sum_stride = 136;
+constexpr int sum_stride = lora_input_columns + 8;
+static_assert(lora_tile * sum_stride * 4 == lora_input_bytes &&
+                  GradientLow::bytes + GradientFactor::bytes <= lora_input_bytes,
+              "the launcher gives a block what its layout needs");
 
 template <bool dropping>
 __device__ void input_gradient(const bf16* ds, uint32_t tokens, uint32_t input, uint32_t ranks, StackedRows a, bf16* dx,
@@ -433,9 +451,10 @@ TEMPER_LORA_DROPOUT(f32, float)
     TEMPER_KERNEL(lora_factor_gradients##suffix##_bf16, 128, const bf16* x, uint32_t tokens, uint32_t input,          \
                   const bf16* ds, uint32_t ranks, float* parts, uint32_t token_range, uint32_t aligned_ranks,         \
                   uint32_t key0, uint32_t key1, uint32_t site, uint32_t step, uint32_t limit) {                       \
-        rectangle<64, 2, false, dropping>(Rectangle{x, input, tokens, input, ds, ranks, ranks, nullptr, parts,        \
-                                                    nullptr, token_range, aligned_ranks != 0},                        \
-                                          Dropout{key0, key1, site, step, limit});                                    \
+        rectangle<lora_factor_ranks, lora_factor_tiles, false, dropping>(                                             \
+            Rectangle{x, input, tokens, input, ds, ranks, ranks, nullptr, parts, nullptr, token_range,                \
+                      aligned_ranks != 0},                                                                            \
+            Dropout{key0, key1, site, step, limit});                                                                  \
     }                                                                                                                 \
     TEMPER_KERNEL(lora_input_gradient##suffix##_bf16, 256, const bf16* ds, uint32_t tokens, uint32_t input,           \
                   uint32_t ranks, const bf16* a0, const bf16* a1, const bf16* a2, const bf16* a3, uint32_t end0,      \
@@ -451,9 +470,10 @@ TEMPER_LORA_FUSED(_dropout, true)
 TEMPER_KERNEL(lora_rank_gradients_bf16, 128, const bf16* dy, uint64_t dy_leading, uint32_t tokens, uint32_t columns,
               const bf16* s, uint64_t s_leading, uint32_t ranks, const bf16* b, float* db_parts, float* ds_parts,
               uint32_t token_range, uint32_t aligned_ranks) {
-    rectangle<32, 4, true, false>(Rectangle{dy, dy_leading, tokens, columns, s, s_leading, ranks, b, db_parts, ds_parts,
-                                            token_range, aligned_ranks != 0},
-                                  Dropout{});
+    rectangle<lora_rank_ranks, lora_rank_tiles, true, false>(
+        Rectangle{dy, dy_leading, tokens, columns, s, s_leading, ranks, b, db_parts, ds_parts, token_range,
+                  aligned_ranks != 0},
+        Dropout{});
 }
 
 #define TEMPER_LORA_SUM(dtype, T)                                                                                     \

@@ -11,7 +11,7 @@
 //
 // Why f32 logits in bf16 mode: a bf16 logit near 20 is wrong by up to 0.06, one near 1e4 by 32, and the loss would
 // inherit it. Price: 2 bytes a logit more for the product to write, and 4 for this kernel to read. Why two reads: a row
-// of 128,256 logits fits neither registers nor shared memory; the second read finds part of it in L2.
+// of 128,256 logits fits neither registers nor shared memory, nor do the rows of all resident blocks fit L2.
 //
 // Launch: cross_entropy, negative_entropy, gather, scatter: a block a row, of 256 threads or as many as a short row
 //   feeds; compact: one block of 256.
@@ -252,12 +252,13 @@ __device__ void move_rows(const T* from, T* to, uint32_t columns, const uint32_t
 
 }  // namespace
 
-TEMPER_KERNEL(loss_head_compact, 256, const float* weights, uint32_t tokens, uint32_t* live_rows) {
+TEMPER_KERNEL(loss_head_compact, loss_head_threads, const float* weights, uint32_t tokens, uint32_t* live_rows) {
     compact(weights, tokens, live_rows);
 }
 
 #define TEMPER_HEAD_LOSS(loss, dtype, T)                                                                             \
-    TEMPER_KERNEL(loss_head_##loss##_##dtype, 256, float* logits, uint64_t leading, uint32_t vocabulary,             \
+    TEMPER_KERNEL(loss_head_##loss##_##dtype, loss_head_threads, float* logits, uint64_t leading,                    \
+                  uint32_t vocabulary,                                                                               \
                   const uint32_t* live_rows, uint32_t first_live, const uint32_t* targets, const float* weights,     \
                   float* values, uint32_t gradient, uint32_t clear_dead) {                                           \
         chunk_loss<Loss::loss, T>(logits, leading, vocabulary, live_rows, first_live, targets, weights, values,      \
@@ -265,7 +266,7 @@ TEMPER_KERNEL(loss_head_compact, 256, const float* weights, uint32_t tokens, uin
     }
 
 #define TEMPER_HEAD_ROWS(operation, dtype, T, gather)                                                                \
-    TEMPER_KERNEL(loss_head_##operation##_##dtype, 256, const T* from, T* to, uint32_t columns,                      \
+    TEMPER_KERNEL(loss_head_##operation##_##dtype, loss_head_threads, const T* from, T* to, uint32_t columns,        \
                   const uint32_t* live_rows, uint32_t first_live, uint32_t whole_vectors) {                          \
         move_rows<T, gather>(from, to, columns, live_rows, first_live, whole_vectors);                               \
     }

@@ -27,10 +27,11 @@
 
 #include "vectors.cuh"
 
-constexpr int forward_threads = 256;
-constexpr int backward_threads = 512;
-constexpr int weight_threads = 1024;
-constexpr unsigned scratch_bytes = 128;
+constexpr int forward_threads = norm_forward_threads;
+constexpr int backward_threads = norm_backward_threads;
+constexpr int weight_threads = norm_weight_threads;
+constexpr unsigned scratch_bytes = norm_scratch_bytes;
+static_assert(norm_weight_columns == 32 && weight_threads == 32 * 32, "rms_norm_weight: a warp a strip and a column");
 
 template <typename T, int width, bool added>
 __device__ __forceinline__ void forward(const T* __restrict__ residual, const T* __restrict__ delta,

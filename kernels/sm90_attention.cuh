@@ -9,7 +9,8 @@
 #include "attention.cuh"
 
 // Warpgroup 0 fetches, 1 and 2 compute.
-constexpr uint32_t hopper_threads = 384, hopper_consumers = 256;
+constexpr uint32_t hopper_consumers = 256;
+static_assert(hopper_consumers + 128 == sm90_attention_threads, "one warpgroup fetches");
 
 // The warpgroup of this thread. The shuffle tells the compiler that it is one number for the whole warp: what depends on
 // it, as the descriptors of the left operands do, then stays in uniform registers, where products read it.

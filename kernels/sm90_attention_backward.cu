@@ -42,7 +42,8 @@ namespace {
 
 using Statistics = AttentionStatistics;
 
-constexpr int fixed_rows = 128, half_rows = 64;
+constexpr int fixed_rows = sm90_attention_rows, half_rows = 64;
+static_assert(half_rows == sm90_key_value_box, "fixed and streamed rows of kernel 1 have one map");
 
 template <int stages>
 struct Barriers {
@@ -67,8 +68,12 @@ __device__ __forceinline__ void start(Barriers<stages>& barriers, uint32_t arriv
 
 template <int D>
 struct KeyValue {
-    static constexpr int stages = 3, streamed_rows = 64;
+    static constexpr int stages = sm90_key_value_stages, streamed_rows = sm90_key_value_box;
     static constexpr uint32_t half_bytes = half_rows * D * 2, streamed_bytes = streamed_rows * D * 2;
+    static_assert(4 * half_bytes + stages * (2 * streamed_bytes + streamed_rows * sizeof(Statistics)) +
+                          sizeof(Barriers<stages>) ==
+                      sm90_key_value_bytes(D),
+                  "the launcher gives a block what its layout needs");
     AttentionSegment segment;
     AttentionRange range;
     uint32_t first, group, heads, steps;
@@ -290,8 +295,11 @@ __device__ __forceinline__ void attention_backward_key_value(const TensorMap& d_
 
 template <int D>
 struct Query {
-    static constexpr int stages = 2, streamed_rows = 128;
+    static constexpr int stages = sm90_query_stages, streamed_rows = sm90_query_box;
+    static_assert(streamed_rows == fixed_rows, "fixed and streamed rows have one map");
     static constexpr uint32_t tile_bytes = fixed_rows * D * 2;  // of fixed and of streamed tiles
+    static_assert((2 + 2 * stages) * tile_bytes + sizeof(Barriers<stages>) == sm90_query_bytes(D),
+                  "the launcher gives a block what its layout needs");
     AttentionSegment segment;
     AttentionRange range;
     uint32_t first, head, group, tiles;
@@ -438,14 +446,16 @@ __device__ __forceinline__ void attention_backward_query(const TensorMap& d_out,
 }  // namespace
 
 #define BACKWARD_KERNELS(D)                                                                                           \
-    TEMPER_KERNEL_ALONE(sm90_attention_backward_key_value_##D##_bf16, 384, const __grid_constant__ TensorMap d_out,   \
+    TEMPER_KERNEL_ALONE(sm90_attention_backward_key_value_##D##_bf16, sm90_attention_threads,                         \
+                  const __grid_constant__ TensorMap d_out,                                                            \
                   const __grid_constant__ TensorMap qkv, const Statistics* statistics, const uint32_t* segments,      \
                   bf16* d_qkv, uint32_t tokens, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,      \
                   float score_scale) {                                                                                \
         attention_backward_key_value<D>(d_out, qkv, statistics, segments, d_qkv, tokens, query_heads,                 \
                                         key_value_heads, window, score_scale);                                        \
     }                                                                                                                 \
-    TEMPER_KERNEL_ALONE(sm90_attention_backward_query_##D##_bf16, 384, const __grid_constant__ TensorMap d_out,       \
+    TEMPER_KERNEL_ALONE(sm90_attention_backward_query_##D##_bf16, sm90_attention_threads,                             \
+                  const __grid_constant__ TensorMap d_out,                                                            \
                   const __grid_constant__ TensorMap qkv, const Statistics* statistics, const uint32_t* segments,      \
                   bf16* d_qkv, uint32_t tokens, uint32_t query_heads, uint32_t key_value_heads, uint32_t window,      \
                   float score_scale) {                                                                                \

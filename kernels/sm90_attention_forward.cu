@@ -24,7 +24,7 @@
 
 namespace {
 
-constexpr int tile_rows = 128, stages = 2;
+constexpr int tile_rows = sm90_attention_rows, stages = sm90_forward_stages;
 
 struct Barriers {
     uint64_t query, key_full[stages], key_empty[stages], value_full[stages], value_empty[stages];
@@ -34,6 +34,8 @@ struct Barriers {
 template <int D>
 struct Work {
     static constexpr uint32_t tile_bytes = tile_rows * D * 2;
+    static_assert((1 + 2 * stages) * tile_bytes + sizeof(Barriers) == sm90_forward_bytes(D),
+                  "the launcher gives a block what its layout needs");
     AttentionSegment segment;
     AttentionRange range;
     uint32_t head, group, first, last, tiles;
@@ -187,13 +189,13 @@ __device__ __forceinline__ void attention_forward(const TensorMap& qkv, const ui
 
 }  // namespace
 
-TEMPER_KERNEL_ALONE(sm90_attention_forward_64_bf16, 384, const __grid_constant__ TensorMap qkv,
+TEMPER_KERNEL_ALONE(sm90_attention_forward_64_bf16, sm90_attention_threads, const __grid_constant__ TensorMap qkv,
                     const uint32_t* segments, bf16* out, float* log_sum_exp, uint32_t query_heads,
                     uint32_t key_value_heads, uint32_t window, float score_scale) {
     attention_forward<64>(qkv, segments, out, log_sum_exp, query_heads, key_value_heads, window, score_scale);
 }
 
-TEMPER_KERNEL_ALONE(sm90_attention_forward_128_bf16, 384, const __grid_constant__ TensorMap qkv,
+TEMPER_KERNEL_ALONE(sm90_attention_forward_128_bf16, sm90_attention_threads, const __grid_constant__ TensorMap qkv,
                     const uint32_t* segments, bf16* out, float* log_sum_exp, uint32_t query_heads,
                     uint32_t key_value_heads, uint32_t window, float score_scale) {
     attention_forward<128>(qkv, segments, out, log_sum_exp, query_heads, key_value_heads, window, score_scale);

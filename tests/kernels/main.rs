@@ -23,6 +23,9 @@ mod loss_head;
 mod machine_code;
 mod measure;
 mod norm;
+/// Registers and blocks are what the head comments say.
+#[cfg(feature = "cuda")]
+mod occupancy;
 mod operand;
 mod optimizer;
 #[allow(dead_code)]
@@ -32,5 +35,7 @@ mod rope;
 /// The self-test is green in the simulator, launches every kernel, and sees what is wrong.
 mod selftest;
 mod simulated;
+/// Kernels and launchers share their sizes.
+mod sizes;
 mod support;
 mod tune;

@@ -4,7 +4,7 @@
 //! Hopper (`sm90_attention_*.cu`) on compute capability 9, `attention_forward.cu` and `attention_backward.cu` elsewhere.
 //! Every other head size up to 256, and f32, goes to `attention_general.cu`.
 
-use super::{Argument, Cuda, Place, Tiles};
+use super::{Argument, Cuda, Place, Tiles, sizes};
 use crate::error::{Error, Result};
 use crate::ops::*;
 
@@ -66,9 +66,10 @@ impl Plan {
         })
     }
 
-    /// Every head of every segment, times the blocks of `rows` rows of the longest segment.
-    fn grid(&self, heads: usize, rows: usize) -> [u32; 3] {
-        [(self.segments * heads) as u32, self.longest.div_ceil(rows) as u32, 1]
+    /// The grid is every head of every segment, times the blocks of the longest segment.
+    fn launch(&self, cuda: &Cuda, pass: &Pass, arguments: &[Argument]) -> Result<()> {
+        let grid = [(self.segments * pass.heads) as u32, self.longest.div_ceil(pass.rows) as u32, 1];
+        cuda.launch(&self.kernel(cuda, pass.stem), grid, pass.threads as u32, pass.shared_bytes, arguments)
     }
 
     /// The last parameters of every kernel.
@@ -85,60 +86,75 @@ impl Plan {
         sizes
     }
 
-    /// Shared memory of a general kernel with `fixed` fixed tiles and as many tables (`attention_general.cu`).
-    fn general_shared_bytes(&self, fixed: usize) -> usize {
+    /// How the forward kernel is launched.
+    fn forward_pass(&self) -> Pass {
         let head_dim = self.shape.head_dim;
-        4 * (fixed * 16 * head_dim + 2 * 32 * (head_dim + 1) + fixed * 16 * 32)
-    }
-
-    /// The two kernels after the statistics. The headers say the shared memory: fixed tiles, stages of streamed tiles,
-    /// statistics, barriers.
-    fn backward_passes(&self) -> [BackwardPass; 2] {
-        let row_bytes = 2 * self.shape.head_dim;
-        let (rows, threads, key_value_bytes, query_bytes) = match self.kernels {
+        let (rows, threads, shared_bytes) = match self.kernels {
             Kernels::Hopper => {
-                let key_value = (2 * 128 + 3 * 2 * 64) * row_bytes + 3 * 64 * 8 + 56;
-                (128, 384, key_value, (2 * 128 + 2 * 2 * 128) * row_bytes + 40)
+                (sizes::SM90_ATTENTION_ROWS, sizes::SM90_ATTENTION_THREADS, sizes::sm90_forward_bytes(head_dim))
             }
             Kernels::Tiled => {
-                let tiles = (2 * 128 + 2 * 2 * 64) * row_bytes;
-                (128, 256, tiles + 2 * 64 * 8, tiles)
+                (sizes::ATTENTION_ROWS, sizes::ATTENTION_FORWARD_THREADS, sizes::attention_forward_bytes(head_dim))
             }
-            Kernels::General => (16, 128, self.general_shared_bytes(2), self.general_shared_bytes(2)),
-        };
-        let heads = self.shape.num_key_value_heads;
-        let key_value = BackwardPass {
-            stem: "backward_key_value",
-            heads,
-            rows,
-            box_rows: 64,
-            threads,
-            shared_bytes: key_value_bytes,
+            Kernels::General => self.general(1),
         };
         let heads = self.shape.num_attention_heads;
-        [
-            key_value,
-            BackwardPass { stem: "backward_query", heads, box_rows: 128, shared_bytes: query_bytes, ..key_value },
-        ]
+        Pass { stem: "forward", heads, rows, box_rows: sizes::SM90_ATTENTION_ROWS, threads, shared_bytes }
+    }
+
+    /// The two kernels after the statistics.
+    fn backward_passes(&self) -> [Pass; 2] {
+        let head_dim = self.shape.head_dim;
+        let (rows, threads, key_value_bytes, query_bytes) = match self.kernels {
+            Kernels::Hopper => (
+                sizes::SM90_ATTENTION_ROWS,
+                sizes::SM90_ATTENTION_THREADS,
+                sizes::sm90_key_value_bytes(head_dim),
+                sizes::sm90_query_bytes(head_dim),
+            ),
+            Kernels::Tiled => (
+                sizes::ATTENTION_ROWS,
+                sizes::ATTENTION_BACKWARD_THREADS,
+                sizes::attention_key_value_bytes(head_dim),
+                sizes::attention_query_bytes(head_dim),
+            ),
+            Kernels::General => {
+                let (rows, threads, bytes) = self.general(2);
+                (rows, threads, bytes, bytes)
+            }
+        };
+        let heads = self.shape.num_key_value_heads;
+        let box_rows = sizes::SM90_KEY_VALUE_BOX;
+        let key_value =
+            Pass { stem: "backward_key_value", heads, rows, box_rows, threads, shared_bytes: key_value_bytes };
+        let heads = self.shape.num_attention_heads;
+        let box_rows = sizes::SM90_QUERY_BOX;
+        [key_value, Pass { stem: "backward_query", heads, box_rows, shared_bytes: query_bytes, ..key_value }]
+    }
+
+    /// Rows, threads and shared memory of a block of a general kernel with so many fixed tiles.
+    fn general(&self, fixed_tiles: usize) -> (usize, usize, usize) {
+        let bytes = sizes::attention_general_bytes(fixed_tiles, self.shape.head_dim);
+        (sizes::ATTENTION_GENERAL_ROWS, sizes::ATTENTION_GENERAL_THREADS, bytes)
     }
 }
 
-/// One of the large kernels of the backward pass.
+/// One of the large kernels.
 #[derive(Clone, Copy)]
-struct BackwardPass {
+struct Pass {
     stem: &'static str,
     heads: usize,
     /// Rows of a block.
     rows: usize,
     /// Rows of a tile copy, on Hopper.
-    box_rows: u32,
-    threads: u32,
+    box_rows: usize,
+    threads: usize,
     shared_bytes: usize,
 }
 
 /// What a kernel needs of a bf16 matrix: its address, or, on Hopper, a description of it as panels of 64 columns, of which
 /// one copy takes `rows` rows of as many panels as a head has.
-fn source(cuda: &Cuda, plan: &Plan, matrix: &Matrix<Cuda>, cols: usize, rows: u32) -> Result<Argument> {
+fn source(cuda: &Cuda, plan: &Plan, matrix: &Matrix<Cuda>, cols: usize, rows: usize) -> Result<Argument> {
     if plan.kernels != Kernels::Hopper {
         return Ok(matrix.pointer());
     }
@@ -147,7 +163,7 @@ fn source(cuda: &Cuda, plan: &Plan, matrix: &Matrix<Cuda>, cols: usize, rows: u3
         address: matrix.address(),
         sizes: &[64, (matrix.len() / cols) as u64, cols as u64 / 64],
         strides: &[2 * cols as u64, 128],
-        tile: &[64, rows, plan.shape.head_dim as u32 / 64],
+        tile: &[64, rows as u32, plan.shape.head_dim as u32 / 64],
         swizzle: 128,
     };
     Ok(Argument::TensorMap(cuda.driver().tensor_map(&tiles)?))
@@ -160,22 +176,15 @@ impl Execute<AttentionForward<'_, Cuda>> for Cuda {
         if plan.longest == 0 {
             return Ok(());
         }
-        // A tile of queries and two stages of keys and values: see the headers of the kernels.
-        let row_bytes = 2 * shape.head_dim;
-        let (rows, threads, shared_bytes) = match plan.kernels {
-            Kernels::Hopper => (128, 384, (128 + 4 * 128) * row_bytes + 72),
-            Kernels::Tiled => (128, 128, (128 + 4 * if shape.head_dim == 128 { 32 } else { 64 }) * row_bytes),
-            Kernels::General => (16, 128, plan.general_shared_bytes(1)),
-        };
+        let pass = plan.forward_pass();
         let mut arguments = vec![
-            source(self, &plan, &qkv, shape.qkv_cols(), 128)?,
+            source(self, &plan, &qkv, shape.qkv_cols(), pass.box_rows)?,
             segments.device.view().pointer(),
             out.pointer(),
             log_sum_exp.pointer(),
         ];
         arguments.extend(plan.sizes());
-        let grid = plan.grid(shape.num_attention_heads, rows);
-        self.launch(&plan.kernel(self, "forward"), grid, threads, shared_bytes, &arguments)
+        plan.launch(self, &pass, &arguments)
     }
 }
 
@@ -201,8 +210,7 @@ impl Execute<AttentionBackward<'_, Cuda>> for Cuda {
                     Argument::U32(qkv.rows as u32),
                 ];
                 arguments.extend(plan.sizes());
-                let grid = plan.grid(pass.heads, pass.rows);
-                self.launch(&plan.kernel(self, pass.stem), grid, pass.threads, pass.shared_bytes, &arguments)?;
+                plan.launch(self, &pass, &arguments)?;
             }
             Ok(())
         })
@@ -228,6 +236,7 @@ fn launch_statistics(cuda: &Cuda, plan: &Plan, operands: &AttentionBackward<Cuda
         Argument::U32(u32::from(wide)),
         Argument::F32(if plan.kernels != Kernels::General { std::f32::consts::LOG2_E } else { 1.0 }),
     ];
-    let warps = out.rows * heads;
-    cuda.launch(&cuda.kernel("attention_statistics"), [warps.div_ceil(8) as u32, 1, 1], 256, 0, &arguments)
+    let threads = sizes::ATTENTION_STATISTICS_THREADS;
+    let blocks = (out.rows * heads).div_ceil(threads / 32);
+    cuda.launch(&cuda.kernel("attention_statistics"), [blocks as u32, 1, 1], threads as u32, 0, &arguments)
 }

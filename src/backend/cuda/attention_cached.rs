@@ -2,13 +2,9 @@
 
 use super::attention::check_head_dim;
 use super::element::{ROW_THREADS, flag, row_threads, row_width, size};
-use super::{Cuda, Place};
+use super::{Cuda, Place, sizes};
 use crate::error::Result;
 use crate::ops::{AttentionCached, Checked, Execute};
-
-/// Threads of a block of the forward kernel, and its warps.
-const THREADS: u32 = 128;
-const WARPS: usize = 4;
 
 impl Execute<AttentionCached<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<AttentionCached<Cuda>>) -> Result<()> {
@@ -50,7 +46,8 @@ impl Execute<AttentionCached<'_, Cuda>> for Cuda {
             shape.score_scale().into(),
         ];
         let blocks = size(NAME, qkv.rows * shape.num_attention_heads)?;
-        let shared_bytes = 4 * WARPS * (shape.head_dim + 2);
-        self.launch(&self.kernel("attention_cached_forward"), [blocks, 1, 1], THREADS, shared_bytes, &arguments)
+        let threads = 32 * sizes::ATTENTION_CACHED_WARPS as u32;
+        let shared_bytes = sizes::attention_cached_bytes(shape.head_dim);
+        self.launch(&self.kernel("attention_cached_forward"), [blocks, 1, 1], threads, shared_bytes, &arguments)
     }
 }

@@ -2,13 +2,11 @@
 
 use super::element::{ROW_THREADS, flag, row_threads, row_width, size};
 use super::norm::add_partial_sums;
-use super::{Argument, Cuda, Place};
+use super::{Argument, Cuda, Place, sizes};
 use crate::error::Result;
 use crate::ops::{AddBias, BiasBackward, Checked, DType, Execute};
 
-/// Warps of a block that sums a bias gradient.
-const WARPS: usize = 8;
-/// Fewest rows of such a block: below that, partial sums would cost more than the rows.
+/// Fewest rows of a block that sums a bias gradient: below that, partial sums would cost more than the rows.
 const ROWS_PER_CHUNK: usize = 64;
 /// Such blocks that fill a multiprocessor.
 const RESIDENT: usize = 8;
@@ -55,8 +53,8 @@ impl Execute<BiasBackward<'_, Cuda>> for Cuda {
                 flag(width > 1),
             ];
             let grid = [size(NAME, chunks * groups)?, 1, 1];
-            let shared = WARPS * group_cols * size_of::<f32>();
-            self.launch(&self.kernel("bias_sums"), grid, 32 * WARPS as u32, shared, &arguments)?;
+            let shared = sizes::BIAS_WARPS * group_cols * size_of::<f32>();
+            self.launch(&self.kernel("bias_sums"), grid, 32 * sizes::BIAS_WARPS as u32, shared, &arguments)?;
             add_partial_sums(self, NAME, partial, chunks, d_bias)
         })
     }

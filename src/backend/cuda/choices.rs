@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::driver::{Gemm, Operand};
+use super::sizes;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::ops::DType;
@@ -177,8 +178,8 @@ impl RowKernel {
     /// whose loads fill the time in which others wait for their sums.
     pub fn candidates(self) -> &'static [u32] {
         match self {
-            Self::RmsNormForward => &[256, 128],
-            Self::RmsNormBackward => &[512, 256],
+            Self::RmsNormForward => &[sizes::NORM_FORWARD_THREADS as u32, 128],
+            Self::RmsNormBackward => &[sizes::NORM_BACKWARD_THREADS as u32, 256],
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Launchers of the element-wise kernels, the embedding and the reductions (`kernels/element.cu`,
 //! `kernels/embedding.cu`), and what all memory-bound launchers share.
 
-use super::{Argument, Cuda, Place};
+use super::{Argument, Cuda, Place, sizes};
 use crate::error::{Error, Result};
 use crate::ops::{
     Checked, DType, EmbeddingBackward, Execute, GatherRows, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum,
@@ -13,10 +13,6 @@ pub(super) const FLAT_THREADS: u32 = 256;
 const FLAT_BLOCKS: u32 = 8;
 /// Most threads of a kernel with a block for each row.
 pub(super) const ROW_THREADS: u32 = 256;
-/// Shared memory in which a block sums one f64: a number for each of 32 warps.
-pub(super) const SUM_BYTES: usize = 32 * 8;
-/// Tokens of one tile of `embedding_sort_tiles`.
-const TILE: usize = 512;
 
 /// A size as a kernel's 32-bit parameter or grid, which must fit 31 bits.
 pub(super) fn size(operation: &str, value: usize) -> Result<u32> {
@@ -90,8 +86,10 @@ impl Execute<EmbeddingBackward<'_, Cuda>> for Cuda {
         self.with_scratch("embedding keys", 4 * d_out.rows, DType::U32, |scratch| {
             let tiles = Argument::Pointer(scratch.address(0));
             let keys = Argument::Pointer(scratch.address(2 * d_out.rows));
-            let grid = [size(NAME, d_out.rows.div_ceil(TILE))?, 1, 1];
-            self.launch("embedding_sort_tiles", grid, TILE as u32, 4 * TILE, &[ids.pointer(), tiles, tokens.into()])?;
+            let tile = sizes::EMBEDDING_TILE;
+            let grid = [size(NAME, d_out.rows.div_ceil(tile))?, 1, 1];
+            let shared = sizes::EMBEDDING_SORT_BYTES;
+            self.launch("embedding_sort_tiles", grid, tile as u32, shared, &[ids.pointer(), tiles, tokens.into()])?;
             // Eight lanes a token.
             let grid = [size(NAME, d_out.rows.div_ceil(32))?, 1, 1];
             self.launch("embedding_merge_tiles", grid, 256, 0, &[tiles, keys, tokens.into()])?;
@@ -163,7 +161,7 @@ impl Execute<WeightedSum<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<WeightedSum<Cuda>>) -> Result<()> {
         let WeightedSum { a, b, scale, out } = checked.operands();
         let arguments = [a.pointer(), b.pointer(), scale.into(), out.pointer(), Argument::U64(a.len() as u64)];
-        self.launch("weighted_sum_f32", [1; 3], row_threads(a.len(), 1024), SUM_BYTES, &arguments)
+        self.launch("weighted_sum_f32", [1; 3], row_threads(a.len(), 1024), sizes::F64_SUM_BYTES, &arguments)
     }
 }
 
@@ -177,7 +175,7 @@ impl Execute<SquaredNorm<'_, Cuda>> for Cuda {
         self.with_scratch("squared norm", 2 * blocks as usize, DType::U32, |partial| {
             let arguments =
                 [x.pointer(), Argument::Pointer(partial.address(0)), Argument::U64(n as u64), flag(vectorised)];
-            self.launch("squared_norm_f32", [blocks, 1, 1], FLAT_THREADS, SUM_BYTES, &arguments)?;
+            self.launch("squared_norm_f32", [blocks, 1, 1], FLAT_THREADS, sizes::F64_SUM_BYTES, &arguments)?;
             let mut sums = vec![0.0f64; blocks as usize];
             // SAFETY: the scratch buffer has at least these 8 bytes for each block.
             unsafe { self.driver.download(partial.address(0), bytemuck::cast_slice_mut(&mut sums))? };

@@ -1,12 +1,9 @@
 //! Launchers of the losses on hidden states (`kernels/hidden.cu`) and of preferences (`kernels/preference.cu`).
 
-use super::element::{ROW_THREADS, SUM_BYTES, fits, flag, row_threads, row_width, size};
-use super::{Cuda, Place, optional};
+use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size};
+use super::{Cuda, Place, optional, sizes};
 use crate::error::Result;
 use crate::ops::{Checked, Execute, Preference, RandomMapping, RepresentationDistance};
-
-/// Shared memory in front of the rows: three sums for each of 32 warps, rounded up.
-const SCRATCH_BYTES: usize = 512;
 
 impl Execute<RepresentationDistance<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<RepresentationDistance<Cuda>>) -> Result<()> {
@@ -30,7 +27,7 @@ impl Execute<RepresentationDistance<'_, Cuda>> for Cuda {
             size(NAME, cols)?.into(),
             flag(width > 1),
         ];
-        let shared = fits(NAME, self, cols, SCRATCH_BYTES + kept)?;
+        let shared = fits(NAME, self, cols, sizes::HIDDEN_SCRATCH_BYTES + kept)?;
         self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(cols / width, ROW_THREADS), shared, &arguments)
     }
 }
@@ -59,7 +56,7 @@ impl Execute<RandomMapping<'_, Cuda>> for Cuda {
             size(NAME, cols)?.into(),
             flag(width > 1),
         ];
-        let shared = fits(NAME, self, cols, SCRATCH_BYTES + kept)?;
+        let shared = fits(NAME, self, cols, sizes::HIDDEN_SCRATCH_BYTES + kept)?;
         self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(cols / width, ROW_THREADS), shared, &arguments)
     }
 }
@@ -80,6 +77,6 @@ impl Execute<Preference<'_, Cuda>> for Cuda {
             weights.pointer(),
             losses.pointer(),
         ];
-        self.launch("preference_f32", [size(NAME, losses.len())?, 1, 1], ROW_THREADS, SUM_BYTES, &arguments)
+        self.launch("preference_f32", [size(NAME, losses.len())?, 1, 1], ROW_THREADS, sizes::F64_SUM_BYTES, &arguments)
     }
 }

@@ -2,18 +2,11 @@
 
 use super::choices::ProductShape;
 use super::driver::{Argument, Gemm, Operand};
-use super::{Cuda, Place};
+use super::{Cuda, Place, sizes};
 use crate::error::{Error, Result};
 use crate::ops::{
     Buffer, Checked, DType, Execute, LinearBackwardInput, LinearBackwardWeight, LinearForward, Matrix, MatrixMut,
 };
-
-/// Threads of a block, and rows and columns of C that it computes: both as in `gemm.cu`.
-const THREADS: u32 = 256;
-const TILE: usize = 128;
-/// Shared memory of a block: four stages of two bf16 tiles of 128 × 32; two stages of two f32 tiles of 8 × 132.
-const BF16_SHARED: usize = 4 * 2 * 128 * 32 * 2;
-const F32_SHARED: usize = 2 * 2 * 8 * 132 * 4;
 
 impl Execute<LinearForward<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<LinearForward<Cuda>>) -> Result<()> {
@@ -157,9 +150,9 @@ pub(super) fn own_product(cuda: &Cuda, gemm: &Gemm, live: Option<LiveRows>) -> R
     if gemm.m == 0 || gemm.n == 0 {
         return Ok(());
     }
-    let tiles = gemm.m.div_ceil(TILE) * gemm.n.div_ceil(TILE);
+    let tiles = gemm.m.div_ceil(sizes::GEMM_TILE) * gemm.n.div_ceil(sizes::GEMM_TILE);
     let grid = u32::try_from(tiles).map_err(|_| Error::Device(format!("a product of {tiles} tiles")))?;
-    let shared = if gemm.input == DType::Bf16 { BF16_SHARED } else { F32_SHARED };
+    let shared = if gemm.input == DType::Bf16 { sizes::GEMM_BF16_BYTES } else { sizes::GEMM_F32_BYTES };
     let arguments = [
         Argument::U32(count(gemm.m)?),
         Argument::U32(count(gemm.n)?),
@@ -175,7 +168,7 @@ pub(super) fn own_product(cuda: &Cuda, gemm: &Gemm, live: Option<LiveRows>) -> R
         Argument::Pointer(live.map_or(0, |live| live.count)),
         Argument::U32(count(live.map_or(0, |live| live.first))?),
     ];
-    cuda.launch(&kernel(gemm)?, [grid, 1, 1], THREADS, shared, &arguments)
+    cuda.launch(&kernel(gemm)?, [grid, 1, 1], sizes::GEMM_THREADS as u32, shared, &arguments)
 }
 
 /// The kernel for a product's layout, dtypes and alignment.

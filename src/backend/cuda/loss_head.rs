@@ -7,14 +7,12 @@
 
 use super::driver::{Argument, Gemm, Operand};
 use super::linear::{LiveRows, count, product_of_live_rows, rows, transposed};
-use super::{Cuda, CudaBuffer, Place, kernel_name};
+use super::{Cuda, CudaBuffer, Place, kernel_name, sizes};
 use crate::error::Result;
 use crate::ops::*;
 
 /// Most threads of a block.
-const THREADS: u32 = 256;
-/// Shared memory of a block: three statistics of each warp.
-const SHARED: usize = 3 * 4 * THREADS as usize / 32;
+const THREADS: u32 = sizes::LOSS_HEAD_THREADS as u32;
 /// Logits of a chunk, about: 1 GiB.
 const CHUNK_LOGITS: usize = 1 << 28;
 
@@ -70,7 +68,7 @@ impl Execute<LossHead<'_, Cuda>> for Cuda {
             let live = live.address(0);
             let call = Head { cuda: self, loss, hidden, head, targets, weights, live, leading, dtype };
             let arguments = [weights.pointer(), Argument::U32(count(tokens)?), Argument::Pointer(live)];
-            self.launch("loss_head_compact", [1, 1, 1], THREADS, SHARED, &arguments)?;
+            self.launch("loss_head_compact", [1, 1, 1], THREADS, sizes::LOSS_HEAD_BYTES, &arguments)?;
             self.with_scratch("logits of a chunk of tokens", chunk * leading, DType::F32, |logits| {
                 self.with_scratch("hidden states of a chunk of tokens", chunk * d, dtype, |gathered| {
                     for first in (0..tokens).step_by(chunk) {
@@ -195,7 +193,13 @@ impl Chunk<'_> {
             Argument::U32(u32::from(cuda.library_products)),
         ];
         let threads = threads(self.call.head.rows, 4);
-        cuda.launch(&kernel_name(kernel, self.call.dtype), [count(self.rows)?, 1, 1], threads, SHARED, &arguments)
+        cuda.launch(
+            &kernel_name(kernel, self.call.dtype),
+            [count(self.rows)?, 1, 1],
+            threads,
+            sizes::LOSS_HEAD_BYTES,
+            &arguments,
+        )
     }
 
     fn move_rows(&self, kernel: &str, from: u64, to: u64) -> Result<()> {

@@ -29,6 +29,7 @@ mod recording;
 mod rope;
 #[cfg(feature = "simulator")]
 mod sim;
+mod sizes;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -2,18 +2,14 @@
 
 use super::choices::{RowKernel, RowShape};
 use super::element::{fits, flag, row_threads, row_width, size};
-use super::{Argument, Cuda, Place, optional};
+use super::{Argument, Cuda, Place, optional, sizes};
 use crate::error::Result;
 use crate::ops::{Checked, DType, Execute, MatrixMut, RmsNormBackward, RmsNormForward};
 
-/// Shared memory in front of the rows: a number for each of 32 warps.
-const SCRATCH_BYTES: usize = 128;
-/// The threads that a multiprocessor is to hold.
+/// Threads of backward blocks that a multiprocessor is to hold.
 pub(super) const RESIDENT_THREADS: u32 = 1536;
 /// Fewest rows of a block that sums a weight gradient: below that, partial sums would cost more than the rows.
 pub(super) const ROWS_PER_BLOCK: usize = 8;
-/// Columns of a block that adds up partial sums.
-const WEIGHT_COLUMNS: usize = 32;
 
 impl Execute<RmsNormForward<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<RmsNormForward<Cuda>>) -> Result<()> {
@@ -29,7 +25,7 @@ impl Execute<RmsNormForward<'_, Cuda>> for Cuda {
         addresses.extend(delta.iter().map(Place::address));
         addresses.extend(sum.iter().map(Place::address));
         let width = row_width(dtype, cols, &addresses);
-        let shared = fits(NAME, self, cols, SCRATCH_BYTES + cols * dtype.bytes())?;
+        let shared = fits(NAME, self, cols, sizes::NORM_SCRATCH_BYTES + cols * dtype.bytes())?;
         let arguments = [
             residual.pointer(),
             optional(delta.as_ref()),
@@ -58,7 +54,7 @@ impl Execute<RmsNormBackward<'_, Cuda>> for Cuda {
         let width = row_width(dtype, cols, &[d_normed.address(), x.address(), weight.address(), d_residual.address()]);
         let most = self.choices.threads(RowShape { kernel: RowKernel::RmsNormBackward, columns: cols, dtype });
         let threads = row_threads(cols / width, most);
-        let kept = SCRATCH_BYTES + 2 * (cols * dtype.bytes()).next_multiple_of(16);
+        let kept = sizes::NORM_SCRATCH_BYTES + 2 * (cols * dtype.bytes()).next_multiple_of(16);
         let launch = |partial: Argument, blocks: usize, shared: usize| {
             let arguments = [
                 d_normed.pointer(),
@@ -94,7 +90,8 @@ pub(super) fn add_partial_sums(
     gradient: MatrixMut<Cuda>,
 ) -> Result<()> {
     let cols = gradient.len();
-    let grid = [size(name, cols.div_ceil(WEIGHT_COLUMNS))?, 1, 1];
+    let grid = [size(name, cols.div_ceil(sizes::NORM_WEIGHT_COLUMNS))?, 1, 1];
     let arguments = [partial, size(name, rows)?.into(), size(name, cols)?.into(), gradient.pointer()];
-    cuda.launch("rms_norm_weight_f32", grid, 1024, 32 * 33 * 4, &arguments)
+    let threads = sizes::NORM_WEIGHT_THREADS as u32;
+    cuda.launch("rms_norm_weight_f32", grid, threads, sizes::NORM_WEIGHT_BYTES, &arguments)
 }

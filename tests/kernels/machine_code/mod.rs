@@ -3,6 +3,8 @@
 //! `cargo test --test kernels machine_code -- --nocapture` prints classes of instructions and, for loops with products of
 //! a warpgroup, what is executed while each group of products is in flight.
 
+/// Claims of other head comments.
+mod claims;
 /// The cubins, and nvdisasm.
 mod disassembly;
 /// Groups of products and the waits that cover them.

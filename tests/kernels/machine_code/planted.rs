@@ -9,13 +9,18 @@ use super::program::Kernel;
 
 /// The kernels of a file of `kernels/` with one place in it changed.
 fn planted(file: &str, place: &str, fault: &str) -> BTreeMap<String, Kernel> {
+    compiled(file, place, fault).expect("the planted kernel compiles")
+}
+
+/// The same, or what the compiler says.
+fn compiled(file: &str, place: &str, fault: &str) -> Result<BTreeMap<String, Kernel>, String> {
     let text = fs::read_to_string(format!("kernels/{file}.cu")).expect("a kernel file");
     assert_eq!(text.matches(place).count(), 1, "{place:?} is in {file}.cu once");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (source, cubin) = (folder.path().join("planted.cu"), folder.path().join("planted.cubin"));
     fs::write(&source, text.replace(place, fault)).expect("write the source");
-    compile(&source, &cubin).expect("the planted kernel compiles");
-    disassemble(&cubin)
+    compile(&source, &cubin)?;
+    Ok(disassemble(&cubin))
 }
 
 #[test]
@@ -59,5 +64,14 @@ fn a_descriptor_that_differs_between_threads_is_seen() {
     if can_look() {
         let kernels = planted(FORWARD.file, "hopper_warpgroup() * 64", "threadIdx.x / 128 * 64");
         assert!(FORWARD.descriptor_moves(&kernels[&FORWARD.name(128)]) > 0);
+    }
+}
+
+/// A kernel whose layout needs other shared memory than launchers give it is no program, on no compiler.
+#[test]
+fn a_layout_that_launchers_do_not_know_is_refused() {
+    if can_look() {
+        let error = compiled(FORWARD.file, "    uint64_t query, key_full", "    uint64_t query, spare, key_full");
+        assert!(error.is_err_and(|said| said.contains("the launcher gives a block what its layout needs")));
     }
 }

@@ -3,15 +3,13 @@
 use super::{gradient, mask_arguments};
 use crate::backend::cuda::driver::Argument;
 use crate::backend::cuda::linear::count;
-use crate::backend::cuda::{Cuda, CudaBuffer, Place};
+use crate::backend::cuda::{Cuda, CudaBuffer, Place, sizes};
 use crate::error::{Error, Result};
 use crate::ops::{DType, Dropout, LoraSlice, Matrix, MatrixMut};
 
-/// Shared memory of a block, as the kernels lay it out.
-const DOWN_SHARED: usize = 4 * (32 * 64 + 64 * 64) * 2;
-const RANK_SHARED: usize = (4 * 64 * 64 + (3 + 4) * 64 * 32) * 2;
-const FACTOR_SHARED: usize = (4 + 3) * 64 * 64 * 2;
-const INPUT_SHARED: usize = 64 * 136 * 4;
+/// Columns of dy, and of x, that a block takes.
+const RANK_COLUMNS: usize = sizes::LORA_RANK_TILES * sizes::LORA_TILE;
+const FACTOR_COLUMNS: usize = sizes::LORA_FACTOR_TILES * sizes::LORA_TILE;
 
 /// Whether a matrix, from a column on, has rows that all begin at multiples of 16 bytes.
 fn aligned(address: u64, column: usize, leading: usize) -> bool {
@@ -49,8 +47,8 @@ pub(super) fn down(
         vec![x.pointer(), Argument::U32(count(x.rows)?), Argument::U32(count(x.cols)?), Argument::U32(count(s.cols)?)];
     arguments.extend(stacked(slices)?);
     arguments.extend([s.pointer(), Argument::F32(keep(dropout))]);
-    let grid = blocks(&[x.rows.div_ceil(32), s.cols.div_ceil(64)])?;
-    launch(cuda, "lora_down", dropout, grid, 256, DOWN_SHARED, arguments)
+    let grid = blocks(&[x.rows.div_ceil(sizes::LORA_DOWN_TOKENS), s.cols.div_ceil(sizes::LORA_TILE)])?;
+    launch(cuda, "lora_down", dropout, grid, sizes::LORA_DOWN_THREADS, sizes::LORA_DOWN_BYTES, arguments)
 }
 
 /// ds of one slice, whose first column in s is `first`, and the gradient of its b where there is a buffer for it.
@@ -71,7 +69,7 @@ pub(super) fn rank_gradients(
     }
     let at = |address: u64, column: usize| address + 2 * column as u64;
     let range = token_range(tokens);
-    let column_blocks = columns.div_ceil(256);
+    let column_blocks = columns.div_ceil(RANK_COLUMNS);
     let token_blocks = tokens.div_ceil(range);
     let aligned_ranks = aligned(s.address(), first, s.cols) && aligned(slice.b.address(), 0, rank);
     let ds_len = tokens * rank;
@@ -93,8 +91,10 @@ pub(super) fn rank_gradients(
             Argument::U32(count(range)?),
             Argument::U32(u32::from(aligned_ranks)),
         ];
-        let grid = [count(column_blocks)?, count(token_blocks)?, count(rank.div_ceil(32))?];
-        cuda.launch("lora_rank_gradients_bf16", grid, 128, RANK_SHARED, &arguments)?;
+        let grid = [count(column_blocks)?, count(token_blocks)?, count(rank.div_ceil(sizes::LORA_RANK_RANKS))?];
+        let threads = sizes::LORA_RECTANGLE_THREADS as u32;
+        let shared = sizes::lora_rectangle_bytes(sizes::LORA_RANK_RANKS, sizes::LORA_RANK_TILES);
+        cuda.launch("lora_rank_gradients_bf16", grid, threads, shared, &arguments)?;
         let ds_parts = Parts { pointer: parts.address(0), stride: ds_len, count: column_blocks };
         ds_parts.add_up(
             cuda,
@@ -141,8 +141,10 @@ pub(super) fn factor_gradients(
             Argument::U32(count(range)?),
             Argument::U32(u32::from(aligned(ds.address(), 0, ds.cols))),
         ];
-        let grid = [count(x.cols.div_ceil(128))?, count(token_blocks)?, count(ds.cols.div_ceil(64))?];
-        launch(cuda, "lora_factor_gradients", dropout, grid, 128, FACTOR_SHARED, arguments)?;
+        let column_blocks = count(x.cols.div_ceil(FACTOR_COLUMNS))?;
+        let grid = [column_blocks, count(token_blocks)?, count(ds.cols.div_ceil(sizes::LORA_FACTOR_RANKS))?];
+        let shared = sizes::lora_rectangle_bytes(sizes::LORA_FACTOR_RANKS, 0);
+        launch(cuda, "lora_factor_gradients", dropout, grid, sizes::LORA_RECTANGLE_THREADS, shared, arguments)?;
         super::each_slice(slices, |slice, first| {
             let parts = Parts { pointer: parts.address(first * x.cols), stride: len, count: token_blocks };
             let to = gradient(gradients, &slice.a, 1.0).pointer;
@@ -170,8 +172,8 @@ pub(super) fn input_gradient(
     arguments.extend(stacked(slices)?);
     let aligned_ranks = aligned(ds.address(), 0, ds.cols);
     arguments.extend([dx.pointer(), Argument::F32(keep(dropout)), Argument::U32(u32::from(aligned_ranks))]);
-    let grid = blocks(&[dx.rows.div_ceil(64), dx.cols.div_ceil(128)])?;
-    launch(cuda, "lora_input_gradient", dropout, grid, 256, INPUT_SHARED, arguments)
+    let grid = blocks(&[dx.rows.div_ceil(sizes::LORA_TILE), dx.cols.div_ceil(sizes::LORA_INPUT_COLUMNS)])?;
+    launch(cuda, "lora_input_gradient", dropout, grid, sizes::LORA_INPUT_THREADS, sizes::LORA_INPUT_BYTES, arguments)
 }
 
 /// Where the sum of parts goes, times `scale`: into a bf16 matrix, or onto an f32 matrix.
@@ -225,7 +227,7 @@ impl Parts {
 /// at most, so that there are blocks enough. A function of the shape alone, so that the same bits come out on every
 /// device.
 fn token_range(tokens: usize) -> usize {
-    (tokens / 8).next_multiple_of(64).clamp(64, 512)
+    (tokens / 8).next_multiple_of(sizes::LORA_TILE).clamp(sizes::LORA_TILE, 512)
 }
 
 fn keep(dropout: Option<Dropout>) -> f32 {
@@ -258,11 +260,11 @@ fn launch(
     stem: &str,
     dropout: Option<Dropout>,
     grid: [u32; 3],
-    block: u32,
+    block: usize,
     shared: usize,
     mut arguments: Vec<Argument>,
 ) -> Result<()> {
     let name = if dropout.is_some() { format!("{stem}_dropout_bf16") } else { format!("{stem}_bf16") };
     arguments.extend(dropout.map_or([0; 5].map(Argument::U32), mask_arguments));
-    cuda.launch(&name, grid, block, shared, &arguments)
+    cuda.launch(&name, grid, block as u32, shared, &arguments)
 }
