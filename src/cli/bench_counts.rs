@@ -40,18 +40,30 @@ fn succeed(not_run: &[NotRun]) -> anyhow::Result<()> {
 }
 
 fn describe_counts(report: &CountReport) -> String {
-    let header =
-        ["kernel", "launches", "blocks", "bytes", "to floor", "sectors", "banks", "TFLOP", "to useful", "shape"];
+    let header = [
+        "kernel",
+        "launches",
+        "blocks",
+        "bytes",
+        "to floor",
+        "asked",
+        "sectors",
+        "banks",
+        "TFLOP",
+        "to useful",
+        "shape",
+    ];
     let table = print::table(header, report.rows.iter().map(count_cells));
     format!(
         "{}: counts, no times\n\
-         to floor: different bytes of all launches / bytes of the operation; sectors, banks: touched / least;\n\
+         to floor: different bytes of all launches / bytes of the operation; asked: bytes of all accesses / different bytes;\n\
+         sectors, banks: touched / least;\n\
          to useful: tensor-core FLOP and products executed / needed\n\n{table}",
         report.device
     )
 }
 
-fn count_cells(row: &CountRow) -> [String; 10] {
+fn count_cells(row: &CountRow) -> [String; 11] {
     let counters = &row.counters;
     let Ledger { products, clears, copies, .. } = &row.ledger;
     let moved = counters.unique_bytes() + products.bytes + clears.all.bytes + 2 * copies.bytes;
@@ -62,6 +74,7 @@ fn count_cells(row: &CountRow) -> [String; 10] {
         counters.blocks.to_string(),
         print::bytes(moved),
         ratio(moved as f64, row.bytes),
+        ratio((counters.bytes_read + counters.bytes_written) as f64, counters.unique_bytes() as f64),
         sectors(counters),
         ratio(counters.shared_wavefronts as f64, counters.shared_wavefronts_ideal as f64),
         if executed > 0.0 { format!("{:.6}", executed / 1e12) } else { "-".into() },
