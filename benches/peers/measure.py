@@ -199,7 +199,7 @@ class Bench:
         else:
             device = dict(name=f"CPU {platform.machine()}", compute_capability="", multiprocessors=0, memory=0, driver=None)
         return dict(schema=1, engine=f"PyTorch {torch.__version__}", kernels_digest="", device=device,
-                    simulated=not self.timer.cuda, precision="bf16", library=f"CUDA {torch.version.cuda}",
+                    simulated=not self.timer.cuda, precision="bf16", library=f"CUDA {torch.version.cuda}", tuning=None,
                     shapes=self.shapes.name, rates=self.rates, rows=self.rows, steps=self.steps, not_run=self.not_run)
 
     def print_report(self):

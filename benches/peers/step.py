@@ -139,7 +139,7 @@ def measure(b, name, layers, variant, *how):
         step(number)
     host, wall = queued_and_finished(b, step, 1)
     fewest, most = b.timer.samples
-    samples = min(max(math.ceil(4 * b.timer.minimum / wall), fewest), most)
+    samples = min(max(math.ceil(4 * b.timer.minimum / wall), min(fewest, 5)), most)
     device = device_milliseconds(b, step, min(samples, 10), host)
     host, wall = queued_and_finished(b, step, samples)
     loss, work = step.last.item(), flop(b, layers, step)

@@ -18,6 +18,8 @@ use crate::ops::{self, Backend, DType, Matrix, MatrixMut, Tensor};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::training::{AnyTrainer, MemorySettings, Moments, Trainer};
 
+/// Fewest steps that are timed: one of an 8B model takes about as long as all samples of a kernel.
+const FEWEST_STEPS: usize = 5;
 /// Batches that the steps take in turn.
 const BATCHES: usize = 2;
 
@@ -261,8 +263,8 @@ fn measure(bench: &Bench, kind: &Kind) -> Result<StepRow> {
     step.run(1)?;
     cuda.driver().synchronize()?;
     let (host, wall) = queued_and_finished(cuda, &mut step, 1)?;
-    let samples =
-        ((4.0 * effort.minimum_milliseconds / wall).ceil() as usize).clamp(effort.samples.0, effort.samples.1);
+    let fewest = effort.samples.0.min(FEWEST_STEPS);
+    let samples = ((4.0 * effort.minimum_milliseconds / wall).ceil() as usize).clamp(fewest, effort.samples.1);
     let device = device_milliseconds(bench, &mut step, samples.min(10), host)?;
     let (host, wall) = queued_and_finished(cuda, &mut step, samples)?;
     let loss = step.tape.read_one(cuda, 0)?;

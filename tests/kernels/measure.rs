@@ -24,7 +24,6 @@ case "$*" in
     "bench kernels"*x8*) rows=attention_forward/3x8 ;;
     "bench kernels"*) rows=swiglu ;;
     "bench step"*x8*) rows=tr_gradient/5x8 ;;
-    "bench step"*) rows=full_attack_step/3x8 ;;
 esac
 if [ -n "$rows" ]; then
     kept= skip=
@@ -122,12 +121,12 @@ fn everything_is_measured_and_ends_in_a_table() {
         "steps-tuned",
         "pytorch-kernel-tar",
         "pytorch-step-tar",
-        "pytorch-kernel",
-        "pytorch-step",
-        "kernels",
         "demo-first",
         "demo-second",
         "same-bits",
+        "pytorch-step",
+        "pytorch-kernel",
+        "kernels",
     ];
     assert_eq!(steps[..order.len()], order);
     for step in order {
@@ -142,7 +141,7 @@ fn everything_is_measured_and_ends_in_a_table() {
         ("attention_forward/3x8", false),
         ("tr_gradient/5x8", false),
         ("tr_gradient/5x8", true),
-        ("full_attack_step/3x8", true),
+        ("lora_attack_step", true),
     ] {
         let found = row(name, tuned);
         assert!(found["milliseconds"].as_f64() > Some(0.0) && found["peer"].is_null(), "{found:#}");
