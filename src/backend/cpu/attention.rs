@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::linear::{Operand, Product};
+use super::product::{Operand, Product, Threads};
 use super::vector::{dot, exp_in_place, maximum, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::error::Result;
@@ -105,8 +105,11 @@ fn scores(task: &Task, block: &Block, qkv: &[f32], head: usize, scores: &mut [f3
     let (query, key, _) = task.columns(head);
     let q = task.part(qkv, cols, block.first, query);
     let k = task.part(qkv, cols, block.keys.start, key).transposed();
-    Product { m: block.rows, n: width, k: task.shape.head_dim, a: q, b: k, alpha: 1.0, accumulate: false }
-        .write(scores, width);
+    Product { m: block.rows, n: width, k: task.shape.head_dim, a: q, b: k, alpha: 1.0, accumulate: false }.write(
+        scores,
+        width,
+        Threads::This,
+    );
 }
 
 /// Output of a task: [length, queries · D] and log-sum-exp [length, queries].
@@ -137,7 +140,7 @@ fn forward_task(task: Task, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
                 alpha: 1.0,
                 accumulate: false,
             }
-            .write(out, queries * d);
+            .write(out, queries * d, Threads::This);
         }
     }
     (out, log_sum_exp)
@@ -243,8 +246,11 @@ fn backward_task(task: Task, saved: Saved) -> TaskGradient {
             let d_out = task.part(saved.d_out, width, block.first, query);
             let v = task.part(saved.qkv, cols, block.keys.start, value);
             scores(&task, &block, saved.qkv, head, &mut p);
-            Product { m: block.rows, n: keys, k: d, a: d_out, b: v.transposed(), alpha: 1.0, accumulate: false }
-                .write(&mut dp, keys);
+            Product { m: block.rows, n: keys, k: d, a: d_out, b: v.transposed(), alpha: 1.0, accumulate: false }.write(
+                &mut dp,
+                keys,
+                Threads::This,
+            );
             for (i, (p, dp)) in p.chunks_mut(keys).zip(dp.chunks_mut(keys)).enumerate() {
                 row_gradient(&task, &block, saved, head, i, p, dp);
             }
@@ -260,14 +266,20 @@ fn backward_task(task: Task, saved: Saved) -> TaskGradient {
                 alpha: 1.0,
                 accumulate: true,
             }
-            .write(&mut gradient.d_value[at..], d);
+            .write(&mut gradient.d_value[at..], d, Threads::This);
             let q = task.part(saved.qkv, cols, block.first, query);
-            Product { m: keys, n: d, k: block.rows, a: ds.transposed(), b: q, alpha: 1.0, accumulate: true }
-                .write(&mut gradient.d_key[at..], d);
+            Product { m: keys, n: d, k: block.rows, a: ds.transposed(), b: q, alpha: 1.0, accumulate: true }.write(
+                &mut gradient.d_key[at..],
+                d,
+                Threads::This,
+            );
             let k = task.part(saved.qkv, cols, block.keys.start, key);
             let d_query = &mut gradient.d_query[block.first * queries * d + head * d..];
-            Product { m: block.rows, n: d, k: keys, a: ds, b: k, alpha: 1.0, accumulate: false }
-                .write(d_query, queries * d);
+            Product { m: block.rows, n: d, k: keys, a: ds, b: k, alpha: 1.0, accumulate: false }.write(
+                d_query,
+                queries * d,
+                Threads::This,
+            );
         }
     }
     gradient

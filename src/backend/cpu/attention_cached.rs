@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::attention::probabilities;
-use super::linear::{Operand, Product};
+use super::product::{Operand, Product, Threads};
 use super::view::{floats, floats_mut};
 use crate::error::Result;
 use crate::ops::{AttentionCached, CachedSegment, CachedSegments, Checked, Execute};
@@ -60,7 +60,11 @@ fn attend(
     let first = shape.visible_keys(before, slots.len()).start;
     let gather = |column: usize| -> Vec<f32> {
         let width = 2 * shape.key_value_cols();
-        slots[first..].iter().flat_map(|&slot| &cache[slot as usize * width + column..][..d]).copied().collect()
+        let mut gathered = Vec::with_capacity((slots.len() - first) * d);
+        slots[first..]
+            .iter()
+            .for_each(|&slot| gathered.extend_from_slice(&cache[slot as usize * width + column..][..d]));
+        gathered
     };
     let keys = gather(group * d);
     let values = gather(shape.key_value_cols() + group * d);
@@ -73,13 +77,17 @@ fn attend(
         scores.resize(queries * count, 0.0);
         let q = Operand::rows(&qkv[(segment.start + i) * shape.qkv_cols() + group * queries * d..], d);
         let k = Operand::rows(&keys[skipped..], d).transposed();
-        Product { m: queries, n: count, k: d, a: q, b: k, alpha: 1.0, accumulate: false }.write(&mut scores, count);
+        Product { m: queries, n: count, k: d, a: q, b: k, alpha: 1.0, accumulate: false }.write(
+            &mut scores,
+            count,
+            Threads::This,
+        );
         for row in scores.chunks_mut(count) {
             probabilities(row, shape.score_scale());
         }
         let v = Operand::rows(&values[skipped..], d);
         Product { m: queries, n: d, k: count, a: Operand::rows(&scores, count), b: v, alpha: 1.0, accumulate: false }
-            .write(out, d);
+            .write(out, d, Threads::This);
     }
     out
 }

@@ -19,16 +19,18 @@ vectorised! {
 
 vectorised! {
     /// Turns the gradient of a head's norm into the gradient of the head, and adds to `d_weight`.
-    fn backward(x: &[f32], weight: &[f32], epsilon: f32, d: &mut [f32], d_weight: &mut [f32]) {
+    ///
+    /// Both sums are in f64: what they add up cancels down to a small part of it.
+    fn backward(x: &[f32], weight: &[f32], epsilon: f32, d: &mut [f32], d_weight: &mut [f64]) {
         let count = x.len() as f32;
         let inverse = 1.0 / (sum_of(x, x, |a, b| a * b) / count + epsilon).sqrt();
-        let mut projection = 0.0f32;
+        let mut projection = 0.0f64;
         for i in 0..x.len() {
-            d_weight[i] += d[i] * x[i] * inverse;
+            d_weight[i] += f64::from(d[i] * x[i] * inverse);
             d[i] *= weight[i];
-            projection += d[i] * x[i];
+            projection += f64::from(d[i] * x[i]);
         }
-        let mean = projection / count * inverse * inverse;
+        let mean = projection as f32 / count * inverse * inverse;
         for (d, x) in d.iter_mut().zip(x) {
             *d = inverse * (*d - x * mean);
         }
@@ -74,7 +76,7 @@ impl Execute<HeadNormBackward<'_, Cpu>> for Cpu {
         let weight = floats(weight);
         let task = rows_per_task(cols) * cols;
         let tasks = floats_mut(d_qkv).par_chunks_mut(task).zip(floats(qkv).par_chunks(task));
-        let sums: Vec<Vec<f32>> = tasks
+        let sums: Vec<Vec<f64>> = tasks
             .map(|(d_qkv, qkv)| {
                 let mut sums = vec![0.0; 2 * size];
                 for (d_row, row) in d_qkv.chunks_mut(cols).zip(qkv.chunks(cols)) {
@@ -90,7 +92,7 @@ impl Execute<HeadNormBackward<'_, Cpu>> for Cpu {
         let Some(d_weight) = d_weight else { return Ok(()) };
         let d_weight = floats_mut(d_weight);
         for sum in &sums {
-            d_weight.iter_mut().zip(sum).for_each(|(d, s)| *d += s);
+            d_weight.iter_mut().zip(sum).for_each(|(d, s)| *d += *s as f32);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::linear::{Operand, Product};
+use super::product::{Operand, Product, Threads};
 use super::vector::{dot, exp_in_place, maximum, sum_of, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::error::Result;
@@ -48,8 +48,11 @@ impl Execute<LossHead<'_, Cpu>> for Cpu {
             scratch.logits.resize(n * vocab, 0.0);
             let x = Operand::rows(&scratch.hidden, d);
             let w = Operand::rows(head, d);
-            Product { m: n, n: vocab, k: d, a: x, b: w.transposed(), alpha: 1.0, accumulate: false }
-                .write_parallel(&mut scratch.logits);
+            Product { m: n, n: vocab, k: d, a: x, b: w.transposed(), alpha: 1.0, accumulate: false }.write(
+                &mut scratch.logits,
+                vocab,
+                Threads::All,
+            );
             let rows = rows_per_task(vocab);
             let results: Vec<f32> = scratch
                 .logits
@@ -64,14 +67,20 @@ impl Execute<LossHead<'_, Cpu>> for Cpu {
             let dz = Operand::rows(&scratch.logits, vocab);
             if let Some(d_hidden) = &mut d_hidden {
                 scratch.d_hidden.resize(n * d, 0.0);
-                Product { m: n, n: d, k: vocab, a: dz, b: w, alpha: 1.0, accumulate: false }
-                    .write_parallel(&mut scratch.d_hidden);
+                Product { m: n, n: d, k: vocab, a: dz, b: w, alpha: 1.0, accumulate: false }.write(
+                    &mut scratch.d_hidden,
+                    d,
+                    Threads::All,
+                );
                 let rows = tokens.iter().zip(scratch.d_hidden.chunks(d));
                 rows.for_each(|(&t, row)| d_hidden[t * d..][..d].copy_from_slice(row));
             }
             if let Some(d_head) = &mut d_head {
-                Product { m: vocab, n: d, k: n, a: dz.transposed(), b: x, alpha: 1.0, accumulate: true }
-                    .write_parallel(d_head);
+                Product { m: vocab, n: d, k: n, a: dz.transposed(), b: x, alpha: 1.0, accumulate: true }.write(
+                    d_head,
+                    d,
+                    Threads::All,
+                );
             }
         }
         Ok(())

@@ -1,17 +1,23 @@
-//! The CPU backend: f32 throughout, rayon and the `gemm` crate. The oracle for every other backend.
+//! The CPU backend: f32 throughout, rayon, products in panels or by the `gemm` crate. The oracle for every other backend.
 
 mod attention;
 mod attention_cached;
 mod bias;
 mod buffer;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 mod element;
 mod head_norm;
 mod linear;
+mod lora;
 mod loss;
 mod memory;
 mod norm;
 mod optimizer;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod preference;
+mod product;
 mod vector;
 mod view;
 
@@ -30,7 +36,7 @@ impl Backend for Cpu {
     type Recording = ();
 
     fn description(&self) -> String {
-        format!("cpu, {} threads, f32", rayon::current_num_threads())
+        format!("cpu, {} threads, f32{}", rayon::current_num_threads(), product::instructions())
     }
 
     fn device_memory(&self) -> Option<u64> {
