@@ -214,15 +214,10 @@ fn tuning(key: &Key) -> Check {
     let Some(path) = standard_path(&key.device).filter(|path| path.exists()) else {
         return limited("GPU tuning", format!("none for {}", key.device), remedy);
     };
-    match Tuning::read(&path) {
+    match Tuning::read_for(&path, key) {
         Err(error) => limited("GPU tuning", error.to_string(), remedy),
-        Ok(tuning) => match tuning.key.difference(key) {
-            Some(difference) => limited("GPU tuning", format!("{} is not used: {difference}", path.display()), remedy),
-            None => {
-                let [products, kernels] = [tuning.products.len(), tuning.threads.len()];
-                well("GPU tuning", format!("{}: {products} products, {kernels} kernels", path.display()))
-            }
-        },
+        Ok(Err(difference)) => limited("GPU tuning", format!("{} is not used: {difference}", path.display()), remedy),
+        Ok(Ok(tuning)) => well("GPU tuning", format!("{}: {}", path.display(), tuning.summary())),
     }
 }
 

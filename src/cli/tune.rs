@@ -1,6 +1,6 @@
 //! `temper tune`: measures the ways that a device has to compute a model's steps, and keeps the fastest in a file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use temper::Error;
@@ -8,7 +8,7 @@ use temper::backend::any::DeviceName;
 use temper::bench::{ShapesName, Tuned, Tuner, Workload};
 use temper::config::RunConfig;
 use temper::huggingface::ModelDirectory;
-use temper::tuning::{Key, Unit, standard_path};
+use temper::tuning::{Unit, standard_path};
 
 use super::bench::ShapesArgument;
 use super::device::{DeviceArguments, Precision, parse};
@@ -44,14 +44,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let workload = workload(arguments)?;
     let device = DeviceArguments { device: arguments.device, precision: arguments.precision, tuning: None };
     let cuda = device.open_untuned()?;
-    let key = Key::of(&cuda);
-    let path = arguments.out.clone().or_else(|| standard_path(&key.device)).ok_or_else(|| {
+    let path = arguments.out.clone().or_else(|| standard_path(&cuda.driver().device().name)).ok_or_else(|| {
         Error::config("out", "neither XDG_CACHE_HOME nor HOME says where the user's cache is", "name a file")
     })?;
-    if let Some(reason) = outdated(&path, &key)? {
+    let mut tuner = Tuner::new(&cuda, &path)?;
+    if let Some(reason) = tuner.begins_anew() {
         eprintln!("temper: {} begins anew: {reason}", path.display());
     }
-    let mut tuner = Tuner::new(&cuda, &path)?;
     let unit = tuner.tuning().unit;
     if unit == Unit::FloorCycles {
         eprintln!("temper: simulated on a CPU: chosen by counters, which say nothing about the speed of a GPU");
@@ -68,14 +67,6 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let [products, kernels] = [tuning.products.len(), tuning.threads.len()];
     let text = format!("{products} products and {kernels} kernels in {}; {measured} measured now\n", path.display());
     print::text(&text)
-}
-
-/// Why a file that exists is of no use here.
-fn outdated(path: &Path, key: &Key) -> temper::Result<Option<String>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    Ok(temper::tuning::Tuning::read(path)?.key.difference(key))
 }
 
 fn workload(arguments: &Arguments) -> temper::Result<Workload> {

@@ -140,6 +140,23 @@ impl Tuning {
         Ok(read)
     }
 
+    /// From a file, if its choices are for the device of `key`; else what differs, in words.
+    ///
+    /// # Errors
+    /// As [`Tuning::read`].
+    pub fn read_for(path: &Path, key: &Key) -> Result<std::result::Result<Self, String>> {
+        let tuning = Self::read(path)?;
+        Ok(match tuning.key.difference(key) {
+            None => Ok(tuning),
+            Some(difference) => Err(difference),
+        })
+    }
+
+    /// How much was measured, for people: "12 products, 2 kernels".
+    pub fn summary(&self) -> String {
+        format!("{} products, {} kernels", self.products.len(), self.threads.len())
+    }
+
     /// Into a file, all of it or nothing. Its folder is made.
     ///
     /// # Errors

@@ -95,14 +95,15 @@ pub fn follow_cuda(cuda: Cuda, pin: Option<&TuningPin>) -> Result<(Cuda, Followe
 
 /// The choices of a file for a device; none where it is for another.
 fn choices_of(path: &Path, key: &Key) -> Result<(Choices, Followed)> {
-    let tuning = Tuning::read(path)?;
-    if let Some(difference) = tuning.key.difference(key) {
-        let text = format!("none; {} is not used: {difference}", path.display());
-        return Ok((Choices::default(), Followed::nothing(text)));
-    }
+    let tuning = match Tuning::read_for(path, key)? {
+        Ok(tuning) => tuning,
+        Err(difference) => {
+            let text = format!("none; {} is not used: {difference}", path.display());
+            return Ok((Choices::default(), Followed::nothing(text)));
+        }
+    };
     let choices = tuning.choices();
     let fingerprint = choices.fingerprint()?.map_or("nothing".to_string(), |fingerprint| fingerprint.to_string());
-    let [products, kernels] = [tuning.products.len(), tuning.threads.len()];
-    let text = format!("{} ({products} products, {kernels} kernels, {fingerprint})", path.display());
+    let text = format!("{} ({}, {fingerprint})", path.display(), tuning.summary());
     Ok((choices, Followed { tuned: true, text }))
 }

@@ -103,6 +103,7 @@ pub struct Tuner<'a> {
     ranking: Ranking,
     path: &'a Path,
     tuning: Tuning,
+    begins_anew: Option<String>,
 }
 
 /// How ways are compared.
@@ -122,12 +123,21 @@ impl<'a> Tuner<'a> {
         let ranking = if simulated { Ranking::Cycles(PeakRates::h200()) } else { Ranking::Time(effort) };
         let unit = if simulated { Unit::FloorCycles } else { Unit::Milliseconds };
         let key = Key::of(cuda);
-        let known = if path.exists() { Some(Tuning::read(path)?) } else { None };
-        let known = known.filter(|known| known.key == key && known.unit == unit);
+        let kept = path.exists().then(|| Tuning::read_for(path, &key)).transpose()?;
+        let (known, begins_anew) = match kept {
+            None => (None, None),
+            Some(Ok(known)) => (Some(known).filter(|known| known.unit == unit), None),
+            Some(Err(difference)) => (None, Some(difference)),
+        };
         let tuning = known.unwrap_or_else(|| Tuning::new(key, unit));
         // As many random numbers as the bench's own operands are filled from.
         let elements = if simulated { 4093 } else { (1 << 24) - 3 };
-        Ok(Self { cuda: cuda.clone(), data: Data::new(cuda, elements), ranking, path, tuning })
+        Ok(Self { cuda: cuda.clone(), data: Data::new(cuda, elements), ranking, path, tuning, begins_anew })
+    }
+
+    /// Why a file that was there is of no use here, in words.
+    pub fn begins_anew(&self) -> Option<&str> {
+        self.begins_anew.as_deref()
     }
 
     /// What is known so far.
@@ -201,6 +211,71 @@ impl<'a> Tuner<'a> {
                 Ok(ledger.map_or(0.0, |ledger| ledger.floor_cycles(rates)))
             }
         }
+    }
+}
+
+/// Several ways to compute the same, one of which is taken at a time.
+trait Ways {
+    /// The names of all of them, for people: the device's own first choice first.
+    fn names(&self) -> Vec<String>;
+    /// From now on the work goes this way.
+    fn take(&mut self, way: usize) -> Result<()>;
+    /// Queues the work once.
+    fn run(&mut self) -> Result<()>;
+    /// Some of the results, from outputs that are the same every time.
+    fn results(&mut self) -> Result<Vec<f32>>;
+}
+
+/// What was found out about ways to compute the same.
+struct Comparison {
+    /// What each costs; none for one that was refused.
+    costs: Vec<Option<f64>>,
+    /// Why ways were refused.
+    refused: Vec<String>,
+}
+
+impl Comparison {
+    /// The way to take, and what it is in the observer's words; none where all were refused.
+    fn best(&self, shape: &dyn std::fmt::Display) -> Option<(usize, Tuned)> {
+        let chosen = best(&self.costs)?;
+        let tuned = Tuned {
+            shape: shape.to_string(),
+            candidates: self.costs.len(),
+            chosen,
+            first: self.costs[0],
+            best: self.costs[chosen]?,
+            refused: self.refused.clone(),
+        };
+        Some((chosen, tuned))
+    }
+}
+
+impl Tuner<'_> {
+    /// What each way costs. One that gives other bits in a second run, or lies further than `bound` from the first, is refused.
+    fn compare(&self, ways: &mut dyn Ways, bound: f64) -> Result<Comparison> {
+        let mut expected: Option<Vec<f32>> = None;
+        let mut comparison = Comparison { costs: Vec::new(), refused: Vec::new() };
+        for (way, name) in ways.names().into_iter().enumerate() {
+            ways.take(way)?;
+            let found = ways.results()?;
+            let again = ways.results()?;
+            let apart = distance(&found, expected.get_or_insert_with(|| found.clone()));
+            let problem = if !found.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()) {
+                Some("other bits in a second run".to_string())
+            } else if apart > bound {
+                Some(format!("{apart:.1e} from the first"))
+            } else {
+                None
+            };
+            comparison.costs.push(match problem {
+                None => Some(self.cost(&mut || ways.run())?),
+                Some(problem) => {
+                    comparison.refused.push(format!("{name}: {problem}"));
+                    None
+                }
+            });
+        }
+        Ok(comparison)
     }
 }
 
