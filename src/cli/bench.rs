@@ -42,7 +42,7 @@ pub struct KernelsArguments {
     #[command(flatten)]
     pub common: Arguments,
     /// Count sectors, bytes, bank conflicts and products instead of time, on a simulator, beside the floor
-    #[arg(long)]
+    #[arg(long, conflicts_with = "out")]
     pub counters: bool,
 }
 
@@ -54,7 +54,7 @@ pub struct StepArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub layers: Option<u16>,
     /// Add up launches, products, bytes, clears and copies of the steps in bf16, with no device at all
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["device", "precision", "tuning", "out"])]
     pub ledger: bool,
 }
 

@@ -244,6 +244,12 @@ fn the_commands_print_counts_and_ledgers() {
     assert!(counters["load_sectors"].as_u64() > counters["load_sectors_ideal"].as_u64(), "{report:#}");
     let step = ["bench", "step", "--ledger", "--layers", "1", "--filter", "lora"];
     let table = temper(&step);
+    for ignored in [["--out", "x.json"], ["--precision", "f32"], ["--device", "sim"], ["--tuning", "off"]] {
+        let refused = program::temper(&[&step[..], &ignored].concat()).output().expect("the program");
+        assert!(!refused.status.success() && program::stderr(&refused).contains(ignored[0]), "{ignored:?}");
+    }
+    let refused = program::temper(&[&kernels[..], &["--out", "x.json"]].concat()).output().expect("the program");
+    assert!(!refused.status.success() && program::stderr(&refused).contains("--out"), "a report that nobody writes");
     assert!(table.contains("lora_attack_step: 1 layers") && table.contains("swiglu_backward_bf16"), "{table}");
     let report: Value = serde_json::from_str(&temper(&[&step[..], &["--json"]].concat())).expect("JSON");
     assert_eq!(
