@@ -1,16 +1,19 @@
 //! The demonstration's inner step (forward, backward, AdamW on 16 rows of 17 tokens) and its tamper-resistance gradient,
 //! timed by wall clock. Prints one JSON object with the keys of `peers/demo_step.py`, which times PyTorch.
 
+mod support;
+
 use std::sync::Arc;
-use std::time::Instant;
 
 use temper::backend::cpu::Cpu;
 use temper::demo::{Domain, Experiment, Facts, Pool};
-use temper::model::{Batch, GradientDestinations, Gradients, Model, Parameters};
+use temper::model::{Batch, GradientDestinations, Gradients, Model};
 use temper::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Subject};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
 use temper::training::Trainer;
+
+use support::{initial_weights, median_milliseconds};
 
 const WARM_UP: usize = 50;
 const STEPS: usize = 400;
@@ -28,12 +31,12 @@ fn measure() {
     let mut evaluator = Evaluator::new(Arc::clone(&model), 16 * 17, &[]).expect("an evaluator");
     let mut tape = LossTape::new(&Cpu, 1).expect("a tape");
     let batches: Vec<LossBatch<Cpu>> = (0..16).map(|i| batch(&model, i)).collect();
-    let attack = milliseconds(|i| {
+    let attack = median_milliseconds(WARM_UP, STEPS, |i| {
         let batch = &batches[i % batches.len()];
         trainer.cross_entropy_step(&mut evaluator, &mut weights, batch, 1.0, tape.slot(0)).expect("a step");
     });
     let mut meta = Gradients::zeros(&Cpu, "meta-gradient", model.layout()).expect("gradients");
-    let resistance = milliseconds(|i| {
+    let resistance = median_milliseconds(WARM_UP, STEPS, |i| {
         let pass = LossPass {
             subject: Subject::plain(&weights),
             batch: &batches[i % batches.len()],
@@ -50,12 +53,6 @@ fn measure() {
     );
 }
 
-fn initial_weights(model: &Model<Cpu>) -> Parameters<Cpu> {
-    let mut random = Random::new(0, Stream::Weights, 0, 0);
-    let values: Vec<f32> = (0..model.layout().len()).map(|_| (0.02 * random.normal()) as f32).collect();
-    Parameters::from_host(&Cpu, "weights", model.layout(), &values).expect("weights")
-}
-
 fn batch(model: &Model<Cpu>, number: u64) -> LossBatch<Cpu> {
     let mut random = Random::new(0, Stream::Demo, number, 0);
     let mut batch = Batch::default();
@@ -63,18 +60,4 @@ fn batch(model: &Model<Cpu>, number: u64) -> LossBatch<Cpu> {
         batch.push(&tokens, &labels, tokens.len());
     }
     LossBatch::new(model, batch).expect("a batch")
-}
-
-/// Median time of `step`, in milliseconds.
-fn milliseconds(mut step: impl FnMut(usize)) -> f64 {
-    (0..WARM_UP).for_each(&mut step);
-    let mut times: Vec<f64> = (0..STEPS)
-        .map(|i| {
-            let start = Instant::now();
-            step(i);
-            start.elapsed().as_secs_f64() * 1e3
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[STEPS / 2]
 }

@@ -4,8 +4,9 @@
 //!
 //! An argument names what to run alone, over and over, for a profiler: `full`, `lora`, `gradient` or `generation`.
 
+mod support;
+
 use std::sync::Arc;
-use std::time::Instant;
 
 use temper::backend::cpu::Cpu;
 use temper::eval::{GenerateOptions, PASS_TOKENS, generate};
@@ -17,6 +18,8 @@ use temper::ops::Backend;
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
 use temper::training::Trainer;
+
+use support::{initial_weights, median_milliseconds};
 
 const SEQUENCES: usize = 4;
 const LENGTH: usize = 256;
@@ -91,7 +94,7 @@ fn attack_step(model: &Arc<Model<Cpu>>, adapter: Option<&AdapterConfig>) -> f64 
     let mut tape = LossTape::new(&Cpu, 1).expect("a tape");
     let mut trained = initial_weights(model);
     let batches: Vec<_> = (0..BATCHES).map(|number| batch(model, number)).collect();
-    median(5, |i| {
+    median_milliseconds(1, 5, |i| {
         let batch = &batches[i % batches.len()];
         trainer.cross_entropy_step(&mut evaluator, &mut trained, batch, 1.0, tape.slot(0)).expect("a step");
     })
@@ -102,7 +105,7 @@ fn resistance_gradient(model: &Arc<Model<Cpu>>, weights: &Parameters<Cpu>) -> f6
     let mut tape = LossTape::new(&Cpu, 1).expect("a tape");
     let mut meta = Gradients::zeros(&Cpu, "meta-gradient", model.layout()).expect("gradients");
     let batches: Vec<_> = (0..BATCHES).map(|number| batch(model, number)).collect();
-    median(5, |i| {
+    median_milliseconds(1, 5, |i| {
         let pass = LossPass {
             subject: Subject::plain(weights),
             batch: &batches[i % batches.len()],
@@ -124,16 +127,10 @@ fn generation(model: &Model<Cpu>, weights: &Parameters<Cpu>) -> f64 {
         batch: PROMPTS,
         pass_tokens: PASS_TOKENS,
     };
-    median(3, |_| {
+    median_milliseconds(1, 3, |_| {
         let answers = generate(model, Subject::plain(weights), &prompts, &options).expect("answers");
         assert!(answers.iter().all(|answer| answer.len() == NEW_TOKENS));
     })
-}
-
-fn initial_weights(model: &Model<Cpu>) -> Parameters<Cpu> {
-    let mut random = Random::new(0, Stream::Weights, 0, 0);
-    let values: Vec<f32> = (0..model.layout().len()).map(|_| (0.02 * random.normal()) as f32).collect();
-    Parameters::from_host(&Cpu, "weights", model.layout(), &values).expect("weights")
 }
 
 fn tokens(number: u64, count: usize) -> Vec<u32> {
@@ -149,18 +146,4 @@ fn batch(model: &Model<Cpu>, number: u64) -> LossBatch<Cpu> {
         batch.push(&tokens, &tokens, LENGTH);
     }
     LossBatch::new(model, batch).expect("a batch")
-}
-
-/// Median time of `step` in milliseconds, after one that is not counted.
-fn median(count: usize, mut step: impl FnMut(usize)) -> f64 {
-    step(0);
-    let mut times: Vec<f64> = (0..count)
-        .map(|i| {
-            let start = Instant::now();
-            step(i);
-            start.elapsed().as_secs_f64() * 1e3
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[count / 2]
 }
