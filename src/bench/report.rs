@@ -6,7 +6,7 @@ use super::timer::Timing;
 use super::{BatchShape, Options, ShapesName, Spec};
 use crate::backend::cuda::Cuda;
 use crate::fingerprint::Fingerprint;
-use crate::ops::{Backend, DType};
+use crate::ops::Backend;
 use crate::training::MemorySettings;
 
 /// Everything that one bench measured.
@@ -260,7 +260,7 @@ impl Report {
                 driver: if driver.is_simulated() { None } else { Cuda::driver_version() },
             },
             simulated: driver.is_simulated(),
-            precision: if cuda.compute_dtype() == DType::Bf16 { "bf16" } else { "f32" }.into(),
+            precision: cuda.compute_dtype().name().into(),
             library: driver.gemm_library(),
             tuning: cuda.tuning(),
             shapes: options.shapes.name,

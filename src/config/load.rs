@@ -73,8 +73,8 @@ impl RunConfig {
 
     /// Tells runs whose steps differ apart. All settings count but those that only say how long to run, what to write and
     /// what to keep (`tar.outer_steps`, `model.dtype`, `compat.schedulefree_point`, `[checkpoint]`, `memory.recompute`,
-    /// `memory.step_in_backward`), and `tuning`, of which checkpoints keep what matters. A path counts by its last part, so that a run can be moved to another folder and resumed
-    /// there.
+    /// `memory.step_in_backward`), and `tuning`, of which checkpoints keep what matters. A path counts by its last part, so
+    /// that a run can be moved to another folder and resumed there.
     pub fn config_hash(&self) -> Result<Fingerprint> {
         let mut steps = Self {
             preset: None,

@@ -24,6 +24,16 @@ impl DType {
             Self::Bf16 | Self::Remainder16 => 2,
         }
     }
+
+    /// "f32", "bf16", "remainder16" or "u32".
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Remainder16 => "remainder16",
+            Self::U32 => "u32",
+        }
+    }
 }
 
 /// Memory that holds elements of one dtype. It is freed when it is dropped.

@@ -129,7 +129,7 @@ fn lay_out(needs: &Needs, choice: MemorySettings, compute: DType) -> Layout {
     };
     let parameters = needs.parameters;
     let element = compute.bytes() as u64;
-    let stored = if compute == DType::Bf16 { "bf16" } else { "f32" };
+    let stored = compute.name();
     add(Place::Device, "attacked weights", element * parameters, stored);
     if compute == DType::Bf16 {
         add(Place::Device, "remainders of the weights", 2 * parameters, "16 bits; together with the bf16 an exact f32");

@@ -83,7 +83,7 @@ pub fn run(cuda: &Cuda, options: &Options, show: &mut dyn FnMut(&Row)) -> Result
         if !nested::OPERATION.contains(&options.only) {
             continue;
         }
-        for row in nested::rows(&cuda, options.seed, dtype_name(dtype)) {
+        for row in nested::rows(&cuda, options.seed, dtype.name()) {
             show(&row);
             rows.push(row);
         }
@@ -92,10 +92,6 @@ pub fn run(cuda: &Cuda, options: &Options, show: &mut dyn FnMut(&Row)) -> Result
     show(&row);
     rows.push(row);
     Ok(rows)
-}
-
-fn dtype_name(dtype: DType) -> &'static str {
-    if dtype == DType::Bf16 { "bf16" } else { "f32" }
 }
 
 /// The device in every way that a case runs on it, each with the shape's description.
@@ -130,7 +126,7 @@ impl Twice {
         // Right, and several times slower than a model's products should be.
         let left = |product| Finding::failed("", format!("the library left to our own kernel: {product}"));
         findings.extend(fallbacks.into_iter().map(left));
-        let dtype = dtype_name(cuda.compute_dtype());
+        let dtype = cuda.compute_dtype().name();
         let seconds = start.elapsed().as_secs_f64();
         findings.into_iter().map(|finding| finding.row(case.operation, dtype, shape, seconds)).collect()
     }

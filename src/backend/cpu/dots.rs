@@ -9,10 +9,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::product::{Output, Product, Threads};
+use super::product::{FEW_ROWS, Output, Product, Threads};
 
-/// The most rows of the left operand: from here on packing pays.
-const MOST_ROWS: usize = 15;
 /// Numbers of the other operand below which its reading takes no noticeable time. Models of a few hundred thousand weights then
 /// give the same bits on every processor.
 const LEAST_NUMBERS: usize = 1 << 18;
@@ -26,7 +24,7 @@ const TASK_WORK: usize = 1 << 18;
 /// Writes the product and returns true, where it is one of a few rows with a transposed matrix.
 pub(super) fn write(product: &Product, output: Output, threads: Threads) -> bool {
     let Product { m, n, k, a, b, .. } = *product;
-    if m > MOST_ROWS || k < LANES || n * k < LEAST_NUMBERS || a.strides.1 != 1 || b.strides.0 != 1 {
+    if m > FEW_ROWS || k < LANES || n * k < LEAST_NUMBERS || a.strides.1 != 1 || b.strides.0 != 1 {
         return false;
     }
     if !is_x86_feature_detected!("avx512f") {
@@ -122,9 +120,10 @@ fn rows_with_four<const ROWS: usize>(left: [&[f32]; ROWS], right: [&[f32]; TILE]
 mod tests {
     use super::super::product::Operand;
     use super::*;
+    use crate::random::{Random, Stream};
 
     fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut random = crate::random::Random::new(seed, crate::random::Stream::Weights, 0, 0);
+        let mut random = Random::new(seed, Stream::Weights, 0, 0);
         (0..count).map(|_| random.normal() as f32).collect()
     }
 

@@ -162,8 +162,8 @@ impl Product<'_> {
     }
 }
 
-/// Rows of a product that is cut by its columns.
-const FEW_ROWS: usize = 15;
+/// The most rows of a product that is cut by its columns: packing pays from more on.
+pub(super) const FEW_ROWS: usize = 15;
 
 /// Rows, or columns, of a block: at least two million multiplications, at most a sixteenth of all rows beyond that.
 fn block_rows(m: usize, work_per_row: usize) -> usize {

@@ -99,7 +99,7 @@ impl fmt::Display for ProductShape {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let letter = |transposed| if transposed { "t" } else { "n" };
         let [ta, tb] = self.transposed;
-        let stored = [dtype_name(self.input), dtype_name(self.output)];
+        let stored = [self.input, self.output].map(DType::name);
         write!(f, "{}x{}x{} {}{} {} {}", self.m, self.n, self.k, letter(ta), letter(tb), stored[0], stored[1])?;
         if self.accumulate {
             f.write_str(" +=")?;
@@ -198,23 +198,13 @@ pub struct RowShape {
 /// For people, and the key of a choice: `rms_norm_forward 4096 bf16`.
 impl fmt::Display for RowShape {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} {} {}", self.kernel.name(), self.columns, dtype_name(self.dtype))
-    }
-}
-
-/// The name of a dtype of operands.
-fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "f32",
-        DType::Bf16 => "bf16",
-        DType::Remainder16 => "remainder16",
-        DType::U32 => "u32",
+        write!(f, "{} {} {}", self.kernel.name(), self.columns, self.dtype.name())
     }
 }
 
 /// The dtype of operands with this name.
 fn dtype_named(name: &str) -> Option<DType> {
-    [DType::F32, DType::Bf16].into_iter().find(|dtype| dtype_name(*dtype) == name)
+    [DType::F32, DType::Bf16].into_iter().find(|dtype| dtype.name() == name)
 }
 
 /// The choices of a device, by the text of what they are for.

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::closed_forms::ClosedForm;
 use super::counters::{Counters, Ledger, PeakRates};
 use super::driver::{Gemm, Launch};
+use super::lock;
 use crate::ops::DType;
 
 /// `TEMPER_READ_FIRST` of `kernels/sim/interface.h`: a byte was read before the launch wrote it, if it did.
@@ -28,29 +29,25 @@ pub(super) struct Count {
 impl Counting {
     /// Begins, from zero.
     pub fn start(&self) {
-        *self.lock() = Some(Count::default());
+        *lock(&self.0) = Some(Count::default());
     }
 
     /// Ends; nothing where it was not begun.
     pub fn stop(&self) -> Option<Ledger> {
-        self.lock().take().map(|count| count.ledger)
+        lock(&self.0).take().map(|count| count.ledger)
     }
 
     /// Whether it was begun and not ended.
     #[cfg(feature = "simulator")]
     pub fn is_under_way(&self) -> bool {
-        self.lock().is_some()
+        lock(&self.0).is_some()
     }
 
     /// Adds to what is counted, if anything is.
     pub fn note(&self, note: impl FnOnce(&mut Count)) {
-        if let Some(count) = &mut *self.lock() {
+        if let Some(count) = &mut *lock(&self.0) {
             note(count);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Count>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,12 +5,13 @@
 //! closed forms read it; everything that is read back is zero.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::closed_forms;
-use super::counters::Ledger;
+use super::counters::{Ledger, PeakRates};
 use super::counting::Counting;
 use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, TensorMap, Tiles};
+use super::lock;
 use crate::error::{Error, Result};
 
 /// Largest upload whose content is kept, in bytes.
@@ -38,7 +39,7 @@ impl DryDevice {
         let info = DeviceInfo {
             name: "H200, dry run".into(),
             compute_capability: (9, 0),
-            multiprocessors: 132,
+            multiprocessors: PeakRates::h200().multiprocessors,
             shared_bytes_per_block: 232_448,
             memory: 141_000_000_000,
         };
@@ -47,7 +48,7 @@ impl DryDevice {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.memory)
     }
 
     /// Words that lie in one upload.

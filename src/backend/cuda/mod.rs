@@ -31,7 +31,7 @@ mod rope;
 mod sim;
 mod sizes;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use choices::{Algorithm, Choices, ProductShape, RowKernel, RowShape};
 pub use counters::{Clears, Counters, LaunchCounters, Ledger, Moves, PeakRates, Products};
@@ -130,14 +130,14 @@ impl Cuda {
     pub fn products_of(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Vec<ProductShape>> {
         let asked = Arc::default();
         work(&Self { asked: Some(Arc::clone(&asked)), ..self.clone() })?;
-        let found = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+        let found = std::mem::take(&mut *lock(&asked));
         Ok(found)
     }
 
     /// Notes a product that was asked for.
     fn note(&self, gemm: &Gemm) {
         let Some(asked) = &self.asked else { return };
-        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(asked);
         let shape = ProductShape::of(gemm);
         if !asked.contains(&shape) {
             asked.push(shape);
@@ -213,13 +213,18 @@ impl Cuda {
     }
 
     fn scratch(&self) -> std::sync::MutexGuard<'_, memory::Scratch> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.scratch)
     }
 }
 
 /// The name of a kernel for operands of `dtype`.
 fn kernel_name(stem: &str, dtype: DType) -> String {
     format!("{stem}{}", if dtype == DType::Bf16 { "_bf16" } else { "_f32" })
+}
+
+/// The content of a mutex, also after a panic elsewhere: none of them is left half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a matrix starts on the device, and how it is stored.

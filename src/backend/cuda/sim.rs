@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::choices::{Algorithm, ProductShape};
@@ -12,6 +12,7 @@ use super::closed_forms;
 use super::counters::{Counters, Ledger};
 use super::counting::Counting;
 use super::driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, TensorMap, Tiles};
+use super::lock;
 use crate::error::{Error, Result};
 use crate::ops::DType;
 
@@ -106,7 +107,7 @@ impl Simulator {
     }
 
     fn graphs(&self) -> MutexGuard<'_, Graphs> {
-        self.graphs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.graphs)
     }
 
     /// Records a call instead of executing it; says whether it did.
@@ -393,13 +394,13 @@ impl Driver for Simulator {
 
     fn record_event(&self) -> Result<Event> {
         self.not_recording("an event")?;
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = lock(&self.events);
         events.push(Instant::now());
         Ok(Event(events.len() as u64 - 1))
     }
 
     fn elapsed_milliseconds(&self, start: Event, end: Event) -> Result<f32> {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let events = lock(&self.events);
         match (events.get(start.0 as usize), events.get(end.0 as usize)) {
             (Some(&start), Some(&end)) => Ok(end.duration_since(start).as_secs_f32() * 1e3),
             _ => Err(Error::Device("an event that was never recorded".into())),

@@ -300,15 +300,13 @@ impl<U: Unit> Multiplication<'_, U> {
 mod tests {
     use super::super::product::Operand;
     use super::*;
+    use crate::random::{Random, Stream};
 
     /// Numbers of both signs whose sizes span eight powers of two, so that a lost part would show.
-    fn numbers(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / 16_777_216.0
-        };
-        (0..len).map(|_| (next() - 0.5) * (next() * 8.0).floor().exp2()).collect()
+    fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let mut random = Random::new(seed, Stream::Weights, 0, 0);
+        let mut unit = || random.below(1 << 24) as f32 / 16_777_216.0;
+        (0..count).map(|_| (unit() - 0.5) * (unit() * 8.0).floor().exp2()).collect()
     }
 
     /// The stored matrix and whether it is read as its transpose.

@@ -18,14 +18,14 @@ mod survey;
 mod tensor_map;
 
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 pub use device::Nvidia;
 pub use embedded::{Code, EMBEDDED, Embedded, Module, Resources};
 pub use error::Unavailable;
 pub use survey::{Survey, survey};
 
-use super::Cuda;
+use super::{Cuda, lock};
 use crate::error::Result;
 use crate::ops::DType;
 
@@ -68,9 +68,4 @@ impl Cuda {
         // SAFETY: both are alive, and the caller keeps them so.
         unsafe { Self::adopt_stream(stream.as_inner().cast(), context.get_inner().cast(), compute_dtype) }
     }
-}
-
-/// The content of a mutex, also after a panic elsewhere: none of them is left half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
