@@ -20,7 +20,7 @@ pub struct Evaluator<B: Backend> {
     model: Arc<Model<B>>,
     workspace: Workspace<B>,
     token_losses: TokenLosses<B>,
-    /// Memory for a reference model's hidden states, from the first retain loss on.
+    /// Memory for a reference model's hidden states, while nobody holds any.
     reference: Option<HiddenStates<B>>,
     recordings: Recordings<B>,
 }
@@ -112,6 +112,11 @@ impl<B: Backend> Evaluator<B> {
         Ok(states)
     }
 
+    /// Takes hidden states back that are not needed any more: the next ones are written to their memory.
+    pub fn give_back(&mut self, states: HiddenStates<B>) {
+        self.reference = Some(states);
+    }
+
     /// Cross-entropy plus the mean over all L+1 hidden states of the mean L2 distance to a reference model's. Cross-entropy
     /// goes to the pass's slot, the distance to the slot after it, the gradient of their sum to the destinations.
     ///
@@ -122,15 +127,13 @@ impl<B: Backend> Evaluator<B> {
         // The head writes to the pass's tape and the visitor of the backward pass to this one, one after the other.
         let mut distances = LossTape::new(&model.backend, 1)?;
         let recorder = self.recorder(pass.batch, over, pass.scale, &model.backend, distances.slot(0))?;
-        let mut visitor = RepresentationDistance { recorder, reference: &reference };
+        let mut visitor = RepresentationDistance { recorder, reference };
         let token_weights = learned_token_weights(&pass.batch.targets, pass.scale);
         // Distances are measured by the backward pass, whoever wants its gradients.
         let destinations = pass.destinations.take().unwrap_or_else(GradientDestinations::nowhere);
         let cross_entropy = LossPass { destinations: Some(destinations), loss: pass.loss.reborrow(), ..pass };
         self.run(cross_entropy, HeadLoss::CrossEntropy, &token_weights, Some(&mut visitor))?;
-        pass.loss.next().take(&model.backend, &distances)?;
-        self.reference = Some(reference);
-        Ok(())
+        pass.loss.next().take(&model.backend, &distances)
     }
 
     /// 1 − |cos| of every hidden state to its token's direction, mean over depths and tokens.

@@ -10,6 +10,7 @@ mod hidden;
 mod pass;
 mod recordings;
 mod tape;
+mod term;
 mod token_weights;
 mod tokens;
 
@@ -18,5 +19,6 @@ pub use batch::LossBatch;
 pub use evaluator::Evaluator;
 pub use pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
 pub use tape::{LossSlot, LossTape};
+pub use term::{Prepared, TermLoss};
 pub use token_weights::EntropyOver;
 pub use tokens::token_loss_bytes;

@@ -35,9 +35,10 @@ pub struct SteppingPass<'a, B: Backend> {
 }
 
 /// The hidden states that [`Evaluator::retain`](super::Evaluator::retain) measures distances to.
-pub struct Representations<B: Backend> {
+#[derive(Clone, Copy)]
+pub struct Representations<'a, B: Backend> {
     /// The reference model's, of the same batch: [`Evaluator::hidden_states`](super::Evaluator::hidden_states).
-    pub reference: HiddenStates<B>,
+    pub reference: &'a HiddenStates<B>,
     /// Positions that the mean distance is taken over.
     pub over: EntropyOver,
 }

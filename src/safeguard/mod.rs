@@ -140,7 +140,8 @@ impl<B: Backend> Safeguard<B> {
             _ => {
                 let states = evaluator.hidden_states(reference, retain)?;
                 let over = self.representations_over;
-                evaluator.retain(pass, Representations { reference: states, over })?;
+                evaluator.retain(pass, Representations { reference: &states, over })?;
+                evaluator.give_back(states);
             }
         }
         let losses = self.tape.read(&backend)?;

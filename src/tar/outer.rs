@@ -340,7 +340,10 @@ impl<B: Backend> Hardener<B> {
         };
         let over = self.settings.representations_over;
         match reference {
-            Some(reference) => self.evaluator.retain(pass, Representations { reference, over })?,
+            Some(reference) => {
+                self.evaluator.retain(pass, Representations { reference: &reference, over })?;
+                self.evaluator.give_back(reference);
+            }
             None => self.evaluator.cross_entropy(pass)?,
         }
         let losses = tape.read(backend)?;

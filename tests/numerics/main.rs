@@ -13,6 +13,8 @@ mod objectives;
 mod optimizers;
 /// A step that is recorded gives the bits of one that is queued.
 mod recording;
+/// Every loss that a defence is composed of is the one that it names.
+mod terms;
 
 #[path = "../support/mod.rs"]
 mod support;

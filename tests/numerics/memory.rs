@@ -94,7 +94,7 @@ fn passes<B: Backend>(
     let reference = evaluator.hidden_states(&base, &batch).unwrap();
     let destinations = Some(GradientDestinations::of_weights(&mut gradients));
     let pass = LossPass { subject: plain, batch: &batch, scale: 1.5, destinations, loss: tape.slot(0) };
-    evaluator.retain(pass, Representations { reference, over: EntropyOver::Valid }).unwrap();
+    evaluator.retain(pass, Representations { reference: &reference, over: EntropyOver::Valid }).unwrap();
     record("retain", &tape, &gradients);
 
     let (mut tape, mut gradients) = fresh();

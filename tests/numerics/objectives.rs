@@ -77,7 +77,7 @@ impl Bench {
             Objective::Entropy(over) => evaluator.negative_entropy(pass, *over),
             Objective::Retain(over) => {
                 let reference = evaluator.hidden_states(&self.reference, &batch).unwrap();
-                evaluator.retain(pass, Representations { reference, over: *over })
+                evaluator.retain(pass, Representations { reference: &reference, over: *over })
             }
             Objective::RandomMapping(over) => {
                 evaluator.random_mapping(pass, Directions { table: &self.table, over: *over })

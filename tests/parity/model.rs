@@ -137,7 +137,7 @@ pub fn retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch<B: Bac
         let over = EntropyOver::All;
         let retain = |evaluator: &mut Evaluator<B>, pass: LossPass<B>| {
             let reference = evaluator.hidden_states(&base, &batch).unwrap();
-            evaluator.retain(pass, Representations { reference, over }).unwrap();
+            evaluator.retain(pass, Representations { reference: &reference, over }).unwrap();
         };
         let random_mapping = |evaluator: &mut Evaluator<B>, pass: LossPass<B>| {
             evaluator.random_mapping(pass, Directions { table: &table, over }).unwrap();
