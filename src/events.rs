@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::huggingface::ExportDType;
 use crate::plan::Plan;
 use crate::redteam::{AttackResult, Goal};
 use crate::safeguard::Losses;
-use crate::tar::OuterReport;
+use crate::tar::{OuterReport, TrajectoryReport};
 use crate::training::StepReport;
 
 /// Something that happened in a run.
@@ -28,7 +30,7 @@ pub enum Event<'a> {
     InnerStep {
         /// The inner step, from 0.
         step: u64,
-        /// The number of inner steps, K.
+        /// The most inner steps that an attack of the run has, K.
         of: u64,
     },
     /// A step is done.
@@ -152,6 +154,13 @@ impl Measured<'_> {
         }
     }
 
+    /// The simulated attacks of an outer step as the metrics stream keeps them: the name of the adversary, what was drawn,
+    /// and the losses that the attack ended with.
+    pub(crate) fn attacks(&self) -> Vec<Value> {
+        let Self::Outer(report) = self else { return Vec::new() };
+        report.trajectories.iter().map(attack_record).collect()
+    }
+
     /// The record of the metrics stream: the numbers, and what holds or not as 1 or 0.
     pub(crate) fn record(&self) -> Vec<(&'static str, f64)> {
         let number = |flag: bool| f64::from(u8::from(flag));
@@ -165,4 +174,15 @@ impl Measured<'_> {
         }
         record
     }
+}
+
+fn attack_record(trajectory: &TrajectoryReport) -> Value {
+    // A draw is a table of plain values, which JSON always has.
+    let Ok(Value::Object(mut record)) = serde_json::to_value(&trajectory.draw) else { return Value::Null };
+    record.retain(|_, value| !value.is_null());
+    record.insert("adversary".into(), trajectory.adversary.as_str().into());
+    record.insert("steps".into(), trajectory.attack_losses.len().into());
+    record.insert("attack_loss".into(), trajectory.attack_losses.last().copied().into());
+    record.insert("tr_loss".into(), trajectory.tr_losses.last().copied().into());
+    Value::Object(record)
 }

@@ -19,13 +19,15 @@ pub use crate::tuning::{Followed, TuningPin, follow};
 
 // Hardening: settings and results.
 pub use crate::config::{
-    AdversaryConfig, CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig,
-    ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry,
-    StatesChoice, SwitchDraw, TarConfig, TrLoss,
+    AdversaryConfig, CheckpointConfig, Choices, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection,
+    OuterConfig, ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint,
+    ScriptEntry, StatesChoice, SwitchDraw, TarConfig, TrLoss,
 };
 pub use crate::run::HardenSummary;
 pub use crate::safeguard::Losses as SafeguardLosses;
-pub use crate::tar::{Draw, OuterReport, TrajectoryReport};
+pub use crate::tar::{
+    Curriculum, Draw, LearningRates, OuterReport, PoolSettings, RateRange, ShareRange, TrajectoryReport,
+};
 
 // One attack: settings and results.
 pub use crate::config::{

@@ -69,6 +69,9 @@ fn describe(plan: &Plan, outer_steps: u64) -> Result<String, std::fmt::Error> {
         writeln!(text, "host memory: {}", print::bytes(plan.host_bytes))?;
     }
     writeln!(text, "largest batch: {} tokens", plan.largest_batch_tokens)?;
+    for (stream, reason) in &plan.unread {
+        writeln!(text, "data.{stream}: counted as max_length, as it could not be read: {reason}")?;
+    }
     writeln!(text, "attacks: {}\n", plan.memory)?;
     let work = plan.work.iter().map(|work| {
         [work.name.clone(), format!("{:.1}", work.passes), format!("{:.0}", work.tokens), print::flop(work.flop)]

@@ -1,46 +1,113 @@
 //! Settings that a run file may write in more than one form.
 
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::DataNames;
+use crate::tar::{LearningRates, RateRange};
 use crate::training::Source;
 
-/// `2e-5` or `[2e-5, 4e-5]`.
-pub(super) fn number_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
-    struct NumberOrList;
+/// One value or a list of them, of which one is drawn: `16` or `[4, 16, 64]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choices<T>(pub Vec<T>);
 
-    impl<'de> Visitor<'de> for NumberOrList {
-        type Value = Vec<f64>;
-
-        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            f.write_str("a number or a list of numbers")
-        }
-
-        fn visit_f64<E: Error>(self, value: f64) -> Result<Vec<f64>, E> {
-            Ok(vec![value])
-        }
-
-        fn visit_i64<E: Error>(self, value: i64) -> Result<Vec<f64>, E> {
-            Ok(vec![value as f64])
-        }
-
-        fn visit_u64<E: Error>(self, value: u64) -> Result<Vec<f64>, E> {
-            Ok(vec![value as f64])
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<f64>, A::Error> {
-            let mut numbers = Vec::new();
-            while let Some(number) = list.next_element()? {
-                numbers.push(number);
-            }
-            Ok(numbers)
+impl<T: Serialize> Serialize for Choices<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => one.serialize(serializer),
+            many => many.serialize(serializer),
         }
     }
+}
 
-    deserializer.deserialize_any(NumberOrList)
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Choices<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrList<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrList<T> {
+            type Value = Choices<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a value or a list of them")
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Choices<T>, E> {
+                Ok(Choices(vec![T::deserialize(value.into_deserializer())?]))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Choices<T>, E> {
+                Ok(Choices(vec![T::deserialize(value.into_deserializer())?]))
+            }
+
+            fn visit_str<E: Error>(self, value: &str) -> Result<Choices<T>, E> {
+                Ok(Choices(vec![T::deserialize(value.into_deserializer())?]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Choices<T>, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push(value);
+                }
+                Ok(Choices(values))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrList(PhantomData))
+    }
+}
+
+/// `2e-5`, `[2e-5, 4e-5]` or `{ from = 1e-5, to = 1e-4 }`.
+impl Serialize for LearningRates {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::List(rates) => rates.serialize(serializer),
+            Self::Range(range) => range.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LearningRates {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberListOrRange;
+
+        impl<'de> Visitor<'de> for NumberListOrRange {
+            type Value = LearningRates;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a number, a list of numbers, or { from = …, to = … }")
+            }
+
+            fn visit_f64<E: Error>(self, value: f64) -> Result<LearningRates, E> {
+                Ok(LearningRates::List(vec![value]))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<LearningRates, E> {
+                self.visit_f64(value as f64)
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<LearningRates, E> {
+                self.visit_f64(value as f64)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<LearningRates, A::Error> {
+                let mut numbers = Vec::new();
+                while let Some(number) = list.next_element()? {
+                    numbers.push(number);
+                }
+                Ok(LearningRates::List(numbers))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<LearningRates, A::Error> {
+                Ok(LearningRates::Range(RateRange::deserialize(MapAccessDeserializer::new(table))?))
+            }
+        }
+
+        deserializer.deserialize_any(NumberListOrRange)
+    }
 }
 
 /// One text or a list of them: `"a"` or `["a", "b"]`.

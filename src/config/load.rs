@@ -72,10 +72,12 @@ impl RunConfig {
     }
 
     /// Tells runs whose steps differ apart. All settings count but those that only say how long to run, what to write and
-    /// what to keep (`tar.outer_steps`, `model.dtype`, `compat.schedulefree_point`, `[checkpoint]`, `memory.recompute`,
-    /// `memory.step_in_backward`), and `tuning`, of which checkpoints keep what matters. A path counts by its last part, so
-    /// that a run can be moved to another folder and resumed there.
+    /// what to keep (`model.dtype`, `compat.schedulefree_point`, `[checkpoint]`, `memory.recompute`,
+    /// `memory.step_in_backward`, and `tar.outer_steps` unless the outer learning rate decays until the last of them), and
+    /// `tuning`, of which checkpoints keep what matters. A path counts by its last part, so that a run can be moved to
+    /// another folder and resumed there.
     pub fn config_hash(&self) -> Result<Fingerprint> {
+        let outer_steps = if self.tar.outer.schedule.depends_on_length() { self.tar.outer_steps } else { 0 };
         let mut steps = Self {
             preset: None,
             // Checkpoints know the choices themselves.
@@ -84,7 +86,7 @@ impl RunConfig {
             memory: super::MemoryConfig { states: self.memory.states, ..Default::default() },
             model: super::ModelSection { dtype: None, ..self.model.clone() },
             compat: super::CompatConfig { schedulefree_point: Default::default(), ..self.compat.clone() },
-            tar: super::TarConfig { outer_steps: 0, ..self.tar.clone() },
+            tar: super::TarConfig { outer_steps, ..self.tar.clone() },
             ..self.clone()
         };
         for path in steps.paths_mut() {

@@ -1,6 +1,7 @@
 //! Run files and attack files: the settings of a run, their defaults, presets and checks.
 
 mod abliteration_table;
+mod adversary_table;
 mod attack_file;
 mod attack_table;
 #[cfg(test)]
@@ -9,16 +10,18 @@ mod forms;
 mod load;
 mod method;
 mod schema;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 pub use abliteration_table::AbliterationSearch;
+pub use adversary_table::{AdversaryConfig, ScriptEntry, SwitchDraw};
 pub use attack_file::{AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackModel};
 pub use attack_table::{AttackForm, AttackTable};
-pub use forms::Texts;
+pub use forms::{Choices, Texts};
 pub use schema::{
-    AdversaryConfig, CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig,
-    ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, ScriptEntry,
-    StatesChoice, SwitchDraw, TarConfig, TrLoss,
+    CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig, ParameterChoice,
+    RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, StatesChoice, TarConfig, TrLoss,
 };
+pub(crate) use settings::settings;

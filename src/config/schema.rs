@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::forms;
+use super::{AdversaryConfig, ScriptEntry, forms};
 use crate::data::{Columns, DataFile};
 use crate::huggingface::ExportDType;
-use crate::model::{Projection, Recompute};
+use crate::model::Recompute;
 use crate::objective::EntropyOver;
-use crate::optimizer::OptimizerKind;
+use crate::optimizer::{Decay, OptimizerKind};
+use crate::tar::{Curriculum, PoolSettings};
 use crate::training::{MemorySettings, Moments, Source};
 use crate::tuning::TuningPin;
 
@@ -194,6 +195,12 @@ pub struct TarConfig {
     pub adversary: Vec<AdversaryConfig>,
     /// Scripted draws: entry i decides trajectory i; after the last one, draws are random again.
     pub script: Vec<ScriptEntry>,
+    /// Attacks that brought much back are kept and met again; never where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolSettings>,
+    /// Attacks begin short and grow; they have their whole length at once where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub curriculum: Option<Curriculum>,
 }
 
 impl Default for TarConfig {
@@ -215,6 +222,8 @@ impl Default for TarConfig {
             outer: OuterConfig::default(),
             adversary: Vec::new(),
             script: Vec::new(),
+            pool: None,
+            curriculum: None,
         }
     }
 }
@@ -239,6 +248,8 @@ pub struct OuterConfig {
     pub lr: f64,
     /// Warm-up steps.
     pub warmup: u64,
+    /// What the learning rate does after its warm-up; a decay ends with the last of `outer_steps`.
+    pub schedule: Decay,
     /// Weight decay; the optimizer's own where absent.
     pub weight_decay: Option<f64>,
     /// β1 and β2 of the Adam family.
@@ -251,93 +262,16 @@ impl Default for OuterConfig {
             optimizer: OptimizerKind::ScheduleFreeAdamW,
             lr: 2e-5,
             warmup: 32,
+            schedule: Decay::Constant,
             weight_decay: None,
             betas: [0.9, 0.999],
         }
     }
 }
 
-/// `[[tar.adversary]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdversaryConfig {
-    /// Its name, for logs and scripts.
-    pub name: String,
-    /// What it trains on.
-    pub data: DataNames,
-    /// How often it is drawn, relative to the others.
-    #[serde(default = "one")]
-    pub weight: f64,
-    /// What it trains.
-    #[serde(default)]
-    pub params: ParameterChoice,
-    /// Learning rates, one drawn per trajectory. A run file may write a single number.
-    #[serde(deserialize_with = "forms::number_or_list")]
-    pub lr: Vec<f64>,
-    /// Its optimizer, fresh for each trajectory.
-    #[serde(default = "adamw")]
-    pub optimizer: OptimizerKind,
-    /// Warm-up steps of its learning rate.
-    #[serde(default)]
-    pub warmup: u64,
-    /// Weight decay; the optimizer's own where absent.
-    #[serde(default)]
-    pub weight_decay: Option<f64>,
-    /// β1 and β2 of the Adam family.
-    #[serde(default = "default_betas")]
-    pub betas: [f64; 2],
-    /// LoRA rank, where `params = "lora"`.
-    #[serde(default = "default_rank")]
-    pub rank: usize,
-    /// LoRA alpha.
-    #[serde(default = "default_alpha")]
-    pub alpha: f64,
-    /// LoRA dropout.
-    #[serde(default)]
-    pub dropout: f64,
-    /// The projections that LoRA adapts.
-    #[serde(default = "all_projections")]
-    pub targets: Vec<Projection>,
-    /// Where a two-stream adversary switches.
-    #[serde(default)]
-    pub switch: Option<SwitchDraw>,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-fn adamw() -> OptimizerKind {
-    OptimizerKind::AdamW
-}
-
-fn default_betas() -> [f64; 2] {
-    [0.9, 0.999]
-}
-
-fn all_projections() -> Vec<Projection> {
-    Projection::ALL.to_vec()
-}
-
-fn default_rank() -> usize {
-    16
-}
-
-fn default_alpha() -> f64 {
-    32.0
-}
-
 /// What an attack trains on, as files write it: `"forget"`; `["retain", "forget"]`, the first until the switch and then the
 /// second; or `{forget = 0.5, retain = 0.5}`, of which each step draws one. A key of its own says when a switch happens.
 pub type DataNames = Source<String, ()>;
-
-/// `switch = {beta = [6, 3]}`: the switch is at inner step ⌊K · Beta(a, b)⌋.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SwitchDraw {
-    /// Parameters of the Beta distribution.
-    pub beta: [f64; 2],
-}
 
 /// `params`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -348,18 +282,6 @@ pub enum ParameterChoice {
     Full,
     /// LoRA factors.
     Lora,
-}
-
-/// `[[tar.script]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ScriptEntry {
-    /// Name of the adversary.
-    pub adversary: String,
-    /// Its learning rate.
-    pub lr: f64,
-    /// Its switch step, for adversaries of two streams.
-    pub switch_at: Option<u64>,
 }
 
 /// `[checkpoint]`.

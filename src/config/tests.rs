@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::model::Recompute;
 use crate::objective::EntropyOver;
 use crate::optimizer::OptimizerKind;
+use crate::tar::{AttackLength, LearningRates, RateRange};
 use crate::training::{MemorySettings, Moments};
 
 const MINIMAL: &str = r#"
@@ -60,7 +61,7 @@ fn a_minimal_file_has_the_published_defaults() {
     assert_eq!((config.tar.inner_steps, config.tar.tr_every, config.tar.tr_scale), (8, 4, 4.0));
     assert_eq!(config.tar.schedule_lambda, Some(0.0625));
     assert_eq!((config.tar.outer.optimizer, config.tar.outer.lr), (OptimizerKind::ScheduleFreeAdamW, 1e-3));
-    assert_eq!(config.tar.adversary[0].lr, [2e-5]);
+    assert_eq!(config.tar.adversary[0].lr, LearningRates::List(vec![2e-5]));
     assert_eq!(config.tar.adversary[1].switch, Some(SwitchDraw { beta: [6.0, 3.0] }));
     assert_eq!(config.compat, CompatConfig::default());
     let defaults = AdversaryConfig::new("forget", DataNames::One("forget".into()), &[2e-5]);
@@ -170,6 +171,20 @@ fn contradictions_are_answered_with_key_and_remedy() {
         ("tar.adversary.0.data={forget=0.0}", "tar.adversary.0.data: the weights add up to 0"),
         ("tar.adversary.0.switch={beta=[1,1]}", "tar.adversary.0.switch: needs two streams"),
         ("tar.adversary.0.rank=4", "tar.adversary.0.rank: has no effect with params = \"full\""),
+        ("tar.adversary.0.lr={from=1e-3,to=1e-4}", "tar.adversary.0.lr: 0.001 is above 0.0001"),
+        ("tar.adversary.0.lr={from=0,to=1e-4}", "tar.adversary.0.lr.from: is 0"),
+        ("tar.adversary.0.lr={from=1e-4}", "tar.adversary.0.lr.to: missing"),
+        ("tar.adversary.0.share={of=\"forget\",from=0,to=1}", "tar.adversary.0.share: needs a mixture"),
+        ("tar.adversary.0.schedule=[]", "tar.adversary.0.schedule: has no entry"),
+        ("tar.adversary.0.schedule=cosin", "tar.adversary.0.schedule: "),
+        ("tar.adversary.0.inner_steps=3", "tar.adversary.0.inner_steps: a gradient after every 4 of 3 inner steps"),
+        ("tar.adversary.0.tr_every=9", "tar.adversary.0.tr_every: a gradient after every 9 of 8 inner steps"),
+        ("tar.adversary.0.batch=0", "tar.adversary.0.batch: is 0"),
+        ("tar.adversary.0.tr_data=mta", "tar.adversary.0.tr_data: there is no [data.mta]"),
+        ("tar.outer.schedule=sgdr", "tar.outer.schedule: "),
+        ("tar.pool={size=0,share=0.5}", "tar.pool.size: is 0"),
+        ("tar.pool={size=4,share=1.5}", "tar.pool.share: is 1.5"),
+        ("tar.curriculum={from=0,steps=3}", "tar.curriculum.from: is 0"),
         ("tar.adversary=[]", "tar.adversary: there is none (from an override); add a table [[tar.adversary]]"),
         ("tar.schedule_lambda=-100", "tar.schedule_lambda: -100 gives the first inner step a weight that is no finite"),
         ("tar.script=[{adversary=\"forgot\",lr=1.0}]", "tar.script.0.adversary: there is no adversary `forgot`"),
@@ -183,7 +198,7 @@ fn contradictions_are_answered_with_key_and_remedy() {
         ("data.forget.max_length=1", "data.forget.max_length: is 1"),
         ("data.forget.batch=4611686018427387904", "data.forget.batch: batch · max_length is 2^32 tokens or more"),
         ("model.dtype=float32", "model.dtype: `float32` is not a choice (from an override); known are f32, bf16, f16"),
-        ("tar.adversary.0.batch=3", "tar.adversary.0.batch: unknown key (from an override)"),
+        ("tar.adversary.0.rows=3", "tar.adversary.0.rows: unknown key (from an override)"),
         (
             "tar.adversary.0={name=\"a\",data=\"forget\",lr=1.0,params=\"lora\",rank=1000000000}",
             "tar.adversary.0.rank: is 1000000000 (from an override); use at most 65536",
@@ -227,13 +242,40 @@ fn configurations_built_in_code_are_checked_as_files_are() {
         config.check().unwrap_err().to_string()
     };
     assert!(wrong(|c| c.tar.tr_every = 0).starts_with("tar.tr_every: is 0"));
-    assert!(wrong(|c| c.tar.adversary[0].rank = 4).starts_with("tar.adversary.0.rank: has no effect"));
+    assert!(wrong(|c| c.tar.adversary[0].rank = Choices(vec![4])).starts_with("tar.adversary.0.rank: has no effect"));
     assert!(wrong(|c| c.data.clear()).starts_with("tar.tr_data: there is no"));
     let huge = wrong(|c| {
         c.tar.adversary[0].params = ParameterChoice::Lora;
-        c.tar.adversary[0].rank = 1_000_000_000;
+        c.tar.adversary[0].rank = Choices(vec![1_000_000_000]);
     });
     assert!(huge.starts_with("tar.adversary.0.rank: is 1000000000; use at most"), "{huge}");
+}
+
+/// A mixture with a range of shares, and ranges and lists of everything, is read, kept by a resolved file, and checked.
+#[test]
+fn adversaries_may_draw_from_ranges() {
+    let mixed = "tar.adversary=[{name=\"m\",data={forget=1,retain=3},lr={from=1e-5,to=1e-3},\
+                 share={of=\"forget\",from=0.25,to=0.5},schedule=[\"constant\",\"cosine:0.1\"],params=\"lora\",\
+                 rank=[8,2],alpha=16,inner_steps=40,tr_every=10,batch=2,tr_data=\"retain\"}]";
+    let config = load(MINIMAL, &[mixed, "tar.pool={size=4,share=0.5}", "tar.curriculum={from=8,steps=20}"]).unwrap();
+    assert_eq!(load(&config.resolved().unwrap(), &[]).unwrap(), config);
+    let adversary = &config.tar.adversary[0];
+    assert_eq!(adversary.lr, LearningRates::Range(RateRange { from: 1e-5, to: 1e-3 }));
+    assert!(adversary.adapter_configs().iter().map(|a| (a.rank, a.scale())).eq([(8, 2.0), (2, 2.0)]));
+    assert_eq!(adversary.whole_length(&config.tar), AttackLength { inner_steps: 40, tr_every: 10 });
+    assert!(config.used_streams().contains("retain"));
+    for (change, expected) in [
+        ("tar.adversary.0.share.of=meta", "tar.adversary.0.share.of: `meta` is no stream of the mixture"),
+        ("tar.adversary.0.share.to=1.5", "tar.adversary.0.share.to: is 1.5"),
+        ("tar.adversary.0.share.from=0.75", "tar.adversary.0.share: 0.75 is above 0.5"),
+        ("tar.adversary.0.data.retain=0", "tar.adversary.0.share: the other streams have no weight"),
+        ("tar.adversary.0.rank=[8,0]", "tar.adversary.0.rank: is 0"),
+        ("tar.adversary.0.rank=[]", "tar.adversary.0.rank: has no entry"),
+        ("tar.adversary.0.warmup=40", "tar.adversary.0.schedule: 40 warm-up steps leave nothing"),
+    ] {
+        let text = message(MINIMAL, &[mixed, change]);
+        assert!(text.starts_with(expected), "{change}: {text}");
+    }
 }
 
 #[test]
@@ -260,7 +302,7 @@ fn overrides_reach_every_place_and_win() {
     ];
     let config = load(MINIMAL, &overrides).unwrap();
     assert_eq!((config.seed, config.checkpoint.every), (7, 3));
-    assert_eq!(config.tar.adversary[0].lr, [1e-4, 1.0]);
+    assert_eq!(config.tar.adversary[0].lr, LearningRates::List(vec![1e-4, 1.0]));
     assert_eq!(config.tar.adversary[0].adapter_config(), None);
     let adapter = config.tar.adversary[1].adapter_config().unwrap();
     assert_eq!((adapter.rank, adapter.alpha, adapter.targets.len()), (16, 32.0, 1));
@@ -296,7 +338,11 @@ fn presets_hold_the_published_hyperparameters() {
         assert_eq!((tar.schedule_lambda, tar.retain_scale), (Some(0.0625), 1.0), "{name}");
         assert_eq!(tar.outer.optimizer, OptimizerKind::ScheduleFreeAdamW);
         assert_eq!(tar.adversary.len(), adversaries, "{name}");
-        assert!(tar.adversary.iter().all(|a| a.lr == rates && a.weight == 1.0 && a.optimizer == OptimizerKind::AdamW));
+        assert!(
+            tar.adversary
+                .iter()
+                .all(|a| a.lr.ends() == rates && a.weight == 1.0 && a.optimizer == OptimizerKind::AdamW)
+        );
         let batch = |stream: &str| config.data[stream].batch;
         let adversary_batch = if name == "refusal" { batch("harmful") } else { batch("forget") };
         assert_eq!(adversary_batch, if name == "refusal" { 64 } else { 32 });
@@ -384,6 +430,9 @@ fn the_hash_sees_what_changes_steps_and_only_that() {
         assert_eq!(hash(&[same]), plain, "{same}");
     }
     assert_ne!(hash(&["memory.states=bf16"]), plain);
+    // A learning rate that decays until the last outer step is another with another number of them.
+    let decaying = |steps: &str| hash(&["tar.outer.schedule=cosine", steps]);
+    assert_ne!(decaying("tar.outer_steps=40"), decaying("tar.outer_steps=41"));
     assert_eq!(hash(&["data.meta.path=/moved/meta.jsonl"]), plain);
     let changes = ["seed=1", "tar.outer.lr=1e-4", "tar.adversary.0.weight=2", "data.meta.path=other.jsonl"];
     let others = ["compat.entropy_over=all", "data.forget.shuffle=false", "data.forget.columns={prompt=\"x\"}"];

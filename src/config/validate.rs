@@ -55,12 +55,16 @@ fn check_method(config: &RunConfig) -> Result<()> {
     }
     if let Some(lambda) = tar.schedule_lambda {
         finite("tar.schedule_lambda", lambda)?;
-        let largest = tar.tr_scale * (-lambda * (tar.inner_steps - 1) as f64).exp();
+        let own = tar.adversary.iter().filter_map(|adversary| adversary.inner_steps);
+        let longest = own.chain([tar.inner_steps]).max().unwrap_or(1);
+        let largest = tar.tr_scale * (-lambda * longest.saturating_sub(1) as f64).exp();
         if !(largest as f32).is_finite() {
             let problem = format!("{lambda} gives the first inner step a weight that is no finite f32");
             return Err(fault("tar.schedule_lambda", problem, "use a value of 0 or more"));
         }
     }
+    tar.pool.iter().try_for_each(|pool| pool.check("tar.pool"))?;
+    tar.curriculum.iter().try_for_each(|curriculum| curriculum.check("tar.curriculum"))?;
     stream_exists(config, "tar.tr_data", &tar.tr_data)?;
     stream_exists(config, "tar.retain_data", &tar.retain_data)
 }
@@ -68,7 +72,7 @@ fn check_method(config: &RunConfig) -> Result<()> {
 fn check_outer(config: &RunConfig) -> Result<()> {
     let outer = &config.tar.outer;
     betas("tar.outer.betas", outer.betas)?;
-    check_optimizer("tar.outer", &outer.optimizer_config())?;
+    check_optimizer("tar.outer", &outer.optimizer_config(config.tar.outer_steps))?;
     let schedule_free = outer.optimizer == OptimizerKind::ScheduleFreeAdamW;
     if config.compat.schedulefree_point == SchedulefreePoint::Train && !schedule_free {
         let problem = "has no effect: the outer optimizer is not schedule-free";
@@ -112,7 +116,7 @@ fn refuse_idle_adapter(key: &str, adversary: &AdversaryConfig, written: &impl Fn
         return Ok(());
     }
     // A resolved file writes every key, so a value equal to the default is no mistake.
-    let default = AdversaryConfig::new(&adversary.name, adversary.data.clone(), &adversary.lr);
+    let default = AdversaryConfig::new(&adversary.name, adversary.data.clone(), &[]);
     let differs = [
         ("rank", adversary.rank != default.rank),
         ("alpha", adversary.alpha != default.alpha),
@@ -134,17 +138,41 @@ fn check_adversary(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -
         return Err(fault(format!("{key}.name"), "is empty", "give it a name for logs and scripts"));
     }
     not_negative(&format!("{key}.weight"), adversary.weight)?;
-    if adversary.lr.is_empty() {
-        return Err(fault(format!("{key}.lr"), "has no entry", "give at least one learning rate"));
-    }
     check_adversary_data(config, key, adversary)?;
-    adversary.check_attack(key, &config.tar, &config.compat)
+    check_length(config, key, adversary)?;
+    adversary.check_attacks(key, &config.tar, &config.compat)
+}
+
+/// What an adversary has of its own in the place of the method's: K, the steps between gradients, the size of batches.
+fn check_length(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
+    let length = adversary.whole_length(&config.tar);
+    at_least(&format!("{key}.inner_steps"), length.inner_steps, 1)?;
+    at_least(&format!("{key}.tr_every"), length.tr_every, 1)?;
+    if length.tr_every > length.inner_steps {
+        let own = if adversary.tr_every.is_some() { "tr_every" } else { "inner_steps" };
+        let problem = format!(
+            "a gradient after every {} of {} inner steps: no TR gradient is ever taken",
+            length.tr_every, length.inner_steps
+        );
+        return Err(fault(format!("{key}.{own}"), problem, "give it a tr_every of at most its inner_steps"));
+    }
+    let Some(batch) = adversary.batch else { return Ok(()) };
+    let key = format!("{key}.batch");
+    at_least(&key, batch as u64, 1)?;
+    let streams = adversary.data.streams().into_iter().filter_map(|name| config.data.get(name));
+    streams.into_iter().try_for_each(|stream| check_batch(&key, batch, stream.max_length))
 }
 
 fn check_adversary_data(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
     let data = format!("{key}.data");
     for name in adversary.data.streams() {
         stream_exists(config, &data, name)?;
+    }
+    if let Some(name) = &adversary.tr_data {
+        stream_exists(config, &format!("{key}.tr_data"), name)?;
+    }
+    if let Some(share) = &adversary.share {
+        share.check(&format!("{key}.share"), &adversary.data)?;
     }
     let switch = format!("{key}.switch");
     match (&adversary.data, adversary.switch) {
@@ -176,12 +204,13 @@ fn check_script(config: &RunConfig, key: &str, entry: &ScriptEntry) -> Result<()
     };
     positive(&format!("{key}.lr"), entry.lr)?;
     let switch = format!("{key}.switch_at");
+    let inner_steps = adversary.whole_length(&config.tar).inner_steps;
     match (&adversary.data, entry.switch_at) {
         (Source::Switch { .. }, None) => {
             Err(fault(switch, "missing for an adversary of two streams", "add the inner step at which it switches"))
         }
-        (Source::Switch { .. }, Some(step)) if step > config.tar.inner_steps => {
-            Err(fault(switch, format!("is {step}"), format!("use at most inner_steps = {}", config.tar.inner_steps)))
+        (Source::Switch { .. }, Some(step)) if step > inner_steps => {
+            Err(fault(switch, format!("is {step}"), format!("use at most inner_steps = {inner_steps}")))
         }
         (Source::Switch { .. }, Some(_)) | (_, None) => Ok(()),
         (_, Some(_)) => Err(fault(switch, format!("`{}` has one stage", adversary.name), "remove it")),

@@ -167,8 +167,13 @@ impl DataStream {
 
     /// The next batch. Preference data gives two segments a pair: chosen, then rejected.
     pub fn next_batch(&mut self) -> Result<Batch> {
+        self.next_batch_of(self.options.batch)
+    }
+
+    /// The next `size` samples as one batch.
+    pub fn next_batch_of(&mut self, size: usize) -> Result<Batch> {
         let start = self.cursor.samples;
-        let Some(end) = start.checked_add(self.options.batch as u64) else {
+        let Some(end) = start.checked_add(size as u64) else {
             let problem = format!("the stream cannot stand at sample {start}");
             return Err(Error::config(self.name.clone(), problem, "resume from another checkpoint"));
         };
@@ -210,7 +215,11 @@ impl DataStream {
 
     /// An upper bound of the tokens of any batch, wherever it starts, padding included.
     pub fn max_batch_tokens(&self) -> usize {
-        let batch = self.options.batch;
+        self.max_batch_tokens_of(self.options.batch)
+    }
+
+    /// An upper bound of the tokens of any batch of `batch` samples, which is not 0.
+    pub fn max_batch_tokens_of(&self, batch: usize) -> usize {
         if !self.options.pack {
             return batch * self.samples.sequences_per_sample() * self.longest();
         }

@@ -321,15 +321,15 @@ impl<B: Backend> Experiment<B> {
                 schedule: cosine(0, self.course.outer_steps, 0.05),
                 ..OptimizerConfig::new(OptimizerKind::AdamW, 1.5e-3)
             },
-            adversaries: vec![Adversary {
-                name: "full".into(),
-                source: Source::One("attack".into()),
-                weight: 1.0,
-                adapter: None,
-                learning_rates: vec![3e-4, 1e-3, 2e-3],
-                optimizer: OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
-            }],
+            adversaries: vec![Adversary::new(
+                "full",
+                Source::One("attack".into()),
+                vec![3e-4, 1e-3, 2e-3],
+                OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
+            )],
             script: vec![],
+            pool: None,
+            curriculum: None,
             memory: MemorySettings::default(),
         }
     }

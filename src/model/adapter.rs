@@ -115,6 +115,11 @@ impl AdapterConfig {
         Self { rank, alpha: 2.0 * rank as f64, dropout: 0.0, rank_stabilised: false, targets: Projection::ALL.into() }
     }
 
+    /// The same with another rank and the same factor α/r.
+    pub fn with_rank(&self, rank: usize) -> Self {
+        Self { rank, alpha: self.alpha * rank as f64 / self.rank as f64, ..self.clone() }
+    }
+
     fn check_rank(&self, key: &str) -> Result<()> {
         let key = format!("{key}.rank");
         at_least(&key, self.rank as u64, 1)?;

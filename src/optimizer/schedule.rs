@@ -34,6 +34,13 @@ pub enum Decay {
     },
 }
 
+impl Decay {
+    /// Whether the first steps of a longer run would have other factors.
+    pub const fn depends_on_length(self) -> bool {
+        matches!(self, Self::Cosine { .. } | Self::Linear { .. })
+    }
+}
+
 /// Warm-up and decay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {

@@ -2,12 +2,14 @@
 //!
 //! Counted are the matrix products of the linear layers and of the head (2 per weight and token forward, 4 backward, 2
 //! of these without weight gradients) and of causal attention (its backward is 2.5 times its forward). Every sequence
-//! counts at its longest: this is exact for the published runs, which pad, and an upper bound with packing.
+//! counts as `max_length`, in whose place a run and `temper plan` put the longest of the stream: this is exact for the
+//! published runs, which pad, and an upper bound with packing.
 
 use serde::Serialize;
 
-use crate::config::{AdversaryConfig, ParameterChoice, RunConfig, SafeguardMethod, TrLoss};
+use crate::config::{AdversaryConfig, ParameterChoice, RunConfig, SafeguardMethod, TarConfig, TrLoss};
 use crate::model::{LayerMemory, ModelConfig, Recompute};
+use crate::tar::AttackLength;
 use crate::training::Source;
 
 /// One kind of work in an outer step.
@@ -23,24 +25,18 @@ pub struct Work {
     pub flop: f64,
 }
 
-/// The work of one outer step of `run`: adversaries by their weights, the switch of a two-stream adversary at its mean.
+/// The work of one outer step of `run`: adversaries by their weights, whatever else they draw at its mean, attacks as long as
+/// they are on the average of all outer steps. An attack that is met again counts as a new one.
 /// Layers that run forward again to save memory are a row of their own.
 pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recompute, largest_batch: u64) -> Vec<Work> {
     let tar = &run.tar;
     let costs = Costs::new(model);
-    let tasks = tar.tasks_per_step as f64;
-    let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
     let mut work = Vec::new();
-    for adversary in &tar.adversary {
-        let trajectories = tasks * adversary.weight / total_weight;
+    for (adversary, trajectories) in trajectories(tar) {
         let attack = attack(run, &costs, model, adversary);
         work.push(attack.times(trajectories));
     }
-    let pairs = if tar.tr_loss == TrLoss::Dpo { 2.0 } else { 1.0 };
-    let tr = costs.pass("tamper-resistance gradients", run, &tar.tr_data, Backward::Weights).times(pairs);
-    let mut tr = tr.times(tasks * (tar.inner_steps / tar.tr_every) as f64);
-    tr.passes /= pairs;
-    work.push(tr);
+    work.push(resistance(run, &costs));
     if tar.retain_scale > 0.0 {
         work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
     }
@@ -48,13 +44,62 @@ pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recomp
         work.push(again(run, &costs, recompute, largest_batch));
     }
     if tar.tr_loss == TrLoss::Dpo {
-        let margins = costs.pass("reference log-probabilities", run, &tar.tr_data, Backward::None).times(pairs * tasks);
-        work.push(Work { passes: tasks, ..margins });
+        work.push(margins(run, &costs));
     }
     if tar.retain_scale > 0.0 && tar.retain_representations {
         work.push(costs.pass("reference hidden states", run, &tar.retain_data, Backward::None));
     }
     work
+}
+
+/// The expected share of each adversary in the attacks of an outer step, times their number.
+fn trajectories(tar: &TarConfig) -> impl Iterator<Item = (&AdversaryConfig, f64)> {
+    let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
+    let tasks = tar.tasks_per_step as f64;
+    tar.adversary.iter().map(move |adversary| (adversary, tasks * adversary.weight / total_weight))
+}
+
+/// Sequences of a row of the tamper-resistance loss.
+fn pairs(tar: &TarConfig) -> f64 {
+    if tar.tr_loss == TrLoss::Dpo { 2.0 } else { 1.0 }
+}
+
+/// The tamper-resistance gradients of an outer step.
+fn resistance(run: &RunConfig, costs: &Costs) -> Work {
+    let tar = &run.tar;
+    let mut sum = Work::none("tamper-resistance gradients");
+    for (adversary, trajectories) in trajectories(tar) {
+        let points = trajectories * mean_points(adversary, tar);
+        let part = costs.pass("", run, adversary.tr_stream(tar), Backward::Weights).times(pairs(tar) * points);
+        sum.add(&Work { passes: points, ..part });
+    }
+    sum
+}
+
+/// The reference model's log-probabilities of the held-out batches of an outer step.
+fn margins(run: &RunConfig, costs: &Costs) -> Work {
+    let tar = &run.tar;
+    let mut sum = Work::none("reference log-probabilities");
+    for (adversary, trajectories) in trajectories(tar) {
+        let part = costs.pass("", run, adversary.tr_stream(tar), Backward::None).times(pairs(tar) * trajectories);
+        sum.add(&Work { passes: trajectories, ..part });
+    }
+    sum
+}
+
+/// Inner steps of an attack of `adversary`, expected over the outer steps.
+fn mean_steps(adversary: &AdversaryConfig, tar: &TarConfig) -> f64 {
+    mean_of(adversary, tar, |length| length.inner_steps as f64)
+}
+
+/// Tamper-resistance gradients of an attack of `adversary`, expected over the outer steps.
+fn mean_points(adversary: &AdversaryConfig, tar: &TarConfig) -> f64 {
+    mean_of(adversary, tar, |length| length.points() as f64)
+}
+
+fn mean_of(adversary: &AdversaryConfig, tar: &TarConfig, of: impl Fn(AttackLength) -> f64) -> f64 {
+    let whole = adversary.whole_length(tar);
+    tar.curriculum.map_or_else(|| of(whole), |curriculum| curriculum.mean(whole, tar.outer_steps, &of))
 }
 
 /// Operations of the plain safeguard of `run`, where it has one: in each step the removal gradient and the retain gradient,
@@ -77,24 +122,20 @@ pub(super) fn safeguard(run: &RunConfig, model: &ModelConfig) -> f64 {
 
 /// One trajectory's attack.
 fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &AdversaryConfig) -> Work {
-    let steps = run.tar.inner_steps as f64;
+    let steps = mean_steps(adversary, &run.tar);
     let backward = match adversary.params {
         ParameterChoice::Full => Backward::Weights,
         ParameterChoice::Lora => Backward::Inputs,
     };
     let name = format!("attack `{}`", adversary.name);
-    let mut sum = Work { name: name.clone(), passes: 0.0, tokens: 0.0, flop: 0.0 };
+    let mut sum = Work::none(&name);
     for (stream, passes) in shares(adversary, steps) {
-        let part = costs.pass(&name, run, stream, backward).times(passes);
-        sum = Work {
-            passes: sum.passes + part.passes,
-            tokens: sum.tokens + part.tokens,
-            flop: sum.flop + part.flop,
-            ..sum
-        };
+        sum.add(&costs.pass_of(adversary.batch, run, stream, backward).times(passes));
     }
-    if let Some(adapter) = adversary.adapter_config() {
-        sum.flop += Costs::factors_per_token(adapter.parameter_count(model)) * sum.tokens;
+    let adapters = adversary.adapter_configs();
+    let factors: f64 = adapters.iter().map(|a| Costs::factors_per_token(a.parameter_count(model))).sum();
+    if !adapters.is_empty() {
+        sum.flop += factors / adapters.len() as f64 * sum.tokens;
     }
     sum
 }
@@ -108,8 +149,13 @@ fn shares(adversary: &AdversaryConfig, steps: f64) -> Vec<(&str, f64)> {
             vec![(first, before), (second, steps - before)]
         }
         Source::Mixture(parts) => {
+            let drawn = adversary.share.as_ref().map(|range| range.weights(parts, range.mean()));
+            let parts: Vec<(&str, f64)> = match &drawn {
+                Some(drawn) => parts.iter().zip(drawn).map(|((name, _), (_, mean))| (name.as_str(), *mean)).collect(),
+                None => parts.iter().map(|(name, weight)| (name.as_str(), *weight)).collect(),
+            };
             let total: f64 = parts.iter().map(|(_, weight)| weight).sum();
-            parts.iter().map(|(name, weight)| (name.as_str(), steps * weight / total)).collect()
+            parts.iter().map(|(name, weight)| (*name, steps * weight / total)).collect()
         }
     }
 }
@@ -117,24 +163,24 @@ fn shares(adversary: &AdversaryConfig, steps: f64) -> Vec<(&str, f64)> {
 /// The layers that run forward a second time, without their last product, in passes that have a backward one.
 fn again(run: &RunConfig, costs: &Costs, recompute: Recompute, largest_batch: u64) -> Work {
     let tar = &run.tar;
-    let tasks = tar.tasks_per_step as f64;
-    let steps = tar.inner_steps as f64;
-    let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
-    let mut passes: Vec<(&str, usize, f64)> = Vec::new();
-    for adversary in &tar.adversary {
-        let trajectories = tasks * adversary.weight / total_weight;
-        passes.extend(shares(adversary, steps).into_iter().map(|(stream, n)| (stream, 1, n * trajectories)));
+    // Sequences and their length of a batch, and the passes over such batches.
+    let mut passes: Vec<((usize, usize), f64)> = Vec::new();
+    let size = |stream: &str| run.data.get(stream).map_or((0, 0), |data| (data.batch, data.max_length));
+    for (adversary, trajectories) in trajectories(tar) {
+        for (stream, steps) in shares(adversary, mean_steps(adversary, tar)) {
+            let (batch, length) = size(stream);
+            passes.push(((adversary.batch.unwrap_or(batch), length), steps * trajectories));
+        }
+        let (rows, length) = size(adversary.tr_stream(tar));
+        passes.push(((rows * pairs(tar) as usize, length), trajectories * mean_points(adversary, tar)));
     }
-    let pairs = if tar.tr_loss == TrLoss::Dpo { 2 } else { 1 };
-    passes.push((&tar.tr_data, pairs, tasks * (tar.inner_steps / tar.tr_every) as f64));
     if tar.retain_scale > 0.0 {
-        passes.push((&tar.retain_data, 1, 1.0));
+        passes.push((size(&tar.retain_data), 1.0));
     }
     let layers = costs.model.num_hidden_layers;
     let memory = LayerMemory { layers, slots: recompute.slots(layers).rest, capacity: largest_batch as usize };
     let mut sum = Work { name: "layers run forward again".into(), passes: 0.0, tokens: 0.0, flop: 0.0 };
-    for (stream, pairs, passes) in passes {
-        let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (data.batch * pairs, data.max_length));
+    for ((batch, length), passes) in passes {
         let again = layers - memory.kept_layers(batch * length);
         if again > 0 {
             let tokens = passes * (batch * length) as f64;
@@ -182,10 +228,15 @@ impl<'a> Costs<'a> {
 
     /// One pass over one batch of a stream.
     fn pass(&self, name: &str, run: &RunConfig, stream: &str, backward: Backward) -> Work {
+        Work { name: name.to_string(), ..self.pass_of(None, run, stream, backward) }
+    }
+
+    /// One pass over `rows` sequences of a stream; over one of its batches where absent.
+    fn pass_of(&self, rows: Option<usize>, run: &RunConfig, stream: &str, backward: Backward) -> Work {
         // Validation has shown that the stream exists.
-        let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (data.batch, data.max_length));
+        let (batch, length) = run.data.get(stream).map_or((0, 0), |data| (rows.unwrap_or(data.batch), data.max_length));
         let tokens = batch as f64 * length as f64;
-        Work { name: name.to_string(), passes: 1.0, tokens, flop: batch as f64 * self.sequence(length, backward) }
+        Work { name: String::new(), passes: 1.0, tokens, flop: batch as f64 * self.sequence(length, backward) }
     }
 
     /// A sequence of `length` tokens through the model, without what LoRA adds.
@@ -222,6 +273,16 @@ impl<'a> Costs<'a> {
 }
 
 impl Work {
+    fn none(name: &str) -> Self {
+        Self { name: name.to_string(), passes: 0.0, tokens: 0.0, flop: 0.0 }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.passes += other.passes;
+        self.tokens += other.tokens;
+        self.flop += other.flop;
+    }
+
     fn times(self, factor: f64) -> Self {
         Self { name: self.name, passes: self.passes * factor, tokens: self.tokens * factor, flop: self.flop * factor }
     }

@@ -31,6 +31,13 @@ impl DefenderCost {
         write_json(&path, self)
     }
 
+    /// The cost of this defence after `before`, which its model had had already.
+    pub fn after(self, before: Self) -> Self {
+        let device =
+            if before.device == self.device { self.device } else { format!("{}, then {}", before.device, self.device) };
+        Self { seconds: before.seconds + self.seconds, flop: before.flop + self.flop, device }
+    }
+
     /// Reads it from a model's directory; `None` where nobody wrote it.
     pub fn read(model: &Path) -> Result<Option<Self>> {
         let path = path(model);

@@ -42,22 +42,32 @@ impl<'a> Needs<'a> {
     pub(super) fn new(run: &RunConfig, model: &'a ModelConfig) -> Result<Self> {
         let layout = ModelLayout::new(model)?;
         let tar = &run.tar;
-        let lora: Vec<AdapterConfig> = tar.adversary.iter().filter_map(AdversaryConfig::adapter_config).collect();
+        let lora: Vec<AdapterConfig> = tar.adversary.iter().flat_map(AdversaryConfig::adapter_configs).collect();
         let used = run.used_streams();
         let streams: Vec<(&str, &DataConfig)> =
             run.data.iter().map(|(name, data)| (name.as_str(), data)).filter(|(name, _)| used.contains(name)).collect();
         let batch = |(name, data): &(&str, &DataConfig)| {
-            let pairs = if tar.tr_loss == TrLoss::Dpo && *name == tar.tr_data { 2 } else { 1 };
+            let is_held_out = tar.adversary.iter().any(|adversary| adversary.tr_stream(tar) == *name);
+            let pairs = if tar.tr_loss == TrLoss::Dpo && is_held_out { 2 } else { 1 };
             (data.batch as u64).saturating_mul(data.max_length as u64).saturating_mul(pairs)
         };
+        // Batches of adversaries that have a size of their own.
+        let own = tar.adversary.iter().filter_map(|adversary| Some((adversary.batch? as u64, &adversary.data)));
+        let own = own.flat_map(|(size, source)| {
+            let tables = source.streams().into_iter().filter_map(|name| run.data.get(name));
+            tables.map(move |data| size.saturating_mul(data.max_length as u64))
+        });
         let mut full_optimizers: Vec<OptimizerKind> = Vec::new();
         for adversary in tar.adversary.iter().filter(|a| a.params == ParameterChoice::Full) {
             if !full_optimizers.contains(&adversary.optimizer) {
                 full_optimizers.push(adversary.optimizer);
             }
         }
-        let states_of = |adversary: &AdversaryConfig| adversary.optimizer.rule().states() as u64;
-        let lora_states = tar.adversary.iter().filter(|a| a.params == ParameterChoice::Lora).map(states_of);
+        let states_of = |adversary: &AdversaryConfig| {
+            let states = adversary.optimizer.rule().states() as u64;
+            std::iter::repeat_n(states, adversary.adapter_configs().len())
+        };
+        let lora_states = tar.adversary.iter().flat_map(states_of);
         let factors = |adapter| Ok(AdapterLayout::new(model, adapter)?.len() as u64);
         let factors: Vec<u64> = lora.iter().map(factors).collect::<Result<_>>()?;
         // An embedding that is also the head has a gradient of its own.
@@ -70,7 +80,7 @@ impl<'a> Needs<'a> {
             model,
             parameters: layout.len() as u64,
             part_gradients: (layout.largest_part() + tied) as u64,
-            largest_batch: streams.iter().map(batch).max().unwrap_or(0),
+            largest_batch: streams.iter().map(batch).chain(own).max().unwrap_or(0),
             full_optimizers,
             adapters: factors.into_iter().zip(lora_states).collect(),
             lora,

@@ -18,6 +18,8 @@ mod remedy;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 pub use arithmetic::Work;
@@ -129,6 +131,8 @@ pub struct Plan {
     pub parameters: u64,
     /// Tokens of the largest batch, every sequence at its longest.
     pub largest_batch_tokens: u64,
+    /// The streams whose data was asked for and could not be read, and why: their sequences count as `max_length`.
+    pub unread: BTreeMap<String, String>,
     /// The trade of attacks between memory, arithmetic and the precision of moments.
     pub memory: MemorySettings,
     /// The buffers.
@@ -193,6 +197,7 @@ impl Plan {
             device: facts.name,
             parameters: needs.parameters,
             largest_batch_tokens: needs.largest_batch,
+            unread: BTreeMap::new(),
             memory: settings,
             safeguard_bytes,
             device_bytes: bytes_in(Place::Device, &buffers),

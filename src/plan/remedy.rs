@@ -1,7 +1,7 @@
 //! Looks for the setting that makes a run fit.
 
 use super::{Gpu, Plan, PlannedDevice};
-use crate::config::{DataConfig, MemoryConfig, ParameterChoice, RunConfig};
+use crate::config::{AdversaryConfig, MemoryConfig, ParameterChoice, RunConfig};
 use crate::model::ModelConfig;
 
 /// The change to make, in the words of the run file: the first of a few, alone or together, with which the run fits.
@@ -62,18 +62,25 @@ fn without_representations(run: &RunConfig) -> RunConfig {
 
 /// Halves the largest batches until the run fits.
 fn with_smaller_batches(run: &RunConfig, fits: &impl Fn(&RunConfig) -> bool) -> Option<String> {
-    let size = |data: &DataConfig| data.batch * data.max_length;
-    let mut limit = run.data.values().map(size).max()? / 2;
+    let mut limit = largest_batch(run)? / 2;
     while limit > 0 {
         let mut changed = run.clone();
         let mut words = Vec::new();
         for (name, data) in &mut changed.data {
-            if size(data) > limit {
+            if data.batch * data.max_length > limit {
                 data.batch = limit / data.max_length;
                 words.push(format!("data.{name}.batch = {}", data.batch));
             }
         }
-        if changed.data.values().any(|data| data.batch == 0) {
+        for (index, adversary) in changed.tar.adversary.iter_mut().enumerate() {
+            let length = longest(run, adversary);
+            if let Some(batch) = adversary.batch.as_mut().filter(|batch| **batch * length > limit) {
+                *batch = limit / length;
+                words.push(format!("tar.adversary.{index}.batch = {batch}"));
+            }
+        }
+        let mut batches = changed.data.values().map(|data| data.batch);
+        if batches.any(|batch| batch == 0) || changed.tar.adversary.iter().any(|a| a.batch == Some(0)) {
             return None;
         }
         if fits(&changed) {
@@ -82,4 +89,16 @@ fn with_smaller_batches(run: &RunConfig, fits: &impl Fn(&RunConfig) -> bool) -> 
         limit /= 2;
     }
     None
+}
+
+/// Tokens of the largest batch.
+fn largest_batch(run: &RunConfig) -> Option<usize> {
+    let own = run.tar.adversary.iter().map(|adversary| adversary.batch.unwrap_or(0) * longest(run, adversary));
+    run.data.values().map(|data| data.batch * data.max_length).chain(own).max()
+}
+
+/// The longest sequence that an adversary trains on.
+fn longest(run: &RunConfig, adversary: &AdversaryConfig) -> usize {
+    let streams = adversary.data.streams().into_iter().filter_map(|name| run.data.get(name));
+    streams.map(|data| data.max_length).max().unwrap_or(1)
 }

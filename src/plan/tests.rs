@@ -79,6 +79,37 @@ fn single_passes_cost_what_the_rooflines_say() {
     close(plan.work[1].flop, 768.5e12, 0.001);
 }
 
+/// What an adversary has of its own counts as if the run had it, a share at its mean and a curriculum at its average: the same
+/// arithmetic, and the same largest batch.
+#[test]
+fn what_adversaries_have_of_their_own_counts_as_if_the_run_had_it() {
+    let plan = |adversary: &str, overrides: &[&str]| {
+        let adversary = format!("tar.adversary=[{{name=\"a\", lr=1e-5, {adversary}}}]");
+        gpu_plan(&preset("bio", &[&[adversary.as_str()], overrides].concat()), "h200")
+    };
+    let data = "data={forget=1, camel=3}";
+    let unequal = "data.forget.max_length=64";
+    for (own, shared, overrides) in [
+        ("inner_steps=32, tr_every=8", data, &["tar.inner_steps=32", "tar.tr_every=8"][..]),
+        ("batch=80", data, &["data.forget.batch=80", "data.camel.batch=80"]),
+        ("tr_data=\"adv_retain\"", data, &["tar.tr_data=adv_retain"]),
+        ("share={of=\"forget\", from=0.25, to=0.75}", "data={forget=1, camel=1}", &[]),
+    ] {
+        let own = plan(&format!("{data}, {own}"), &[unequal]);
+        let shared = plan(shared, &[overrides, &[unequal]].concat());
+        close(own.flop, shared.flop, 1e-12);
+        assert_eq!(own.largest_batch_tokens, shared.largest_batch_tokens);
+    }
+    // 16 inner steps and 64, half of the run each.
+    let growing = plan(data, &["tar.outer_steps=2", "tar.curriculum={from=16, steps=1}"]);
+    close(growing.flop, plan(data, &["tar.outer_steps=2", "tar.inner_steps=40"]).flop, 1e-12);
+    let several = plan("data=\"forget\", params=\"lora\", rank=[8, 4, 12]", &[]);
+    let one = plan("data=\"forget\", params=\"lora\", rank=8", &[]);
+    close(several.flop, one.flop, 1e-12);
+    let factors = |plan: &Plan| plan.buffers.iter().filter(|b| b.name.contains("LoRA")).map(|b| b.bytes).sum::<u64>();
+    assert_eq!(factors(&several), 3 * factors(&one));
+}
+
 /// The ledger of full-parameter TAR of an 8B model on one H200: (buffer, place, GB).
 #[test]
 fn full_parameter_tar_of_8b_fits_one_h200_as_the_ledger_says() {
@@ -190,6 +221,10 @@ fn a_run_that_does_not_fit_is_answered_with_the_setting_that_makes_it_fit() {
     assert!(
         Plan::new(&smaller, &tiny(), PlannedDevice::Cpu { available: Some(enough.device_bytes / 2) }).unwrap().fits()
     );
+    let mut own = run.clone();
+    own.tar.adversary[0].batch = Some(1024);
+    let short = Plan::new(&own, &tiny(), PlannedDevice::Cpu { available: Some(enough.device_bytes) }).unwrap();
+    assert_eq!(short.remedy.as_deref(), Some("set tar.adversary.0.batch = 64"));
     let nothing = Plan::new(&run, &tiny(), PlannedDevice::Cpu { available: Some(1) }).unwrap();
     assert!(nothing.remedy.unwrap().starts_with("no setting of the run file makes it fit"));
 }
@@ -239,7 +274,7 @@ fn planned_activations_are_the_allocated_ones() {
 }
 
 fn activations_are_as_planned<B: Backend>(backend: &B, run: &RunConfig, needs: &memory::Needs) {
-    let configs = run.tar.adversary.iter().filter_map(|a| a.adapter_config());
+    let configs = run.tar.adversary.iter().flat_map(|a| a.adapter_configs());
     let adapters: Vec<Adapter<B>> =
         configs.map(|config| Adapter::zeros(backend, needs.model, config).unwrap()).collect();
     let adapters: Vec<&Adapter<B>> = adapters.iter().collect();

@@ -38,11 +38,26 @@ impl MetricsWriter {
 
     /// Writes one record; a number that is not finite becomes null.
     pub fn record(&mut self, phase: &str, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        self.record_with_attacks(phase, step, values, Vec::new())
+    }
+
+    /// As [`MetricsWriter::record`], with the simulated attacks of the step as the list `attacks`, where there are some. The
+    /// events for TensorBoard have the numbers alone.
+    pub fn record_with_attacks(
+        &mut self,
+        phase: &str,
+        step: u64,
+        values: &[(&str, f64)],
+        attacks: Vec<Value>,
+    ) -> Result<()> {
         let mut record = Map::new();
         record.insert("step".into(), step.into());
         record.insert("phase".into(), phase.into());
         for (name, value) in values {
             record.insert((*name).into(), Value::from(*value));
+        }
+        if !attacks.is_empty() {
+            record.insert("attacks".into(), attacks.into());
         }
         let line = format!("{}\n", Value::Object(record));
         self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))?;

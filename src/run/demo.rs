@@ -106,7 +106,9 @@ impl<'a> Recorder<'a> {
                 self.phase = name(*phase);
                 self.begun = Instant::now();
             }
-            Event::Step { step, measured } => self.metrics.record(self.phase, *step, &numbers(measured))?,
+            Event::Step { step, measured } => {
+                self.metrics.record_with_attacks(self.phase, *step, &numbers(measured), measured.attacks())?;
+            }
             Event::End => match self.phase {
                 UNLEARN => self.watch.unlearn += self.begun.elapsed().as_secs_f64(),
                 HARDEN => self.watch.harden += self.begun.elapsed().as_secs_f64(),

@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use super::directory::FinishedModel;
 use super::safeguard;
-use super::settings::settings;
 use super::setup::expect_tuning;
-use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, StreamFile};
+use super::{Control, Event, LoadedModel, Measured, Phase, RunDirectory, streams};
 use crate::checkpoint::{Snapshot, Tensor};
-use crate::config::{RunConfig, SchedulefreePoint};
+use crate::config::{RunConfig, SchedulefreePoint, settings};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::huggingface::{ExportDType, ModelDirectory};
@@ -51,6 +50,8 @@ pub struct Hardening<'a, B: Backend> {
     control: Control<'a>,
     directory: RunDirectory,
     source: ModelDirectory,
+    /// What the defences cost that the model came with.
+    earlier: Option<DefenderCost>,
     dtype: ExportDType,
     hardener: Hardener<B>,
     metrics: MetricsWriter,
@@ -88,21 +89,10 @@ fn memory<B: Backend>(
 ) -> Result<MemorySettings> {
     let Some(memory) = backend.device_memory() else { return Ok(config.memory.settings(MemorySettings::default())) };
     let target = PlannedDevice::Device { memory, compute: backend.compute_dtype() };
-    let plan = Plan::new(&as_read(config, streams), &source.config, target)?;
+    let plan = Plan::new(&streams::as_read(config, streams), &source.config, target)?;
     plan.ensure_fits()?;
     control.tell(Event::Memory(&plan));
     Ok(plan.memory)
-}
-
-/// The run file with the lengths that the data has.
-fn as_read(config: &RunConfig, streams: &Streams) -> RunConfig {
-    let mut actual = config.clone();
-    for (name, stream) in &streams.0 {
-        if let Some(table) = actual.data.get_mut(name) {
-            table.max_length = stream.longest();
-        }
-    }
-    actual
 }
 
 /// Puts a checkpoint back; returns its state.
@@ -120,29 +110,6 @@ fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Sn
     Ok(state)
 }
 
-/// The streams that the method uses, of those that the run file names.
-fn streams(config: &RunConfig, model: &ModelDirectory) -> Result<Streams> {
-    let mut streams = Streams::default();
-    for name in config.used_streams() {
-        let Some(table) = config.data.get(name) else {
-            let problem = "there is no such data stream";
-            return Err(Error::config(format!("data.{name}"), problem, "add the table or mend the name"));
-        };
-        let data = table.file();
-        let file = StreamFile {
-            name,
-            data: &data,
-            batch: table.batch,
-            max_length: table.max_length,
-            shuffle: table.shuffle,
-            pack: table.pack,
-            seed: config.seed,
-        };
-        streams.0.insert(name.to_string(), file.open(model)?);
-    }
-    Ok(streams)
-}
-
 impl<'a, B: Backend> Hardening<'a, B> {
     /// Sets a run up: opens model and data, trains the safeguard that `config` asks for, or goes back to the newest
     /// checkpoint in `out` where `control` resumes.
@@ -154,7 +121,8 @@ impl<'a, B: Backend> Hardening<'a, B> {
         config.check()?;
         let source = ModelDirectory::open(&config.model.path)?;
         let dtype = config.model.dtype.unwrap_or_else(|| source.weights_dtype());
-        let mut streams = streams(config, &source)?;
+        let earlier = DefenderCost::read(&config.model.path)?;
+        let mut streams = streams::open(config, &source)?;
         let memory = memory(&backend, config, &source, &streams, &mut control)?;
         let positions = streams.0.values().map(|stream| stream.longest()).max().unwrap_or(1);
         let mut loaded = LoadedModel::to_write(backend, source, positions, dtype)?;
@@ -192,7 +160,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
         let steps = hardener.steps_done();
         let summary = HardenSummary { steps, skipped: 0, retain_loss: f64::NAN };
         let config = config.clone();
-        let mut run = Self { config, control, directory, source, dtype, hardener, metrics, seconds, summary };
+        let mut run = Self { config, control, directory, source, earlier, dtype, hardener, metrics, seconds, summary };
         if run.config.safeguard.is_some() && !resumed {
             // A run that is stopped later then resumes after the safeguard instead of training it again.
             run.checkpoint()?;
@@ -212,14 +180,16 @@ impl<'a, B: Backend> Hardening<'a, B> {
         }
         let before = self.hardener.state();
         let start = Instant::now();
-        let inner_steps = self.config.tar.inner_steps;
+        let tar = &self.config.tar;
+        let most = tar.adversary.iter().map(|adversary| adversary.whole_length(tar).inner_steps).max();
+        let of = most.unwrap_or(tar.inner_steps);
         let control = &mut self.control;
         let outcome = self.hardener.outer_step(&mut |_, step| {
             if control.stop_requested() {
                 let at = format!("in outer step {}", before.step);
                 return Err(Error::Interrupted { at, remedy: "run it again with `resume` to go on".into() });
             }
-            control.tell(Event::InnerStep { step, of: inner_steps });
+            control.tell(Event::InnerStep { step, of });
             Ok(())
         });
         let report = match outcome {
@@ -233,7 +203,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
         self.seconds += start.elapsed().as_secs_f64();
         let done = report.step + 1;
         let measured = Measured::Outer(&report);
-        self.metrics.record("harden", done, &measured.record())?;
+        self.metrics.record_with_attacks("harden", done, &measured.record(), measured.attacks())?;
         self.control.tell(Event::Step { step: done, measured });
         self.summary.steps = done;
         self.summary.skipped += u64::from(report.skipped);
@@ -278,11 +248,16 @@ impl<'a, B: Backend> Hardening<'a, B> {
         Ok(self.summary)
     }
 
-    /// The cost of the defence: its training, with the safeguard where this run trained one.
+    /// The cost of the defence: its training, with the safeguard where this run trained one, and the defences before it
+    /// whose cost is kept beside the model that the run started from.
     fn cost(&self) -> DefenderCost {
-        let mut taken = as_read(&self.config, self.hardener.streams());
+        let mut taken = streams::as_read(&self.config, self.hardener.streams());
         taken.tar.outer_steps = self.hardener.steps_done();
         let flop = run_flop(&taken, &self.source.config);
-        DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() }
+        let own = DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() };
+        match &self.earlier {
+            Some(earlier) => own.after(earlier.clone()),
+            None => own,
+        }
     }
 }

@@ -13,9 +13,9 @@ mod harden;
 mod plan;
 mod redteam;
 mod safeguard;
-mod settings;
 mod setup;
 pub mod signals;
+mod streams;
 
 pub use crate::events::{Event, Measured, Phase};
 pub use attack::{AttackSummary, attack};

@@ -110,14 +110,19 @@ pub struct StreamFile<'a> {
 impl StreamFile<'_> {
     /// Opens the file and encodes its rows for `model`.
     pub fn open(&self, model: &ModelDirectory) -> Result<DataStream> {
-        DataStream::open(self.name, self.data, &model.path, self.options(model))
+        self.open_for(&model.path, &model.config)
+    }
+
+    /// As [`StreamFile::open`], for a model of this architecture whose tokenizer lies in `folder`.
+    pub(super) fn open_for(&self, folder: &Path, config: &ModelConfig) -> Result<DataStream> {
+        DataStream::open(self.name, self.data, folder, self.options(config))
     }
 
     /// Opens the file as a list of prompts, whatever stands behind them: each row is a prompt as `model` is given it, the
     /// generation prompt of its chat template included. Longer ones than sequences may be are left out, counted and
     /// announced: without its end a prompt is another.
     pub fn open_prompts(&self, model: &ModelDirectory, encoder: Option<&PromptEncoder>) -> Result<DataStream> {
-        let options = self.options(model);
+        let options = self.options(&model.config);
         let prompts = read_prompts(self.data, encoder, "", RawText::Asked)?;
         let count = prompts.len();
         let fitting = prompts.into_iter().filter(|prompt| (2..=options.max_length).contains(&prompt.tokens.len()));
@@ -138,8 +143,7 @@ impl StreamFile<'_> {
         DataStream::from_samples(self.name, rows, options)
     }
 
-    fn options(&self, model: &ModelDirectory) -> StreamOptions {
-        let config = &model.config;
+    fn options(&self, config: &ModelConfig) -> StreamOptions {
         StreamOptions {
             batch: self.batch,
             max_length: self.max_length.min(config.max_position_embeddings),

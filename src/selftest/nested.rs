@@ -151,15 +151,10 @@ fn streams(seed: u64) -> Result<Streams> {
 
 fn settings(seed: u64) -> Settings {
     let adapter = AdapterConfig { dropout: 0.1, ..AdapterConfig::new(4) };
-    let adversary = |name: &str, adapter| Adversary {
-        name: name.into(),
-        source: Source::One("attack".into()),
-        weight: 1.0,
-        adapter,
-        learning_rates: vec![1e-3],
-        optimizer: OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
+    let adversary = |name: &str, adapter| {
+        let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
+        Adversary { adapter, ..Adversary::new(name, Source::One("attack".into()), vec![1e-3], optimizer) }
     };
-    let draw = |adversary| Draw { adversary, lr: 1e-3, switch_at: None };
     Settings {
         seed,
         inner_steps: INNER_STEPS,
@@ -177,7 +172,9 @@ fn settings(seed: u64) -> Settings {
         // Not an Adam, whose first step is the signs of the gradient, in which any rounding of a small one shows.
         outer: OptimizerConfig::new(OptimizerKind::SgdMomentum, 1e-2),
         adversaries: vec![adversary("all weights", None), adversary("LoRA", Some(adapter))],
-        script: vec![draw(0), draw(1)],
+        script: vec![Draw::new(0, 1e-3), Draw::new(1, 1e-3)],
+        pool: None,
+        curriculum: None,
         // No bit of the results shows it, so that the CPU and the device may as well both do it.
         memory: MemorySettings {
             step_in_backward: true,

@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::adversary::draw_attack;
+use super::pool::Pool;
 use super::streams::unknown_stream;
+use super::trainers::Trainers;
 use super::trajectory::{HeldOut, Trajectory};
-use super::{Adversary, Draw, Streams, TrajectoryReport};
+use super::{Adversary, AttackLength, Curriculum, Draw, HardAttack, PoolSettings, Streams, TrajectoryReport};
 use crate::data::Cursor;
 use crate::error::Result;
-use crate::model::{Adapter, GradientDestinations, Gradients, Model, Parameters, ParkedParameters};
+use crate::model::{GradientDestinations, Gradients, Model, Parameters, ParkedParameters};
 use crate::objective::{EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Representations, Subject};
 use crate::ops::Backend;
 use crate::optimizer::{Optimizer, OptimizerConfig, OptimizerProgress};
 use crate::settings::{at_least, fault};
-use crate::training::{AnyTrainer, MemorySettings, StepGuard};
+use crate::training::{MemorySettings, StepGuard};
 
 /// The tamper-resistance loss, with what it needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +64,10 @@ pub struct Settings {
     pub adversaries: Vec<Adversary>,
     /// Scripted draws of the first trajectories.
     pub script: Vec<Draw>,
+    /// Whether attacks that brought much back are met again.
+    pub pool: Option<PoolSettings>,
+    /// Whether attacks begin short.
+    pub curriculum: Option<Curriculum>,
     /// What attacks trade for memory.
     pub memory: MemorySettings,
 }
@@ -73,6 +78,14 @@ impl Settings {
         at_least("tar.inner_steps", self.inner_steps, 1)?;
         at_least("tar.tr_every", self.tr_every, 1)?;
         at_least("tar.tasks_per_step", self.tasks_per_step, 1)?;
+        for adversary in &self.adversaries {
+            let length = adversary.whole_length(self);
+            at_least("tar.adversary.inner_steps", length.inner_steps, 1)?;
+            at_least("tar.adversary.tr_every", length.tr_every, 1)?;
+            at_least("tar.adversary.batch", adversary.batch.unwrap_or(1) as u64, 1)?;
+        }
+        self.pool.iter().try_for_each(|pool| pool.check("tar.pool"))?;
+        self.curriculum.iter().try_for_each(|curriculum| curriculum.check("tar.curriculum"))?;
         let count = self.adversaries.len();
         match self.script.iter().find(|draw| draw.adversary >= count) {
             None => Ok(()),
@@ -83,11 +96,18 @@ impl Settings {
         }
     }
 
-    /// Weight of the TR gradient after inner step `k` (from 0): scale/tasks · exp(λ(k − (K−1))), or scale/tasks/K.
-    pub(super) fn weight(&self, k: u64) -> f64 {
+    /// How long an attack of `adversary` is at outer step `outer`.
+    pub fn length(&self, adversary: &Adversary, outer: u64) -> AttackLength {
+        let whole = adversary.whole_length(self);
+        self.curriculum.map_or(whole, |curriculum| curriculum.length(whole, outer))
+    }
+
+    /// Weight of the TR gradient after inner step `k` (from 0) of an attack of K = `inner_steps`:
+    /// scale/tasks · exp(λ(k − (K−1))), or scale/tasks/K.
+    pub(super) fn weight(&self, k: u64, inner_steps: u64) -> f64 {
         let schedule = match self.schedule_lambda {
-            Some(lambda) => (lambda * (k as f64 - (self.inner_steps as f64 - 1.0))).exp(),
-            None => 1.0 / self.inner_steps as f64,
+            Some(lambda) => (lambda * (k as f64 - (inner_steps as f64 - 1.0))).exp(),
+            None => 1.0 / inner_steps as f64,
         };
         self.tr_scale / self.tasks_per_step as f64 * schedule
     }
@@ -148,6 +168,9 @@ pub struct HardenerState {
     pub cursors: BTreeMap<String, Cursor>,
     /// The outer optimizer's scalars.
     pub optimizer: OptimizerProgress,
+    /// The attacks that are kept to be met again, best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pool: Vec<HardAttack>,
 }
 
 /// What to do about a run that diverges.
@@ -167,9 +190,8 @@ pub struct Hardener<B: Backend> {
     reference: ParkedParameters<B>,
     meta_gradient: Gradients<B>,
     outer: Optimizer<B>,
-    /// One for all full-parameter adversaries, which follow one another, and one for each LoRA adversary.
-    trainers: Vec<AnyTrainer<B>>,
-    trainer_of: Vec<usize>,
+    trainers: Trainers<B>,
+    pool: Pool,
     streams: Streams,
     /// The batch of the present inner step.
     attack_batch: LossBatch<B>,
@@ -194,11 +216,10 @@ impl<B: Backend> Hardener<B> {
         let backend = model.backend.clone();
         let parked = ParkedParameters::to_read(&backend, "reference weights", &reference)?;
         drop(reference);
-        let (trainers, trainer_of) = make_trainers(&model, &settings)?;
-        let adapters: Vec<&Adapter<B>> = trainers.iter().filter_map(AnyTrainer::adapter).collect();
-        let most = streams.max_batch_tokens();
+        let trainers = Trainers::new(&model, &settings.adversaries, settings.memory)?;
+        let most = streams.max_tokens_with(&settings.adversaries);
         let recompute = settings.memory.recompute;
-        let evaluator = Evaluator::recomputing(Arc::clone(&model), most, &adapters, recompute)?;
+        let evaluator = Evaluator::recomputing(Arc::clone(&model), most, &trainers.adapters(), recompute)?;
         let outer = settings.outer.clone();
         let len = model.layout().len();
         Ok(Self {
@@ -211,7 +232,7 @@ impl<B: Backend> Hardener<B> {
             outer: Optimizer::parked(&backend, "outer optimizer", outer, len, OUTER_WINDOW)?,
             weights,
             trainers,
-            trainer_of,
+            pool: Pool::default(),
             streams,
             settings,
             step: 0,
@@ -271,29 +292,33 @@ impl<B: Backend> Hardener<B> {
     }
 
     fn trajectory(&mut self, task: u64, tick: &mut dyn FnMut(u64) -> Result<()>) -> Result<TrajectoryReport> {
-        self.draw_held_out()?;
-        let settings = &self.settings;
-        let index = self.step * settings.tasks_per_step + task;
-        let draw = match settings.script.get(index as usize) {
+        let index = self.step * self.settings.tasks_per_step + task;
+        let draw = match self.settings.script.get(index as usize) {
             Some(scripted) => scripted.clone(),
-            None => draw_attack(&settings.adversaries, settings.seed, self.step, task, settings.inner_steps)?,
+            None => self.pool.draw(&self.settings, self.step, task)?,
         };
+        self.draw_held_out(draw.adversary)?;
+        let settings = &self.settings;
+        let adversary = &settings.adversaries[draw.adversary];
         let trajectory = Trajectory {
             settings,
+            length: settings.length(adversary, self.step),
             evaluator: &mut self.evaluator,
             weights: &mut self.weights,
-            trainer: &mut self.trainers[self.trainer_of[draw.adversary]],
+            trainer: self.trainers.of(adversary, &draw)?,
             streams: &mut self.streams,
             meta_gradient: &mut self.meta_gradient,
             attack_batch: &mut self.attack_batch,
             held_out: &self.held_out,
         };
-        trajectory.run(&settings.adversaries[draw.adversary], &draw, index, tick)
+        trajectory.run(adversary, &draw, index, tick)
     }
 
     /// The next held-out batch: drawn once for a trajectory and used for all its TR gradients.
-    fn draw_held_out(&mut self) -> Result<()> {
-        self.streams.refill(self.evaluator.model(), &self.settings.tr_data, &mut self.held_out.batch)?;
+    fn draw_held_out(&mut self, adversary: usize) -> Result<()> {
+        let settings = &self.settings;
+        let name = settings.adversaries[adversary].tr_data.as_ref().unwrap_or(&settings.tr_data);
+        self.streams.refill(self.evaluator.model(), name, &mut self.held_out.batch)?;
         if let ResistanceLoss::Preference { .. } = self.settings.tr_loss {
             let held_out = &self.held_out;
             let parked = [&self.reference, &self.unattacked];
@@ -367,6 +392,7 @@ impl<B: Backend> Hardener<B> {
         if !skipped {
             self.outer.step(backend, &mut self.weights, &self.meta_gradient)?;
         }
+        self.pool.learn(&self.settings, &trajectories);
         self.step += 1;
         Ok(OuterReport { step, trajectories, retain_loss, retain_distance, gradient_norm, lr, bounded, skipped })
     }
@@ -384,6 +410,7 @@ impl<B: Backend> Hardener<B> {
             skipped_in_a_row: self.guard.skipped_in_a_row(),
             cursors: self.streams.0.iter().map(|(name, stream)| (name.clone(), stream.cursor())).collect(),
             optimizer: self.outer.progress(),
+            pool: self.pool.attacks().to_vec(),
         }
     }
 
@@ -395,6 +422,7 @@ impl<B: Backend> Hardener<B> {
         }
         self.weights.upload(&backend, weights)?;
         self.outer.restore(&backend, state.optimizer, optimizer)?;
+        self.pool = Pool::new(&self.settings, state.pool.clone())?;
         self.step = state.step;
         self.guard.restore(state.skipped_in_a_row);
         Ok(())
@@ -413,24 +441,6 @@ fn with_reference<B: Backend, R>(
     let outcome = work(evaluator, weights);
     unattacked.fetch(&backend, weights)?;
     outcome
-}
-
-/// One trainer for all full-parameter adversaries, and one for each LoRA adversary; which adversary has which.
-fn make_trainers<B: Backend>(model: &Model<B>, settings: &Settings) -> Result<(Vec<AnyTrainer<B>>, Vec<usize>)> {
-    let mut trainers: Vec<AnyTrainer<B>> = Vec::new();
-    let mut trainer_of = Vec::new();
-    for Adversary { adapter, optimizer, .. } in &settings.adversaries {
-        let shared = trainers.iter().position(|trainer| adapter.is_none() && trainer.adapter().is_none());
-        let index = match shared {
-            Some(index) => index,
-            None => {
-                trainers.push(AnyTrainer::new(model, adapter.as_ref(), optimizer.clone(), settings.memory)?);
-                trainers.len() - 1
-            }
-        };
-        trainer_of.push(index);
-    }
-    Ok((trainers, trainer_of))
 }
 
 #[cfg(test)]
@@ -456,6 +466,8 @@ mod tests {
             outer: OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
             adversaries: vec![],
             script: vec![],
+            pool: None,
+            curriculum: None,
             memory: MemorySettings::default(),
         }
     }
@@ -463,7 +475,7 @@ mod tests {
     #[test]
     fn settings_with_which_the_loop_could_not_run_are_refused() {
         settings(None).check().unwrap();
-        let draw = Draw { adversary: 0, lr: 1e-3, switch_at: None };
+        let draw = Draw::new(0, 1e-3);
         for (wrong, key) in [
             (Settings { inner_steps: 0, ..settings(None) }, "tar.inner_steps"),
             (Settings { tr_every: 0, ..settings(None) }, "tar.tr_every"),
@@ -478,9 +490,9 @@ mod tests {
     #[test]
     fn weights_sum_to_the_published_total() {
         let published = settings(Some(0.0625));
-        let total: f64 = (0..64).filter(|k| (k + 1) % 4 == 0).map(|k| published.weight(k)).sum();
+        let total: f64 = (0..64).filter(|k| (k + 1) % 4 == 0).map(|k| published.weight(k, 64)).sum();
         // 4 · 4.4380: the effective weight of the authors' configuration, without a factor 1/K.
         assert!((total - 17.752).abs() < 1e-3, "{total}");
-        assert_eq!(settings(None).weight(3), 4.0 / 64.0);
+        assert_eq!(settings(None).weight(3, 64), 4.0 / 64.0);
     }
 }

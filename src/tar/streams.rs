@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Adversary;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -23,6 +24,22 @@ impl Streams {
         batch.refill(model, self.named(name)?.next_batch()?)
     }
 
+    /// As [`Streams::refill`], with `batch_size` sequences; with the stream's own number where absent.
+    pub fn refill_with<B: Backend>(
+        &mut self,
+        model: &Model<B>,
+        name: &str,
+        batch_size: Option<usize>,
+        batch: &mut LossBatch<B>,
+    ) -> Result<()> {
+        let stream = self.named(name)?;
+        let next = match batch_size {
+            Some(size) => stream.next_batch_of(size)?,
+            None => stream.next_batch()?,
+        };
+        batch.refill(model, next)
+    }
+
     /// Passes over one batch of a stream.
     pub fn skip_batch(&mut self, name: &str) -> Result<()> {
         self.named(name)?.next_batch().map(|_| ())
@@ -31,6 +48,16 @@ impl Streams {
     /// The largest batch of any stream, in tokens.
     pub fn max_batch_tokens(&self) -> usize {
         self.0.values().map(DataStream::max_batch_tokens).max().unwrap_or(0)
+    }
+
+    /// The same with the batches of `adversaries` that have a size of their own.
+    pub(super) fn max_tokens_with(&self, adversaries: &[Adversary]) -> usize {
+        let own = adversaries.iter().filter_map(|adversary| Some((adversary.batch?, &adversary.source)));
+        let own = own.flat_map(|(size, source)| {
+            let streams = source.streams().into_iter().filter_map(|name| self.0.get(name));
+            streams.map(move |stream| stream.max_batch_tokens_of(size))
+        });
+        own.chain([self.max_batch_tokens()]).max().unwrap_or(0)
     }
 
     fn named(&mut self, name: &str) -> Result<&mut DataStream> {

@@ -1,6 +1,6 @@
 //! One simulated attack: K inner steps, and the tamper-resistance gradients at the points it passes.
 
-use super::{Adversary, Draw, ResistanceLoss, Settings, Streams};
+use super::{Adversary, AttackLength, Draw, ResistanceLoss, Settings, Streams};
 use crate::error::Result;
 use crate::model::{GradientDestinations, Gradients, Parameters};
 use crate::objective::{Evaluator, LossBatch, LossPass, LossSlot, LossTape, PreferencePairs, Subject};
@@ -33,6 +33,7 @@ pub(super) struct HeldOut<B: Backend> {
 /// Everything that a trajectory works on.
 pub(super) struct Trajectory<'a, B: Backend> {
     pub settings: &'a Settings,
+    pub length: AttackLength,
     pub evaluator: &'a mut Evaluator<B>,
     pub weights: &'a mut Parameters<B>,
     pub trainer: &'a mut AnyTrainer<B>,
@@ -55,34 +56,38 @@ impl<B: Backend> Trajectory<'_, B> {
     ) -> Result<TrajectoryReport> {
         let backend = self.evaluator.model().backend.clone();
         let settings = self.settings;
-        let attack = adversary.attack(draw, settings.inner_steps)?;
+        let AttackLength { inner_steps, tr_every } = self.length;
+        let attack = adversary.attack(draw, inner_steps)?;
+        let batch_size = attack.batch;
         self.trainer.restart(&backend, attack.optimizer.clone(), settings.seed, index)?;
         let names = attack.source.streams().into_iter().cloned().collect::<Vec<_>>();
         let draws = StreamDraws::InSequence(Random::new(settings.seed, Stream::Adversary, index, 0x80_0000));
         let mut run = FineTuneRun::new(attack, draws);
-        let tape = LossTape::new(&backend, settings.inner_steps as usize)?;
+        let tape = LossTape::new(&backend, inner_steps as usize)?;
         let mut attacker = UnwatchedTrainer { trainer: &mut *self.trainer, tape };
-        let points = settings.inner_steps / settings.tr_every;
+        let points = self.length.points();
         let mut tr_tape = LossTape::new(&backend, points.max(1) as usize)?;
         let mut resistance = Resistance { settings, held_out: self.held_out, meta_gradient: self.meta_gradient };
         while !run.is_over() {
             tick(run.steps_done())?;
             let work = Work { evaluator: self.evaluator, weights: self.weights, batch: self.attack_batch };
-            run.step(&mut attacker, work, |step, model, batch| self.streams.refill(model, &names[step.stream], batch))?;
+            run.step(&mut attacker, work, |step, model, batch| {
+                self.streams.refill_with(model, &names[step.stream], batch_size, batch)
+            })?;
             let done = run.steps_done();
-            if done.is_multiple_of(settings.tr_every) {
-                let slot = (done / settings.tr_every - 1) as usize;
+            if done.is_multiple_of(tr_every) {
+                let slot = (done / tr_every - 1) as usize;
                 let subject = attacker.trainer.subject(self.weights);
                 resistance.add_gradient(
                     self.evaluator,
                     subject,
-                    settings.weight(done - 1) as f32,
+                    settings.weight(done - 1, inner_steps) as f32,
                     tr_tape.slot(slot),
                 )?;
             }
         }
         let tr_losses: Vec<f64> = tr_tape.read(&backend)?.into_iter().take(points as usize).collect();
-        let weight_of = |slot: usize| settings.weight((slot as u64 + 1) * settings.tr_every - 1);
+        let weight_of = |slot: usize| settings.weight((slot as u64 + 1) * tr_every - 1, inner_steps);
         let weighted_tr_loss = tr_losses.iter().enumerate().map(|(slot, loss)| weight_of(slot) * loss).sum();
         Ok(TrajectoryReport {
             adversary: adversary.name.clone(),

@@ -7,7 +7,7 @@ use super::{Selection, Source, Trainer, add_noise};
 use crate::error::{Error, Result};
 use crate::model::{AdapterConfig, Model, Parameters};
 use crate::ops::Backend;
-use crate::optimizer::{Decay, OptimizerConfig, Schedule};
+use crate::optimizer::{OptimizerConfig, Schedule};
 use crate::settings::{at_least, at_most, fault, fraction, not_negative, positive};
 
 /// The most steps of a run: more than anybody means, and few enough to be counted.
@@ -87,8 +87,7 @@ impl<S> FineTune<S> {
     /// Whether the first steps of a longer run would be other steps: a decay that ends with the run, or a switch at a fraction
     /// of it.
     pub fn depends_on_length(&self) -> bool {
-        let decays = matches!(self.optimizer.schedule.decay, Decay::Cosine { .. } | Decay::Linear { .. });
-        decays || matches!(self.source, Source::Switch { .. })
+        self.optimizer.schedule.decay.depends_on_length() || matches!(self.source, Source::Switch { .. })
     }
 
     /// The trainer of the run, before its first step; the factors of LoRA and their dropout masks are functions of `seed`.

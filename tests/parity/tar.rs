@@ -38,19 +38,12 @@ fn stream(tensors: &TensorFile, name: &str, first: usize, vocab_size: usize) -> 
 }
 
 fn adversary(name: &str, source: AdversarySource) -> Adversary {
-    Adversary {
-        name: name.into(),
-        source,
-        weight: 1.0,
-        adapter: None,
-        learning_rates: vec![1e-3],
-        optimizer: OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
-    }
+    Adversary::new(name, source, vec![1e-3], OptimizerConfig::new(OptimizerKind::AdamW, 1e-3))
 }
 
 fn settings() -> Settings {
     let switch = AdversarySource::Switch { streams: ["adv_retain".into(), "forget_train".into()], at: [6.0, 3.0] };
-    let draw = |adversary, lr, switch_at| Draw { adversary, lr, switch_at };
+    let draw = |adversary, lr, switch_at| Draw { switch_at, ..Draw::new(adversary, lr) };
     Settings {
         seed: 1,
         inner_steps: 8,
@@ -75,6 +68,8 @@ fn settings() -> Settings {
             adversary("retain_forget_switch", switch),
         ],
         script: vec![draw(0, 1e-3, None), draw(2, 3e-4, Some(5)), draw(1, 1e-3, None)],
+        pool: None,
+        curriculum: None,
         memory: MemorySettings::default(),
     }
 }

@@ -27,7 +27,7 @@ mod range;
 mod redteam;
 /// Reports say what the results say.
 mod report;
-/// `temper plan` reads a run file, its model's `config.json`, and nothing else.
+/// `temper plan` reads a run file, its model's `config.json`, and the data where it is there.
 mod run_files;
 /// `temper attack` and `temper harden` follow the reference folders, and go on bit for bit after a stop or a kill.
 mod runs;

@@ -1,4 +1,4 @@
-//! Run files through the program: `temper plan` reads one, its model's `config.json`, and nothing else.
+//! Run files through the program: `temper plan` reads one, its model's `config.json`, and the data where it is there.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -140,6 +140,28 @@ fn a_plan_says_memory_and_arithmetic_as_text_and_as_json() {
     let longer: serde_json::Value =
         serde_json::from_slice(&folder.plan(&["--json", "--set", "tar.outer_steps=30"]).stdout).unwrap();
     assert_eq!(longer["flop"].as_f64().unwrap(), 3.0 * json["flop"].as_f64().unwrap());
+}
+
+/// A plan counts the sequences that the data has, as the run will; of data that is not there it says so and counts
+/// `max_length`.
+#[test]
+fn a_plan_counts_the_lengths_of_the_data_that_it_can_read() {
+    let folder = Folder::new(RUN_FILE);
+    let json = |more: &[&str]| -> serde_json::Value {
+        serde_json::from_slice(&folder.plan(&[&["--json"], more].concat()).stdout).unwrap()
+    };
+    let unread = |plan: &serde_json::Value| plan["unread"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let longest = json(&[]);
+    assert_eq!(unread(&longest), ["forget", "meta", "retain"]);
+    assert!(stdout(&folder.plan(&[])).contains("data.meta: counted as max_length, as it could not be read: "));
+    for name in ["forget", "meta"] {
+        std::fs::write(folder.0.path().join(format!("{name}.jsonl")), "{\"input_ids\": [1, 5, 6, 7, 8]}\n").unwrap();
+    }
+    let read = json(&[]);
+    assert_eq!(unread(&read), ["retain"]);
+    let said = json(&["--set", "data.forget.max_length=5", "--set", "data.meta.max_length=5"]);
+    assert_eq!((&read["flop"], &read["buffers"]), (&said["flop"], &said["buffers"]));
+    assert!(read["flop"].as_f64().unwrap() < 0.5 * longest["flop"].as_f64().unwrap());
 }
 
 #[test]

@@ -293,6 +293,67 @@ fn a_hardening_run_that_is_killed_or_stopped_ends_with_the_same_bytes() {
     assert!(cost(&whole).seconds > 0.0);
 }
 
+/// Adversaries that draw everything from ranges, a pool and a curriculum: a run that is killed ends with the same bytes, and its
+/// metrics tell which attack each step had. A second run from its model adds the cost of the first.
+#[test]
+fn a_run_that_searches_goes_on_with_its_pool_and_adds_up_its_cost() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = tar_run(scratch.path());
+    let plain = std::fs::read_to_string(&run).unwrap();
+    let start = plain.find("[[tar.adversary]]").unwrap();
+    let end = plain.find("[checkpoint]").unwrap();
+    let adversaries = r#"
+[[tar.adversary]]
+name = "mixed"
+data = { pile = 0.5, camel = 0.5 }
+share = { of = "pile", from = 0.1, to = 0.9 }
+lr = { from = 3e-4, to = 3e-3 }
+schedule = ["constant", "cosine"]
+batch = 3
+[[tar.adversary]]
+name = "LoRA"
+data = "pile"
+tr_data = "adv_retain"
+lr = { from = 1e-3, to = 1e-2 }
+params = "lora"
+rank = [4, 2]
+inner_steps = 6
+tr_every = 3
+[tar.pool]
+size = 3
+share = 0.5
+[tar.curriculum]
+from = 2
+steps = 9
+"#;
+    std::fs::write(&run, format!("{}{adversaries}{}", &plain[..start], &plain[end..])).unwrap();
+    let run = text(&run);
+    let longer = ["--set", "tar.outer_steps=16", "--set", "tar.outer.schedule=cosine"];
+    let whole = scratch.path().join("whole");
+    succeed(temper(&["harden", &run, "--out", &text(&whole)]).args(longer));
+    let expected = result(&whole);
+    let out = scratch.path().join("killed");
+    interrupt(&[&["harden", &run][..], &longer].concat(), &out, "-KILL");
+    assert!(result(&out) == expected, "the result differs");
+
+    let metrics = std::fs::read_to_string(whole.join("temper/metrics.jsonl")).unwrap();
+    let attacks = metrics.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let attacks: Vec<serde_json::Value> = attacks.map(|record| record["attacks"][0].clone()).collect();
+    let lengths: Vec<u64> = attacks.iter().map(|attack| attack["steps"].as_u64().unwrap()).collect();
+    assert!(lengths[0] < 6 && lengths[9..].iter().all(|steps| [6, 8].contains(steps)), "{lengths:?}");
+    let drawn = |key: &str| attacks.iter().filter(|attack| !attack[key].is_null()).count();
+    assert!(drawn("share") > 0 && drawn("rank") > 0 && drawn("share") + drawn("rank") == 16, "{attacks:?}");
+    let rates: Vec<f64> = attacks.iter().map(|attack| attack["lr"].as_f64().unwrap()).collect();
+    let again = (0..16).filter(|&step| rates[..step].contains(&rates[step])).count();
+    assert!(again > 0, "no attack was met again: {rates:?}");
+
+    let second = scratch.path().join("second");
+    let from_first = format!("model.path={}", text(&whole));
+    succeed(temper(&["harden", &run, "--out", &text(&second)]).args(longer).args(["--set", &from_first]));
+    assert_eq!(cost(&second).flop, 2.0 * cost(&whole).flop);
+    assert!(cost(&second).seconds > cost(&whole).seconds);
+}
+
 /// What a hardened model says of its defence.
 fn cost(out: &Path) -> temper::plan::DefenderCost {
     temper::plan::DefenderCost::read(out).unwrap().unwrap()

@@ -17,7 +17,7 @@ use super::steps::Stage;
 use super::timer::{Effort, time};
 use super::{BatchShape, Shapes, ShapesName, Trains};
 use crate::backend::cuda::{Cuda, PeakRates, ProductShape, RowKernel, RowShape};
-use crate::config::{ParameterChoice, RunConfig};
+use crate::config::{DataConfig, ParameterChoice, RunConfig};
 use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::ops::Backend;
@@ -58,23 +58,26 @@ impl Workload {
 
     /// The steps of a hardening run, every sequence at its longest.
     pub fn of_run(run: &RunConfig, model: ModelConfig) -> Self {
-        let batch = |name: &str| {
-            run.data.get(name).map(|table| BatchShape { sequences: table.batch, length: table.max_length })
+        let batch = |name: &str, own: Option<usize>| {
+            let shape = |table: &DataConfig| (own.unwrap_or(table.batch), table.max_length);
+            run.data.get(name).map(shape).map(|(sequences, length)| BatchShape { sequences, length })
         };
         let mut steps = Vec::new();
         for adversary in &run.tar.adversary {
             let trains = if adversary.params == ParameterChoice::Lora { Trains::Adapter } else { Trains::Weights };
-            steps.extend(adversary.data.streams().into_iter().filter_map(|name| Some((trains, batch(name)?))));
+            let streams = adversary.data.streams().into_iter();
+            steps.extend(streams.filter_map(|name| Some((trains, batch(name, adversary.batch)?))));
         }
-        let outer = [&run.tar.tr_data, &run.tar.retain_data];
-        steps.extend(outer.into_iter().filter_map(|name| Some((Trains::MetaGradient, batch(name)?))));
+        let held_out = run.tar.adversary.iter().map(|adversary| adversary.tr_stream(&run.tar));
+        let outer = held_out.chain([run.tar.retain_data.as_str()]);
+        steps.extend(outer.filter_map(|name| Some((Trains::MetaGradient, batch(name, None)?))));
         let mut different: Vec<(Trains, BatchShape)> = Vec::new();
         for step in steps {
             if !different.contains(&step) {
                 different.push(step);
             }
         }
-        let rank = run.tar.adversary.iter().map(|adversary| adversary.rank).max().unwrap_or(1);
+        let rank = run.tar.adversary.iter().flat_map(|adversary| &adversary.rank.0).copied().max().unwrap_or(1);
         Self { model, steps: different, rank }
     }
 }

@@ -1,12 +1,12 @@
 //! From the tables of a run file to the settings of the method.
 
-use crate::config::{AdversaryConfig, RunConfig, ScriptEntry, TrLoss};
+use super::{AdversaryConfig, RunConfig, ScriptEntry, TrLoss};
 use crate::error::{Error, Result};
 use crate::tar::{Adversary, Draw, ResistanceLoss, Settings};
 use crate::training::MemorySettings;
 
 /// The method's settings, with what attacks trade for memory.
-pub(super) fn settings(config: &RunConfig, memory: MemorySettings) -> Result<Settings> {
+pub(crate) fn settings(config: &RunConfig, memory: MemorySettings) -> Result<Settings> {
     let tar = &config.tar;
     let adversaries: Vec<Adversary> = tar.adversary.iter().map(|a| adversary(a, config)).collect();
     let script = tar.script.iter().map(|entry| scripted(entry, &adversaries)).collect::<Result<_>>()?;
@@ -27,21 +27,34 @@ pub(super) fn settings(config: &RunConfig, memory: MemorySettings) -> Result<Set
         retain_representations: tar.retain_representations,
         representations_over: config.compat.representations_over,
         lower_bound: tar.lower_bound,
-        outer: tar.outer.optimizer_config(),
+        outer: tar.outer.optimizer_config(tar.outer_steps),
         adversaries,
         script,
+        pool: tar.pool,
+        curriculum: tar.curriculum,
         memory,
     })
 }
 
 fn adversary(table: &AdversaryConfig, config: &RunConfig) -> Adversary {
+    let lr = table.lr.ends().first().copied().unwrap_or(0.0);
     Adversary {
-        name: table.name.clone(),
-        source: table.source(),
+        share: table.share.clone(),
         weight: table.weight,
         adapter: table.adapter_config(),
+        ranks: table.rank.0.clone(),
         learning_rates: table.lr.clone(),
-        optimizer: table.optimizer_config(table.lr.first().copied().unwrap_or(0.0), &config.tar, &config.compat),
+        schedules: table.schedule.0.clone(),
+        inner_steps: table.inner_steps,
+        tr_every: table.tr_every,
+        batch: table.batch,
+        tr_data: table.tr_data.clone(),
+        ..Adversary::new(
+            &table.name,
+            table.source(),
+            Vec::new(),
+            table.optimizer_config(lr, &config.tar, &config.compat),
+        )
     }
 }
 
@@ -50,5 +63,5 @@ fn scripted(entry: &ScriptEntry, adversaries: &[Adversary]) -> Result<Draw> {
         let problem = format!("there is no adversary `{}`", entry.adversary);
         Error::config("tar.script.adversary", problem, "use the name of a [[tar.adversary]] table")
     })?;
-    Ok(Draw { adversary, lr: entry.lr, switch_at: entry.switch_at })
+    Ok(Draw { switch_at: entry.switch_at, ..Draw::new(adversary, entry.lr) })
 }
