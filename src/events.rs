@@ -25,6 +25,16 @@ pub enum Event<'a> {
         /// Steps in all.
         steps: u64,
     },
+    /// A part of a comparison begins.
+    #[non_exhaustive]
+    Part {
+        /// The defence, its seed, and what is done.
+        name: &'a str,
+        /// Its number, from 1. Parts that were finished before count.
+        number: usize,
+        /// The number of all parts.
+        of: usize,
+    },
     /// A simulated attack is about to take an inner step.
     #[non_exhaustive]
     InnerStep {

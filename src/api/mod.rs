@@ -52,6 +52,12 @@ pub use crate::redteam::{
 };
 pub use crate::run::RedteamConfig;
 
+// Defences side by side: settings and results.
+pub use crate::report::{
+    ComparedDefence, ComparedRun, ComparedSuite, DefenceComparison, DefendedModel, OverModels, Range,
+};
+pub use crate::run::{CompareConfig, ComparedModel, DefenceEntry, SuiteEntry};
+
 // Measurements, plans and the demonstration.
 pub use crate::data::{Columns, DataFile};
 pub use crate::demo::toy;
@@ -104,6 +110,20 @@ pub fn attack(
 /// [`Error::Interrupted`] after a request to stop; a run that resumes repeats no finished attack.
 pub fn redteam(device: &Device, config: &RedteamConfig, control: Control) -> Result<Results> {
     on_device!(device, backend => run::redteam(backend.clone(), config, control))
+}
+
+/// Hardens one model by several defences, attacks every result with the same suites, and writes what was found to `out`.
+///
+/// # Errors
+/// [`Error::Config`] for wrong settings, or where `out` holds a comparison that `control` does not resume;
+/// [`Error::Interrupted`] after a request to stop; a comparison that resumes repeats nothing that is finished.
+pub fn compare(
+    device: &Device,
+    config: &CompareConfig,
+    out: impl AsRef<Path>,
+    control: Control,
+) -> Result<DefenceComparison> {
+    on_device!(device, backend => run::compare(backend.clone(), config, out.as_ref(), control))
 }
 
 /// Measures a model on a data file.

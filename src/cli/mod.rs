@@ -4,6 +4,7 @@ mod attack;
 mod bench;
 mod bench_counts;
 mod checkpoint;
+mod compare;
 mod data;
 mod demo;
 mod device;
@@ -60,6 +61,8 @@ pub enum Command {
     Attack(attack::Arguments),
     /// Attack a model with a whole suite, and say what it costs to break it
     Redteam(redteam::Arguments),
+    /// Harden one model by several defences, attack every result alike, and say what each side paid
+    Compare(compare::Arguments),
     /// Measure a model on a data set
     Eval(eval::Arguments),
     /// Write the report of a red-team run again, or compare the runs of several models
@@ -104,6 +107,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Harden(arguments) => harden::run(&arguments),
         Command::Attack(arguments) => attack::run(&arguments),
         Command::Redteam(arguments) => redteam::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),

@@ -38,6 +38,7 @@ impl Progress {
     pub fn show(&mut self, event: &Event) -> ControlFlow<()> {
         match event {
             Event::Begin { phase, from, steps, .. } => self.begin(*phase, *from, *steps),
+            Event::Part { name, number, of, .. } => self.note(&format!("{number} of {of}: {name}")),
             Event::InnerStep { step, of, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("{} · attack {}/{of}", self.numbers, step + 1));

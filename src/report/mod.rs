@@ -2,6 +2,7 @@
 
 mod attacks;
 mod compare;
+mod defences;
 mod demo;
 mod html;
 mod metrics;
@@ -15,6 +16,7 @@ mod tensorboard;
 pub mod units;
 
 pub use compare::{ComparedAttack, ComparedRun, Comparison, Found};
+pub use defences::{ComparedDefence, ComparedSuite, DefenceComparison, Defended, DefendedModel, OverModels, Range};
 pub use demo::write_demo_report;
 pub use html::HtmlReport;
 pub use metrics::MetricsWriter;

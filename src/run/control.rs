@@ -73,6 +73,16 @@ impl<'a> Control<'a> {
         self.broken || self.stop.requested()
     }
 
+    /// A control for a part of this run: its observer and its stop are this run's, and it goes on with what is there.
+    pub(crate) fn for_part(&mut self) -> Control<'_> {
+        let stop = self.stop.clone();
+        let part = Control::new().resume(true).stop_by(&stop);
+        match &mut self.observer {
+            Some(observer) => part.observe(observer),
+            None => part,
+        }
+    }
+
     /// The flag, for threads that cannot tell the observer.
     pub(crate) fn stop_flag(&self) -> StopFlag {
         self.stop.clone()

@@ -5,6 +5,7 @@
 //! the resolved configuration, the metrics stream and the checkpoints.
 
 mod attack;
+mod compare;
 mod control;
 mod demo;
 mod directory;
@@ -19,6 +20,7 @@ mod streams;
 
 pub use crate::events::{Event, Measured, Phase};
 pub use attack::{AttackSummary, attack};
+pub use compare::{CompareConfig, ComparedModel, DefenceEntry, SuiteEntry, compare};
 pub use control::Control;
 pub use demo::{DemoConfig, demo};
 pub use directory::RunDirectory;

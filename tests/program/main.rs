@@ -8,6 +8,8 @@ mod attack_files;
 mod attack_rows;
 /// Help, exit codes and streams.
 mod cli;
+/// Comparisons are made of runs of `harden` and `redteam`.
+mod compare;
 /// The demonstration runs its whole course and leaves the files that others read.
 mod demo;
 /// `temper eval` in the forms that generate.
