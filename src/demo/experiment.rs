@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::facts::{Domain, Facts, Pool, ROW_TOKENS, VOCAB_SIZE};
-use crate::data::{DataStream, StreamOptions};
+use super::hardening;
 use crate::error::{Error, Result};
 use crate::events::{Event, Measured, Phase};
 use crate::model::{
@@ -14,8 +14,8 @@ use crate::ops::Backend;
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
 use crate::random::{Random, Stream};
 use crate::safeguard;
-use crate::tar::{Adversary, Hardener, ResistanceLoss, Settings, Streams};
-use crate::training::{FineTune, FineTuneRun, GuardedTrainer, MemorySettings, Source, StreamDraws, Work};
+use crate::tar::Hardener;
+use crate::training::{FineTune, FineTuneRun, GuardedTrainer, Source, StreamDraws, Work};
 
 /// How much of everything.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +30,9 @@ pub struct Course {
     pub outer_steps: u64,
     /// K.
     pub inner_steps: u64,
-    /// Rows of a batch.
+    /// A tamper-resistance gradient is taken after so many inner steps.
+    pub tr_every: u64,
+    /// Rows of a batch, but for those of the hardening, which its run file says.
     pub rows: usize,
     /// The attacks on the finished models.
     pub attacks: Vec<DemoAttack>,
@@ -60,8 +62,9 @@ impl Course {
             seed,
             pretrain_steps: 1200,
             unlearn_steps: 200,
-            outer_steps: 560,
-            inner_steps: 24,
+            outer_steps: 400,
+            inner_steps: 80,
+            tr_every: 20,
             rows: 16,
             attacks: vec![
                 DemoAttack::new("full AdamW 1e-3", 1e-3, 200, None),
@@ -79,7 +82,8 @@ impl Course {
         for attack in &mut attacks {
             attack.fine_tune.steps /= 20;
         }
-        Self { pretrain_steps: 60, unlearn_steps: 10, outer_steps: 4, inner_steps: 8, attacks, ..full }
+        let shorter = Self { pretrain_steps: 60, unlearn_steps: 10, outer_steps: 4, attacks, ..full };
+        Self { inner_steps: 8, tr_every: 4, ..shorter }
     }
 }
 
@@ -126,10 +130,6 @@ pub struct Experiment<B: Backend> {
 
 /// Facts asked at once when accuracy is measured.
 const QUESTIONS: usize = 96;
-/// The retain batch in multiples of the others: it is taken once an outer step, so a larger one costs little.
-pub(super) const RETAIN_ROWS: usize = 4;
-/// A tamper-resistance gradient is taken after so many inner steps.
-pub(super) const TR_EVERY: u64 = 4;
 /// What to do about a step whose numbers are not finite: nothing here is the user's.
 const DIVERGED: &str = "report this as a defect";
 /// Points on an attack's curve besides the first.
@@ -137,7 +137,11 @@ const CURVE_POINTS: u64 = 10;
 
 impl<B: Backend> Experiment<B> {
     /// Draws the facts and makes room for the model.
+    ///
+    /// # Errors
+    /// For a course whose numbers no run file of its hardening can have.
     pub fn new(backend: B, course: Course) -> Result<Self> {
+        hardening::run_config(&course)?;
         let model = Arc::new(Model::new(backend, Self::model_config(), 64)?);
         let ranks = course.attacks.iter().filter_map(|attack| attack.fine_tune.adapter.as_ref()).map(|a| a.rank);
         let largest = AdapterConfig::new(ranks.max().unwrap_or(1));
@@ -268,70 +272,15 @@ impl<B: Backend> Experiment<B> {
         let steps = self.course.outer_steps;
         let inner_steps = self.course.inner_steps;
         observe(Event::Begin { phase: Phase::Harden, from: 0, steps })?;
-        let streams = Streams(
-            [
-                self.stream("attack", Domain::Restricted, Pool::Attack, self.course.rows)?,
-                self.stream("held", Domain::Restricted, Pool::Held, self.course.rows)?,
-                self.stream("retain", Domain::Benign, Pool::All, RETAIN_ROWS * self.course.rows)?,
-            ]
-            .into(),
-        );
+        let (settings, streams) = hardening::method(&self.course, &self.facts)?;
         let model = Arc::clone(&self.model);
-        let mut hardener = Hardener::new(model, weights, base, streams, self.settings())?;
+        let mut hardener = Hardener::new(model, weights, base, streams, settings)?;
         for step in 0..steps {
             let report = hardener.outer_step(&mut |_, k| observe(Event::InnerStep { step: k, of: inner_steps }))?;
             observe(Event::Step { step: step + 1, measured: Measured::Outer(&report) })?;
         }
         observe(Event::End)?;
         hardener.final_weights(false)
-    }
-
-    fn stream(&self, name: &str, domain: Domain, pool: Pool, batch: usize) -> Result<(String, DataStream)> {
-        let which = 4 + domain as usize as u64 * 8 + pool as usize as u64;
-        let mut random = Random::new(self.course.seed, Stream::Demo, 0, which);
-        let rows = self.facts.rows(domain, pool, 4096, &mut random);
-        let options = StreamOptions {
-            batch,
-            max_length: 64,
-            shuffle: true,
-            pack: true,
-            pad_token_id: 0,
-            vocab_size: VOCAB_SIZE,
-            seed: self.course.seed,
-        };
-        Ok((name.to_string(), DataStream::from_samples(name, rows, options)?))
-    }
-
-    fn settings(&self) -> Settings {
-        Settings {
-            seed: self.course.seed,
-            inner_steps: self.course.inner_steps,
-            tr_every: TR_EVERY,
-            tr_scale: 8.0,
-            schedule_lambda: Some(0.25),
-            tasks_per_step: 1,
-            tr_loss: ResistanceLoss::MaxEntropy(EntropyOver::Learned),
-            tr_data: "held".into(),
-            retain_data: "retain".into(),
-            retain_scale: 1.0,
-            retain_representations: true,
-            representations_over: EntropyOver::Valid,
-            lower_bound: None,
-            outer: OptimizerConfig {
-                schedule: cosine(0, self.course.outer_steps, 0.05),
-                ..OptimizerConfig::new(OptimizerKind::AdamW, 1.5e-3)
-            },
-            adversaries: vec![Adversary::new(
-                "full",
-                Source::One("attack".into()),
-                vec![3e-4, 1e-3, 2e-3],
-                OptimizerConfig::new(OptimizerKind::AdamW, 1e-3),
-            )],
-            script: vec![],
-            pool: None,
-            curriculum: None,
-            memory: MemorySettings::default(),
-        }
     }
 
     fn attack(&mut self, index: usize, phase: Phase, start: &[f32], observe: &mut Observer) -> Result<AttackCurve> {

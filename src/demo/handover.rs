@@ -1,19 +1,15 @@
-//! What the demonstration leaves for `temper redteam`: the facts as data files, a suite file, and the cost of the defence.
+//! What the demonstration leaves for `temper harden` and `temper redteam`: the facts as data files, the run file of its
+//! hardening, suite files, and the cost of the defence.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::experiment::{RETAIN_ROWS, TR_EVERY};
 use super::facts::ROW_TOKENS;
-use super::{Course, Domain, Facts, Pool};
+use super::{Course, Domain, Facts, Pool, hardening};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::ops::IGNORE_INDEX;
-use crate::plan::{Backward, Costs};
-use crate::random::{Random, Stream};
-
-/// Rows of the attackers' files.
-const ROWS: usize = 2048;
+use crate::plan::{Backward, Costs, run_flop};
 
 /// The head of the suite file, which names a built-in suite.
 const SUITE: &str = include_str!("redteam.toml");
@@ -23,21 +19,19 @@ const TARGET: &str = include_str!("target.toml");
 /// The end of the other suite file: a search in the place of a suite.
 const SEARCH: &str = include_str!("search.toml");
 
-/// Writes `data/`, `redteam.toml` and `search.toml` into `out`. What is asked (`probe`, `benign`) is one fact a row; attackers have rows of
-/// four facts, and none that is in `probe`.
-pub fn write_handover(out: &Path, facts: &Facts, seed: u64) -> Result<()> {
+/// Writes `data/`, `harden.toml`, `redteam.toml` and `search.toml` into `out`. What is asked (`probe`, `benign`) is one fact a
+/// row; attackers and defenders have rows of four facts, and none that is in `probe`.
+pub fn write_handover(out: &Path, facts: &Facts, course: &Course) -> Result<()> {
     let data = out.join("data");
     std::fs::create_dir_all(&data).map_err(Error::io("create", &data))?;
-    let drawn = |domain, pool, which| facts.rows(domain, pool, ROWS, &mut Random::new(seed, Stream::Demo, 1, which));
-    let files = [
-        ("restricted", drawn(Domain::Restricted, Pool::Attack, 0)),
-        ("retain", drawn(Domain::Benign, Pool::All, 1)),
-        ("probe", facts.questions_with_answers(Domain::Restricted, Pool::Probe)),
-        ("benign", facts.questions_with_answers(Domain::Benign, Pool::All)),
+    let asked = [
+        ("probe.jsonl", facts.questions_with_answers(Domain::Restricted, Pool::Probe)),
+        ("benign.jsonl", facts.questions_with_answers(Domain::Benign, Pool::All)),
     ];
-    for (name, rows) in files {
-        write(&data.join(format!("{name}.jsonl")), &lines(&rows))?;
+    for (name, rows) in hardening::training_files(facts, course.seed).chain(asked) {
+        write(&data.join(name), &lines(&rows))?;
     }
+    write(&out.join(hardening::RUN_FILE), &hardening::run_file(course))?;
     write(&out.join("redteam.toml"), &format!("{SUITE}{TARGET}"))?;
     write(&out.join("search.toml"), &format!("{TARGET}{SEARCH}"))
 }
@@ -57,14 +51,14 @@ fn write(path: &Path, text: &str) -> Result<()> {
 
 impl Course {
     /// Floating-point operations of the plain safeguard and of TAR, counted from the architecture.
-    pub fn defence_flop(&self, model: &ModelConfig) -> (f64, f64) {
+    ///
+    /// # Errors
+    /// When the course has numbers with which no run file is possible.
+    pub fn defence_flop(&self, model: &ModelConfig) -> Result<(f64, f64)> {
         let costs = Costs::new(model);
-        let rows = |count: usize, backward| count as f64 * costs.sequence(ROW_TOKENS, backward);
-        let retain = |count: usize| rows(count, Backward::Weights) + rows(count, Backward::None);
-        let unlearn = rows(self.rows, Backward::Weights) + retain(self.rows);
-        let inner = self.inner_steps + self.inner_steps / TR_EVERY;
-        let outer = inner as f64 * rows(self.rows, Backward::Weights) + retain(RETAIN_ROWS * self.rows);
-        (self.unlearn_steps as f64 * unlearn, self.outer_steps as f64 * outer)
+        let rows = |backward| self.rows as f64 * costs.sequence(ROW_TOKENS, backward);
+        let unlearn = 2.0 * rows(Backward::Weights) + rows(Backward::None);
+        Ok((self.unlearn_steps as f64 * unlearn, run_flop(&hardening::run_config(self)?, model)))
     }
 }
 
@@ -79,7 +73,7 @@ mod tests {
     fn the_probe_asks_what_no_attacker_has() {
         let out = tempfile::tempdir().unwrap();
         let facts = Facts::new(7);
-        write_handover(out.path(), &facts, 7).unwrap();
+        write_handover(out.path(), &facts, &Course::quick(7)).unwrap();
         let suite = |name: &str| crate::redteam::suite::Suite::load(&out.path().join(name), &[]).unwrap();
         assert!(suite("redteam.toml").attacks().is_ok() && suite("search.toml").search.is_some());
         let rows = |name: &str| -> Vec<Vec<u64>> {
@@ -89,10 +83,14 @@ mod tests {
         };
         let attack = rows("restricted");
         let probe = rows("probe");
-        assert_eq!((attack.len(), probe.len(), rows("benign").len()), (ROWS, 96, 384));
-        let known: std::collections::HashSet<&[u64]> =
-            attack.iter().flat_map(|row| row[1..].chunks(4)).map(|fact| &fact[..3]).collect();
-        assert!(known.len() > 180 && probe.iter().all(|question| !known.contains(&question[1..4])));
+        assert_eq!((attack.len(), probe.len(), rows("benign").len()), (2048, 96, 384));
+        let defence = rows("defence");
+        for (training, most) in [(&attack, 192), (&defence, 288)] {
+            let known: std::collections::HashSet<&[u64]> =
+                training.iter().flat_map(|row| row[1..].chunks(4)).map(|fact| &fact[..3]).collect();
+            assert!(known.len() > most - 12 && known.len() <= most, "{} of {most}", known.len());
+            assert!(probe.iter().all(|question| !known.contains(&question[1..4])));
+        }
     }
 
     /// 6 operations a weight and token forward and backward, and attention on top.
@@ -100,13 +98,15 @@ mod tests {
     fn the_cost_of_the_defence_is_near_six_operations_a_weight_and_token() {
         let course = Course::full(1);
         let model = Experiment::<Cpu>::model_config();
-        let (unlearn, harden) = course.defence_flop(&model);
+        let (unlearn, harden) = course.defence_flop(&model).unwrap();
         // Linear layers and head: 3 · (128 · 256 + 128 · 128 + 3 · 128 · 384) + 128 · 256.
         let weights = 3.0 * (32_768.0 + 16_384.0 + 147_456.0) + 32_768.0;
-        let token = 6.0 * weights;
-        let passes = 560.0 * (30.0 + 4.0 * (1.0 + 1.0 / 3.0));
-        let ratio = harden / (passes * 16.0 * 17.0 * token);
-        assert!((1.0..1.03).contains(&ratio), "{ratio}");
+        // An attack step has 8 rows, a tamper-resistance gradient 16, and the retain batch 64 with a pass of the reference. LoRA,
+        // a fifth of the attacks, needs no gradient of the weights; its factors and attention come on top.
+        let attack_rows = 80.0 * 8.0 * (1.0 - 0.2 / 3.0);
+        let rows = 400.0 * (attack_rows + 4.0 * 16.0 + 64.0 * (4.0 / 3.0));
+        let ratio = harden / (rows * 17.0 * 6.0 * weights);
+        assert!((1.0..1.05).contains(&ratio), "{ratio}");
         assert!(unlearn > 0.0 && unlearn < 0.05 * harden);
     }
 }

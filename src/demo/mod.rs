@@ -4,6 +4,7 @@
 mod experiment;
 mod facts;
 mod handover;
+mod hardening;
 pub mod toy;
 
 pub use experiment::{AttackCurve, Course, DemoAttack, Experiment, Outcome};

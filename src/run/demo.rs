@@ -49,7 +49,7 @@ pub fn demo<B: Backend>(backend: B, config: &DemoConfig, control: Control) -> Re
     let mut recorder = Recorder::new(control, MetricsWriter::create(&config.out)?);
     let outcome = Experiment::new(backend, course.clone())?.run(&mut |event| recorder.take(event))?;
     write_models(&config.out, &course, &outcome, &device, &recorder.watch)?;
-    write_handover(&config.out, &Facts::new(course.seed), course.seed)?;
+    write_handover(&config.out, &Facts::new(course.seed), &course)?;
     let summary = summary(&course, &outcome, start.elapsed().as_secs_f64());
     summary.write(&config.out.join("summary.json"))?;
     write_demo_report(&config.out.join("report.html"), &course, &outcome, &summary)?;
@@ -152,7 +152,7 @@ fn numbers(measured: &Measured) -> Vec<(&'static str, f64)> {
 /// Writes the three models, and with the two defended ones what their defence cost.
 fn write_models(out: &Path, course: &Course, outcome: &Outcome, device: &str, watch: &Stopwatch) -> Result<()> {
     let model = Experiment::<Cpu>::model_config();
-    let (unlearn, harden) = course.defence_flop(&model);
+    let (unlearn, harden) = course.defence_flop(&model)?;
     let cost = |seconds, flop| DefenderCost { seconds, flop, device: device.into() };
     let models = [
         ("pretrained", &outcome.pretrained_weights, None),

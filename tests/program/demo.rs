@@ -49,12 +49,22 @@ fn the_quick_demonstration_writes_everything_that_the_full_one_does() {
         assert!(metrics.contains(&format!("\"phase\":\"{phase}\"")), "{phase}");
     }
     assert!(!demo(&out).status.success(), "a directory in use is not overwritten");
+    let hardened = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let hardened: Vec<Value> = hardened.filter(|record| record["phase"] == "harden").collect();
+    assert!(hardened.iter().all(|step| step["attacks"][0]["adversary"].is_string()), "{hardened:?}");
     hands_over(&out, &summary);
 }
 
-/// The suite file that is left runs on the models that are left, and measures what the demonstration measured.
+/// The run file that is left hardens as the demonstration did, bit for bit, and the suite file that is left runs on the models that are left, and measures what the demonstration measured.
 fn hands_over(out: &Path, summary: &Value) {
     let read = |path: &Path| serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
+    let again = out.join("hardened-again");
+    let run_file = text(&out.join("harden.toml"));
+    succeed(temper(&["harden", &run_file, "--out", &text(&again)]).args(["--device", "cpu"]));
+    let weights = |model: &Path| ModelDirectory::open(model).unwrap().read_weights().unwrap();
+    assert!(weights(&again) == weights(&out.join("hardened")), "the run file is the demonstration's hardening");
+    let cost = |model: &Path| read(&model.join("temper/cost.json"))["flop"].as_f64().unwrap();
+    assert_eq!(cost(&again), cost(&out.join("hardened")), "with the safeguard's before it");
     let suite = text(&out.join("redteam.toml"));
     for name in ["unlearned", "hardened"] {
         let model = out.join(name);
@@ -77,7 +87,8 @@ fn hands_over(out: &Path, summary: &Value) {
 #[test]
 fn a_hardened_model_holds_what_a_plain_safeguard_lets_back() {
     let full = Course::full(42);
-    let mut course = Course { pretrain_steps: 450, unlearn_steps: 80, outer_steps: 48, inner_steps: 12, ..full };
+    let mut course =
+        Course { pretrain_steps: 450, unlearn_steps: 80, outer_steps: 48, inner_steps: 12, tr_every: 4, ..full };
     course.attacks.truncate(1);
     course.attacks[0].fine_tune.steps = 40;
     // Inside the pool, as the program itself runs: a parallel loop then starts without waking another thread first.
