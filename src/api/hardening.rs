@@ -47,7 +47,7 @@ impl<'a> Hardening<'a> {
     /// checkpoint in `out` where `control` resumes.
     pub fn begin(device: &Device, config: &RunConfig, out: impl AsRef<Path>, control: Control<'a>) -> Result<Self> {
         let out = out.as_ref();
-        let device = super::pinned(device, config)?;
+        let device = super::following(device, config.tuning.as_ref(), out, control.resumes())?;
         Ok(Self(match &device.0 {
             Opened::Cpu(cpu) => Inner::Cpu(Box::new(run::Hardening::begin(cpu.clone(), config, out, control)?)),
             Opened::Cuda(cuda) => Inner::Cuda(Box::new(run::Hardening::begin(cuda.clone(), config, out, control)?)),

@@ -68,7 +68,8 @@ pub use crate::run::{Answer, Answers, DemoConfig, EvalConfig, EvalForm, EvalRepo
 pub use crate::training::{MemorySettings, Moments};
 
 use crate::backend::any::on_device;
-use crate::run;
+use crate::run::{self, RunDirectory};
+use crate::tuning::follow_resumed;
 
 /// Hardens a model with TAR and writes the result to `out`: a model directory with the run's own files in its folder
 /// `temper`.
@@ -77,13 +78,17 @@ use crate::run;
 /// [`Error::Config`] for wrong settings, or where `out` holds a run that `control` does not resume;
 /// [`Error::Interrupted`] after a request to stop, with a checkpoint saved.
 pub fn harden(device: &Device, config: &RunConfig, out: impl AsRef<Path>, control: Control) -> Result<HardenSummary> {
-    let device = &pinned(device, config)?;
+    let device = &following(device, config.tuning.as_ref(), out.as_ref(), control.resumes())?;
     on_device!(device, backend => run::harden(backend.clone(), config, out.as_ref(), control))
 }
 
-/// The device with the measured choices that a run file pins, if it pins any.
-fn pinned(device: &Device, config: &RunConfig) -> Result<Device> {
-    match &config.tuning {
+/// The device with the measured choices that a run in `out` goes by: where it is resumed, those that it began with, else those
+/// that `pin` names, if it names any.
+fn following(device: &Device, pin: Option<&TuningPin>, out: &Path, resume: bool) -> Result<Device> {
+    if resume && let Some((resumed, _)) = follow_resumed(device, pin, &RunDirectory::kept_choices(out))? {
+        return Ok(resumed);
+    }
+    match pin {
         Some(pin) => Ok(follow(device, Some(pin))?.0),
         None => Ok(device.clone()),
     }
@@ -100,6 +105,7 @@ pub fn attack(
     out: impl AsRef<Path>,
     control: Control,
 ) -> Result<AttackSummary> {
+    let device = &following(device, None, out.as_ref(), control.resumes())?;
     on_device!(device, backend => run::attack(backend.clone(), config, out.as_ref(), control))
 }
 

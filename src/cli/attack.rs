@@ -264,7 +264,7 @@ impl Flags {
 /// Attacks a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.config()?;
-    let device = arguments.device.open()?;
+    let device = arguments.device.open_for_run(None, &arguments.out, arguments.resume)?;
     let stop = StopFlag::install()?;
     let mut progress = Progress::new("attack");
     let control = Control::new().resume(arguments.resume).stop_by(&stop).observe(|event| progress.show(&event));

@@ -1,10 +1,13 @@
 //! `--device`, `--precision` and `--tuning`: which device a command runs on, and how.
 
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
 use temper::Result;
 use temper::backend::any::{self, Device, DeviceName};
 use temper::backend::cuda::Cuda;
-use temper::tuning::{self, TuningPin};
+use temper::run::RunDirectory;
+use temper::tuning::{self, Followed, TuningPin};
 
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArguments {
@@ -47,6 +50,15 @@ pub(super) fn parse(name: &str) -> Result<DeviceName, &'static str> {
     name.parse().map_err(|_| "expected auto, cpu, cuda or cuda:N")
 }
 
+/// The device, after saying on stderr which one it is, and what it follows.
+fn said(device: Device, followed: Option<Followed>) -> Device {
+    eprintln!("temper: on {}", device.description());
+    if let Some(followed) = followed {
+        eprintln!("temper: tuning: {}", followed.text);
+    }
+    device
+}
+
 impl DeviceArguments {
     /// Opens the device and says on stderr which one it is, and what it follows.
     pub fn open(&self) -> Result<Device> {
@@ -57,11 +69,20 @@ impl DeviceArguments {
     pub fn open_pinned(&self, pinned: Option<&TuningPin>) -> Result<Device> {
         let plain = Device::open_named(self.device, self.precision.into())?;
         let (device, followed) = tuning::follow(&plain, self.tuning.as_ref().or(pinned))?;
-        eprintln!("temper: on {}", device.description());
-        if let Some(followed) = followed {
-            eprintln!("temper: tuning: {}", followed.text);
+        Ok(said(device, followed))
+    }
+
+    /// As [`DeviceArguments::open_pinned`], for a run in `out`: one that is resumed follows the choices that it began with.
+    pub fn open_for_run(&self, pinned: Option<&TuningPin>, out: &Path, resume: bool) -> Result<Device> {
+        let kept = RunDirectory::kept_choices(out);
+        if !resume || !kept.exists() {
+            return self.open_pinned(pinned);
         }
-        Ok(device)
+        let plain = Device::open_named(self.device, self.precision.into())?;
+        match tuning::follow_resumed(&plain, self.tuning.as_ref().or(pinned), &kept)? {
+            Some((device, followed)) => Ok(said(device, followed)),
+            None => Ok(said(plain, None)),
+        }
     }
 
     /// Opens a GPU (or its simulator), for commands that make no sense without one, and says on stderr what it follows.

@@ -29,7 +29,7 @@ pub struct Arguments {
 /// Hardens a model.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
-    let device = arguments.device.open_pinned(config.tuning.as_ref())?;
+    let device = arguments.device.open_for_run(config.tuning.as_ref(), &arguments.out, arguments.resume)?;
     if arguments.device.tuning.is_some() {
         config.tuning.clone_from(&arguments.device.tuning);
     }

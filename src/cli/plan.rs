@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use temper::api::{self, Plan, PlannedDevice, RunConfig};
+use temper::api::{self, Plan, PlannedDevice, RunConfig, TuningPin};
 use temper::plan::{Gpu, Place, available_memory};
 use temper::report::units;
 
@@ -33,6 +33,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => PlannedDevice::Cpu { available: available_memory() },
     };
     let config = RunConfig::load(&arguments.run_file, &arguments.overrides)?;
+    if let Some(TuningPin::File(path)) = &config.tuning
+        && !path.exists()
+    {
+        let missing = path.display();
+        eprintln!("temper: tuning: there is no {missing}: the run needs it, and `temper tune RUN.toml` writes it");
+    }
     let plan = api::plan(&config, target)?;
     if arguments.json {
         print::json(&plan)?;

@@ -1,6 +1,6 @@
 //! `temper tune`: measures the ways that a device has to compute a model's steps, and keeps the fastest in a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use temper::Error;
@@ -8,7 +8,7 @@ use temper::backend::any::DeviceName;
 use temper::bench::{ShapesName, Tuned, Tuner, Workload};
 use temper::config::RunConfig;
 use temper::huggingface::ModelDirectory;
-use temper::tuning::{Unit, standard_path};
+use temper::tuning::{TuningPin, Unit, standard_path};
 
 use super::bench::ShapesArgument;
 use super::device::{DeviceArguments, Precision, parse};
@@ -25,7 +25,7 @@ pub struct Arguments {
     /// The sizes of `temper bench`: llama3-8b, or tiny to try the command [default: llama3-8b]
     #[arg(long, value_name = "NAME", value_enum)]
     pub shapes: Option<ShapesArgument>,
-    /// The file of the choices [default: the device's file in the user's cache, which every command follows]
+    /// The file of the choices [default: the one that the run file pins, else the device's in the user's cache, which every command follows]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Which GPU: auto or cuda for the first one, cuda:N for number N
@@ -44,7 +44,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let workload = workload(arguments)?;
     let device = DeviceArguments { device: arguments.device, precision: arguments.precision, tuning: None };
     let cuda = device.open_untuned()?;
-    let path = arguments.out.clone().or_else(|| standard_path(&cuda.driver().device().name)).ok_or_else(|| {
+    let pinned = pinned_file(arguments)?;
+    let standard = || standard_path(&cuda.driver().device().name);
+    let path = arguments.out.clone().or(pinned).or_else(standard).ok_or_else(|| {
         Error::config("out", "neither XDG_CACHE_HOME nor HOME says where the user's cache is", "name a file")
     })?;
     let mut tuner = Tuner::new(&cuda, &path)?;
@@ -79,6 +81,27 @@ fn workload(arguments: &Arguments) -> temper::Result<Workload> {
         return Ok(Workload::of_model(ModelDirectory::open(path)?.config));
     }
     Ok(Workload::named(arguments.shapes.map_or(ShapesName::Llama3_8b, ShapesName::from)))
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    std::path::absolute(a).ok() == std::path::absolute(b).ok()
+}
+
+/// The file that the run file pins, if it pins one: the run follows that one and no other.
+fn pinned_file(arguments: &Arguments) -> temper::Result<Option<PathBuf>> {
+    let Some(path) = &arguments.run_file else { return Ok(None) };
+    match RunConfig::load(path, &[])?.tuning {
+        Some(TuningPin::File(pinned)) if arguments.out.as_ref().is_some_and(|out| !same(out, &pinned)) => {
+            eprintln!("temper: {} follows {}, and not the file that is written", path.display(), pinned.display());
+            Ok(None)
+        }
+        Some(TuningPin::File(pinned)) => Ok(Some(pinned)),
+        Some(TuningPin::Off) => {
+            eprintln!("temper: {} has tuning = \"off\": it will follow none of these choices", path.display());
+            Ok(None)
+        }
+        None => Ok(None),
+    }
 }
 
 /// "8192x6144x4096 nt bf16 bf16: number 3 of 8, 0.5612 instead of 0.5901 ms".

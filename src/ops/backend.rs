@@ -86,6 +86,14 @@ pub trait Backend:
     fn tuning(&self) -> Option<Fingerprint> {
         None
     }
+    /// Those choices, with the device that they are for, as a document for a run to keep beside its checkpoints; `None` where
+    /// there is nothing to choose from.
+    ///
+    /// # Errors
+    /// [`Error::Defect`](crate::Error::Defect) alone.
+    fn kept_choices(&self) -> Result<Option<serde_json::Value>> {
+        Ok(None)
+    }
     /// Bytes of the device's own memory; `None` where it works in main memory.
     fn device_memory(&self) -> Option<u64>;
     /// How weights and activations are stored; losses, gradients and optimizer states are [`DType::F32`].

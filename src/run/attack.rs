@@ -116,7 +116,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let directory = RunDirectory::open(out, &config.resolved()?, config.config_hash()?, control.resumes())?;
         let checkpoint = if control.resumes() { directory.latest()? } else { None };
         let metrics = match checkpoint {
-            None => MetricsWriter::create(&directory.folder())?,
+            None => {
+                directory.keep_choices(&training.evaluator.model().backend)?;
+                MetricsWriter::create(&directory.folder())?
+            }
             Some((path, snapshot)) => {
                 training.restore(&path, snapshot)?;
                 control.tell(Event::Resumed { checkpoint: &path });
@@ -241,7 +244,7 @@ impl<B: Backend> Training<B> {
             Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
         })?;
         self.check_steps(&state)?;
-        expect_tuning(&backend, state.tuning)?;
+        expect_tuning(&backend, path, state.tuning)?;
         let trainer = self.learner.trainer_mut();
         let len = trainer.gradients().layout().len();
         let trained = snapshot.take(path, "trained", len)?;

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use super::{Control, Event};
 use crate::checkpoint::{self, Snapshot};
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{write_atomically, write_json};
 use crate::fingerprint::Fingerprint;
 use crate::huggingface::{ExportDType, ModelDirectory, fill_model};
 use crate::model::ModelLayout;
+use crate::ops::Backend;
 
 /// The folder of the run's own files.
 const FOLDER: &str = "temper";
+/// The device's measured choices, as the run began with them.
+const CHOICES: &str = "choices.json";
 
 /// A model at the end of a run.
 pub(super) struct FinishedModel<'a> {
@@ -55,6 +58,19 @@ impl RunDirectory {
         std::fs::create_dir_all(directory.folder()).map_err(Error::io("create", directory.folder()))?;
         write_atomically(&settings, resolved.as_bytes())?;
         Ok(directory)
+    }
+
+    /// Where a run in `top` keeps the measured choices that it began with: what it follows when it is resumed.
+    pub fn kept_choices(top: &Path) -> PathBuf {
+        top.join(FOLDER).join(CHOICES)
+    }
+
+    /// Keeps the measured choices that `backend` follows; a run that begins does so before its first checkpoint.
+    pub fn keep_choices<B: Backend>(&self, backend: &B) -> Result<()> {
+        match backend.kept_choices()? {
+            Some(choices) => write_json(&self.file(CHOICES), &choices),
+            None => Ok(()),
+        }
     }
 
     /// The directory itself.

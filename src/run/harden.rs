@@ -100,7 +100,7 @@ fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Sn
     let state: State = serde_json::from_value(std::mem::take(&mut snapshot.state)).map_err(|error| {
         Error::input(path, format!("its state does not fit this program: {error}"), "start a new run")
     })?;
-    expect_tuning(&hardener.model().backend, state.tuning)?;
+    expect_tuning(&hardener.model().backend, path, state.tuning)?;
     let len = hardener.weights().layout().len();
     let weights = snapshot.take(path, "weights", len)?;
     let states = (0..hardener.outer_optimizer().state_count())
@@ -133,6 +133,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
         let mut seconds = 0.0;
         let mut metrics = None;
         if !resumed {
+            directory.keep_choices(&loaded.model.backend)?;
             let mut begun = MetricsWriter::create(&directory.folder())?;
             let start = Instant::now();
             if let Some(table) = &config.safeguard {

@@ -10,23 +10,24 @@ use crate::huggingface::{ExportDType, ModelDirectory};
 use crate::model::{Model, ModelConfig, Parameters};
 use crate::ops::Backend;
 
-/// Fails unless the device follows the measured choices that a run began with: its steps would have other bits.
-pub(super) fn expect_tuning<B: Backend>(backend: &B, began: Option<Fingerprint>) -> Result<()> {
+/// Fails unless the device follows the measured choices that the run of the checkpoint at `path` began with: its steps would
+/// have other bits. A run that is resumed by the functions of [`crate::api`] follows its own.
+pub(super) fn expect_tuning<B: Backend>(backend: &B, path: &Path, began: Option<Fingerprint>) -> Result<()> {
     let here = backend.tuning();
     if here == began {
         return Ok(());
     }
     let name = |choices: Option<Fingerprint>| choices.map_or("none".to_string(), |fingerprint| fingerprint.to_string());
     let problem = format!(
-        "the run began with the choices {} and this device follows {}, which gives other bits",
+        "its run began with the choices {} and this device follows {}, which gives other bits",
         name(began),
         name(here)
     );
-    let remedy = match began {
-        Some(_) => "set it to the file that the run began with, or begin a new run",
-        None => "set it to \"off\", or begin a new run",
-    };
-    Err(Error::config("tuning", problem, remedy))
+    Err(Error::input(
+        path,
+        problem,
+        "put the choices that the run kept back beside its checkpoints, or begin a new run",
+    ))
 }
 
 /// A model directory on a device.

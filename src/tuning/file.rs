@@ -1,11 +1,11 @@
 //! The document: what was measured, on what, and what was chosen.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::cuda::{Choices, Cuda, DeviceInfo};
+use crate::backend::cuda::{Choices, Key};
 use crate::error::{Error, Result};
 use crate::files::{read_capped, write_json};
 
@@ -13,61 +13,6 @@ use crate::files::{read_capped, write_json};
 const LARGEST: u64 = 16 << 20;
 /// Version of the fields.
 const SCHEMA: u32 = 1;
-
-/// What choices are for. On another device, driver, library or program none of them is used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Key {
-    /// The device's name.
-    pub device: String,
-    /// "9.0" for Hopper.
-    pub compute_capability: String,
-    /// CUDA version of the driver; none where a CPU plays the device.
-    pub driver: Option<String>,
-    /// The library of matrix products, with its version.
-    pub library: Option<String>,
-    /// "temper 0.1.0".
-    pub program: String,
-    /// Digest of the GPU code inside the program; empty where there is none.
-    pub kernels: String,
-}
-
-impl Key {
-    /// Of an opened device.
-    pub fn of(cuda: &Cuda) -> Self {
-        let driver = cuda.driver();
-        let version = if driver.is_simulated() { None } else { Cuda::driver_version() };
-        Self::new(driver.device(), version, driver.gemm_library())
-    }
-
-    /// Of a device that was looked at.
-    pub fn new(info: &DeviceInfo, driver: Option<String>, library: Option<String>) -> Self {
-        let (major, minor) = info.compute_capability;
-        Self {
-            device: info.name.clone(),
-            compute_capability: format!("{major}.{minor}"),
-            driver,
-            library,
-            program: format!("temper {}", env!("CARGO_PKG_VERSION")),
-            kernels: Cuda::kernels_digest().into(),
-        }
-    }
-
-    /// The first thing that is not the same here, in words; none where the choices can be used.
-    pub fn difference(&self, here: &Self) -> Option<String> {
-        let none = || "none".to_string();
-        let facts = [
-            ("device", self.device.clone(), here.device.clone()),
-            ("compute capability", self.compute_capability.clone(), here.compute_capability.clone()),
-            ("driver", self.driver.clone().unwrap_or_else(none), here.driver.clone().unwrap_or_else(none)),
-            ("library", self.library.clone().unwrap_or_else(none), here.library.clone().unwrap_or_else(none)),
-            ("program", self.program.clone(), here.program.clone()),
-            ("kernels", self.kernels.clone(), here.kernels.clone()),
-        ];
-        let differs = facts.into_iter().find(|(_, measured, found)| measured != found);
-        differs.map(|(what, measured, found)| format!("it was measured with {what} {measured}, and here it is {found}"))
-    }
-}
 
 /// What costs are counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +22,21 @@ pub enum Unit {
     Milliseconds,
     /// Cycles that a device needs at least, from the simulator's counters: no measurement of a GPU.
     FloorCycles,
+}
+
+impl Unit {
+    /// What costs are counted in on a device.
+    pub fn of(key: &Key) -> Self {
+        if key.driver.is_some() { Self::Milliseconds } else { Self::FloorCycles }
+    }
+
+    /// For people.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "milliseconds",
+            Self::FloorCycles => "cycles of a simulator",
+        }
+    }
 }
 
 /// What was found out about a product.
@@ -119,25 +79,47 @@ pub struct Tuning {
     pub threads: BTreeMap<String, ThreadsEntry>,
 }
 
+/// What a user can do about a file that cannot be read.
+const REMEDY: &str = "run `temper tune` again, which sets it aside, or name another file";
+
 impl Tuning {
     /// Nothing measured yet.
-    pub fn new(key: Key, unit: Unit) -> Self {
+    pub fn new(key: Key) -> Self {
+        let unit = Unit::of(&key);
         Self { schema: SCHEMA, key, unit, products: BTreeMap::new(), threads: BTreeMap::new() }
     }
 
     /// From a file.
     ///
     /// # Errors
-    /// [`Error::Io`] where there is none, [`Error::Input`] where it is no such document.
+    /// [`Error::Io`] where there is none, [`Error::Input`] where it is no such document or an entry of it is none of ours.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = read_capped(path, LARGEST)?;
-        let remedy = "run `temper tune` again, or name another file";
-        let wrong = |problem: String| Error::input(path, problem, remedy);
+        let wrong = |problem: String| Error::input(path, problem, REMEDY);
         let read: Self = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if read.schema != SCHEMA {
             return Err(wrong(format!("its schema is {}, and this program's is {SCHEMA}", read.schema)));
         }
+        read.check().map_err(wrong)?;
         Ok(read)
+    }
+
+    /// Fails where an entry is for nothing that a device does, or its choice is none of those that were measured.
+    fn check(&self) -> std::result::Result<(), String> {
+        self.choices().parsed().map_err(|error| match error {
+            Error::Device(problem) => problem,
+            other => other.to_string(),
+        })?;
+        let priced = |cost: Option<&f64>| cost.is_some_and(|cost| cost.is_finite() && *cost >= 0.0);
+        for (shape, entry) in &self.products {
+            if !priced(entry.costs.get(entry.candidate).and_then(Option::as_ref)) {
+                return Err(format!("`{shape}`: its candidate {} has no cost", entry.candidate));
+            }
+        }
+        match self.threads.iter().find(|(_, entry)| !priced(entry.costs.get(&entry.threads))) {
+            Some((rows, entry)) => Err(format!("`{rows}`: its {} threads have no cost", entry.threads)),
+            None => Ok(()),
+        }
     }
 
     /// From a file, if its choices are for the device of `key`; else what differs, in words.
@@ -146,10 +128,28 @@ impl Tuning {
     /// As [`Tuning::read`].
     pub fn read_for(path: &Path, key: &Key) -> Result<std::result::Result<Self, String>> {
         let tuning = Self::read(path)?;
+        let [measured, here] = [tuning.unit, Unit::of(key)];
         Ok(match tuning.key.difference(key) {
-            None => Ok(tuning),
+            None if measured == here => Ok(tuning),
+            None => Err(format!("its costs are {}, and here they are {}", measured.words(), here.words())),
             Some(difference) => Err(difference),
         })
+    }
+
+    /// Renames a file that cannot be gone on with, so that nothing of it is lost; its new name is returned.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn set_aside(path: &Path) -> Result<PathBuf> {
+        let numbered = |number: u32| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!(".aside-{number}"));
+            PathBuf::from(name)
+        };
+        let free = (1..).map(numbered).find(|name| !name.exists());
+        let aside = free.ok_or_else(|| Error::Defect(format!("no free name beside {}", path.display())))?;
+        std::fs::rename(path, &aside).map_err(Error::io("rename", path))?;
+        Ok(aside)
     }
 
     /// How much was measured, for people: "12 products, 2 kernels".
@@ -192,41 +192,78 @@ mod tests {
         }
     }
 
-    /// Each fact alone makes choices unusable, and is named.
-    #[test]
-    fn whatever_differs_is_named() {
-        assert_eq!(key().difference(&key()), None);
-        let others = [
-            (Key { device: "b".into(), ..key() }, "device a GPU, and here it is b"),
-            (Key { compute_capability: "8.0".into(), ..key() }, "compute capability 9.0"),
-            (Key { driver: None, ..key() }, "driver 13.0, and here it is none"),
-            (Key { library: Some("cuBLASLt 13.1.0".into()), ..key() }, "here it is cuBLASLt 13.1.0"),
-            (Key { program: "temper 0.2.0".into(), ..key() }, "program temper 0.1.0"),
-            (Key { kernels: "cd".into(), ..key() }, "kernels ab"),
-        ];
-        for (other, words) in others {
-            assert!(key().difference(&other).unwrap().contains(words), "{words}");
-        }
-    }
-
-    /// What is written is read again; a broken file, an unknown key and another schema are one-line errors with the file.
-    #[test]
-    fn files_are_read_as_they_were_written_or_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("deep/tuning.json");
-        let mut tuning = Tuning::new(key(), Unit::Milliseconds);
+    /// One product and one kernel.
+    fn tuning() -> Tuning {
+        let mut tuning = Tuning::new(key());
         let costs = vec![Some(1.5), None];
         let refused = vec!["wrong".to_string()];
         let entry = ProductEntry { algorithm: "00".repeat(64), candidate: 0, costs, refused };
         tuning.products.insert("8x8x8 nt bf16 bf16".into(), entry);
-        tuning.write(&path).unwrap();
-        assert_eq!(Tuning::read(&path).unwrap(), tuning);
+        let entry = ThreadsEntry { threads: 128, costs: BTreeMap::from([(128, 1.0), (256, 2.0)]) };
+        tuning.threads.insert("rms_norm_forward 64 bf16".into(), entry);
+        tuning
+    }
+
+    /// What is written is read again; a broken file, an unknown key, another schema and an entry that is none of ours are
+    /// one-line errors with the file, the entry and the remedy.
+    #[test]
+    fn files_are_read_as_they_were_written_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/tuning.json");
+        tuning().write(&path).unwrap();
+        assert_eq!(Tuning::read(&path).unwrap(), tuning());
         let text = std::fs::read_to_string(&path).unwrap();
-        for broken in [&text[..text.len() / 2], &text.replacen("schema\": 1", "schema\": 2", 1), "{\"x\": 1}", ""] {
+        let zeros = "00".repeat(64);
+        let replaced = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}: {text}");
+            text.replacen(from, to, 1)
+        };
+        for (broken, words) in [
+            (text[..text.len() / 2].to_string(), "EOF"),
+            (String::new(), "EOF"),
+            ("{\"x\": 1}".into(), "unknown field"),
+            (replaced("schema\": 1", "schema\": 2"), "schema is 2"),
+            (replaced("8x8x8", "0x0x0"), "`0x0x0 nt bf16 bf16`"),
+            (replaced("8x8x8 nt bf16 bf16", "hello world"), "`hello world`"),
+            (replaced("nt bf16 bf16", "nt fp8 bf16"), "`8x8x8 nt fp8 bf16`"),
+            (replaced(&zeros, "zz"), "`8x8x8 nt bf16 bf16`: `zz`"),
+            (replaced("candidate\": 0", "candidate\": 99999"), "`8x8x8 nt bf16 bf16`: its candidate 99999"),
+            (replaced("candidate\": 0", "candidate\": 1"), "`8x8x8 nt bf16 bf16`: its candidate 1"),
+            (replaced("threads\": 128", "threads\": 0"), "`rms_norm_forward 64 bf16` in blocks of 0 threads"),
+            (replaced("\"128\": 1.0", "\"64\": 1.0"), "`rms_norm_forward 64 bf16`: its 128 threads"),
+            (replaced("64 bf16", "64 u8"), "`rms_norm_forward 64 u8`"),
+            (replaced("1.5", "-1.5"), "its candidate 0 has no cost"),
+        ] {
             std::fs::write(&path, broken).unwrap();
             let error = Tuning::read(&path).unwrap_err();
             assert!(matches!(error, Error::Input { .. }), "{error}");
-            assert!(!error.to_string().contains('\n') && error.to_string().contains("tuning.json"), "{error}");
+            let line = error.to_string();
+            assert!(!line.contains('\n') && line.contains(words) && line.ends_with(REMEDY), "{words}: {line}");
+            assert!(line.contains("tuning.json"), "{line}");
         }
+    }
+
+    /// A GPU counts in milliseconds and the simulator in cycles: choices that were made by the other are not used.
+    #[test]
+    fn choices_by_another_unit_are_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tuning.json");
+        let simulated = Key { driver: None, ..key() };
+        Tuning { key: simulated.clone(), ..tuning() }.write(&path).unwrap();
+        let difference = Tuning::read_for(&path, &simulated).unwrap().unwrap_err();
+        assert_eq!(difference, "its costs are milliseconds, and here they are cycles of a simulator");
+    }
+
+    /// Nothing is overwritten by what is set aside.
+    #[test]
+    fn each_file_that_is_set_aside_has_a_name_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tuning.json");
+        for text in ["first", "second"] {
+            std::fs::write(&path, text).unwrap();
+            let aside = Tuning::set_aside(&path).unwrap();
+            assert!(!path.exists() && std::fs::read_to_string(aside).unwrap() == text);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

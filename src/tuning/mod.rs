@@ -1,22 +1,25 @@
 //! Which of several ways a device computes by, kept in a file: read by every command, written by `temper tune`.
 //!
 //! `file` is the document and what it is for: a device, a driver, a library and a program. `place` is where it lies unless
-//! somebody says otherwise. Here a device is made to follow one. What was measured elsewhere is never used: an algorithm's
-//! bytes mean something to one version of the library alone.
+//! somebody says otherwise; `resumed` reads what a run has kept. Here a device is made to follow one. What was measured
+//! elsewhere is never used: an algorithm's bytes mean something to one version of the library alone.
 
 mod file;
 mod place;
+mod resumed;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{Key, ProductEntry, ThreadsEntry, Tuning, Unit};
+pub use crate::backend::cuda::Key;
+pub use file::{ProductEntry, ThreadsEntry, Tuning, Unit};
 pub use place::standard_path;
+pub use resumed::follow_resumed;
 
 use crate::backend::any::{Device, Opened};
 use crate::backend::cuda::{Choices, Cuda};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a run says about tuning: `"off"`, or the file that it follows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +67,8 @@ impl Followed {
 /// A file that is for another device, driver, library or program is not used, and the text says what differs.
 ///
 /// # Errors
-/// Where a file that is named does not exist, a file cannot be read, or the library refuses one of its algorithms.
+/// Where a file that is named does not exist, a file cannot be read, or the library refuses one of its algorithms:
+/// [`Error::Io`] and [`Error::Input`].
 pub fn follow(device: &Device, pin: Option<&TuningPin>) -> Result<(Device, Option<Followed>)> {
     match &device.0 {
         Opened::Cpu(_) => Ok((device.clone(), None)),
@@ -90,7 +94,20 @@ pub fn follow_cuda(cuda: Cuda, pin: Option<&TuningPin>) -> Result<(Cuda, Followe
         return Ok((cuda, Followed::nothing("none; `temper tune` measures what is fastest here")));
     };
     let (choices, followed) = choices_of(&path, &key)?;
-    Ok((cuda.with_choices(choices)?, followed))
+    Ok((chosen(cuda, choices, &path)?, followed))
+}
+
+/// The device with the choices of a file.
+fn chosen(cuda: Cuda, choices: Choices, path: &Path) -> Result<Cuda> {
+    cuda.with_choices(choices).map_err(|error| match error {
+        Error::Device(problem) => Error::input(path, problem, "remove it and run `temper tune` again"),
+        other => other,
+    })
+}
+
+/// Choices for people: "1a2b…", or "nothing".
+fn fingerprint_of(choices: &Choices) -> Result<String> {
+    Ok(choices.fingerprint()?.map_or("nothing".to_string(), |fingerprint| fingerprint.to_string()))
 }
 
 /// The choices of a file for a device; none where it is for another.
@@ -103,7 +120,6 @@ fn choices_of(path: &Path, key: &Key) -> Result<(Choices, Followed)> {
         }
     };
     let choices = tuning.choices();
-    let fingerprint = choices.fingerprint()?.map_or("nothing".to_string(), |fingerprint| fingerprint.to_string());
-    let text = format!("{} ({}, {fingerprint})", path.display(), tuning.summary());
+    let text = format!("{} ({}, {})", path.display(), tuning.summary(), fingerprint_of(&choices)?);
     Ok((choices, Followed { tuned: true, text }))
 }

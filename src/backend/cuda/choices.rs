@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::driver::{Gemm, Operand};
 use super::sizes;
@@ -116,7 +116,8 @@ impl FromStr for ProductShape {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        parse_product(text).filter(|shape| shape.to_string() == text).ok_or_else(|| {
+        let nothing = |shape: &ProductShape| shape.m == 0 || shape.n == 0 || shape.k == 0;
+        parse_product(text).filter(|shape| !nothing(shape) && shape.to_string() == text).ok_or_else(|| {
             Error::Device(format!(
                 "`{text}` describes no product: it is like `8x3x5 nt bf16 f32 += rows of 8, 5 and 3`"
             ))
@@ -202,13 +203,30 @@ impl fmt::Display for RowShape {
     }
 }
 
+/// The reverse of its text.
+impl FromStr for RowShape {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let [name, columns, dtype]: [&str; 3] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
+            let kernel = RowKernel::ALL.into_iter().find(|kernel| kernel.name() == name)?;
+            Some(Self { kernel, columns: columns.parse().ok()?, dtype: dtype_named(dtype)? })
+        };
+        parse().filter(|shape| shape.columns > 0 && shape.to_string() == text).ok_or_else(|| {
+            Error::Device(format!("`{text}` describes no rows of a kernel: they are like `rms_norm_forward 4096 bf16`"))
+        })
+    }
+}
+
 /// The dtype of operands with this name.
 fn dtype_named(name: &str) -> Option<DType> {
     [DType::F32, DType::Bf16].into_iter().find(|dtype| dtype.name() == name)
 }
 
 /// The choices of a device, by the text of what they are for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Choices {
     /// Algorithms of the library by [`ProductShape`], in hexadecimal digits.
     pub products: BTreeMap<String, String>,
@@ -226,22 +244,30 @@ impl Choices {
         if nothing { Ok(None) } else { Fingerprint::of(self).map(Some) }
     }
 
+    /// Whether these hold all choices of `other`, the same ones, and perhaps more.
+    pub fn extend(&self, other: &Self) -> bool {
+        other.products.iter().all(|(shape, algorithm)| self.products.get(shape) == Some(algorithm))
+            && other.threads.iter().all(|(rows, threads)| self.threads.get(rows) == Some(threads))
+    }
+
     /// The products with their algorithms.
     ///
     /// # Errors
-    /// Where a text is none of a product or of an algorithm, or a number of threads is no candidate.
-    pub(super) fn parsed(&self) -> Result<Vec<(ProductShape, Algorithm)>> {
+    /// Where a text is none of a product, of a kernel's rows or of an algorithm, or a number of threads is no candidate.
+    pub fn parsed(&self) -> Result<Vec<(ProductShape, Algorithm)>> {
         for (rows, threads) in &self.threads {
-            let kernel = RowKernel::ALL.into_iter().find(|kernel| rows.split(' ').next() == Some(kernel.name()));
-            if !kernel.is_some_and(|kernel| kernel.candidates().contains(threads)) {
+            let shape: RowShape = rows.parse()?;
+            if !shape.kernel.candidates().contains(threads) {
+                let candidates = shape.kernel.candidates();
                 return Err(Error::Device(format!(
-                    "`{rows}` in blocks of {threads} threads: no kernel has that choice"
+                    "`{rows}` in blocks of {threads} threads: they have one of {candidates:?}"
                 )));
             }
         }
         let product = |(shape, algorithm): (&String, &String)| {
             let read = Algorithm::from_text(algorithm);
-            let read = read.ok_or_else(|| Error::Device(format!("`{algorithm}` is no algorithm of a product")))?;
+            let read =
+                read.ok_or_else(|| Error::Device(format!("`{shape}`: `{algorithm}` is no algorithm of a product")))?;
             Ok((shape.parse()?, read))
         };
         self.products.iter().map(product).collect()
@@ -300,6 +326,8 @@ mod tests {
             assert_eq!(shape.to_string().parse::<ProductShape>().unwrap(), *shape);
         }
         for wrong in ["", "8x3 nt bf16 f32", "8x3x5 nt bf16 u32", "8x3x5 xx bf16 f32", "8x3x5 nt bf16 f32 rows of 5, 5"]
+            .into_iter()
+            .chain(["0x0x0 nt bf16 f32", "08x3x5 nt bf16 f32", "8x3x5 nt fp8 f32", "hello world"])
         {
             assert!(wrong.parse::<ProductShape>().is_err(), "{wrong}");
         }
@@ -336,6 +364,12 @@ mod tests {
         choices.threads.insert(shape.to_string(), 256);
         assert_ne!(first, choices.fingerprint().unwrap());
         assert!(choices.parsed().unwrap().is_empty());
+        let fewer = Choices::default();
+        assert!(choices.extend(&fewer) && choices.extend(&choices) && !fewer.extend(&choices));
+        for wrong in ["gemm 64 f32", "rms_norm_forward 64 fp8", "rms_norm_forward 0 f32", "rms_norm_forward 64"] {
+            assert!(wrong.parse::<RowShape>().is_err(), "{wrong}");
+        }
+        assert_eq!(shape.to_string().parse::<RowShape>().unwrap(), shape);
         choices.threads.insert(shape.to_string(), 96);
         assert!(choices.parsed().unwrap_err().to_string().contains("96 threads"));
     }

@@ -16,6 +16,7 @@ mod dry;
 mod element;
 mod head_norm;
 mod hidden;
+mod key;
 mod linear;
 mod lora;
 mod loss_head;
@@ -36,6 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use choices::{Algorithm, Choices, ProductShape, RowKernel, RowShape};
 pub use counters::{Clears, Counters, LaunchCounters, Ledger, Moves, PeakRates, Products};
 pub use driver::{Argument, DeviceInfo, Driver, Event, Gemm, Graph, Launch, Operand, TensorMap, Tiles};
+pub use key::{KeptChoices, Key};
 pub(crate) use loss_head::scratch_bytes as loss_head_bytes;
 pub use memory::{CudaBuffer, ParkedBuffer};
 pub use recording::Recording;
@@ -278,6 +280,12 @@ impl Backend for Cuda {
 
     fn tuning(&self) -> Option<Fingerprint> {
         self.choices.fingerprint().unwrap_or_default()
+    }
+
+    fn kept_choices(&self) -> Result<Option<serde_json::Value>> {
+        let kept = KeptChoices { key: Key::of(self), choices: (*self.choices).clone() };
+        let written = serde_json::to_value(kept);
+        written.map(Some).map_err(|error| Error::Defect(format!("choices that JSON cannot hold: {error}")))
     }
 
     fn device_memory(&self) -> Option<u64> {

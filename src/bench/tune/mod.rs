@@ -18,10 +18,10 @@ use super::timer::{Effort, time};
 use super::{BatchShape, Shapes, ShapesName, Trains};
 use crate::backend::cuda::{Cuda, PeakRates, ProductShape, RowKernel, RowShape};
 use crate::config::{DataConfig, ParameterChoice, RunConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::ops::Backend;
-use crate::tuning::{Key, Tuning, Unit};
+use crate::tuning::{Key, Tuning};
 
 /// A way that is not the device's own first choice must be cheaper by this share of the cost: less is noise.
 const LEAST_GAIN: f64 = 0.01;
@@ -116,29 +116,37 @@ enum Ranking {
 }
 
 impl<'a> Tuner<'a> {
-    /// A tuner that goes on with the file at `path`, if that is for this device, and begins it otherwise.
+    /// A tuner that goes on with the file at `path`, if that is for this device. Any other file is set aside under another
+    /// name, and the tuner begins anew.
     ///
     /// # Errors
-    /// Where there is a file that cannot be read.
+    /// Where there is a file that can neither be gone on with nor be renamed.
     pub fn new(cuda: &Cuda, path: &'a Path) -> Result<Self> {
         let simulated = cuda.driver().is_simulated();
         let effort = Effort { warm_up_milliseconds: 5.0, minimum_milliseconds: 30.0, samples: (3, 30) };
         let ranking = if simulated { Ranking::Cycles(PeakRates::h200()) } else { Ranking::Time(effort) };
-        let unit = if simulated { Unit::FloorCycles } else { Unit::Milliseconds };
         let key = Key::of(cuda);
-        let kept = path.exists().then(|| Tuning::read_for(path, &key)).transpose()?;
-        let (known, begins_anew) = match kept {
+        let kept = path.exists().then(|| Tuning::read_for(path, &key));
+        let (known, reason) = match kept {
             None => (None, None),
-            Some(Ok(known)) => (Some(known).filter(|known| known.unit == unit), None),
-            Some(Err(difference)) => (None, Some(difference)),
+            Some(Ok(Ok(known))) => (Some(known), None),
+            Some(Ok(Err(difference))) => (None, Some(difference)),
+            Some(Err(Error::Input { problem, .. })) => (None, Some(problem)),
+            Some(Err(error)) => return Err(error),
         };
-        let tuning = known.unwrap_or_else(|| Tuning::new(key, unit));
+        let begins_anew = reason
+            .map(|reason| -> Result<String> {
+                let aside = Tuning::set_aside(path)?;
+                Ok(format!("{reason}; the file is kept as {}", aside.display()))
+            })
+            .transpose()?;
+        let tuning = known.unwrap_or_else(|| Tuning::new(key));
         // As many random numbers as the bench's own operands are filled from.
         let elements = if simulated { 4093 } else { (1 << 24) - 3 };
         Ok(Self { cuda: cuda.clone(), data: Data::new(cuda, elements), ranking, path, tuning, begins_anew })
     }
 
-    /// Why a file that was there is of no use here, in words.
+    /// Why a file that was there is of no use here, and where it is kept, in words.
     pub fn begins_anew(&self) -> Option<&str> {
         self.begins_anew.as_deref()
     }
