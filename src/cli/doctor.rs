@@ -78,7 +78,9 @@ fn limited(name: &'static str, found: String, remedy: impl Into<String>) -> Chec
 fn version() -> Check {
     let os = std::env::consts::OS;
     let architecture = std::env::consts::ARCH;
-    well("temper", format!("{} on {os} {architecture}", env!("CARGO_PKG_VERSION")))
+    let debug = if cfg!(debug_assertions) { ", debug build" } else { "" };
+    let simulator = if cfg!(feature = "simulator") { ", with the simulator" } else { "" };
+    well("temper", format!("{} on {os} {architecture}{debug}{simulator}", env!("CARGO_PKG_VERSION")))
 }
 
 #[cfg(target_arch = "x86_64")]

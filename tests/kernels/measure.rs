@@ -151,10 +151,137 @@ fn everything_is_measured_and_ends_in_a_table() {
     assert_eq!(swiglu["peer"], "compiled");
     assert!((swiglu["factor"].as_f64().expect("a factor") * time / 12345.0 - 1.0).abs() < 1e-9, "{swiglu:#}");
     assert!(said.contains("| swiglu_forward | tuned |") && said.contains("no figure here is a measurement"), "{said}");
-    let report: Value =
-        serde_json::from_slice(&std::fs::read(stage.out().join("kernels-tuned.json")).expect("a report"))
-            .expect("JSON");
-    assert!(report["tuning"].is_string(), "the tuned rows followed the choices");
+    let report = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(stage.out().join(name)).expect("a report")).expect("JSON")
+    };
+    let mut tuned = report("kernels-tuned.json");
+    assert!(tuned["tuning"].is_string(), "the tuned rows followed the choices");
+
+    // A report says itself whether it followed choices: its name does not.
+    let other = stage.0.path().join("other");
+    std::fs::create_dir(&other).expect("a folder");
+    tuned["tuning"] = Value::Null;
+    std::fs::write(other.join("kernels-tuned.json"), tuned.to_string()).expect("a report");
+    let table =
+        |folder: &Path| Command::new(repository("scripts/measure-table")).arg(folder).output().expect("a table");
+    let untuned = program::stdout(&table(&other));
+    assert!(untuned.contains("| swiglu_forward | – |") && !untuned.contains("tuned |"), "{untuned}");
+    std::fs::write(other.join("kernels-tuned.json"), "{\"rows\": [1]}").expect("a report");
+    for (folder, words) in [(other.clone(), "none of this program's"), (other.join("nosuch"), "there is no directory")]
+    {
+        let output = table(&folder);
+        let said = program::stderr(&output);
+        assert!(!output.status.success() && said.contains(words) && said.lines().count() == 1, "{said}");
+    }
+
+    // A folder with results is left as it is.
+    let again = stage.measure("300").output().expect("the script");
+    assert!(!again.status.success() && program::stderr(&again).contains("is not empty"));
+    assert_eq!(stage.results(), results);
+}
+
+/// Success means that the self-test passed and that there is a table. A kill is told from the limit, which is kept by everything
+/// that runs.
+#[test]
+fn success_is_a_passed_self_test_and_a_table() {
+    // What one step does, with python3 as it is or broken, the seconds, and what must be said.
+    let cases = [
+        ("", "", "300", true, "selftest: done"),
+        ("[ \"$1\" != selftest ] || kill -9 $$", "", "300", false, "selftest: failed: killed by signal 9"),
+        ("[ \"$1\" != selftest ] || exit 3", "", "300", false, "selftest: failed with exit code 3"),
+        ("[ \"$1\" != selftest ] || exec sleep 600", "", "10", false, "selftest: cut after"),
+        ("[ \"$1\" != bench ] || kill -9 $$", "", "300", false, "kernels-tar: failed: killed by signal 9"),
+        ("", "case \"$1\" in */measure-table) exit 1 ;; esac", "300", false, "the table was not made"),
+        ("", "case \"$1\" in */measure-table) exec sleep 600 ;; esac", "300", false, "the table was not made"),
+        ("", "[ \"$1\" != -c ] || exec sleep 600", "10", true, "pytorch: not run"),
+    ];
+    std::thread::scope(|scope| {
+        for (step, python, seconds, succeeds, words) in cases {
+            scope.spawn(move || {
+                let stage = Stage::new(&format!("{step}\ncase \"$1\" in demo) ;; *) exit 0 ;; esac"));
+                let real = std::fs::read_to_string(stage.0.path().join("python3")).expect("a script");
+                stage.script(
+                    "python3",
+                    &real.replace("[ \"$1\" != -c ] || exit 0", &format!("{python}\n[ \"$1\" != -c ] || exit 1")),
+                );
+                let start = Instant::now();
+                let output = stage.measure(seconds).output().expect("the script");
+                let said = program::stdout(&output) + &program::stderr(&output);
+                assert!(said.contains(words), "{words}: {said}");
+                assert_eq!(output.status.success(), succeeds, "{words}: {said}");
+                assert!(start.elapsed() < Duration::from_secs(14), "{words}: {:?}", start.elapsed());
+            });
+        }
+    });
+}
+
+/// Wrong arguments are said before anything is made; numbers are decimal; help is no error.
+#[test]
+fn wrong_arguments_are_said_before_anything_is_made() {
+    let stage = Stage::new("exit 0");
+    let script = |arguments: &[&str], temper: &str| {
+        let mut command = Command::new(repository("scripts/measure-gpu"));
+        command.args(arguments).env("TEMPER", stage.0.path().join(temper));
+        let output = command.output().expect("the script");
+        (output.status.code(), program::stdout(&output) + &program::stderr(&output))
+    };
+    let [made, occupied] = [stage.out(), stage.0.path().join("temper")].map(|path| program::text(&path));
+    let [out, file] = [made.as_str(), occupied.as_str()];
+    for (arguments, temper, code, words) in [
+        (&["--help"][..], "temper", 0, "scripts/measure-gpu DIR"),
+        (&[][..], "temper", 2, "the first argument is the directory"),
+        (&[out, "--nosuch", "1"][..], "temper", 2, "there is no option --nosuch"),
+        (&[out, "--seconds"][..], "temper", 2, "--seconds needs a value"),
+        (&[out, "--seconds", "soon"][..], "temper", 2, "--seconds soon is no number"),
+        (&[out, "--seconds", "0"][..], "temper", 2, "--seconds 0 is too short"),
+        (&[out, "--seconds", "08"][..], "temper", 2, "--seconds 8 is too short"),
+        (&[out][..], "nosuch", 1, "nosuch is no program"),
+        (&[out][..], ".", 1, "is no program"),
+        (&[file][..], "temper", 1, "is no directory"),
+    ] {
+        let (status, said) = script(arguments, temper);
+        assert!(status == Some(code) && said.contains(words), "{arguments:?}: {status:?}: {said}");
+        assert!(!stage.out().exists());
+    }
+    let (_, said) = script(&[out, "--seconds", "010", "--device", "sim"], "temper");
+    assert!(said.contains("doctor: done"), "010 are ten seconds: {said}");
+}
+
+/// The commit is the checkout's own: no project around it, and no clean one where files have changed.
+#[test]
+fn a_program_comes_from_a_commit_of_its_own_checkout() {
+    let place = tempfile::tempdir().expect("a folder");
+    let git = |folder: &Path, arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(folder).args(["-c", "user.name=a", "-c", "user.email=a@b"]).args(arguments);
+        program::stdout(&program::succeed(&mut command)).trim().to_string()
+    };
+    let checkout = place.path().join("checkout");
+    std::fs::create_dir_all(checkout.join("scripts")).expect("a folder");
+    std::fs::create_dir_all(checkout.join("src")).expect("a folder");
+    std::fs::copy(repository("scripts/provenance"), checkout.join("scripts/provenance")).expect("a script");
+    std::fs::write(checkout.join("src/lib.rs"), "").expect("a file");
+    let built = place.path().join("built");
+    std::fs::write(&built, "").expect("a file");
+    let said = || program::stdout(&program::succeed(Command::new(checkout.join("scripts/provenance")).arg(&built)));
+    // The SHA-256 of nothing, as it is published.
+    const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    git(place.path(), &["init", "-q"]);
+    git(place.path(), &["commit", "-q", "--allow-empty", "-m", "of another project"]);
+    assert_eq!(said(), format!("commit: unknown\nprogram: sha256 {NOTHING}\n"));
+    git(&checkout, &["init", "-q"]);
+    git(&checkout, &["add", "."]);
+    git(&checkout, &["commit", "-q", "-m", "its own"]);
+    let own = git(&checkout, &["rev-parse", "HEAD"]);
+    assert_eq!(said(), format!("commit: {own}\nprogram: sha256 {NOTHING}\n"));
+    let past = std::time::SystemTime::now() - Duration::from_secs(3600);
+    std::fs::File::open(&built).and_then(|file| file.set_modified(past)).expect("a time");
+    std::fs::write(checkout.join("src/lib.rs"), "changed").expect("a file");
+    let changed = said();
+    assert!(
+        changed.contains(&format!("commit: {own}, with changes")) && changed.contains("older than src/lib.rs"),
+        "{changed}"
+    );
 }
 
 /// A step that takes too long is cut at the limit, the ones behind it are not begun, and both are said. The rows that a step
@@ -170,8 +297,8 @@ fn the_limit_cuts_a_step_and_keeps_its_rows() {
     "#;
     let stage = Stage::new(more);
     let start = Instant::now();
-    let said = program::stdout(&program::succeed(&mut stage.measure("10")));
-    assert!(start.elapsed() < Duration::from_secs(13), "{:?}", start.elapsed());
+    let said = program::stdout(&program::succeed(&mut stage.measure("13")));
+    assert!(start.elapsed() < Duration::from_secs(16), "{:?}", start.elapsed());
     assert!(stage.outcome("kernels-tar").starts_with("cut after"), "{said}");
     assert!(stage.outcome("tune").starts_with("not run: no time left"), "{said}");
     assert!(said.contains("| swiglu_forward | – |"), "{said}");
@@ -211,16 +338,20 @@ fn a_packed_folder_runs_elsewhere() {
         command.arg(folder).env("TEMPER", env!("CARGO_BIN_EXE_temper"));
         command
     };
-    let said = program::stdout(&program::succeed(&mut pack(&folder)));
-    assert!(said.contains("MiB; there, run scripts/measure-gpu"), "{said}");
+    let packed = program::succeed(&mut pack(&folder));
+    assert!(program::stdout(&packed).contains("MiB; there, run scripts/measure-gpu"), "{packed:?}");
+    assert_eq!(program::stderr(&packed).contains("is a debug build"), cfg!(debug_assertions), "{packed:?}");
     let size = std::fs::metadata(folder.join("bin/temper")).expect("the program").len();
     assert!(size < std::fs::metadata(env!("CARGO_BIN_EXE_temper")).expect("the program").len(), "it is stripped");
     let mut measure = Command::new(folder.join("scripts/measure-gpu"));
-    measure.arg(place.path().join("out")).args(["--seconds", "6", "--device", "sim", "--shapes", "tiny"]);
+    measure.arg(place.path().join("out")).args(["--seconds", "10", "--device", "sim", "--shapes", "tiny"]);
     measure.env_remove("TEMPER").env("XDG_CACHE_HOME", place.path());
     let output = measure.output().expect("the script");
     let said = program::stdout(&output);
     assert!(said.contains("doctor: done") && said.contains("| selftest | cut after"), "{said}");
+    assert!(!output.status.success(), "a self-test that was cut proves nothing");
+    let commit = |folder: &Path| std::fs::read_to_string(folder.join("commit.txt")).expect("a commit");
+    assert_eq!(commit(&place.path().join("out")), commit(&folder));
     let selftest = std::fs::read_to_string(place.path().join("out/selftest.txt")).expect("rows");
     assert!(selftest.contains("linear_forward"), "the rows before the cut are kept");
     for peer in ["kernel_rows.py", "step.py", "losses.py", "measure.py"] {
@@ -231,4 +362,12 @@ fn a_packed_folder_runs_elsewhere() {
     assert!(!full.status.success() && program::stderr(&full).contains("not empty"));
     let large = pack(&place.path().join("large")).env("TEMPER_PACK_MIB", "1").output().expect("the script");
     assert!(!large.status.success() && program::stderr(&large).contains("more than 1"));
+    let no_program = pack(&place.path().join("none")).env("TEMPER", place.path()).output().expect("the script");
+    assert!(!no_program.status.success() && program::stderr(&no_program).contains("is no program"));
+    let left: Vec<_> =
+        std::fs::read_dir(place.path()).expect("a folder").map(|entry| entry.expect("a name").file_name()).collect();
+    assert!(
+        left.iter().all(|name| *name == "packed" || *name == "out" || *name == "temper"),
+        "nothing half made is left: {left:?}"
+    );
 }
