@@ -4,11 +4,12 @@
 //   swiglu_backward_*     d_up = d_h silu(gate), d_gate = d_h up s (1 + gate (1 - s)), s = sigmoid(gate)
 //   weighted_sum_f32      out[0] += scale sum a b                               a, b [n] f32, out [1] f32
 //   squared_norm_f32      partial[block] = sum x^2 in f64; the host adds the partial sums in order of the blocks
+//   sign_mask_f32         a = decay a + fresh g; g = a + scale m where m has the sign of a, elsewhere a     a, g, m [n] f32
 //
 // Bytes per element, the floor (FLOP do not count here): swiglu forward 3 and backward 5 stored elements of h;
-// weighted_sum 8; squared_norm 4.
+// weighted_sum 8; squared_norm 4; sign_mask 20.
 //
-// Launch shapes. squared_norm: blocks of 256 threads, 8 on each multiprocessor, grid-stride: a full multiprocessor has
+// Launch shapes. squared_norm and sign_mask: blocks of 256 threads, 8 on each multiprocessor, grid-stride: a full multiprocessor has
 // 2,048 threads with 64 bytes in flight each. swiglu: 32 to 256 threads,
 // block = row * chunks + chunk, one vector of 16 bytes per operand and thread, so that a row costs one integer division
 // a block and none an element. weighted_sum: one block of 1,024, since its operands are per-token columns.
@@ -149,4 +150,36 @@ TEMPER_KERNEL(squared_norm_f32, flat_threads, const float* __restrict__ x, doubl
     double sum[1] = {vectorised ? squares<4>(x, n) : squares<1>(x, n)};
     block_sums(sum, reinterpret_cast<double*>(shared_memory()));
     if (threadIdx.x == 0) partial[blockIdx.x] = sum[0];
+}
+
+// ---- combinations of gradients ----
+
+template <int width>
+__device__ __forceinline__ void sign_mask(const float* __restrict__ masked, float* __restrict__ accumulated,
+                                          float* __restrict__ gradient, float scale, float decay, float fresh,
+                                          uint64_t place) {
+    const auto m = load_vector<float, width>(masked + place);
+    auto a = load_vector<float, width>(accumulated + place);
+    auto g = load_vector<float, width>(gradient + place);
+#pragma unroll
+    for (int k = 0; k < width; k++) {
+        // Rounded where the oracle rounds: a sign that turns on the last bit is an element more or less.
+        a.value[k] = fmaf(decay, a.value[k], fresh * g.value[k]);
+        // What is not a number is apart from nothing, and stays.
+        const bool apart = (a.value[k] <= 0.0f && m.value[k] >= 0.0f) || (a.value[k] >= 0.0f && m.value[k] <= 0.0f);
+        g.value[k] = apart ? a.value[k] : fmaf(scale, m.value[k], a.value[k]);
+    }
+    store_vector(accumulated + place, a);
+    store_vector(gradient + place, g);
+}
+
+TEMPER_KERNEL(sign_mask_f32, flat_threads, const float* __restrict__ masked, float* __restrict__ accumulated,
+              float* __restrict__ gradient, float scale, float decay, float fresh, uint64_t n, uint32_t vectorised) {
+    const uint64_t vectors = vectorised ? n / 4 : 0;
+    for (uint64_t i = flat_index(); i < vectors; i += flat_stride()) {
+        sign_mask<4>(masked, accumulated, gradient, scale, decay, fresh, 4 * i);
+    }
+    for (uint64_t i = 4 * vectors + flat_index(); i < n; i += flat_stride()) {
+        sign_mask<1>(masked, accumulated, gradient, scale, decay, fresh, i);
+    }
 }

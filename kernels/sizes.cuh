@@ -108,6 +108,7 @@ constexpr uint32_t lora_input_bytes = lora_tile * (lora_input_columns + 8) * 4;
 constexpr uint32_t f64_sum_bytes = 32 * 8;
 constexpr uint32_t norm_scratch_bytes = 128;
 constexpr uint32_t hidden_scratch_bytes = 512;
+constexpr uint32_t cosine_scratch_bytes = 640;
 // Most threads of a block; a device's choices may name fewer.
 constexpr uint32_t norm_forward_threads = 256;
 constexpr uint32_t norm_backward_threads = 512;

@@ -8,6 +8,7 @@ template <typename T, int n>
 constexpr unsigned sums_scratch = 32 * n * sizeof(T);
 static_assert(sums_scratch<double, 1> == f64_sum_bytes, "what launchers give kernels that sum one number");
 static_assert(sums_scratch<float, 3> <= hidden_scratch_bytes, "three sums fit in front of the rows of hidden.cu");
+static_assert(sums_scratch<float, 5> <= cosine_scratch_bytes, "five sums fit in front of the rows of hidden.cu");
 
 // Sums n numbers at once over the block (a multiple of 32 threads), the same bits in all of them: lanes by a butterfly,
 // then warps by another. `scratch`: sums_scratch<T, n> bytes of shared memory, free again afterwards.

@@ -29,6 +29,8 @@ pub enum Stream {
     StateRounding = 9,
     /// Tokens of sampled texts.
     Generation = 10,
+    /// The direction that RMU steers hidden states to.
+    ControlVector = 11,
 }
 
 /// A Philox 4x32-10 sequence. Implements [`rand_core::Rng`] so that `rand_distr` can sample from it.

@@ -293,6 +293,13 @@ def tables(b):
     def distance(hidden, reference):
         return (hidden - reference).float().norm(dim=-1).mean()
 
+    def cosine(hidden, away):
+        return F.relu(F.cosine_similarity(hidden.float(), away.float(), dim=-1) + 1).mean()
+
+    def cosines(hidden, away, toward):
+        away, toward = (F.cosine_similarity(hidden.float(), x.float(), dim=-1) for x in (away, toward))
+        return F.relu(away - toward + 1).mean()
+
     def mapping(hidden, table):
         return (1 - F.cosine_similarity(hidden.float(), F.embedding(ids, table), dim=-1).abs()).mean()
 
@@ -306,6 +313,11 @@ def tables(b):
     for variant, function in variants(distance):
         b.row("representation_distance", variant, f"{t} × {d}", 0, 4 * E * t * d + 8 * t,
               lambda: step_of(function(), b.sets(4 * E * t * d, lambda: (grad(), b.normal(t, d)))))
+    for name, loss, others in (("cosine_margin", cosine, 1), ("cosine_margin/two", cosines, 2)):
+        for variant, function in variants(loss):
+            b.row(name, variant, f"{t} × {d}", 0, (3 + others) * E * t * d + 8 * t,
+                  lambda: step_of(function(), b.sets((3 + others) * E * t * d,
+                                                     lambda: (grad(), *(b.normal(t, d) for _ in range(others))))))
     for variant, function in variants(mapping):
         def setup():
             table = b.normal(v, d, dtype=torch.float32)
@@ -335,6 +347,16 @@ def vectors(b):
         return lambda k: step(x, y)
     b.row("weights_copy", "eager", f"{n} elements", 0, 8 * n, lambda: pair(lambda x, y: y.copy_(x)))
     b.row("squared_norm", "eager", f"{n} elements", 0, 4 * n, lambda: pair(lambda x, y: torch.linalg.vector_norm(x).item()))
+
+    def mask(masked, accumulated, gradient):
+        accumulated.mul_(0.95).add_(gradient, alpha=0.05)
+        torch.add(accumulated, masked * (accumulated.sign() == masked.sign()), alpha=0.1, out=gradient)
+
+    def gradients():
+        three = [b.normal(n, dtype=torch.float32) for _ in range(3)]
+        return lambda k: mask(*three)
+
+    b.row("sign_mask", "eager", f"{n} elements", 0, 20 * n, gradients)
 
 
 def main():

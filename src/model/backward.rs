@@ -75,7 +75,43 @@ impl<B: Backend> Model<B> {
             hidden.add(layers, workspace.normed.top(tokens), workspace.d_normed.top_mut(tokens))?;
         }
         self.backward_final_norm(subject.weights, tokens, workspace, &mut destinations)?;
-        for layer in (0..layers).rev() {
+        self.backward_layers(layers, subject, batch, workspace, destinations, hidden)
+    }
+
+    /// Gradients of a loss on hidden states of depth `depth` and before alone, after [`Model::forward_to`].
+    pub(crate) fn backward_from(
+        &self,
+        depth: usize,
+        subject: Subject<B>,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+        destinations: GradientDestinations<B>,
+        hidden: &mut dyn HiddenGradient<B>,
+    ) -> Result<()> {
+        let tokens = batch.len();
+        if depth == self.config.num_hidden_layers {
+            workspace.clear_head_gradient(&self.backend, tokens)?;
+            return self.backward(subject, batch, workspace, destinations, Some(hidden));
+        }
+        workspace.check_fits(tokens)?;
+        self.backend.run(ops::Clear { to: workspace.d_residual.top_mut(tokens) })?;
+        let Workspace { layers, d_residual, .. } = workspace;
+        hidden.add(depth, layers.input[depth].top(tokens), d_residual.top_mut(tokens))?;
+        self.backward_layers(depth, subject, batch, workspace, destinations, Some(hidden))
+    }
+
+    /// The backward pass of the first `count` layers and of the embedding.
+    fn backward_layers(
+        &self,
+        count: usize,
+        subject: Subject<B>,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+        mut destinations: GradientDestinations<B>,
+        mut hidden: Option<&mut dyn HiddenGradient<B>>,
+    ) -> Result<()> {
+        let tokens = batch.len();
+        for layer in (0..count).rev() {
             let pass = LayerPass { linear: Linear { model: self, subject, layer }, tokens };
             pass.backward(batch, workspace, &mut destinations)?;
             if let Some(hidden) = hidden.as_deref_mut() {

@@ -43,6 +43,17 @@ impl<B: Backend> Model<B> {
     /// Computes all activations of `batch` into `workspace`; the last one is the final norm's output, which the loss
     /// heads of [`crate::objective`] read.
     pub fn forward(&self, subject: Subject<B>, batch: &DeviceBatch<B>, workspace: &mut Workspace<B>) -> Result<()> {
+        self.forward_to(self.config.num_hidden_layers, subject, batch, workspace)
+    }
+
+    /// Computes the activations up to the hidden state of depth `depth`, numbered as in [`Workspace::hidden_state`].
+    pub(crate) fn forward_to(
+        &self,
+        depth: usize,
+        subject: Subject<B>,
+        batch: &DeviceBatch<B>,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
         let weights = subject.weights;
         let backend = &self.backend;
         let tokens = batch.len();
@@ -51,9 +62,14 @@ impl<B: Backend> Model<B> {
         let first = &mut workspace.layers.input[0];
         backend.run(ops::GatherRows { from: embedding, indices: batch.tokens.view(), out: first.top_mut(tokens) })?;
         let layers = self.config.num_hidden_layers;
-        for layer in 0..layers {
+        for layer in 0..depth.min(layers) {
             let pass = LayerPass { linear: Linear { model: self, subject, layer }, tokens };
             pass.forward(batch, workspace)?;
+        }
+        if depth < layers {
+            let next = LayerPass { linear: Linear { model: self, subject, layer: depth }, tokens };
+            // The hidden state is the sum that the next layer's first norm makes.
+            return next.attention_norm(workspace, if depth == 0 { Residual::Kept } else { Residual::Summed });
         }
         let Workspace { layers: a, last_residual, normed, inverse_rms, delta, .. } = workspace;
         backend.run(ops::RmsNormForward {

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::hidden::{RandomMapping, Recorder, RepresentationDistance};
+use super::hidden::{ChosenStates, MeanState, RandomMapping, Recorder, RepresentationDistance, Targets};
+use super::hidden_term::{HiddenKind, HiddenTerm, control_vector, stored};
 use super::pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
 use super::recordings::{Recordable, Recordings};
 use super::tape::WeightedLosses;
 use super::token_weights::{learned_token_weights, token_weights_over};
 use super::tokens::TokenLosses;
 use super::{EntropyOver, LossBatch, LossSlot, LossTape};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{
     Adapter, GradientDestinations, HiddenGradient, HiddenStates, Model, Parameters, Recompute, Subject, Workspace,
 };
@@ -102,12 +103,22 @@ impl<B: Backend> Evaluator<B> {
 
     /// The hidden states of a reference model on `batch`, for [`Evaluator::retain`].
     pub fn hidden_states(&mut self, reference: &Parameters<B>, batch: &LossBatch<B>) -> Result<HiddenStates<B>> {
+        self.hidden_states_to(self.model.config.num_hidden_layers, reference, batch)
+    }
+
+    /// As [`Evaluator::hidden_states`], up to the one of depth `depth`.
+    fn hidden_states_to(
+        &mut self,
+        depth: usize,
+        reference: &Parameters<B>,
+        batch: &LossBatch<B>,
+    ) -> Result<HiddenStates<B>> {
         let model = Arc::clone(&self.model);
         let mut states = match self.reference.take() {
             Some(states) => states,
             None => HiddenStates::new(&model.backend, &model.config, self.capacity())?,
         };
-        model.forward(Subject::plain(reference), &batch.device, &mut self.workspace)?;
+        model.forward_to(depth, Subject::plain(reference), &batch.device, &mut self.workspace)?;
         self.workspace.exchange_hidden_states(&mut states);
         Ok(states)
     }
@@ -126,7 +137,8 @@ impl<B: Backend> Evaluator<B> {
         let model = Arc::clone(&self.model);
         // The head writes to the pass's tape and the visitor of the backward pass to this one, one after the other.
         let mut distances = LossTape::new(&model.backend, 1)?;
-        let recorder = self.recorder(pass.batch, over, pass.scale, &model.backend, distances.slot(0))?;
+        let depths = model.config.num_hidden_layers + 1;
+        let recorder = self.recorder(pass.batch, over, pass.scale, depths, &model.backend, distances.slot(0))?;
         let mut visitor = RepresentationDistance { recorder, reference };
         let token_weights = learned_token_weights(&pass.batch.targets, pass.scale);
         // Distances are measured by the backward pass, whoever wants its gradients.
@@ -143,11 +155,67 @@ impl<B: Backend> Evaluator<B> {
         let model = Arc::clone(&self.model);
         self.forward(subject, batch)?;
         self.workspace.clear_head_gradient(&model.backend, batch.host.len())?;
-        let recorder = self.recorder(batch, over, scale, &model.backend, loss)?;
+        let depths = model.config.num_hidden_layers + 1;
+        let recorder = self.recorder(batch, over, scale, depths, &model.backend, loss)?;
         let mut visitor = RandomMapping { recorder, table, ids: &batch.device.tokens };
         // Cosines are measured by the backward pass, whoever wants its gradients.
         let destinations = destinations.unwrap_or_else(GradientDestinations::nowhere);
         self.backward(subject, batch, destinations, Some(&mut visitor))
+    }
+
+    /// The hidden states of a reference model that `term` compares with, for [`Evaluator::chosen_states`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for depths that the model does not have.
+    pub fn reference_states(
+        &mut self,
+        term: &HiddenTerm,
+        reference: &Parameters<B>,
+        batch: &LossBatch<B>,
+    ) -> Result<HiddenStates<B>> {
+        let last = term.last_level(&self.model.config)?;
+        self.hidden_states_to(last, reference, batch)
+    }
+
+    /// The loss of a [`HiddenTerm`]: the mean over its depths and positions. Nothing behind the last of its depths is computed.
+    /// `reference`: the states of [`Evaluator::reference_states`], where the term needs them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] for depths that the model does not have, [`crate::Error::Defect`] without states that it needs.
+    pub fn chosen_states(
+        &mut self,
+        pass: LossPass<B>,
+        term: &HiddenTerm,
+        reference: Option<&HiddenStates<B>>,
+    ) -> Result<()> {
+        let LossPass { subject, batch, scale, destinations, loss } = pass;
+        let last = term.last_level(&self.model.config)?;
+        let model = Arc::clone(&self.model);
+        let backend = &model.backend;
+        let vector = match term.kind {
+            HiddenKind::ControlVector { coefficient, seed } => Some(control_vector(&model, coefficient, seed)?),
+            _ => None,
+        };
+        let mean = match term.kind {
+            HiddenKind::Triplet { .. } => {
+                let positions = stored(backend, "positions", &token_weights_over(&batch.host, term.over, 1.0))?;
+                let state = stored(backend, "mean state", &vec![0.0; model.config.hidden_size])?;
+                Some(MeanState { positions, state })
+            }
+            _ => None,
+        };
+        let targets = match (&vector, reference) {
+            (Some(vector), _) => Targets::One(vector),
+            (None, Some(states)) => Targets::States(states),
+            (None, None) => return Err(Error::Defect("a loss on hidden states without a reference's".into())),
+        };
+        let levels = term.levels(model.config.num_hidden_layers);
+        model.forward_to(last, subject, &batch.device, &mut self.workspace)?;
+        let recorder = self.recorder(batch, term.over, scale, levels.len(), backend, loss)?;
+        let mut visitor = ChosenStates { recorder, kind: term.kind, levels: &levels, targets, mean };
+        // States are compared by the backward pass, whoever wants its gradients.
+        let destinations = destinations.unwrap_or_else(GradientDestinations::nowhere);
+        model.backward_from(last, subject, &batch.device, &mut self.workspace, destinations, &mut visitor)
     }
 
     /// Direct preference optimization (arXiv 2305.18290): the mean over pairs of −log σ(β(m − m_ref)), with m the
@@ -290,17 +358,17 @@ impl<B: Backend> Evaluator<B> {
         loss.add(&self.model.backend, WeightedLosses { values, weights, scale })
     }
 
-    /// A recorder of per-token losses on all L+1 hidden states.
+    /// A recorder of per-token losses on so many `depths`.
     fn recorder<'a>(
         &self,
         batch: &LossBatch<B>,
         over: EntropyOver,
         scale: f32,
+        depths: usize,
         backend: &'a B,
         loss: LossSlot<'a, B>,
     ) -> Result<Recorder<'a, B>> {
         let tokens = batch.host.len();
-        let depths = self.model.config.num_hidden_layers + 1;
         let token_weights = token_weights_over(&batch.host, over, scale / depths as f32);
         Ok(Recorder {
             backend,

@@ -7,6 +7,7 @@
 mod batch;
 mod evaluator;
 mod hidden;
+mod hidden_term;
 mod pass;
 mod recordings;
 mod tape;
@@ -17,6 +18,7 @@ mod tokens;
 pub use crate::model::Subject;
 pub use batch::LossBatch;
 pub use evaluator::Evaluator;
+pub use hidden_term::{HiddenKind, HiddenTerm};
 pub use pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
 pub use tape::{LossSlot, LossTape};
 pub use term::{Prepared, TermLoss};

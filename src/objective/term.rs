@@ -1,6 +1,6 @@
 //! [`TermLoss`]: the losses that a defence is composed of, each a method of the [`Evaluator`], under one interface.
 
-use super::{EntropyOver, Evaluator, LossBatch, LossPass, PreferencePairs, Representations};
+use super::{EntropyOver, Evaluator, HiddenTerm, LossBatch, LossPass, PreferencePairs, Representations};
 use crate::error::{Error, Result};
 use crate::model::{HiddenStates, Parameters, Subject};
 use crate::ops::Backend;
@@ -25,6 +25,8 @@ pub enum TermLoss {
         /// Positions that the distance averages over.
         over: EntropyOver,
     },
+    /// [`Evaluator::chosen_states`].
+    HiddenStates(HiddenTerm),
 }
 
 /// What the reference model contributes to a loss on one batch, computed while the reference's weights are at hand. The
@@ -60,13 +62,14 @@ impl TermLoss {
         match self {
             Self::CrossEntropy | Self::NegativeEntropy { .. } => false,
             Self::Preference { .. } | Self::Retain { .. } => true,
+            Self::HiddenStates(term) => term.needs_reference(),
         }
     }
 
     /// The number of slots of a tape that the loss fills, from its pass's slot on.
     pub fn slots(&self) -> usize {
         match self {
-            Self::CrossEntropy | Self::NegativeEntropy { .. } | Self::Preference { .. } => 1,
+            Self::CrossEntropy | Self::NegativeEntropy { .. } | Self::Preference { .. } | Self::HiddenStates(_) => 1,
             Self::Retain { .. } => 2,
         }
     }
@@ -84,6 +87,10 @@ impl TermLoss {
                 Contribution::Margins(evaluator.preference_margins(Subject::plain(reference), batch)?)
             }
             Self::Retain { .. } => Contribution::States(evaluator.hidden_states(reference, batch)?),
+            Self::HiddenStates(term) if term.needs_reference() => {
+                Contribution::States(evaluator.reference_states(term, reference, batch)?)
+            }
+            Self::HiddenStates(_) => Contribution::Nothing,
         }))
     }
 
@@ -106,6 +113,10 @@ impl TermLoss {
             (Self::Retain { over }, Contribution::States(reference)) => {
                 evaluator.retain(pass, Representations { reference, over: *over })
             }
+            (Self::HiddenStates(term), Contribution::States(states)) => {
+                evaluator.chosen_states(pass, term, Some(states))
+            }
+            (Self::HiddenStates(term), _) => evaluator.chosen_states(pass, term, None),
             (Self::Preference { .. } | Self::Retain { .. }, _) => {
                 Err(Error::Defect(format!("{self:?} was not prepared with the reference model")))
             }

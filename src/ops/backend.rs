@@ -70,10 +70,12 @@ pub trait Backend:
     + for<'a> Execute<SwigluBackward<'a, Self>>
     + for<'a> Execute<LossHead<'a, Self>>
     + for<'a> Execute<RepresentationDistance<'a, Self>>
+    + for<'a> Execute<CosineMargin<'a, Self>>
     + for<'a> Execute<RandomMapping<'a, Self>>
     + for<'a> Execute<Preference<'a, Self>>
     + for<'a> Execute<WeightedSum<'a, Self>>
     + for<'a> Execute<SquaredNorm<'a, Self>>
+    + for<'a> Execute<SignMask<'a, Self>>
     + for<'a> Execute<OptimizerUpdate<'a, Self>>
 {
     /// What [`Backend::record`] keeps of some work.

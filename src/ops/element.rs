@@ -131,3 +131,36 @@ impl<B: Memory> Operation for SquaredNorm<'_, B> {
         check.stored(DType::F32, &[("x", &self.x)])
     }
 }
+
+/// Accumulates a gradient, and adds to the accumulated one what of another has its sign:
+///
+/// accumulated = decay · accumulated + (1 − decay) · gradient; gradient = accumulated + scale · masked where
+/// sign(masked) = sign(accumulated), elsewhere accumulated alone.
+///
+/// An element that is not a number stays one. Source: disruption masking (arXiv 2506.12484 v4, section 4).
+pub struct SignMask<'a, B: Memory> {
+    /// `[n]` f32.
+    pub masked: Matrix<'a, B>,
+    /// The factor on `masked`.
+    pub scale: f32,
+    /// The share of `accumulated` that stays.
+    pub decay: f64,
+    /// `[n]` f32, updated.
+    pub accumulated: MatrixMut<'a, B>,
+    /// `[n]` f32: this step's in, the sum out.
+    pub gradient: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for SignMask<'_, B> {
+    const NAME: &'static str = "sign_mask";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { masked, scale: _, decay, accumulated, gradient } = self;
+        if !(0.0..=1.0).contains(decay) {
+            return Err(check.error(format!("the decay is {decay}, which is not between 0 and 1")));
+        }
+        check.elements(gradient.len(), &[("masked", masked), ("accumulated", accumulated)])?;
+        check.stored(DType::F32, &[("masked", masked), ("accumulated", accumulated), ("gradient", gradient)])
+    }
+}

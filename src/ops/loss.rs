@@ -1,7 +1,7 @@
 //! Losses at the language-model head and on hidden states. Each writes one value per token and, where asked, the
 //! gradient of Σ_t weight_t · value_t.
 
-use super::{Check, DType, Matrix, MatrixMut, Memory, Operation, Segments};
+use super::{Check, DType, Matrix, MatrixMut, Memory, Named, Operation, Segments};
 use crate::error::Result;
 
 /// The target of a token that has none.
@@ -65,14 +65,26 @@ impl<B: Memory> Operation for LossHead<'_, B> {
     }
 }
 
-/// value_t = ‖hidden_t − reference_t‖₂; d_hidden += weight_t · (hidden_t − reference_t) / value_t, and nothing where the
-/// distance is 0.
-///
-/// Source: the retain loss of the TAR authors (`obj_model_mse_representations`), which is a norm despite its name.
+/// How [`RepresentationDistance`] measures, with δ_t = hidden_t − reference_t.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DistanceKind {
+    /// value_t = ‖δ_t‖₂; its gradient is δ_t / value_t, and nothing where the distance is 0.
+    ///
+    /// Source: the retain loss of the TAR authors (`obj_model_mse_representations`), which is a norm despite its name.
+    Euclidean,
+    /// value_t = ‖δ_t‖₂²; its gradient is 2 δ_t.
+    ///
+    /// Source: both losses of RMU (arXiv 2403.03218, section 4).
+    Squared,
+}
+
+/// value_t = the distance of hidden_t to reference_t; d_hidden += weight_t · its gradient.
 pub struct RepresentationDistance<'a, B: Memory> {
+    /// How the distance is measured.
+    pub kind: DistanceKind,
     /// [T, d].
     pub hidden: Matrix<'a, B>,
-    /// [T, d].
+    /// [T, d], or [1, d]: one for all tokens.
     pub reference: Matrix<'a, B>,
     /// [T, 1] f32.
     pub weights: Matrix<'a, B>,
@@ -87,10 +99,64 @@ impl<B: Memory> Operation for RepresentationDistance<'_, B> {
     type Output = ();
 
     fn check(&self, check: &Check) -> Result<()> {
-        let Self { hidden, reference, weights, values, d_hidden } = self;
-        check.elements(hidden.len(), &[("reference", reference), ("d_hidden", d_hidden)])?;
+        let Self { kind: _, hidden, reference, weights, values, d_hidden } = self;
+        targets(check, hidden, &[("reference", reference)])?;
+        check.elements(hidden.len(), &[("d_hidden", d_hidden)])?;
         check.elements(hidden.rows, &[("weights", weights), ("values", values)])?;
         check.stored(check.compute, &[("hidden", hidden), ("reference", reference), ("d_hidden", d_hidden)])?;
+        check.stored(DType::F32, &[("weights", weights), ("values", values)])
+    }
+}
+
+/// Fails unless each matrix has the columns of `hidden`, and as many rows or one.
+fn targets<B: Memory>(check: &Check, hidden: &Matrix<B>, matrices: &[(&str, &Matrix<B>)]) -> Result<()> {
+    matrices.iter().try_for_each(|&(what, matrix)| {
+        let rows = if matrix.rows == 1 { 1 } else { hidden.rows };
+        check.columns(hidden.cols, &[(what, matrix)])?;
+        check.rows(rows, &[(what, matrix)])
+    })
+}
+
+/// `value_t = max(0, cos(hidden_t, away_t) − cos(hidden_t, toward_t) + margin)`, without `toward` its cosine left out;
+/// d_hidden += weight_t · d value_t / d hidden_t, and nothing where the value is 0. Norms in the cosines are at least 1e-8.
+///
+/// Without `toward` and with a margin of 0 it is the rerouting loss of circuit breakers (arXiv 2406.04313, section 3.2). With
+/// `toward` it is the triplet loss of contrastive representation learning (arXiv 2506.11938, section 4.1) with
+/// d(x, y) = 1 − cos(x, y).
+pub struct CosineMargin<'a, B: Memory> {
+    /// [T, d].
+    pub hidden: Matrix<'a, B>,
+    /// The states to turn from, [T, d], or [1, d]: one for all tokens.
+    pub away: Matrix<'a, B>,
+    /// The states to turn to, [T, d] or [1, d].
+    pub toward: Option<Matrix<'a, B>>,
+    /// How much nearer to `toward` than to `away` is near enough.
+    pub margin: f32,
+    /// [T, 1] f32.
+    pub weights: Matrix<'a, B>,
+    /// [T, 1] f32, overwritten.
+    pub values: MatrixMut<'a, B>,
+    /// [T, d], accumulated; absent where no gradient is wanted.
+    pub d_hidden: Option<MatrixMut<'a, B>>,
+}
+
+impl<B: Memory> Operation for CosineMargin<'_, B> {
+    const NAME: &'static str = "cosine_margin";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { hidden, away, toward, margin, weights, values, d_hidden } = self;
+        targets(check, hidden, &[("away", away)])?;
+        if let Some(toward) = toward {
+            targets(check, hidden, &[("toward", toward)])?;
+        }
+        if !margin.is_finite() {
+            return Err(check.error(format!("the margin is {margin}, which is not finite")));
+        }
+        check.elements(hidden.len(), &[("d_hidden", d_hidden)])?;
+        check.elements(hidden.rows, &[("weights", weights), ("values", values)])?;
+        let stored: [Named; 4] = [("hidden", hidden), ("away", away), ("toward", toward), ("d_hidden", d_hidden)];
+        check.stored(check.compute, &stored)?;
         check.stored(DType::F32, &[("weights", weights), ("values", values)])
     }
 }

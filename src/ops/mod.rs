@@ -29,12 +29,15 @@ pub use backend::{Backend, Checked, Execute, Operation};
 pub use bias::{AddBias, BiasBackward};
 pub use cached::{AttentionCached, CachedSegment, CachedSegments};
 pub use check::{Check, Extent, Named, Operand};
-pub use element::{EmbeddingBackward, GatherRows, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum};
+pub use element::{EmbeddingBackward, GatherRows, SignMask, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum};
 pub use head_norm::{HeadNormBackward, HeadNormForward};
 pub use linear::{
     Dropout, LinearBackwardInput, LinearBackwardWeight, LinearForward, LoraBackward, LoraForward, LoraSlice,
 };
-pub use loss::{HeadGradients, HeadLoss, IGNORE_INDEX, LossHead, Preference, RandomMapping, RepresentationDistance};
+pub use loss::{
+    CosineMargin, DistanceKind, HeadGradients, HeadLoss, IGNORE_INDEX, LossHead, Preference, RandomMapping,
+    RepresentationDistance,
+};
 pub use memory::{Buffer, Clear, CopyValues, DType, DownloadF32, Fetch, Memory, Park, UploadF32, UploadU32};
 pub use norm::{RmsNormBackward, RmsNormForward};
 pub use recording::RecordingKey;

@@ -92,6 +92,8 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
     row("swiglu_forward", 0.0, 6.0 * T * F);
     row("swiglu_backward", 0.0, 10.0 * T * F);
     row("representation_distance", 0.0, 8.0 * T * D + 8.0 * T);
+    row("cosine_margin", 0.0, 8.0 * T * D + 8.0 * T);
+    row("cosine_margin/two", 0.0, 10.0 * T * D + 8.0 * T);
     for (rule, states) in [("adam", 2.0), ("sgd", 1.0), ("adagrad", 1.0), ("adadelta", 2.0)] {
         row(&format!("optimizer/{rule}"), 0.0, ELEMENTS * (12.0 + 8.0 * states));
         row(&format!("optimizer/{rule}/bf16_moments"), 0.0, ELEMENTS * (12.0 + 4.0 * states));
@@ -102,6 +104,7 @@ fn expected() -> BTreeMap<String, (f64, Option<f64>)> {
     }
     row("weights_copy", 0.0, 8.0 * ELEMENTS);
     row("squared_norm", 0.0, 4.0 * ELEMENTS);
+    row("sign_mask", 0.0, 20.0 * ELEMENTS);
     for name in ["gather_rows", "embedding_backward", "random_mapping"] {
         rows.insert(name.to_string(), (0.0, None));
     }

@@ -28,6 +28,26 @@ fn wrong_calls<B: Backend>(backend: &B) -> Vec<(&'static str, Result<()>)> {
         ("from is stored as U32", backend.download_f32(u32s(4).buffer(), 0, 4).map(drop)),
     ];
     let from = f32s(2, 4);
+    let cosines = |toward: Tensor<B>, margin| {
+        backend.run(CosineMargin {
+            hidden: from.view(),
+            away: from.view(),
+            toward: Some(toward.view()),
+            margin,
+            weights: f32s(2, 1).view(),
+            values: f32s(2, 1).view_mut(),
+            d_hidden: None,
+        })
+    };
+    let mask = |decay, mut accumulated: Tensor<B>| {
+        backend.run(SignMask {
+            masked: from.view(),
+            scale: 1.0,
+            decay,
+            accumulated: accumulated.view_mut(),
+            gradient: f32s(1, 8).view_mut(),
+        })
+    };
     let integers = u32s(8);
     let beyond = Matrix { offset: 1, ..from.view() };
     let mut to = f32s(2, 4);
@@ -49,6 +69,8 @@ fn wrong_calls<B: Backend>(backend: &B) -> Vec<(&'static str, Result<()>)> {
             backend.run(GatherRows { from: from.view(), indices: f32s(2, 1).view(), out: to.view_mut() }),
         ),
         ("x is stored as U32", backend.run(SquaredNorm { x: integers.view() }).map(drop)),
+        ("elements of accumulated is 7, expected 8", mask(0.5, f32s(1, 7))),
+        ("the decay is 1.5, which is not between 0 and 1", mask(1.5, f32s(1, 8))),
         (
             "delta and sum",
             backend.run(RmsNormForward {
@@ -87,6 +109,20 @@ fn wrong_calls<B: Backend>(backend: &B) -> Vec<(&'static str, Result<()>)> {
                 d_weight: None,
             }),
         ),
+        (
+            "rows of reference is 3, expected 2",
+            backend.run(RepresentationDistance {
+                kind: DistanceKind::Squared,
+                hidden: from.view(),
+                reference: f32s(3, 4).view(),
+                weights: f32s(2, 1).view(),
+                values: f32s(2, 1).view_mut(),
+                d_hidden: None,
+            }),
+        ),
+        ("columns of toward is 3, expected 4", cosines(f32s(1, 3), 0.1)),
+        ("the margin is inf, which is not finite", cosines(f32s(1, 4), f32::INFINITY)),
+        ("toward is stored as U32", cosines(Tensor::zeros(backend, "toward", 1, 4, DType::U32).expect("memory"), 0.1)),
         (
             "targets is stored as F32",
             backend.run(LossHead {

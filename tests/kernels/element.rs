@@ -2,7 +2,7 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{self, Backend, DType};
+use temper::ops::{self, Backend, DType, Matrix, MatrixMut};
 
 use crate::operand::{OFFSETS, Operand, SHAPES, assert_schedule_does_not_show, integers};
 use crate::support::{bound, modes, random};
@@ -175,6 +175,37 @@ fn a_squared_norm_is_finite_exactly_when_all_elements_are() {
             assert!(!norm(&values).is_finite(), "{bad} at {place}");
         }
     }
+}
+
+/// The accumulated gradient and the masked sum have the oracle's bits, for lengths around vectors and at every alignment; where
+/// signs differ nothing of the other gradient is left, and what is no number stays.
+#[test]
+fn sign_mask() {
+    let cuda = simulated();
+    for len in [1, 3, 8, 1021, 70_000] {
+        for offset in OFFSETS {
+            let mut random = random(len as u64);
+            let masked = Operand::random(&cuda, &mut random, F32, (1, len), offset, 1.0);
+            let [mut accumulated, mut gradient] =
+                [0; 2].map(|_| Operand::random(&cuda, &mut random, F32, (1, len), offset, 1.0));
+            run_sign_mask(&Cpu, masked.cpu(), accumulated.cpu_mut(), gradient.cpu_mut());
+            run_sign_mask(&cuda, masked.cuda(), accumulated.cuda_mut(), gradient.cuda_mut());
+            accumulated.assert_same(&cuda, "accumulated gradient");
+            gradient.assert_same(&cuda, "masked sum");
+        }
+    }
+    let masked = Operand::new(&cuda, F32, (1, 6), 0, [2.0, -2.0, 0.0, f32::NAN, 2.0, -2.0]);
+    let mut accumulated = Operand::new(&cuda, F32, (1, 6), 0, [4.0, 4.0, 4.0, 4.0, f32::NAN, -4.0]);
+    let mut gradient = Operand::new(&cuda, F32, (1, 6), 0, [8.0, 8.0, 8.0, 8.0, 8.0, -8.0]);
+    run_sign_mask(&cuda, masked.cuda(), accumulated.cuda_mut(), gradient.cuda_mut());
+    let [after, sum] = [accumulated.found(&cuda), gradient.found(&cuda)];
+    assert_eq!([after[0], after[1], after[2], after[5]], [5.0, 5.0, 5.0, -5.0]);
+    assert_eq!([sum[0], sum[1], sum[2], sum[5]], [6.0, 5.0, 5.0, -6.0]);
+    assert!(sum[3].is_nan() && sum[4].is_nan());
+}
+
+fn run_sign_mask<B: Backend>(backend: &B, masked: Matrix<B>, accumulated: MatrixMut<B>, gradient: MatrixMut<B>) {
+    backend.run(ops::SignMask { masked, scale: 0.5, decay: 0.75, accumulated, gradient }).expect("a sum");
 }
 
 #[test]

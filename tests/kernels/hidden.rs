@@ -2,61 +2,152 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{self, Backend, DType, Segment, Segments};
+use temper::ops::{self, Backend, DType, DistanceKind, Matrix, MatrixMut, Segment, Segments};
+use temper::random::Random;
 
 use crate::operand::{OFFSETS, Operand, SHAPES, assert_schedule_does_not_show, bits, integers};
 use crate::support::{bound, modes, normals, random};
 
 const F32: DType = DType::F32;
 
-/// Distances (f32 sums of stored operands) and their gradients, which are added; values alone are the same values.
+/// What hidden states are compared with: a state for each token, or one for all.
+fn targets(cuda: &Cuda, random: &mut Random, shape: (usize, usize), one: bool, offset: usize) -> Operand {
+    let rows = if one { 1 } else { shape.0 };
+    Operand::random(cuda, random, cuda.compute_dtype(), (rows, shape.1), offset, 1.0)
+}
+
+/// Distances and their squares (f32 sums of stored operands) to a state for each token or to one for all, and their gradients,
+/// which are added; values alone are the same values.
 #[test]
 fn representation_distance() {
     for cuda in modes() {
-        let dtype = cuda.compute_dtype();
         for (case, shape) in SHAPES.into_iter().enumerate() {
-            for offset in OFFSETS {
-                let mut random = random(case as u64);
-                let hidden = Operand::random(&cuda, &mut random, dtype, shape, offset, 1.0);
-                let reference = Operand::random(&cuda, &mut random, dtype, shape, 0, 1.0);
-                let weights = Operand::random(&cuda, &mut random, F32, (shape.0, 1), 1, 1.0);
-                let mut gradient = Operand::random(&cuda, &mut random, dtype, shape, offset, 1e-2);
-                let [mut values, mut alone] = [1, 0].map(|at| Operand::poisoned(&cuda, F32, (shape.0, 1), at));
-                let h = hidden.cpu();
-                let r = reference.cpu();
-                let w = weights.cpu();
-                Cpu.run(ops::RepresentationDistance {
-                    hidden: h,
-                    reference: r,
-                    weights: w,
-                    values: values.cpu_mut(),
-                    d_hidden: Some(gradient.cpu_mut()),
-                })
-                .expect("cpu");
-                let h = hidden.cuda();
-                let r = reference.cuda();
-                let w = weights.cuda();
-                cuda.run(ops::RepresentationDistance {
-                    hidden: h,
-                    reference: r,
-                    weights: w,
-                    values: values.cuda_mut(),
-                    d_hidden: Some(gradient.cuda_mut()),
-                })
-                .expect("cuda");
-                cuda.run(ops::RepresentationDistance {
-                    hidden: h,
-                    reference: r,
-                    weights: w,
-                    values: alone.cuda_mut(),
-                    d_hidden: None,
-                })
-                .expect("cuda");
-                values.assert_close(&cuda, 1e-5, "distance");
-                gradient.assert_close(&cuda, bound(dtype), "gradient of the distance");
-                assert_eq!(alone.found(&cuda), values.found(&cuda));
+            for (offset, kind, one) in [
+                (0, DistanceKind::Euclidean, false),
+                (0, DistanceKind::Squared, true),
+                (8, DistanceKind::Euclidean, true),
+                (4, DistanceKind::Squared, false),
+                (4, DistanceKind::Euclidean, false),
+                (1, DistanceKind::Squared, true),
+                (1, DistanceKind::Euclidean, false),
+            ] {
+                check_distance(&cuda, case, shape, offset, kind, one);
             }
         }
+    }
+}
+
+fn check_distance(cuda: &Cuda, case: usize, shape: (usize, usize), offset: usize, kind: DistanceKind, one: bool) {
+    let dtype = cuda.compute_dtype();
+    let mut random = random(case as u64);
+    let hidden = Operand::random(cuda, &mut random, dtype, shape, offset, 1.0);
+    let reference = targets(cuda, &mut random, shape, one, 0);
+    let weights = Operand::random(cuda, &mut random, F32, (shape.0, 1), 1, 1.0);
+    let mut gradient = Operand::random(cuda, &mut random, dtype, shape, offset, 1e-2);
+    let [mut values, mut alone] = [1, 0].map(|at| Operand::poisoned(cuda, F32, (shape.0, 1), at));
+    let on_cpu = [hidden.cpu(), reference.cpu(), weights.cpu()];
+    run_distance(&Cpu, kind, on_cpu, values.cpu_mut(), Some(gradient.cpu_mut()));
+    let on_cuda = [hidden.cuda(), reference.cuda(), weights.cuda()];
+    run_distance(cuda, kind, on_cuda, values.cuda_mut(), Some(gradient.cuda_mut()));
+    run_distance(cuda, kind, on_cuda, alone.cuda_mut(), None);
+    values.assert_close(cuda, 1e-5, "distance");
+    gradient.assert_close(cuda, bound(dtype), "gradient of the distance");
+    assert_eq!(alone.found(cuda), values.found(cuda));
+}
+
+fn run_distance<B: Backend>(
+    backend: &B,
+    kind: DistanceKind,
+    [hidden, reference, weights]: [Matrix<B>; 3],
+    values: MatrixMut<B>,
+    d_hidden: Option<MatrixMut<B>>,
+) {
+    let call = ops::RepresentationDistance { kind, hidden, reference, weights, values, d_hidden };
+    backend.run(call).expect("a distance");
+}
+
+/// Cosines with one state and with two, each a state for each token or one for all, on both sides of the margin, and their
+/// gradients, which are added; values alone are the same values.
+#[test]
+fn cosine_margin() {
+    for cuda in modes() {
+        for (case, shape) in SHAPES.into_iter().enumerate() {
+            for (offset, one, two) in [
+                (0, false, None),
+                (0, true, Some(false)),
+                (8, true, None),
+                (8, false, Some(true)),
+                (4, false, Some(false)),
+                (1, false, None),
+                (1, true, Some(true)),
+            ] {
+                check_cosines(&cuda, case, shape, offset, one, two);
+            }
+        }
+    }
+}
+
+fn run_cosines<B: Backend>(
+    backend: &B,
+    [hidden, away, weights]: [Matrix<B>; 3],
+    toward: Option<Matrix<B>>,
+    margin: f32,
+    values: MatrixMut<B>,
+    d_hidden: Option<MatrixMut<B>>,
+) {
+    backend.run(ops::CosineMargin { hidden, away, toward, margin, weights, values, d_hidden }).expect("cosines");
+}
+
+fn check_cosines(cuda: &Cuda, case: usize, shape: (usize, usize), offset: usize, one: bool, two: Option<bool>) {
+    // Cosines of random states are about 1/√d: a margin of half of that leaves values on both sides of 0.
+    let margin = 0.5 / (shape.1 as f32).sqrt();
+    let dtype = cuda.compute_dtype();
+    let mut random = random(case as u64);
+    let hidden = Operand::random(cuda, &mut random, dtype, shape, offset, 3.0);
+    let away = targets(cuda, &mut random, shape, one, offset);
+    let toward = two.map(|one| targets(cuda, &mut random, shape, one, 0));
+    let weights = Operand::random(cuda, &mut random, F32, (shape.0, 1), 1, 1.0);
+    let mut gradient = Operand::random(cuda, &mut random, dtype, shape, offset, 1e-2);
+    let [mut values, mut alone] = [1, 0].map(|at| Operand::poisoned(cuda, F32, (shape.0, 1), at));
+    let on_cpu = [hidden.cpu(), away.cpu(), weights.cpu()];
+    let toward_on_cpu = toward.as_ref().map(Operand::cpu);
+    run_cosines(&Cpu, on_cpu, toward_on_cpu, margin, values.cpu_mut(), Some(gradient.cpu_mut()));
+    let on_cuda = [hidden.cuda(), away.cuda(), weights.cuda()];
+    let toward_on_cuda = toward.as_ref().map(Operand::cuda);
+    run_cosines(cuda, on_cuda, toward_on_cuda, margin, values.cuda_mut(), Some(gradient.cuda_mut()));
+    run_cosines(cuda, on_cuda, toward_on_cuda, margin, alone.cuda_mut(), None);
+    values.assert_close(cuda, 1e-5, "cosines and margin");
+    // One column: the gradient of a cosine is 0 up to rounding.
+    gradient.assert_close(cuda, bound(dtype), "gradient of the cosines");
+    assert_eq!(alone.found(cuda), values.found(cuda));
+}
+
+/// Behind the margin there is no loss and no gradient, and a state that is no number is not hidden by the 0 there.
+#[test]
+fn a_cosine_behind_its_margin_has_no_gradient_and_nan_stays_nan() {
+    for cuda in modes() {
+        let dtype = cuda.compute_dtype();
+        let away = Operand::new(&cuda, dtype, (1, 4), 0, [1.0, 0.0, 0.0, 0.0]);
+        let states = [[-1.0, 2.0, 0.0, 0.0], [0.0; 4], [2.0, 0.0, 0.0, 0.0], [f32::NAN, 1.0, 0.0, 0.0]].concat();
+        let hidden = Operand::new(&cuda, dtype, (4, 4), 0, states);
+        let weights = Operand::new(&cuda, F32, (4, 1), 0, [3.0; 4]);
+        let mut gradient = Operand::new(&cuda, dtype, (4, 4), 0, [0.5; 16]);
+        let mut values = Operand::poisoned(&cuda, F32, (4, 1), 0);
+        cuda.run(ops::CosineMargin {
+            hidden: hidden.cuda(),
+            away: away.cuda(),
+            toward: None,
+            margin: 0.0,
+            weights: weights.cuda(),
+            values: values.cuda_mut(),
+            d_hidden: Some(gradient.cuda_mut()),
+        })
+        .expect("cuda");
+        let values = values.found(&cuda);
+        let gradient = gradient.found(&cuda);
+        assert_eq!(values[..3], [0.0, 0.0, 1.0]);
+        assert!(values[3].is_nan() && gradient[12..].iter().any(|g| g.is_nan()));
+        assert_eq!(gradient[..12], [0.5; 12]);
     }
 }
 
@@ -76,6 +167,7 @@ fn a_distance_of_zero_has_no_gradient() {
         let mut distances = Operand::poisoned(&cuda, F32, (3, 1), 0);
         let d_hidden = Some(gradient.cuda_mut());
         cuda.run(ops::RepresentationDistance {
+            kind: DistanceKind::Euclidean,
             hidden: hidden.cuda(),
             reference: reference.cuda(),
             weights: weights.cuda(),
@@ -247,12 +339,13 @@ fn losses_do_not_depend_on_the_schedule() {
             let weights = Operand::random(cuda, &mut random, F32, (3, 1), 0, 1.0);
             let (_, ids) = integers(cuda, &[1, 0, 1]);
             let mut gradient = Operand::random(cuda, &mut random, dtype, (3, 600), 0, 1.0);
-            let [mut distances, mut cosines] = [0, 0].map(|at| Operand::poisoned(cuda, F32, (3, 1), at));
+            let [mut distances, mut cosines, mut margins] = [0; 3].map(|at| Operand::poisoned(cuda, F32, (3, 1), at));
             let h = hidden.cuda();
             let w = weights.cuda();
             let values = distances.cuda_mut();
             let d = Some(gradient.cuda_mut());
             cuda.run(ops::RepresentationDistance {
+                kind: DistanceKind::Euclidean,
                 hidden: h,
                 reference: reference.cuda(),
                 weights: w,
@@ -269,7 +362,9 @@ fn losses_do_not_depend_on_the_schedule() {
                 d_hidden: Some(gradient.cuda_mut()),
             })
             .expect("cuda");
-            [distances.found(cuda), cosines.found(cuda), gradient.found(cuda)].concat()
+            let operands = [h, reference.cuda(), w];
+            run_cosines(cuda, operands, Some(h), 1.5, margins.cuda_mut(), Some(gradient.cuda_mut()));
+            [distances.found(cuda), cosines.found(cuda), margins.found(cuda), gradient.found(cuda)].concat()
         });
     }
 }

@@ -73,6 +73,7 @@ const CLAIMS: &[Claim] = &[
     blocks("swiglu_", 32, block(256, 0, [8, 8])),
     blocks("squared_norm", 32, block(256, sizes::F64_SUM_BYTES, [8, 8])),
     registers("weighted_sum", 32),
+    blocks("sign_mask", 32, block(256, 0, [8, 8])),
     registers("add_bias", 32),
     blocks("bias_sums", 32, block(32 * sizes::BIAS_WARPS, sizes::BIAS_WARPS * 32 * 8 * 4, [8, 8])),
     blocks("optimizer_", 64, block(256, 0, [4, 4])),
@@ -80,6 +81,7 @@ const CLAIMS: &[Claim] = &[
     registers("embedding_", 64),
     registers("gather_rows", 64),
     registers("representation_distance", 40),
+    registers("cosine_margin", 40),
     registers("random_mapping", 40),
     registers("preference", 64),
 ];

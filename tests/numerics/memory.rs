@@ -8,7 +8,9 @@ use temper::model::{
     Adapter, AdapterConfig, Batch, GradientDestinations, Gradients, Model, ModelConfig, ModelFamily, Parameters,
     Projection, Recompute,
 };
-use temper::objective::{Directions, EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Representations, Subject};
+use temper::objective::{
+    Directions, EntropyOver, Evaluator, HiddenKind, HiddenTerm, LossBatch, LossPass, LossTape, Representations, Subject,
+};
 use temper::ops::{Backend, DType, Dropout, IGNORE_INDEX, Tensor};
 use temper::optimizer::{OptimizerConfig, OptimizerKind};
 use temper::random::{Random, Stream};
@@ -102,6 +104,15 @@ fn passes<B: Backend>(
     let pass = LossPass { subject: plain, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
     evaluator.random_mapping(pass, Directions { table: &table, over: EntropyOver::Valid }).unwrap();
     record("random mapping", &tape, &gradients);
+
+    // Nothing behind the last depth is computed, so that layers keep less than they would.
+    let term = HiddenTerm { kind: HiddenKind::SquaredDistance, depths: vec![1, 2], over: EntropyOver::Valid };
+    let states = evaluator.reference_states(&term, &base, &batch).unwrap();
+    let (mut tape, mut gradients) = fresh();
+    let destinations = Some(GradientDestinations::of_weights(&mut gradients));
+    let pass = LossPass { subject: plain, batch: &batch, scale: 1.0, destinations, loss: tape.slot(0) };
+    evaluator.chosen_states(pass, &term, Some(&states)).unwrap();
+    record("chosen states", &tape, &gradients);
     results
 }
 

@@ -6,6 +6,8 @@ mod abliteration;
 /// Forward passes, losses, gradients and attacks are those of PyTorch, Transformers and PEFT.
 mod model;
 mod reference;
+/// Losses on chosen hidden states are those of PyTorch.
+mod representations;
 #[path = "../support/mod.rs"]
 mod support;
 /// Three outer steps end where the authors' loop ends.
@@ -28,6 +30,7 @@ macro_rules! parity {
             crate::model::logits_and_hidden_states_are_those_of_transformers as forward,
             crate::model::cross_entropy_and_entropy_have_the_losses_and_gradients_of_pytorch as cross_entropy_and_entropy,
             crate::model::retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch as retain_and_random_mapping,
+            crate::representations::losses_on_chosen_states_have_the_losses_and_gradients_of_pytorch as chosen_states,
             crate::model::preference_loss_has_the_loss_and_gradients_of_pytorch as preference,
             crate::model::full_parameter_attacks_follow_every_optimizer_of_pytorch as full_parameter_attacks,
             crate::model::lora_attacks_follow_peft as lora_attacks,

@@ -7,7 +7,7 @@ use super::vector::{dot, sigmoid, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::error::Result;
 use crate::ops::{
-    Checked, EmbeddingBackward, Execute, GatherRows, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum,
+    Checked, EmbeddingBackward, Execute, GatherRows, SignMask, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum,
 };
 
 /// Elements of one task of a flat operation.
@@ -106,5 +106,29 @@ impl Execute<SquaredNorm<'_, Cpu>> for Cpu {
         let part = |chunk: &[f32]| -> f64 { chunk.chunks(256).map(|c| f64::from(dot(c, c))).sum() };
         let parts: Vec<f64> = floats(x).par_chunks(CHUNK).map(part).collect();
         Ok(parts.iter().sum())
+    }
+}
+
+vectorised! {
+    fn sign_mask(gradient: &mut [f32], accumulated: &mut [f32], masked: &[f32], shares: (f32, f32), scale: f32) {
+        let (decay, fresh) = shares;
+        for i in 0..gradient.len() {
+            let sum = decay.mul_add(accumulated[i], fresh * gradient[i]);
+            accumulated[i] = sum;
+            let apart = (sum <= 0.0 && masked[i] >= 0.0) || (sum >= 0.0 && masked[i] <= 0.0);
+            gradient[i] = if apart { sum } else { scale.mul_add(masked[i], sum) };
+        }
+    }
+}
+
+impl Execute<SignMask<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<SignMask<Cpu>>) -> Result<()> {
+        let SignMask { masked, scale, decay, accumulated, gradient } = checked.operands();
+        let shares = (decay as f32, (1.0 - decay) as f32);
+        let states = floats_mut(accumulated).par_chunks_mut(CHUNK).zip(floats(masked).par_chunks(CHUNK));
+        floats_mut(gradient).par_chunks_mut(CHUNK).zip(states).for_each(|(gradient, (accumulated, masked))| {
+            sign_mask(gradient, accumulated, masked, shares, scale);
+        });
+        Ok(())
     }
 }

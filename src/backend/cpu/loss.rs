@@ -8,7 +8,8 @@ use super::vector::{dot, exp_in_place, maximum, sum_of, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::error::Result;
 use crate::ops::{
-    Checked, Execute, HeadGradients, HeadLoss, LossHead, Matrix, MatrixMut, RandomMapping, RepresentationDistance,
+    Checked, CosineMargin, DistanceKind, Execute, HeadGradients, HeadLoss, LossHead, Matrix, MatrixMut, RandomMapping,
+    RepresentationDistance,
 };
 
 /// Tokens whose logits exist at one time.
@@ -163,20 +164,86 @@ fn hidden_rows(
 
 impl Execute<RepresentationDistance<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<RepresentationDistance<Cpu>>) -> Result<()> {
-        let RepresentationDistance { hidden, reference, weights, values, d_hidden } = checked.operands();
-        let cols = hidden.cols;
-        let reference = floats(reference);
+        let RepresentationDistance { kind, hidden, reference, weights, values, d_hidden } = checked.operands();
+        let references = Targets::new(reference);
         let weights = floats(weights);
         hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
-            let reference = &reference[t * cols..][..cols];
-            let distance = sum_of(h, reference, |a, b| (a - b) * (a - b)).sqrt();
+            let reference = references.of(t);
+            let square = sum_of(h, reference, |a, b| (a - b) * (a - b));
+            let (distance, factor) = match kind {
+                DistanceKind::Euclidean => (square.sqrt(), weights[t] / square.sqrt()),
+                DistanceKind::Squared => (square, 2.0 * weights[t]),
+            };
             if let Some(gradient) = gradient
                 && distance != 0.0
             {
-                let factor = weights[t] / distance;
                 gradient.iter_mut().zip(h.iter().zip(reference)).for_each(|(g, (a, b))| *g += factor * (a - b));
             }
             distance
+        });
+        Ok(())
+    }
+}
+
+/// The states that hidden states are compared with: one for each token, or one for all.
+struct Targets<'a> {
+    states: &'a [f32],
+    cols: usize,
+    one: bool,
+}
+
+impl<'a> Targets<'a> {
+    fn new(matrix: Matrix<'a, Cpu>) -> Self {
+        Self { states: floats(matrix), cols: matrix.cols, one: matrix.rows == 1 }
+    }
+
+    fn of(&self, token: usize) -> &'a [f32] {
+        let row = if self.one { 0 } else { token };
+        &self.states[row * self.cols..][..self.cols]
+    }
+}
+
+/// A cosine, and the two factors of its gradient: along · other − back · h.
+struct Cosine {
+    value: f32,
+    along: f32,
+    back: f32,
+}
+
+/// The cosine of `h`, whose norm is `norm`, with `other`.
+fn cosine(h: &[f32], norm: f32, other: &[f32]) -> Cosine {
+    let length = dot(other, other).sqrt().max(LEAST_NORM);
+    let value = dot(h, other) / (norm * length);
+    Cosine { value, along: 1.0 / (norm * length), back: value / (norm * norm) }
+}
+
+impl Execute<CosineMargin<'_, Cpu>> for Cpu {
+    fn execute(&self, checked: Checked<CosineMargin<Cpu>>) -> Result<()> {
+        let CosineMargin { hidden, away, toward, margin, weights, values, d_hidden } = checked.operands();
+        let away = Targets::new(away);
+        let toward = toward.map(Targets::new);
+        let weights = floats(weights);
+        hidden_rows(hidden, values, d_hidden, |t, h, gradient| {
+            let norm = dot(h, h).sqrt().max(LEAST_NORM);
+            let from = cosine(h, norm, away.of(t));
+            let to = toward.as_ref().map(|toward| (toward.of(t), cosine(h, norm, toward.of(t))));
+            let value = from.value - to.as_ref().map_or(0.0, |(_, cosine)| cosine.value) + margin;
+            // A NaN stays one.
+            if value <= 0.0 {
+                return 0.0;
+            }
+            if let Some(gradient) = gradient {
+                let mut add = |other: &[f32], cosine: &Cosine, factor: f32| {
+                    for ((g, r), h) in gradient.iter_mut().zip(other).zip(h) {
+                        *g += factor * (cosine.along * r - cosine.back * h);
+                    }
+                };
+                add(away.of(t), &from, weights[t]);
+                if let Some((toward, cosine)) = &to {
+                    add(toward, cosine, -weights[t]);
+                }
+            }
+            value
         });
         Ok(())
     }

@@ -43,6 +43,7 @@ pub(super) fn of_launch(launch: &Launch, arguments: &[Argument], read: ReadWords
         "attention_statistics" => bytes(statistics(&call)),
         "weighted_sum" => bytes(8.0 * call.number(4) + 8.0),
         "squared_norm" => bytes(4.0 * call.number(2) + 8.0 * call.blocks()),
+        "sign_mask" => bytes(20.0 * call.number(6)),
         "loss_head_compact" => bytes(8.0 * call.number(1) + 4.0),
         "loss_head_gather" | "loss_head_scatter" => bytes(move_rows(&call)),
         "loss_head_cross_entropy" | "loss_head_negative_entropy" => bytes(losses(&call, stem)),

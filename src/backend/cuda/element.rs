@@ -4,7 +4,8 @@
 use super::{Argument, Cuda, Place, sizes};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Checked, DType, EmbeddingBackward, Execute, GatherRows, SquaredNorm, SwigluBackward, SwigluForward, WeightedSum,
+    Checked, DType, EmbeddingBackward, Execute, GatherRows, SignMask, SquaredNorm, SwigluBackward, SwigluForward,
+    WeightedSum,
 };
 
 /// Threads of a block of a flat kernel.
@@ -181,5 +182,28 @@ impl Execute<SquaredNorm<'_, Cuda>> for Cuda {
             unsafe { self.driver.download(partial.address(0), bytemuck::cast_slice_mut(&mut sums))? };
             Ok(sums.iter().sum())
         })
+    }
+}
+
+impl Execute<SignMask<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<SignMask<Cuda>>) -> Result<()> {
+        let SignMask { masked, scale, decay, accumulated, gradient } = checked.operands();
+        let n = gradient.len();
+        if n == 0 {
+            return Ok(());
+        }
+        let vectorised = aligned(&[masked.address(), accumulated.address(), gradient.address()], 16);
+        let blocks = flat_blocks(self, if vectorised { n.div_ceil(4) } else { n }, FLAT_BLOCKS);
+        let arguments = [
+            masked.pointer(),
+            accumulated.pointer(),
+            gradient.pointer(),
+            scale.into(),
+            (decay as f32).into(),
+            ((1.0 - decay) as f32).into(),
+            Argument::U64(n as u64),
+            flag(vectorised),
+        ];
+        self.launch("sign_mask_f32", [blocks, 1, 1], FLAT_THREADS, 0, &arguments)
     }
 }

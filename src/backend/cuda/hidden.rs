@@ -1,14 +1,16 @@
 //! Launchers of the losses on hidden states (`kernels/hidden.cu`) and of preferences (`kernels/preference.cu`).
 
 use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size};
-use super::{Cuda, Place, optional, sizes};
+use super::{Argument, Cuda, Place, optional, sizes};
 use crate::error::Result;
-use crate::ops::{Checked, Execute, Preference, RandomMapping, RepresentationDistance};
+use crate::ops::{
+    Checked, CosineMargin, DistanceKind, Execute, Matrix, Preference, RandomMapping, RepresentationDistance,
+};
 
 impl Execute<RepresentationDistance<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<RepresentationDistance<Cuda>>) -> Result<()> {
         const NAME: &str = "representation_distance";
-        let RepresentationDistance { hidden, reference, weights, values, d_hidden } = checked.operands();
+        let RepresentationDistance { kind, hidden, reference, weights, values, d_hidden } = checked.operands();
         if hidden.is_empty() {
             return Ok(());
         }
@@ -26,9 +28,47 @@ impl Execute<RepresentationDistance<'_, Cuda>> for Cuda {
             optional(d_hidden.as_ref()),
             size(NAME, cols)?.into(),
             flag(width > 1),
+            stride(NAME, &reference)?,
+            flag(kind == DistanceKind::Squared),
         ];
         let shared = fits(NAME, self, cols, sizes::HIDDEN_SCRATCH_BYTES + kept)?;
         self.launch(&self.kernel(NAME), [rows, 1, 1], row_threads(cols / width, ROW_THREADS), shared, &arguments)
+    }
+}
+
+/// Elements from one token's row to the next one's: none where all have the same.
+fn stride(name: &str, targets: &Matrix<Cuda>) -> Result<Argument> {
+    let elements = if targets.rows == 1 { 0 } else { targets.cols };
+    Ok(size(name, elements)?.into())
+}
+
+impl Execute<CosineMargin<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<CosineMargin<Cuda>>) -> Result<()> {
+        const NAME: &str = "cosine_margin";
+        let CosineMargin { hidden, away, toward, margin, weights, values, d_hidden } = checked.operands();
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        let rows = size(NAME, hidden.rows)?;
+        let cols = hidden.cols;
+        let dtype = hidden.dtype();
+        let mut addresses = vec![hidden.address(), away.address()];
+        addresses.extend(toward.iter().map(Place::address));
+        addresses.extend(d_hidden.iter().map(Place::address));
+        let width = row_width(dtype, cols, &addresses);
+        let states = if toward.is_some() { 3 } else { 2 };
+        let kept = if d_hidden.is_some() { states * cols * dtype.bytes() } else { 0 };
+        let mut arguments = vec![hidden.pointer(), away.pointer()];
+        arguments.extend(toward.iter().map(Place::pointer));
+        arguments.extend([weights.pointer(), values.pointer(), optional(d_hidden.as_ref())]);
+        arguments.extend([size(NAME, cols)?.into(), flag(width > 1), stride(NAME, &away)?]);
+        if let Some(toward) = &toward {
+            arguments.push(stride(NAME, toward)?);
+        }
+        arguments.push(margin.into());
+        let kernel = self.kernel(if toward.is_some() { "cosine_margin_two" } else { NAME });
+        let shared = fits(NAME, self, cols, sizes::COSINE_SCRATCH_BYTES + kept)?;
+        self.launch(&kernel, [rows, 1, 1], row_threads(cols / width, ROW_THREADS), shared, &arguments)
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) fn run(bench: &mut Bench) {
     gather_rows(bench);
     embedding_backward(bench);
     representation_distance(bench);
+    cosine_margin(bench);
     random_mapping(bench);
 }
 
@@ -222,6 +223,7 @@ fn representation_distance(bench: &mut Bench) {
         Ok(move |i| {
             let [hidden, reference, d_hidden, values] = sets.at(i);
             cuda.run(ops::RepresentationDistance {
+                kind: ops::DistanceKind::Euclidean,
                 hidden: hidden.view(),
                 reference: reference.view(),
                 weights: weights.view(),
@@ -230,6 +232,32 @@ fn representation_distance(bench: &mut Bench) {
             })
         })
     });
+}
+
+fn cosine_margin(bench: &mut Bench) {
+    let (tokens, d, _) = sizes(bench);
+    for (name, matrices) in [("cosine_margin", 4.0), ("cosine_margin/two", 5.0)] {
+        // hidden, away and toward in, d_hidden in and out; weights in, values out.
+        let work = count::pass(tokens, d, matrices, 2.0, bench.element());
+        bench.row(Spec::new(name, format!("{tokens} × {d}"), work), |bench| {
+            let cuda = bench.cuda.clone();
+            let weights = token_weights(&bench.cuda, tokens)?;
+            let toward = if matrices == 5.0 { Some(bench.data.matrix("toward", tokens, d)?) } else { None };
+            let mut sets = sets(bench, work.bytes, |_| hidden_operands(bench, tokens, d))?;
+            Ok(move |i| {
+                let [hidden, away, d_hidden, values] = sets.at(i);
+                cuda.run(ops::CosineMargin {
+                    hidden: hidden.view(),
+                    away: away.view(),
+                    toward: toward.as_ref().map(Tensor::view),
+                    margin: 1.0,
+                    weights: weights.view(),
+                    values: values.view_mut(),
+                    d_hidden: Some(d_hidden.view_mut()),
+                })
+            })
+        });
+    }
 }
 
 fn random_mapping(bench: &mut Bench) {

@@ -17,7 +17,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<()> {
         }
     }
     weights_copy(bench)?;
-    squared_norm(bench)
+    squared_norm(bench)?;
+    sign_mask(bench)
 }
 
 /// Every rule, with the coefficients of its first step at a learning rate of 1e-5 (see [`UpdateRule`] for their order).
@@ -137,5 +138,24 @@ fn squared_norm(bench: &mut Bench) -> Result<()> {
         let cuda = bench.cuda.clone();
         let x = bench.data.normal("x", 1, len, DType::F32, 1.0)?;
         Ok(move |_: usize| cuda.run(ops::SquaredNorm { x: x.view() }).map(|_| ()))
+    })
+}
+
+/// One gradient in, the accumulated one and the step's in and out.
+fn sign_mask(bench: &mut Bench) -> Result<()> {
+    row(bench, "sign_mask", 20.0, |bench, len| {
+        let cuda = bench.cuda.clone();
+        let masked = bench.data.normal("masked gradient", 1, len, DType::F32, 1.0)?;
+        let mut accumulated = bench.data.normal("accumulated gradient", 1, len, DType::F32, 1.0)?;
+        let mut gradient = bench.data.normal("gradient", 1, len, DType::F32, 1.0)?;
+        Ok(move |_: usize| {
+            cuda.run(ops::SignMask {
+                masked: masked.view(),
+                scale: 0.1,
+                decay: 0.95,
+                accumulated: accumulated.view_mut(),
+                gradient: gradient.view_mut(),
+            })
+        })
     })
 }

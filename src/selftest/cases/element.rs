@@ -46,6 +46,7 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     }
     for len in shapes(full, &VECTORS, &REAL_VECTORS) {
         cases.push(Case::new("squared_norm", len.to_string(), move |trial| squared_norm(trial, len)));
+        cases.push(Case::new("sign_mask", len.to_string(), move |trial| sign_mask(trial, len)));
     }
     for len in shapes(full, &[1, 77, 1500], &[4096]) {
         cases.push(Case::new("weighted_sum", len.to_string(), move |trial| weighted_sum(trial, len)));
@@ -166,5 +167,36 @@ fn squared_norm(trial: &mut Trial, len: usize) -> Result<()> {
     trial.check_values("", &[first, second], &[reference::dot(&row, &row); 2], 0, F64_SUM);
     let not_finite = trial.changed(DType::F32, (1, len), move |i, x| if i == len - 1 { f32::INFINITY } else { x })?;
     trial.check_values("of an infinity", &[norm(&not_finite.tensor)?], &[f64::INFINITY], 0, EXACT);
+    Ok(())
+}
+
+/// Gradients are multiples of 1/2 and sums of 1/4: no sign turns on a rounding.
+fn sign_mask(trial: &mut Trial, len: usize) -> Result<()> {
+    const SCALE: f32 = 0.125;
+    let cuda = trial.cuda();
+    let halves = |_: usize, x: f32| (2.0 * x).round() / 2.0;
+    let masked = trial.changed(DType::F32, (1, len), halves)?;
+    let [accumulated, gradient] = [0; 2].map(|_| {
+        let start = trial.starting_with((1, len), halves);
+        trial.output(DType::F32, start)
+    });
+    let [found_accumulated, found] = trial.launch([&accumulated, &gradient], |[accumulated, gradient]| {
+        cuda.run(ops::SignMask {
+            masked: masked.tensor.view(),
+            scale: SCALE,
+            decay: 0.5,
+            accumulated: accumulated.view_mut(),
+            gradient: gradient.view_mut(),
+        })
+    })?;
+    let sum = |col: usize| 0.5 * accumulated.start().at(0, col) + 0.5 * gradient.start().at(0, col);
+    trial.check("accumulated", &found_accumulated, EXACT, |_, cols| cols.iter().map(|&col| sum(col)).collect());
+    trial.check("masked", &found, EXACT, |_, cols| {
+        let element = |&col: &usize| {
+            let (sum, masked) = (sum(col), masked.at(0, col));
+            if sum * masked > 0.0 { sum + f64::from(SCALE) * masked } else { sum }
+        };
+        cols.iter().map(element).collect()
+    });
     Ok(())
 }

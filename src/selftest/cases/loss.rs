@@ -2,7 +2,7 @@
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, IGNORE_INDEX, Segment, Segments};
+use crate::ops::{self, Backend, DType, DistanceKind, HeadGradients, HeadLoss, IGNORE_INDEX, Segment, Segments};
 use crate::selftest::compare::{cancelling, rounded_twice, summed};
 use crate::selftest::reference::{self, Head, Numbers};
 use crate::selftest::trial::{Operand, Trial};
@@ -42,7 +42,14 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     }
     for (tokens, cols) in shapes(full, &HIDDEN, &REAL_HIDDEN) {
         let text = format!("{tokens} x {cols}");
-        cases.push(Case::new("representation_distance", text.clone(), move |trial| distance(trial, tokens, cols)));
+        for (name, kind) in
+            [("representation_distance", DistanceKind::Euclidean), ("squared distance", DistanceKind::Squared)]
+        {
+            cases.push(Case::new(name, text.clone(), move |trial| distance(trial, kind, tokens, cols)));
+        }
+        for (name, two) in [("cosine_margin", false), ("cosine_margin, two", true)] {
+            cases.push(Case::new(name, text.clone(), move |trial| cosines(trial, two, tokens, cols)));
+        }
         cases.push(Case::new("random_mapping", text, move |trial| mapping(trial, tokens, cols)));
     }
     for lengths in shapes::<&[usize]>(full, &[&[1, 1], &[7, 12, 40, 3]], &[&[700, 1100, 1000, 1296]]) {
@@ -102,20 +109,22 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
     Ok(())
 }
 
-/// The first token's distance is 0, and its gradient nothing.
-fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
+/// The first token's distance is 0, and its gradient nothing. Squares are those to one state for all tokens.
+fn distance(trial: &mut Trial, kind: DistanceKind, tokens: usize, cols: usize) -> Result<()> {
     let cuda = trial.cuda();
     let dtype = trial.compute();
     let hidden = trial.normal(tokens, cols, 1.0)?;
     let first: Vec<f32> = (0..cols).map(|col| hidden.at(0, col) as f32).collect();
     let same = tokens > 1;
+    let rows = if kind == DistanceKind::Squared { 1 } else { tokens };
     let reference_states =
-        trial.changed(dtype, (tokens, cols), move |i, x| if same && i < cols { first[i] } else { x })?;
+        trial.changed(dtype, (rows, cols), move |i, x| if same && i < cols { first[i] } else { x })?;
     let weights = token_weights(trial, tokens, 3)?;
     let values = trial.poisoned(DType::F32, tokens, 1);
     let d_hidden = trial.starting(dtype, tokens, cols, 0.1 / (cols as f64).sqrt());
     let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
         cuda.run(ops::RepresentationDistance {
+            kind,
             hidden: hidden.tensor.view(),
             reference: reference_states.tensor.view(),
             weights: weights.tensor.view(),
@@ -124,10 +133,43 @@ fn distance(trial: &mut Trial, tokens: usize, cols: usize) -> Result<()> {
         })
     })?;
     trial.check("values", &found_values, summed(DType::F32, cols), |t, _| {
-        vec![reference::distance(&hidden, &reference_states, t).0]
+        vec![reference::distance(kind, &hidden, &reference_states, t).0]
     });
-    let formula = reference::distance_gradient(&hidden, &reference_states, &weights, d_hidden.start());
+    let formula = reference::distance_gradient(kind, &hidden, &reference_states, &weights, d_hidden.start());
     trial.check("d_hidden", &found, summed(dtype, cols), formula);
+    Ok(())
+}
+
+/// The margin leaves values on both sides of 0.
+fn cosines(trial: &mut Trial, two: bool, tokens: usize, cols: usize) -> Result<()> {
+    let cuda = trial.cuda();
+    let dtype = trial.compute();
+    let hidden = trial.normal(tokens, cols, 1.0)?;
+    let away = trial.normal(tokens, cols, 1.0)?;
+    let toward = if two { Some(trial.normal(1, cols, 1.0)?) } else { None };
+    let margin = 1.0 / (cols as f32).sqrt();
+    let weights = token_weights(trial, tokens, 2)?;
+    let values = trial.poisoned(DType::F32, tokens, 1);
+    let d_hidden = trial.starting(dtype, tokens, cols, 0.1 / cols as f64);
+    let [found_values, found] = trial.launch([&values, &d_hidden], |[values, d_hidden]| {
+        cuda.run(ops::CosineMargin {
+            hidden: hidden.tensor.view(),
+            away: away.tensor.view(),
+            toward: toward.as_ref().map(|toward| toward.tensor.view()),
+            margin,
+            weights: weights.tensor.view(),
+            values: values.view_mut(),
+            d_hidden: Some(d_hidden.view_mut()),
+        })
+    })?;
+    let toward = toward.as_ref().map(|toward| toward as &dyn Numbers);
+    let states = reference::CosineStates { hidden: &hidden, away: &away, toward, margin: f64::from(margin) };
+    trial.check("values", &found_values, summed(DType::F32, cols), |t, _| vec![states.of(t, &[]).0]);
+    trial.check("d_hidden", &found, summed(dtype, cols), |t, cols| {
+        let gradient = states.of(t, cols).1;
+        let weight = weights.at(t, 0);
+        cols.iter().zip(gradient).map(|(&col, g)| d_hidden.start().at(t, col) + weight * g).collect()
+    });
     Ok(())
 }
 

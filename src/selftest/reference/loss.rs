@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Numbers, dot, sigmoid};
-use crate::ops::{HeadLoss, IGNORE_INDEX, Segment};
+use crate::ops::{DistanceKind, HeadLoss, IGNORE_INDEX, Segment};
 
 /// Tokens whose logits are held at once.
 const TOKENS: usize = 64;
@@ -119,22 +119,34 @@ impl Head<'_> {
     }
 }
 
-/// ‖hidden − reference‖ of one row, with the difference.
-pub fn distance(hidden: &dyn Numbers, reference: &dyn Numbers, row: usize) -> (f64, Vec<f64>) {
-    let difference: Vec<f64> = hidden.row(row).iter().zip(reference.row(row)).map(|(a, b)| a - b).collect();
-    (dot(&difference, &difference).sqrt(), difference)
+/// The state that `row` is compared with: its own, or the one for all.
+fn target(states: &dyn Numbers, row: usize) -> Vec<f64> {
+    states.row(if states.rows() == 1 { 0 } else { row })
 }
 
-/// start + weight · (hidden − reference) / distance.
+/// ‖hidden − reference‖ of one row, or its square, with the difference.
+pub fn distance(kind: DistanceKind, hidden: &dyn Numbers, reference: &dyn Numbers, row: usize) -> (f64, Vec<f64>) {
+    let difference: Vec<f64> = hidden.row(row).iter().zip(target(reference, row)).map(|(a, b)| a - b).collect();
+    let square = dot(&difference, &difference);
+    (if kind == DistanceKind::Squared { square } else { square.sqrt() }, difference)
+}
+
+/// start + weight · (hidden − reference) / distance, or · 2 (hidden − reference) for the square.
 pub fn distance_gradient(
+    kind: DistanceKind,
     hidden: &dyn Numbers,
     reference: &dyn Numbers,
     weights: &dyn Numbers,
     start: &dyn Numbers,
 ) -> impl Fn(usize, &[usize]) -> Vec<f64> {
     move |row, cols| {
-        let (distance, difference) = distance(hidden, reference, row);
-        let factor = if distance == 0.0 { 0.0 } else { weights.at(row, 0) / distance };
+        let (distance, difference) = distance(kind, hidden, reference, row);
+        let slope = match kind {
+            DistanceKind::Squared => 2.0,
+            DistanceKind::Euclidean if distance == 0.0 => 0.0,
+            DistanceKind::Euclidean => 1.0 / distance,
+        };
+        let factor = weights.at(row, 0) * slope;
         cols.iter().map(|&col| start.at(row, col) + factor * difference[col]).collect()
     }
 }
@@ -144,6 +156,33 @@ fn cosine(h: &[f64], direction: &[f64]) -> (f64, f64, f64) {
     let norm = dot(h, h).sqrt().max(1e-8);
     let length = dot(direction, direction).sqrt().max(1e-8);
     (dot(h, direction) / (norm * length), norm, length)
+}
+
+/// The operands of a margin between cosines.
+pub struct CosineStates<'a> {
+    pub hidden: &'a dyn Numbers,
+    pub away: &'a dyn Numbers,
+    pub toward: Option<&'a dyn Numbers>,
+    pub margin: f64,
+}
+
+impl CosineStates<'_> {
+    /// max(0, cos(hidden, away) − cos(hidden, toward) + margin), and its gradient at the columns asked for.
+    pub fn of(&self, row: usize, cols: &[usize]) -> (f64, Vec<f64>) {
+        let h = self.hidden.row(row);
+        let mut value = self.margin;
+        let mut gradient = vec![0.0; cols.len()];
+        for (states, sign) in [(Some(self.away), 1.0), (self.toward, -1.0)] {
+            let Some(states) = states else { continue };
+            let direction = target(states, row);
+            let (cosine, norm, length) = cosine(&h, &direction);
+            value += sign * cosine;
+            for (sum, &col) in gradient.iter_mut().zip(cols) {
+                *sum += sign * (direction[col] / (norm * length) - cosine * h[col] / (norm * norm));
+            }
+        }
+        if value > 0.0 { (value, gradient) } else { (0.0, vec![0.0; cols.len()]) }
+    }
 }
 
 /// 1 − |cos|.
