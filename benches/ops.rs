@@ -103,6 +103,7 @@ impl Step {
             hidden,
             head: self.weights.matrix(block),
             targets: self.targets.view(),
+            teacher: None,
             weights: self.loss_weights.view(),
             values: self.values.view_mut(),
             gradients: Some(gradients),

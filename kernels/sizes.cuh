@@ -117,8 +117,9 @@ constexpr uint32_t norm_weight_threads = 1024;
 constexpr uint32_t norm_weight_columns = 32;
 constexpr uint32_t norm_weight_bytes = norm_weight_threads / norm_weight_columns * (norm_weight_columns + 1) * 4;
 constexpr uint32_t loss_head_threads = 256;
-// Three f32 of each warp.
+// Three f32 of each warp, five where a teacher's logits are compared with.
 constexpr uint32_t loss_head_bytes = 3 * 4 * (loss_head_threads / 32);
+constexpr uint32_t loss_head_divergence_bytes = 5 * 4 * (loss_head_threads / 32);
 constexpr uint32_t embedding_tile = 512;
 constexpr uint32_t embedding_sort_bytes = 4 * embedding_tile;
 constexpr uint32_t bias_warps = 8;

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from losses import cross_entropy, negative_entropy
+from losses import cross_entropy, negative_entropy, teacher_divergence
 from measure import Bench, arguments
 
 E = 2  # bytes of a bf16
@@ -185,6 +185,21 @@ def loss_head(b):
                             run(h, head, targets[first:first + chunk], t).backward()
                     return step
                 b.row(f"loss_head/{name}{suffix}", f"{variant}, chunked", shape, flop, moved, setup)
+
+        taught_flop, taught_bytes = flop + 2 * t * v * d, moved + E * (t * d + v * d)
+        for variant, function in variants(teacher_divergence):
+            def taught():
+                run, teacher_head = function(), b.normal(v, d, deviation=0.02)
+                head = b.normal(v, d, deviation=0.02).requires_grad_(with_head)
+                at = b.sets(taught_bytes, lambda: (b.normal(t, d), b.normal(t, d)))
+
+                def step(n):
+                    hidden, teacher = at(n)
+                    for first in range(0, t, chunk):
+                        h = hidden[first:first + chunk].detach().requires_grad_(True)
+                        run(h, head, teacher[first:first + chunk], teacher_head, t).backward()
+                return step
+            b.row(f"loss_head/teacher_divergence{suffix}", f"{variant}, chunked", shape, taught_flop, taught_bytes, taught)
 
 
 def element(b):

@@ -100,6 +100,21 @@ pub fn loss_head(tokens: usize, vocab_size: usize, hidden_size: usize, d_head: b
     Work { flop: products * 2.0 * t * v * d, bytes: element * (2.0 * t * d + v * d) + head + 3.0 * F32 * t }
 }
 
+/// As [`loss_head`], with the logits of a teacher of the same size beside the student's.
+pub fn loss_head_with_teacher(
+    tokens: usize,
+    vocab_size: usize,
+    hidden_size: usize,
+    d_head: bool,
+    element: f64,
+) -> Work {
+    let student = loss_head(tokens, vocab_size, hidden_size, d_head, element);
+    let t = tokens as f64;
+    let v = vocab_size as f64;
+    let d = hidden_size as f64;
+    Work { flop: student.flop + 2.0 * t * v * d, bytes: student.bytes + element * (t * d + v * d) }
+}
+
 /// A pass over [tokens, columns]: `stored` matrices in the compute dtype and `wide` columns of f32.
 pub fn pass(tokens: usize, columns: usize, stored: f64, wide: f64, element: f64) -> Work {
     Work { flop: 0.0, bytes: tokens as f64 * (stored * element * columns as f64 + wide * F32) }

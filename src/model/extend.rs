@@ -156,6 +156,7 @@ impl<B: Backend> Model<B> {
             hidden: hidden.view(),
             head: weights.matrix(self.layout.lm_head()),
             targets: targets.view(),
+            teacher: None,
             weights: ones.view(),
             values: values.view_mut(),
             gradients: None,

@@ -1,14 +1,15 @@
-//! Forward, loss, backward: one method for each loss.
+//! Forward, loss, backward: one method for each loss. Those of whole sequences are in `sequences.rs`.
 
 use std::sync::Arc;
 
+use super::head::{HeadCall, Teacher};
 use super::hidden::{ChosenStates, MeanState, RandomMapping, Recorder, RepresentationDistance, Targets};
 use super::hidden_term::{HiddenKind, HiddenTerm, control_vector, stored};
-use super::pass::{Directions, LossPass, PreferencePairs, Representations, SteppingPass};
+use super::pass::{Directions, LossPass, Representations, SteppingPass, Teaching};
 use super::recordings::{Recordable, Recordings};
 use super::tape::WeightedLosses;
 use super::token_weights::{learned_token_weights, token_weights_over};
-use super::tokens::TokenLosses;
+use super::tokens::{FixedTargets, TokenLosses};
 use super::{EntropyOver, LossBatch, LossSlot, LossTape};
 use crate::error::{Error, Result};
 use crate::model::{
@@ -18,11 +19,15 @@ use crate::ops::{self, Backend, DType, HeadGradients, HeadLoss, RecordingKey, Te
 
 /// A model with the memory to run it: computes losses and, where asked, their gradients.
 pub struct Evaluator<B: Backend> {
-    model: Arc<Model<B>>,
+    pub(super) model: Arc<Model<B>>,
     workspace: Workspace<B>,
-    token_losses: TokenLosses<B>,
+    pub(super) token_losses: TokenLosses<B>,
     /// Memory for a reference model's hidden states, while nobody holds any.
     reference: Option<HiddenStates<B>>,
+    /// Memory for a teacher's hidden states and head, while nobody holds any.
+    teacher: Option<Teacher<B>>,
+    /// The targets of the last collapse loss.
+    fixed_targets: Option<FixedTargets<B>>,
     recordings: Recordings<B>,
 }
 
@@ -41,7 +46,15 @@ impl<B: Backend> Evaluator<B> {
     ) -> Result<Self> {
         let workspace = Workspace::new(&model.backend, &model.config, capacity, adapters, recompute)?;
         let token_losses = TokenLosses::new(&model.backend, capacity)?;
-        Ok(Self { model, workspace, token_losses, reference: None, recordings: Recordings::default() })
+        Ok(Self {
+            model,
+            workspace,
+            token_losses,
+            reference: None,
+            teacher: None,
+            fixed_targets: None,
+            recordings: Recordings::default(),
+        })
     }
 
     /// The model.
@@ -67,7 +80,7 @@ impl<B: Backend> Evaluator<B> {
     /// Mean cross-entropy of the learned tokens.
     pub fn cross_entropy(&mut self, pass: LossPass<B>) -> Result<()> {
         let token_weights = learned_token_weights(&pass.batch.targets, pass.scale);
-        self.run(pass, HeadLoss::CrossEntropy, &token_weights, None)
+        self.run(pass, HeadCall::of(HeadLoss::CrossEntropy), &token_weights, None)
     }
 
     /// Mean cross-entropy of the learned tokens, and a backward pass in which the weights step part by part; see
@@ -87,7 +100,7 @@ impl<B: Backend> Evaluator<B> {
             let model = Arc::clone(&evaluator.model);
             evaluator.forward(Subject::plain(weights), batch)?;
             let mut head = GradientDestinations::of_part(gradients.head(&backend)?);
-            evaluator.head(LOSS, weights, batch, Some(&mut head))?;
+            evaluator.head(HeadCall::of(LOSS), weights, batch, Some(&mut head))?;
             model.backward_stepping(weights, &batch.device, &mut evaluator.workspace, gradients, stepper)
         })?;
         self.note_loss(batch, scale, loss)
@@ -98,7 +111,54 @@ impl<B: Backend> Evaluator<B> {
     /// TAR's tamper-resistance loss for knowledge (arXiv 2408.00761, section 4.2; the authors' `max_entropy_loss`).
     pub fn negative_entropy(&mut self, pass: LossPass<B>, over: EntropyOver) -> Result<()> {
         let token_weights = token_weights_over(&pass.batch.host, over, pass.scale);
-        self.run(pass, HeadLoss::NegativeEntropy, &token_weights, None)
+        self.run(pass, HeadCall::of(HeadLoss::NegativeEntropy), &token_weights, None)
+    }
+
+    /// Mean cross-entropy to one token, the same at every position that `over` names: a model that predicts nothing else has
+    /// collapsed. CTRAP (arXiv 2505.16559, equation 4) averages over the positions of answers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a token that is not in the vocabulary.
+    pub fn collapse(&mut self, pass: LossPass<B>, token: u32, over: EntropyOver) -> Result<()> {
+        let vocabulary = self.model.config.vocab_size;
+        if token as usize >= vocabulary {
+            let problem = format!("{token} is no token of a vocabulary of {vocabulary}");
+            return Err(Error::config("collapse.token", problem, "name a token of the model"));
+        }
+        let fixed = match self.fixed_targets.take() {
+            Some(fixed) if fixed.token == token => fixed,
+            _ => FixedTargets::new(&self.model.backend, token, self.capacity())?,
+        };
+        let token_weights = token_weights_over(&pass.batch.host, over, pass.scale);
+        let call = HeadCall { fixed: Some(&fixed), ..HeadCall::of(HeadLoss::CrossEntropy) };
+        let outcome = self.run(pass, call, &token_weights, None);
+        self.fixed_targets = Some(fixed);
+        outcome
+    }
+
+    /// What a teacher predicts on `batch`, for [`Evaluator::teacher_divergence`].
+    pub fn teacher(&mut self, weights: &Parameters<B>, batch: &LossBatch<B>) -> Result<Teacher<B>> {
+        let mut teacher = match self.teacher.take() {
+            Some(teacher) => teacher,
+            None => Teacher::with_room(&self.model, self.capacity())?,
+        };
+        self.forward(Subject::plain(weights), batch)?;
+        teacher.keep(&self.model, &self.workspace, weights, batch.host.len())?;
+        Ok(teacher)
+    }
+
+    /// Takes a teacher back that is not needed any more: the next one is written to its memory.
+    pub fn give_back_teacher(&mut self, teacher: Teacher<B>) {
+        self.teacher = Some(teacher);
+    }
+
+    /// Mean over positions of KL(q ‖ p), with q the teacher's distribution of the next token and p the model's: distillation
+    /// with forward KL (UNDO, arXiv 2506.06278).
+    pub fn teacher_divergence(&mut self, pass: LossPass<B>, teaching: Teaching<B>) -> Result<()> {
+        let Teaching { teacher, over } = teaching;
+        let token_weights = token_weights_over(&pass.batch.host, over, pass.scale);
+        let call = HeadCall { teacher: Some(teacher), ..HeadCall::of(HeadLoss::TeacherDivergence) };
+        self.run(pass, call, &token_weights, None)
     }
 
     /// The hidden states of a reference model on `batch`, for [`Evaluator::retain`].
@@ -144,7 +204,7 @@ impl<B: Backend> Evaluator<B> {
         // Distances are measured by the backward pass, whoever wants its gradients.
         let destinations = pass.destinations.take().unwrap_or_else(GradientDestinations::nowhere);
         let cross_entropy = LossPass { destinations: Some(destinations), loss: pass.loss.reborrow(), ..pass };
-        self.run(cross_entropy, HeadLoss::CrossEntropy, &token_weights, Some(&mut visitor))?;
+        self.run(cross_entropy, HeadCall::of(HeadLoss::CrossEntropy), &token_weights, Some(&mut visitor))?;
         pass.loss.next().take(&model.backend, &distances)
     }
 
@@ -218,65 +278,10 @@ impl<B: Backend> Evaluator<B> {
         model.backward_from(last, subject, &batch.device, &mut self.workspace, destinations, &mut visitor)
     }
 
-    /// Direct preference optimization (arXiv 2305.18290): the mean over pairs of −log σ(β(m − m_ref)), with m the
-    /// log-probability of the chosen answer minus the log-probability of the rejected one.
-    ///
-    /// The segments of the batch are chosen, rejected, chosen, …
-    pub fn preference(&mut self, pass: LossPass<B>, pairs: PreferencePairs) -> Result<()> {
-        let LossPass { subject, batch, scale, destinations, mut loss } = pass;
-        let PreferencePairs { reference_margins, beta } = pairs;
-        let tokens = batch.host.len();
-        let backend = &self.model.backend.clone();
-        self.sequence_values(subject, batch)?;
-        let margins = Tensor::from_f32(backend, "reference margins", reference_margins.len(), 1, reference_margins)?;
-        let mut losses = Tensor::zeros(backend, "pair losses", reference_margins.len(), 1, DType::F32)?;
-        let segments = &batch.device.segments;
-        let values = self.token_losses.values.top(tokens);
-        let weights = self.token_losses.weights.top_mut(tokens);
-        backend.run(ops::Preference {
-            values,
-            segments,
-            reference_margins: margins.view(),
-            beta,
-            scale,
-            weights,
-            losses: losses.view_mut(),
-        })?;
-        let ones = vec![1.0 / reference_margins.len() as f32; reference_margins.len()];
-        let mean = Tensor::from_f32(backend, "pair weights", ones.len(), 1, &ones)?;
-        loss.add(backend, WeightedLosses { values: losses.view(), weights: mean.view(), scale: 1.0 })?;
-        let Some(mut destinations) = destinations else { return Ok(()) };
-        self.head(HeadLoss::CrossEntropy, subject.weights, batch, Some(&mut destinations))?;
-        self.backward(subject, batch, destinations, None)
-    }
-
-    /// log p(chosen) − log p(rejected) of each pair; [`Evaluator::preference`] takes those of a reference model. Waits for
-    /// the device.
-    pub fn preference_margins(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<Vec<f32>> {
-        let log_probabilities = self.sequence_log_probabilities(subject, batch)?;
-        Ok(log_probabilities.chunks_exact(2).map(|pair| (pair[0] - pair[1]) as f32).collect())
-    }
-
-    /// Log-probability of the learned tokens of each sequence. Waits for the device.
-    pub fn sequence_log_probabilities(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<Vec<f64>> {
-        self.sequence_values(subject, batch)?;
-        let values = self.model.backend.download_f32(self.token_losses.values.buffer(), 0, batch.host.len())?;
-        let sum = |rows: &[f32]| -rows.iter().map(|&v| f64::from(v)).sum::<f64>();
-        Ok(batch.host.segments.iter().map(|s| sum(&values[s.start..s.start + s.length])).collect())
-    }
-
-    /// Forward, and the cross-entropy of each learned token, with weight 1, into the token losses; the others have weight 0.
-    fn sequence_values(&mut self, subject: Subject<B>, batch: &LossBatch<B>) -> Result<()> {
-        self.forward(subject, batch)?;
-        let learned: Vec<f32> = batch.targets.iter().map(|&t| if t == ops::IGNORE_INDEX { 0.0 } else { 1.0 }).collect();
-        self.model.backend.upload_f32(self.token_losses.weights.buffer_mut(), 0, &learned)?;
-        self.head(HeadLoss::CrossEntropy, subject.weights, batch, None)
-    }
-
     /// The loss head on the last forward pass, with the token weights that are on the device.
-    fn head(
+    pub(super) fn head(
         &mut self,
-        loss: HeadLoss,
+        call: HeadCall<B>,
         weights: &Parameters<B>,
         batch: &LossBatch<B>,
         destinations: Option<&mut GradientDestinations<B>>,
@@ -287,10 +292,11 @@ impl<B: Backend> Evaluator<B> {
         let gradients = destinations
             .map(|destinations| HeadGradients { d_hidden: head.d_normed, d_head: destinations.weight(block) });
         self.model.backend.run(ops::LossHead {
-            loss,
+            loss: call.loss,
             hidden: head.normed,
             head: weights.matrix(block),
-            targets: batch.device_targets.view(),
+            targets: call.fixed.map_or(&batch.device_targets, |fixed| &fixed.values).top(tokens),
+            teacher: call.teacher.map(Teacher::operands),
             weights: self.token_losses.weights.top(tokens),
             values: self.token_losses.values.top_mut(tokens),
             gradients,
@@ -301,29 +307,32 @@ impl<B: Backend> Evaluator<B> {
     fn run(
         &mut self,
         pass: LossPass<B>,
-        head: HeadLoss,
+        call: HeadCall<B>,
         token_weights: &[f32],
         hidden: Option<&mut dyn HiddenGradient<B>>,
     ) -> Result<()> {
         let LossPass { subject, batch, scale, destinations, loss } = pass;
         self.weigh(batch, token_weights)?;
-        let recordable = Recordable { loss: head, subject, batch, workspace: &self.workspace };
+        let recordable = Recordable { loss: call.loss, subject, batch, workspace: &self.workspace };
         let mut key = if hidden.is_none() { recordable.key() } else { None };
+        if let Some(key) = &mut key {
+            call.add_to_key(key);
+        }
         if let (Some(key), Some(destinations)) = (&mut key, &destinations) {
             destinations.add_to_key(key);
         }
         self.recorded(key, |evaluator| {
             evaluator.forward(subject, batch)?;
             let Some(mut destinations) = destinations else {
-                return evaluator.head(head, subject.weights, batch, None);
+                return evaluator.head(call, subject.weights, batch, None);
             };
-            evaluator.head(head, subject.weights, batch, Some(&mut destinations))?;
+            evaluator.head(call, subject.weights, batch, Some(&mut destinations))?;
             evaluator.backward(subject, batch, destinations, hidden)
         })?;
         self.note_loss(batch, scale, loss)
     }
 
-    fn backward(
+    pub(super) fn backward(
         &mut self,
         subject: Subject<B>,
         batch: &LossBatch<B>,

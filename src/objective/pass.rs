@@ -1,6 +1,6 @@
 //! The operands of losses: those that all losses have, and those that are particular to one.
 
-use super::{EntropyOver, LossBatch, LossSlot};
+use super::{EntropyOver, LossBatch, LossSlot, Teacher};
 use crate::model::{GradientDestinations, HiddenStates, Parameters, PartGradients, PartStep, Subject};
 use crate::ops::{Backend, Tensor};
 
@@ -60,4 +60,34 @@ pub struct PreferencePairs<'a> {
     pub reference_margins: &'a [f32],
     /// β.
     pub beta: f32,
+}
+
+/// The hyperparameters of a negative preference loss with a reference model, and that model's opinion of the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct NegativePreferences<'a> {
+    /// The log-probability of each sequence's learned tokens under the reference model:
+    /// [`Evaluator::sequence_log_probabilities`](super::Evaluator::sequence_log_probabilities).
+    pub reference_log_probabilities: &'a [f64],
+    /// β.
+    pub beta: f32,
+    /// Whether log-probabilities are divided by the number of learned tokens of their sequence.
+    pub length_normalised: bool,
+}
+
+/// The hyperparameters of a negative preference loss without a reference model.
+#[derive(Clone, Copy, Debug)]
+pub struct Margin {
+    /// β.
+    pub beta: f32,
+    /// γ, the margin.
+    pub gamma: f32,
+}
+
+/// The predictions that [`Evaluator::teacher_divergence`](super::Evaluator::teacher_divergence) compares with.
+#[derive(Clone, Copy)]
+pub struct Teaching<'a, B: Backend> {
+    /// The teacher's, of the same batch: [`Evaluator::teacher`](super::Evaluator::teacher).
+    pub teacher: &'a Teacher<B>,
+    /// Positions that the mean is taken over.
+    pub over: EntropyOver,
 }

@@ -1,6 +1,9 @@
 //! [`TermLoss`]: the losses that a defence is composed of, each a method of the [`Evaluator`], under one interface.
 
-use super::{EntropyOver, Evaluator, HiddenTerm, LossBatch, LossPass, PreferencePairs, Representations};
+use super::{
+    EntropyOver, Evaluator, HiddenTerm, LossBatch, LossPass, Margin, NegativePreferences, PreferencePairs,
+    Representations, Teacher, Teaching,
+};
 use crate::error::{Error, Result};
 use crate::model::{HiddenStates, Parameters, Subject};
 use crate::ops::Backend;
@@ -27,6 +30,32 @@ pub enum TermLoss {
     },
     /// [`Evaluator::chosen_states`].
     HiddenStates(HiddenTerm),
+    /// [`Evaluator::negative_preference`] against the reference model (NPO).
+    NegativePreference {
+        /// β.
+        beta: f32,
+        /// Whether log-probabilities are divided by the number of learned tokens of their sequence.
+        length_normalised: bool,
+    },
+    /// [`Evaluator::simple_negative_preference`] (SimNPO).
+    SimpleNegativePreference {
+        /// β.
+        beta: f32,
+        /// γ.
+        gamma: f32,
+    },
+    /// [`Evaluator::collapse`].
+    Collapse {
+        /// The token that is to follow every other.
+        token: u32,
+        /// Positions that the mean is taken over.
+        over: EntropyOver,
+    },
+    /// [`Evaluator::teacher_divergence`], with the reference model as the teacher.
+    TeacherDivergence {
+        /// Positions that the mean is taken over.
+        over: EntropyOver,
+    },
 }
 
 /// What the reference model contributes to a loss on one batch, computed while the reference's weights are at hand. The
@@ -37,7 +66,10 @@ enum Contribution<B: Backend> {
     Nothing,
     /// log p(chosen) − log p(rejected) of each pair.
     Margins(Vec<f32>),
+    /// The log-probability of each sequence.
+    LogProbabilities(Vec<f64>),
     States(HiddenStates<B>),
+    Teacher(Teacher<B>),
 }
 
 impl<B: Backend> Default for Prepared<B> {
@@ -50,8 +82,9 @@ impl<B: Backend> Prepared<B> {
     /// Gives the memory back to the evaluator that it was prepared with, so that the next batch's needs none of its own.
     pub fn give_back(self, evaluator: &mut Evaluator<B>) {
         match self.0 {
-            Contribution::Nothing | Contribution::Margins(_) => {}
+            Contribution::Nothing | Contribution::Margins(_) | Contribution::LogProbabilities(_) => {}
             Contribution::States(states) => evaluator.give_back(states),
+            Contribution::Teacher(teacher) => evaluator.give_back_teacher(teacher),
         }
     }
 }
@@ -60,8 +93,14 @@ impl TermLoss {
     /// Whether the loss compares with the reference model, so that [`TermLoss::prepare`] has something to compute.
     pub fn needs_reference(&self) -> bool {
         match self {
-            Self::CrossEntropy | Self::NegativeEntropy { .. } => false,
-            Self::Preference { .. } | Self::Retain { .. } => true,
+            Self::CrossEntropy
+            | Self::NegativeEntropy { .. }
+            | Self::SimpleNegativePreference { .. }
+            | Self::Collapse { .. } => false,
+            Self::Preference { .. }
+            | Self::Retain { .. }
+            | Self::NegativePreference { .. }
+            | Self::TeacherDivergence { .. } => true,
             Self::HiddenStates(term) => term.needs_reference(),
         }
     }
@@ -69,8 +108,15 @@ impl TermLoss {
     /// The number of slots of a tape that the loss fills, from its pass's slot on.
     pub fn slots(&self) -> usize {
         match self {
-            Self::CrossEntropy | Self::NegativeEntropy { .. } | Self::Preference { .. } | Self::HiddenStates(_) => 1,
             Self::Retain { .. } => 2,
+            Self::HiddenStates(_)
+            | Self::CrossEntropy
+            | Self::NegativeEntropy { .. }
+            | Self::Preference { .. }
+            | Self::NegativePreference { .. }
+            | Self::SimpleNegativePreference { .. }
+            | Self::Collapse { .. }
+            | Self::TeacherDivergence { .. } => 1,
         }
     }
 
@@ -82,15 +128,22 @@ impl TermLoss {
         batch: &LossBatch<B>,
     ) -> Result<Prepared<B>> {
         Ok(Prepared(match self {
-            Self::CrossEntropy | Self::NegativeEntropy { .. } => Contribution::Nothing,
+            Self::CrossEntropy
+            | Self::NegativeEntropy { .. }
+            | Self::SimpleNegativePreference { .. }
+            | Self::Collapse { .. } => Contribution::Nothing,
             Self::Preference { .. } => {
                 Contribution::Margins(evaluator.preference_margins(Subject::plain(reference), batch)?)
+            }
+            Self::NegativePreference { .. } => {
+                Contribution::LogProbabilities(evaluator.sequence_log_probabilities(Subject::plain(reference), batch)?)
             }
             Self::Retain { .. } => Contribution::States(evaluator.hidden_states(reference, batch)?),
             Self::HiddenStates(term) if term.needs_reference() => {
                 Contribution::States(evaluator.reference_states(term, reference, batch)?)
             }
             Self::HiddenStates(_) => Contribution::Nothing,
+            Self::TeacherDivergence { .. } => Contribution::Teacher(evaluator.teacher(reference, batch)?),
         }))
     }
 
@@ -117,9 +170,28 @@ impl TermLoss {
                 evaluator.chosen_states(pass, term, Some(states))
             }
             (Self::HiddenStates(term), _) => evaluator.chosen_states(pass, term, None),
-            (Self::Preference { .. } | Self::Retain { .. }, _) => {
-                Err(Error::Defect(format!("{self:?} was not prepared with the reference model")))
+            (
+                Self::NegativePreference { beta, length_normalised },
+                Contribution::LogProbabilities(reference_log_probabilities),
+            ) => {
+                let (beta, length_normalised) = (*beta, *length_normalised);
+                let preferences = NegativePreferences { reference_log_probabilities, beta, length_normalised };
+                evaluator.negative_preference(pass, preferences)
             }
+            (Self::SimpleNegativePreference { beta, gamma }, _) => {
+                evaluator.simple_negative_preference(pass, Margin { beta: *beta, gamma: *gamma })
+            }
+            (Self::Collapse { token, over }, _) => evaluator.collapse(pass, *token, *over),
+            (Self::TeacherDivergence { over }, Contribution::Teacher(teacher)) => {
+                evaluator.teacher_divergence(pass, Teaching { teacher, over: *over })
+            }
+            (
+                Self::Preference { .. }
+                | Self::Retain { .. }
+                | Self::NegativePreference { .. }
+                | Self::TeacherDivergence { .. },
+                _,
+            ) => Err(Error::Defect(format!("{self:?} was not prepared with the reference model"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The loss of each token, and how much it counts.
+//! The loss of each token, how much it counts, and targets that are not the batch's.
 
 use crate::error::Result;
 use crate::ops::{Backend, DType, Tensor};
@@ -16,6 +16,20 @@ impl<B: Backend> TokenLosses<B> {
     pub fn new(backend: &B, capacity: usize) -> Result<Self> {
         let column = |name: &str| Tensor::zeros(backend, name, capacity, 1, DType::F32);
         Ok(Self { values: column("loss values")?, weights: column("loss weights")? })
+    }
+}
+
+/// One token as the target of every row.
+pub(super) struct FixedTargets<B: Backend> {
+    pub token: u32,
+    /// [capacity, 1] u32.
+    pub values: Tensor<B>,
+}
+
+impl<B: Backend> FixedTargets<B> {
+    /// Targets of batches of up to `capacity` tokens.
+    pub fn new(backend: &B, token: u32, capacity: usize) -> Result<Self> {
+        Ok(Self { token, values: Tensor::from_u32(backend, "fixed targets", &vec![token; capacity])? })
     }
 }
 

@@ -73,6 +73,7 @@ pub trait Backend:
     + for<'a> Execute<CosineMargin<'a, Self>>
     + for<'a> Execute<RandomMapping<'a, Self>>
     + for<'a> Execute<Preference<'a, Self>>
+    + for<'a> Execute<NegativePreference<'a, Self>>
     + for<'a> Execute<WeightedSum<'a, Self>>
     + for<'a> Execute<SquaredNorm<'a, Self>>
     + for<'a> Execute<SignMask<'a, Self>>

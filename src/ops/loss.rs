@@ -14,7 +14,26 @@ pub enum HeadLoss {
     CrossEntropy,
     /// Σ p log p, minus the entropy. dz = p · (log p + H) with H the entropy. Targets are not read.
     NegativeEntropy,
+    /// Σ q (log q − log p), the divergence KL(q ‖ p) of p from the teacher's q, the softmax of the logits of [`HeadTeacher`].
+    /// dz = p − q. Targets are not read.
+    TeacherDivergence,
 }
+
+/// The model that [`HeadLoss::TeacherDivergence`] compares with. It has the same vocabulary; its hidden size may differ.
+pub struct HeadTeacher<'a, B: Memory> {
+    /// [T, d of the teacher], stored as the hidden states of the loss.
+    pub hidden: Matrix<'a, B>,
+    /// [V, d of the teacher], stored as hidden.
+    pub head: Matrix<'a, B>,
+}
+
+impl<B: Memory> Clone for HeadTeacher<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Memory> Copy for HeadTeacher<'_, B> {}
 
 /// Where [`LossHead`] puts gradients.
 pub struct HeadGradients<'a, B: Memory> {
@@ -24,7 +43,7 @@ pub struct HeadGradients<'a, B: Memory> {
     pub d_head: Option<MatrixMut<'a, B>>,
 }
 
-/// The loss of each token's logits z = hidden headᵀ without keeping the [T, V] logits, and with `gradients` those of
+/// The loss of each token's logits z = hidden headᵀ without keeping the [T, V] logits (nor a teacher's), and with `gradients` those of
 /// Σ weight · value.
 ///
 /// A token of weight 0 contributes nothing and its value is 0: backends skip it. A sequence's log-probability (DPO) is minus
@@ -38,6 +57,8 @@ pub struct LossHead<'a, B: Memory> {
     pub head: Matrix<'a, B>,
     /// [T, 1] u32, [`IGNORE_INDEX`] for none. Only cross-entropy reads them.
     pub targets: Matrix<'a, B>,
+    /// Present for [`HeadLoss::TeacherDivergence`] and for no other loss.
+    pub teacher: Option<HeadTeacher<'a, B>>,
     /// [T, 1] f32.
     pub weights: Matrix<'a, B>,
     /// [T, 1] f32, overwritten.
@@ -51,17 +72,39 @@ impl<B: Memory> Operation for LossHead<'_, B> {
     type Output = ();
 
     fn check(&self, check: &Check) -> Result<()> {
-        let Self { loss: _, hidden, head, targets, weights, values, gradients } = self;
+        let Self { loss, hidden, head, targets, teacher, weights, values, gradients } = self;
         check.columns(hidden.cols, &[("the head", head)])?;
         check.elements(hidden.rows, &[("targets", targets), ("weights", weights), ("values", values)])?;
         check.product([("hidden", hidden), ("the head", head)], ("values", values))?;
         check.stored(DType::F32, &[("weights", weights), ("values", values)])?;
         check.stored(DType::U32, &[("targets", targets)])?;
+        check_teacher(check, *loss, [hidden, head], teacher.as_ref())?;
         let Some(HeadGradients { d_hidden, d_head }) = gradients else { return Ok(()) };
         check.elements(hidden.len(), &[("d_hidden", d_hidden)])?;
         check.elements(head.len(), &[("d_head", d_head)])?;
         check.stored(hidden.dtype(), &[("d_hidden", d_hidden)])?;
         check.stored(DType::F32, &[("d_head", d_head)])
+    }
+}
+
+fn check_teacher<B: Memory>(
+    check: &Check,
+    loss: HeadLoss,
+    [hidden, head]: [&Matrix<B>; 2],
+    teacher: Option<&HeadTeacher<B>>,
+) -> Result<()> {
+    match (loss, teacher) {
+        (HeadLoss::TeacherDivergence, Some(teacher)) => {
+            let states: Named = ("the teacher's hidden states", &teacher.hidden);
+            let teacher_head: Named = ("the teacher's head", &teacher.head);
+            check.rows(hidden.rows, &[states])?;
+            check.rows(head.rows, &[teacher_head])?;
+            check.columns(teacher.hidden.cols, &[teacher_head])?;
+            check.stored(hidden.dtype(), &[states, teacher_head])
+        }
+        (HeadLoss::TeacherDivergence, None) => Err(check.error("the divergence from a teacher needs one".into())),
+        (_, Some(_)) => Err(check.error(format!("{loss:?} compares with no teacher"))),
+        (_, None) => Ok(()),
     }
 }
 
@@ -233,5 +276,51 @@ impl<B: Memory> Operation for Preference<'_, B> {
         check.elements(values.len(), &[("weights", weights)])?;
         check.stored(DType::F32, &[("values", values), ("the reference margins", reference_margins)])?;
         check.stored(DType::F32, &[("weights", weights), ("losses", losses)])
+    }
+}
+
+/// Negative preference loss of sequences (NPO, arXiv 2404.05868, equation 3; SimNPO, arXiv 2410.07163, equation 4) and the
+/// token weights of its gradient.
+///
+/// With c_t the cross-entropy of token t (`values`, 0 where it is not learned), ℓ = −Σ c of a sequence and
+/// x = β(ℓ / length − reference): `losses[sequence] = 2/β · log(1 + eˣ)`, and `weights`, which enters as 1 for learned tokens
+/// and 0 for others, is multiplied by −scale · 2σ(x) / length / sequences, so that Σ weights · c has the gradient of
+/// scale · mean(losses).
+///
+/// NPO has lengths of 1 and the reference model's log-probabilities; SimNPO has the numbers of learned tokens and −γ/β.
+pub struct NegativePreference<'a, B: Memory> {
+    /// [T, 1] f32.
+    pub values: Matrix<'a, B>,
+    /// The sequences, T rows together.
+    pub segments: &'a Segments<B>,
+    /// [sequences, 1] f32. The caller has checked that each is above 0.
+    pub lengths: Matrix<'a, B>,
+    /// [sequences, 1] f32.
+    pub references: Matrix<'a, B>,
+    /// β, above 0.
+    pub beta: f32,
+    /// The factor on the gradient.
+    pub scale: f32,
+    /// [T, 1] f32, multiplied.
+    pub weights: MatrixMut<'a, B>,
+    /// [sequences, 1] f32, overwritten.
+    pub losses: MatrixMut<'a, B>,
+}
+
+impl<B: Memory> Operation for NegativePreference<'_, B> {
+    const NAME: &'static str = "negative_preference";
+    type Output = ();
+
+    fn check(&self, check: &Check) -> Result<()> {
+        let Self { values, segments, lengths, references, beta, scale: _, weights, losses } = self;
+        if !(beta.is_finite() && *beta > 0.0) {
+            return Err(check.error(format!("beta is {beta}, expected a number above 0")));
+        }
+        check.segments(segments, values.len())?;
+        let of_sequences: [Named; 3] = [("lengths", lengths), ("references", references), ("losses", losses)];
+        check.elements(segments.host.len(), &of_sequences)?;
+        check.elements(values.len(), &[("weights", weights)])?;
+        check.stored(DType::F32, &of_sequences)?;
+        check.stored(DType::F32, &[("values", values), ("weights", weights)])
     }
 }

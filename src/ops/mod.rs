@@ -35,8 +35,8 @@ pub use linear::{
     Dropout, LinearBackwardInput, LinearBackwardWeight, LinearForward, LoraBackward, LoraForward, LoraSlice,
 };
 pub use loss::{
-    CosineMargin, DistanceKind, HeadGradients, HeadLoss, IGNORE_INDEX, LossHead, Preference, RandomMapping,
-    RepresentationDistance,
+    CosineMargin, DistanceKind, HeadGradients, HeadLoss, HeadTeacher, IGNORE_INDEX, LossHead, NegativePreference,
+    Preference, RandomMapping, RepresentationDistance,
 };
 pub use memory::{Buffer, Clear, CopyValues, DType, DownloadF32, Fetch, Memory, Park, UploadF32, UploadU32};
 pub use norm::{RmsNormBackward, RmsNormForward};

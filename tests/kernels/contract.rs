@@ -130,11 +130,50 @@ fn wrong_calls<B: Backend>(backend: &B) -> Vec<(&'static str, Result<()>)> {
                 hidden: from.view(),
                 head: f32s(5, 4).view(),
                 targets: f32s(2, 1).view(),
+                teacher: None,
                 weights: f32s(2, 1).view(),
                 values: f32s(2, 1).view_mut(),
                 gradients: None,
             }),
         ),
+    ]);
+    let divergence = |loss, teacher: Option<[&Tensor<B>; 2]>| {
+        backend.run(LossHead {
+            loss,
+            hidden: from.view(),
+            head: f32s(5, 4).view(),
+            targets: u32s(2).view(),
+            teacher: teacher.map(|[hidden, head]| HeadTeacher { hidden: hidden.view(), head: head.view() }),
+            weights: f32s(2, 1).view(),
+            values: f32s(2, 1).view_mut(),
+            gradients: None,
+        })
+    };
+    const TAUGHT: HeadLoss = HeadLoss::TeacherDivergence;
+    all.extend([
+        ("the divergence from a teacher needs one", divergence(TAUGHT, None)),
+        ("compares with no teacher", divergence(HeadLoss::NegativeEntropy, Some([&f32s(2, 6), &f32s(5, 6)]))),
+        ("rows of the teacher's hidden states is 3", divergence(TAUGHT, Some([&f32s(3, 6), &f32s(5, 6)]))),
+        ("rows of the teacher's head is 4, expected 5", divergence(TAUGHT, Some([&f32s(2, 6), &f32s(4, 6)]))),
+        ("columns of the teacher's head is 7", divergence(TAUGHT, Some([&f32s(2, 6), &f32s(5, 7)]))),
+    ]);
+    let negative = |beta, lengths: usize, losses: usize| {
+        backend.run(NegativePreference {
+            values: f32s(5, 1).view(),
+            segments: &segments(&[(0, 3), (3, 2)]),
+            lengths: f32s(lengths, 1).view(),
+            references: f32s(2, 1).view(),
+            beta,
+            scale: 1.0,
+            weights: f32s(5, 1).view_mut(),
+            losses: f32s(losses, 1).view_mut(),
+        })
+    };
+    all.extend([
+        ("beta is 0, expected a number above 0", negative(0.0, 2, 2)),
+        ("beta is NaN", negative(f32::NAN, 2, 2)),
+        ("elements of lengths is 3, expected 2", negative(0.1, 3, 2)),
+        ("elements of losses is 1, expected 2", negative(0.1, 2, 1)),
     ]);
     let attention = |shape, segments| {
         backend.run(AttentionForward {

@@ -328,6 +328,72 @@ fn preference() {
     }
 }
 
+/// Sequences of unequal lengths, with references from even to hopeless, where the exponential overflows.
+#[test]
+fn negative_preference() {
+    let cuda = Cuda::simulated(F32).expect("a simulated device");
+    for lengths in [vec![1], vec![3, 700, 300, 1, 5], vec![]] {
+        let tokens = lengths.iter().sum();
+        let count = lengths.len();
+        let mut random = random(count as u64);
+        let values = Operand::random(&cuda, &mut random, F32, (tokens, 1), 1, 1.0);
+        let references = (0..count).map(|i| [0.3, -5000.0, 5000.0, -2.0][i % 4]).collect::<Vec<_>>();
+        let references = Operand::new(&cuda, F32, (count, 1), 1, references);
+        let divisors = (0..count).map(|i| [1.0, 17.0, 3.0][i % 3]).collect::<Vec<_>>();
+        let divisors = Operand::new(&cuda, F32, (count, 1), 2, divisors);
+        let learned = (0..tokens).map(|i| (i % 3 != 1) as u8 as f32).collect::<Vec<_>>();
+        let mut weights = Operand::new(&cuda, F32, (tokens, 1), 0, learned);
+        let mut losses = Operand::poisoned(&cuda, F32, (count, 1), 1);
+        Cpu.run(ops::NegativePreference {
+            values: values.cpu(),
+            segments: &segments(&Cpu, &lengths),
+            lengths: divisors.cpu(),
+            references: references.cpu(),
+            beta: 0.5,
+            scale: 4.0,
+            weights: weights.cpu_mut(),
+            losses: losses.cpu_mut(),
+        })
+        .expect("cpu");
+        cuda.run(ops::NegativePreference {
+            values: values.cuda(),
+            segments: &segments(&cuda, &lengths),
+            lengths: divisors.cuda(),
+            references: references.cuda(),
+            beta: 0.5,
+            scale: 4.0,
+            weights: weights.cuda_mut(),
+            losses: losses.cuda_mut(),
+        })
+        .expect("cuda");
+        weights.assert_close(&cuda, 1e-6, "negative preference weights");
+        losses.assert_close(&cuda, 1e-6, "negative preference losses");
+    }
+}
+
+#[test]
+fn sums_of_sequences_do_not_depend_on_the_schedule() {
+    assert_schedule_does_not_show(F32, |cuda| {
+        let mut random = random(5);
+        let values = Operand::random(cuda, &mut random, F32, (900, 1), 0, 1.0);
+        let ones = Operand::new(cuda, F32, (2, 1), 0, vec![1.0; 2]);
+        let mut weights = Operand::new(cuda, F32, (900, 1), 0, vec![1.0; 900]);
+        let mut losses = Operand::poisoned(cuda, F32, (2, 1), 0);
+        cuda.run(ops::NegativePreference {
+            values: values.cuda(),
+            segments: &segments(cuda, &[300, 600]),
+            lengths: ones.cuda(),
+            references: ones.cuda(),
+            beta: 0.1,
+            scale: 1.0,
+            weights: weights.cuda_mut(),
+            losses: losses.cuda_mut(),
+        })
+        .expect("cuda");
+        [weights.found(cuda), losses.found(cuda)].concat()
+    });
+}
+
 #[test]
 fn losses_do_not_depend_on_the_schedule() {
     for dtype in [DType::Bf16, F32] {

@@ -5,24 +5,43 @@
 
 use temper::backend::cpu::Cpu;
 use temper::backend::cuda::Cuda;
-use temper::ops::{Backend, DType, HeadGradients, HeadLoss, IGNORE_INDEX, LossHead};
+use temper::ops::{Backend, DType, HeadGradients, HeadLoss, HeadTeacher, IGNORE_INDEX, LossHead};
 use temper::random::Random;
 
 use crate::support::{Pair, bound, modes, normals, random};
 
-const LOSSES: [HeadLoss; 2] = [HeadLoss::CrossEntropy, HeadLoss::NegativeEntropy];
+const LOSSES: [HeadLoss; 3] = [HeadLoss::CrossEntropy, HeadLoss::NegativeEntropy, HeadLoss::TeacherDivergence];
 
 struct Operands {
     hidden: Pair,
     head: Pair,
+    teacher: Teacher,
     targets: Pair,
     target_ids: Vec<u32>,
     weights: Pair,
 }
 
+/// A teacher, whose hidden states need not be as long as the student's.
+struct Teacher {
+    hidden: Pair,
+    head: Pair,
+}
+
+impl Teacher {
+    fn random(cuda: &Cuda, random: &mut Random, tokens: usize, vocabulary: usize, d: usize) -> Self {
+        let hidden = Pair::random(cuda, random, tokens, d, 1.5);
+        Self { hidden, head: Pair::random(cuda, random, vocabulary, d, 1.0) }
+    }
+
+    fn operands(&self, loss: HeadLoss) -> Option<HeadTeacher<'_, Cuda>> {
+        let teacher = HeadTeacher { hidden: self.hidden.cuda.view(), head: self.head.cuda.view() };
+        (loss == HeadLoss::TeacherDivergence).then_some(teacher)
+    }
+}
+
 impl Operands {
     /// Every `dead`-th token has weight 0, every fifth of the others no target, and one a target beyond the vocabulary.
-    fn new(cuda: &Cuda, hidden: Pair, head: Pair, random: &mut Random, dead: usize) -> Self {
+    fn new(cuda: &Cuda, [hidden, head]: [Pair; 2], teacher: Teacher, random: &mut Random, dead: usize) -> Self {
         let tokens = hidden.cuda.rows();
         let vocabulary = head.cuda.rows();
         let target = |t: usize, random: &mut Random| match t % 5 {
@@ -35,14 +54,15 @@ impl Operands {
         let weights: Vec<f32> = (0..tokens).map(|t| weight(t, random)).collect();
         let targets = Pair::integers(cuda, &target_ids);
         let weights = Pair::new(cuda, DType::F32, tokens, 1, &weights);
-        Self { hidden, head, targets, target_ids, weights }
+        Self { hidden, head, teacher, targets, target_ids, weights }
     }
 
     fn random(cuda: &Cuda, (tokens, vocabulary, d): (usize, usize, usize), dead: usize) -> Self {
         let mut random = random((tokens * 31 + vocabulary * 7 + d) as u64);
         let hidden = Pair::random(cuda, &mut random, tokens, d, 1.5);
         let head = Pair::random(cuda, &mut random, vocabulary, d, 1.0);
-        Self::new(cuda, hidden, head, &mut random, dead)
+        let teacher = Teacher::random(cuda, &mut random, tokens, vocabulary, d + 3);
+        Self::new(cuda, [hidden, head], teacher, &mut random, dead)
     }
 }
 
@@ -53,24 +73,35 @@ struct Results {
     d_head: Pair,
 }
 
-/// The oracle's loss of a token with logits `z`, and its gradient.
-fn token(loss: HeadLoss, z: &[f64], target: u32, weight: f64) -> (f64, Vec<f64>) {
+fn log_sum(z: &[f64]) -> f64 {
     let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if z.iter().any(|z| !z.is_finite()) {
+    z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln() + largest
+}
+
+/// The oracle's loss of a token with logits `z`, and its gradient.
+fn token(loss: HeadLoss, z: &[f64], teacher: &[f64], target: u32, weight: f64) -> (f64, Vec<f64>) {
+    if z.iter().chain(teacher).any(|z| !z.is_finite()) {
         return (f64::NAN, vec![f64::NAN; z.len()]);
     }
-    let log_sum = z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln() + largest;
-    let p = |z: &f64| (z - log_sum).exp();
+    let log_sum_z = log_sum(z);
+    let p = |z: &f64| (z - log_sum_z).exp();
     match loss {
         HeadLoss::CrossEntropy if target as usize >= z.len() => (0.0, vec![0.0; z.len()]),
         HeadLoss::CrossEntropy => {
             let mut gradient: Vec<f64> = z.iter().map(|z| weight * p(z)).collect();
             gradient[target as usize] -= weight;
-            (log_sum - z[target as usize], gradient)
+            (log_sum_z - z[target as usize], gradient)
         }
         HeadLoss::NegativeEntropy => {
-            let value = z.iter().map(|z| p(z) * (z - log_sum)).sum();
-            (value, z.iter().map(|z| weight * p(z) * (z - log_sum - value)).collect())
+            let value = z.iter().map(|z| p(z) * (z - log_sum_z)).sum();
+            (value, z.iter().map(|z| weight * p(z) * (z - log_sum_z - value)).collect())
+        }
+        HeadLoss::TeacherDivergence => {
+            let log_sum_y = log_sum(teacher);
+            let q = |y: &f64| (y - log_sum_y).exp();
+            let rows = || teacher.iter().zip(z);
+            let value = rows().map(|(y, z)| q(y) * ((y - log_sum_y) - (z - log_sum_z))).sum();
+            (value, rows().map(|(y, z)| weight * (p(z) - q(y))).collect())
         }
     }
 }
@@ -81,6 +112,9 @@ fn oracle(loss: HeadLoss, operands: &Operands, results: &mut Results, with_head:
         |pair: &Pair| -> Vec<f64> { pair.cpu.to_vec(&Cpu).expect("values").into_iter().map(f64::from).collect() };
     let hidden = host(&operands.hidden);
     let head = host(&operands.head);
+    let taught = host(&operands.teacher.hidden);
+    let teacher_head = host(&operands.teacher.head);
+    let teacher_d = operands.teacher.hidden.cpu.cols();
     let weights = host(&operands.weights);
     let d = operands.hidden.cpu.cols();
     let targets = operands.target_ids.as_slice();
@@ -88,8 +122,14 @@ fn oracle(loss: HeadLoss, operands: &Operands, results: &mut Results, with_head:
     let mut d_hidden = vec![0.0; hidden.len()];
     let mut d_head = host(&results.d_head);
     for (t, hidden) in hidden.chunks(d).enumerate().filter(|&(t, _)| weights[t] != 0.0) {
-        let z: Vec<f64> = head.chunks(d).map(|row| row.iter().zip(hidden).map(|(a, b)| a * b).sum()).collect();
-        let (value, dz) = token(loss, &z, targets[t], weights[t]);
+        let logits = |head: &[f64], hidden: &[f64]| -> Vec<f64> {
+            head.chunks(hidden.len()).map(|row| row.iter().zip(hidden).map(|(a, b)| a * b).sum()).collect()
+        };
+        let teacher = match loss {
+            HeadLoss::TeacherDivergence => logits(&teacher_head, &taught[t * teacher_d..][..teacher_d]),
+            _ => Vec::new(),
+        };
+        let (value, dz) = token(loss, &logits(&head, hidden), &teacher, targets[t], weights[t]);
         values[t] = value;
         for ((dz, row), d_row) in dz.iter().zip(head.chunks(d)).zip(d_head.chunks_mut(d)) {
             d_hidden[t * d..][..d].iter_mut().zip(row).for_each(|(g, w)| *g += dz * w);
@@ -126,6 +166,7 @@ fn run(cuda: &Cuda, loss: HeadLoss, operands: &Operands, with_head: bool) -> Res
         hidden: operands.hidden.cuda.view(),
         head: operands.head.cuda.view(),
         targets: operands.targets.cuda.view(),
+        teacher: operands.teacher.operands(loss),
         weights: operands.weights.cuda.view(),
         values,
         gradients: Some(gradients),
@@ -199,11 +240,18 @@ fn logits_of_ten_thousand_are_no_problem() {
             };
             (0..rows).flat_map(&mut row).collect()
         };
-        let hidden = rows(12, 9984.0);
-        let head = rows(999, 1.0);
-        let hidden = Pair::new(&cuda, cuda.compute_dtype(), 12, 4, &hidden);
-        let head = Pair::new(&cuda, cuda.compute_dtype(), 999, 4, &head);
-        let operands = Operands::new(&cuda, hidden, head, &mut crate::support::random(12), 5);
+        let hidden_rows = rows(12, 9984.0);
+        let head_rows = rows(999, 1.0);
+        let hidden = Pair::new(&cuda, cuda.compute_dtype(), 12, 4, &hidden_rows);
+        let head = Pair::new(&cuda, cuda.compute_dtype(), 999, 4, &head_rows);
+        let far = rows(12, 9984.0);
+        // Few tokens have a probability that is not 0; those of the teacher must be the student's, or the loss is 1e4 itself.
+        let taught: Vec<f32> = far.iter().zip(&hidden_rows).map(|(a, b)| if a.abs() > 9.0 { *b } else { *a }).collect();
+        let teacher = Teacher {
+            hidden: Pair::new(&cuda, cuda.compute_dtype(), 12, 4, &taught),
+            head: Pair::new(&cuda, cuda.compute_dtype(), 999, 4, &head_rows),
+        };
+        let operands = Operands::new(&cuda, [hidden, head], teacher, &mut crate::support::random(12), 5);
         check(&cuda, &operands, "logits of 1e4");
     }
 }
@@ -217,15 +265,18 @@ fn tokens_that_do_not_count_give_exact_zeros() {
         hidden[3 * 6] = f32::NAN;
         let hidden = Pair::new(&cuda, cuda.compute_dtype(), 8, 6, &hidden);
         let head = Pair::random(&cuda, &mut random, 50, 6, 1.0);
-        let operands = Operands::new(&cuda, hidden, head, &mut random, 4);
-        let results = run(&cuda, HeadLoss::CrossEntropy, &operands, true);
-        let values = results.values.cuda.to_vec(&cuda).expect("a download");
-        let d_hidden = results.d_hidden.cuda.to_vec(&cuda).expect("a download");
-        for token in [1, 3, 7] {
-            assert_eq!(values[token], 0.0, "value of token {token}");
-            assert_eq!(d_hidden[token * 6..][..6], [0.0; 6], "gradient of token {token}");
+        let teacher = Teacher::random(&cuda, &mut random, 8, 50, 6);
+        let operands = Operands::new(&cuda, [hidden, head], teacher, &mut random, 4);
+        for (loss, without) in [(HeadLoss::CrossEntropy, &[1, 3, 7][..]), (HeadLoss::TeacherDivergence, &[3, 7][..])] {
+            let results = run(&cuda, loss, &operands, true);
+            let values = results.values.cuda.to_vec(&cuda).expect("a download");
+            let d_hidden = results.d_hidden.cuda.to_vec(&cuda).expect("a download");
+            for &token in without {
+                assert_eq!(values[token], 0.0, "{loss:?}, value of token {token}");
+                assert_eq!(d_hidden[token * 6..][..6], [0.0; 6], "{loss:?}, gradient of token {token}");
+            }
+            results.d_head.assert_close(&cuda, bound(cuda.compute_dtype()), "d_head");
         }
-        results.d_head.assert_close(&cuda, bound(cuda.compute_dtype()), "d_head");
     }
 }
 
@@ -240,7 +291,9 @@ fn logits_that_are_not_finite_show_and_do_not_spread() {
             hidden[4 * 8] = f32::NAN;
             let hidden = Pair::new(&cuda, cuda.compute_dtype(), 6, 8, &hidden);
             let head = Pair::random(&cuda, &mut random, 37, 8, 1.0);
-            let results = run(&cuda, loss, &Operands::new(&cuda, hidden, head, &mut random, 100), false);
+            let teacher = Teacher::random(&cuda, &mut random, 6, 37, 5);
+            let operands = Operands::new(&cuda, [hidden, head], teacher, &mut random, 100);
+            let results = run(&cuda, loss, &operands, false);
             let found = [&results.values, &results.d_hidden].map(|pair| pair.cuda.to_vec(&cuda).expect("a download"));
             let expected = [&results.values, &results.d_hidden].map(|pair| pair.cpu.to_vec(&Cpu).expect("values"));
             for (found, expected) in found.iter().zip(&expected) {
@@ -282,6 +335,7 @@ fn absent_gradients_are_not_touched() {
                 hidden: hidden.cuda.view(),
                 head: head.cuda.view(),
                 targets: targets.cuda.view(),
+                teacher: operands.teacher.operands(loss),
                 weights: weights.cuda.view(),
                 values: values.cuda.view_mut(),
                 gradients: None,
@@ -289,6 +343,43 @@ fn absent_gradients_are_not_touched() {
             .expect("a launch");
             assert_eq!(bits(&values), bits(&full.values));
         }
+    }
+}
+
+/// A teacher's logit that is not finite shows in the loss of its token and in no other.
+#[test]
+fn a_teacher_that_is_not_finite_shows_and_does_not_spread() {
+    for cuda in devices() {
+        let mut random = random(41);
+        let mut operands = Operands::random(&cuda, (6, 37, 8), 100);
+        let mut taught = normals(&mut random, 6 * 11, 1.0);
+        taught[2 * 11 + 5] = f32::INFINITY;
+        taught[4 * 11] = f32::NAN;
+        operands.teacher.hidden = Pair::new(&cuda, cuda.compute_dtype(), 6, 11, &taught);
+        let results = run(&cuda, HeadLoss::TeacherDivergence, &operands, false);
+        let values = results.values.cuda.to_vec(&cuda).expect("a download");
+        let d_hidden = results.d_hidden.cuda.to_vec(&cuda).expect("a download");
+        for token in 0..6 {
+            let finite = ![2, 4].contains(&token);
+            assert_eq!(values[token].is_finite(), finite, "token {token}");
+            assert!(d_hidden[token * 8..][..8].iter().all(|x| x.is_finite() == finite), "token {token}");
+        }
+    }
+}
+
+/// A student that predicts what its teacher does has a divergence of exactly 0 and no gradient.
+#[test]
+fn a_perfect_student_has_no_loss() {
+    for cuda in devices() {
+        let mut operands = Operands::random(&cuda, (9, 1031, 24), 100);
+        let copy = |pair: &Pair| {
+            let values = pair.cuda.to_vec(&cuda).expect("a download");
+            Pair::new(&cuda, cuda.compute_dtype(), pair.cuda.rows(), pair.cuda.cols(), &values)
+        };
+        operands.teacher = Teacher { hidden: copy(&operands.hidden), head: copy(&operands.head) };
+        let results = run(&cuda, HeadLoss::TeacherDivergence, &operands, false);
+        assert_eq!(results.values.cuda.to_vec(&cuda).expect("a download"), [0.0; 9]);
+        assert!(results.d_hidden.cuda.to_vec(&cuda).expect("a download").iter().all(|&x| x == 0.0));
     }
 }
 

@@ -66,6 +66,11 @@ const CLAIMS: &[Claim] = &[
     blocks("lora_rank_gradients", 168, block(RECTANGLE, sizes::lora_rectangle_bytes(32, 4), [2, 3])),
     blocks("lora_factor_gradients", 168, block(RECTANGLE, sizes::lora_rectangle_bytes(64, 0), [2, 3])),
     blocks("loss_head_", 32, block(sizes::LOSS_HEAD_THREADS, sizes::LOSS_HEAD_BYTES, [8, 8])),
+    blocks(
+        "loss_head_teacher_divergence",
+        40,
+        block(sizes::LOSS_HEAD_THREADS, sizes::LOSS_HEAD_DIVERGENCE_BYTES, [6, 6]),
+    ),
     registers("rms_norm_", 40),
     blocks("rms_norm_backward", 40, block(sizes::NORM_BACKWARD_THREADS, sizes::NORM_SCRATCH_BYTES, [3, 3])),
     registers("head_norm_", 40),
@@ -84,6 +89,7 @@ const CLAIMS: &[Claim] = &[
     registers("cosine_margin", 40),
     registers("random_mapping", 40),
     registers("preference", 64),
+    registers("negative_preference", 64),
 ];
 
 /// Blocks that a multiprocessor holds: 65,536 registers, given out by the 256 a warp; 2,048 threads; 164 KiB of shared

@@ -10,7 +10,7 @@ use temper::model::{
 };
 use temper::objective::{
     Directions, EntropyOver, Evaluator, HiddenKind, HiddenTerm, LossBatch, LossPass, LossTape, PreferencePairs,
-    Representations, Subject,
+    Representations, Subject, TermLoss,
 };
 use temper::ops::{Dropout, IGNORE_INDEX, Tensor};
 use temper::random::{Random, Stream};
@@ -96,6 +96,12 @@ impl Bench {
             Objective::Preference => {
                 evaluator.preference(pass, PreferencePairs { reference_margins: &[0.4, -0.3], beta: 0.5 })
             }
+            Objective::Term(loss) => {
+                let prepared = loss.prepare(evaluator, &self.reference, &batch).unwrap();
+                let outcome = loss.evaluate(evaluator, pass, &prepared);
+                prepared.give_back(evaluator);
+                outcome
+            }
         }
         .unwrap();
         self.tape.read(&Cpu).unwrap().iter().sum()
@@ -113,6 +119,8 @@ enum Objective {
     RandomMapping(EntropyOver),
     HiddenStates(HiddenKind, &'static [usize]),
     Preference,
+    /// Against the reference model of the bench.
+    Term(TermLoss),
 }
 
 impl Objective {
@@ -155,6 +163,10 @@ impl Objective {
     }
 }
 
+fn negative_preference(length_normalised: bool) -> Objective {
+    Objective::Term(TermLoss::NegativePreference { beta: 0.1, length_normalised })
+}
+
 /// d loss / d step along `direction`, whose slope is about `norm`, by the five-point stencil, whose error is of fourth order.
 /// `change` is how much the loss is to change: thousands of times its rounding.
 fn slope(mut loss: impl FnMut(&[f32]) -> f64, at: &[f32], direction: &[f32], norm: f64, change: f64) -> f64 {
@@ -186,6 +198,11 @@ fn gradients_of_every_objective_are_the_slopes_of_its_loss() {
         (ModelFamily::Mistral, Objective::HiddenStates(HiddenKind::Cosine, &[])),
         (ModelFamily::Mistral, Objective::HiddenStates(HiddenKind::Triplet { margin: 0.5 }, &[1, 2])),
         (ModelFamily::Mistral, Objective::Preference),
+        (ModelFamily::Mistral, negative_preference(false)),
+        (ModelFamily::Mistral, negative_preference(true)),
+        (ModelFamily::Mistral, Objective::Term(TermLoss::SimpleNegativePreference { beta: 0.5, gamma: 0.4 })),
+        (ModelFamily::Mistral, Objective::Term(TermLoss::Collapse { token: 5, over: EntropyOver::Valid })),
+        (ModelFamily::Mistral, Objective::Term(TermLoss::TeacherDivergence { over: EntropyOver::Learned })),
         (ModelFamily::Qwen2, Objective::CrossEntropy),
         (ModelFamily::Qwen3, Objective::CrossEntropy),
     ] {

@@ -6,8 +6,8 @@ use temper::backend::cpu::Cpu;
 use temper::error::Error;
 use temper::model::{Batch, GradientDestinations, Gradients, Model, Parameters};
 use temper::objective::{
-    EntropyOver, Evaluator, LossBatch, LossPass, LossTape, PreferencePairs, Prepared, Representations, Subject,
-    TermLoss,
+    EntropyOver, Evaluator, LossBatch, LossPass, LossTape, Margin, NegativePreferences, PreferencePairs, Prepared,
+    Representations, Subject, Teaching, TermLoss,
 };
 use temper::ops::IGNORE_INDEX;
 use temper::random::{Random, Stream};
@@ -98,6 +98,13 @@ fn terms_give_the_bits_of_the_losses_that_they_name() {
         bench.compare(&TermLoss::NegativeEntropy { over }, |evaluator, pass, _| {
             evaluator.negative_entropy(pass, over).unwrap();
         });
+        bench.compare(&TermLoss::Collapse { token: 9, over }, |evaluator, pass, _| {
+            evaluator.collapse(pass, 9, over).unwrap();
+        });
+        bench.compare(&TermLoss::TeacherDivergence { over }, |evaluator, pass, reference| {
+            let teacher = evaluator.teacher(reference, pass.batch).unwrap();
+            evaluator.teacher_divergence(pass, Teaching { teacher: &teacher, over }).unwrap();
+        });
         bench.compare(&TermLoss::Retain { over }, |evaluator, pass, reference| {
             let states = evaluator.hidden_states(reference, pass.batch).unwrap();
             evaluator.retain(pass, Representations { reference: &states, over }).unwrap();
@@ -107,16 +114,56 @@ fn terms_give_the_bits_of_the_losses_that_they_name() {
         let margins = evaluator.preference_margins(Subject::plain(reference), pass.batch).unwrap();
         evaluator.preference(pass, PreferencePairs { reference_margins: &margins, beta: 0.3 }).unwrap();
     });
+    for length_normalised in [false, true] {
+        let loss = TermLoss::NegativePreference { beta: 0.3, length_normalised };
+        bench.compare(&loss, |evaluator, pass, reference| {
+            let log_probabilities =
+                evaluator.sequence_log_probabilities(Subject::plain(reference), pass.batch).unwrap();
+            let reference_log_probabilities = &log_probabilities;
+            let preferences = NegativePreferences { reference_log_probabilities, beta: 0.3, length_normalised };
+            evaluator.negative_preference(pass, preferences).unwrap();
+        });
+    }
+    bench.compare(&TermLoss::SimpleNegativePreference { beta: 0.3, gamma: 0.2 }, |evaluator, pass, _| {
+        evaluator.simple_negative_preference(pass, Margin { beta: 0.3, gamma: 0.2 }).unwrap();
+    });
 }
 
 #[test]
 fn a_loss_against_the_reference_model_refuses_what_was_prepared_for_another() {
     let mut bench = Bench::new();
-    for loss in [TermLoss::Preference { beta: 0.3 }, TermLoss::Retain { over: EntropyOver::Valid }] {
+    let over = EntropyOver::Valid;
+    for loss in [
+        TermLoss::Preference { beta: 0.3 },
+        TermLoss::NegativePreference { beta: 0.3, length_normalised: false },
+        TermLoss::Retain { over },
+        TermLoss::TeacherDivergence { over },
+    ] {
         let (losses, _) = bench.outcome(|evaluator, pass, _| {
             let error = loss.evaluate(evaluator, pass, &Prepared::default()).unwrap_err();
             assert!(matches!(error, Error::Defect(_)), "{error}");
         });
         assert_eq!(losses, [0.0, 0.0]);
     }
+}
+
+#[test]
+fn a_model_cannot_collapse_to_a_token_that_it_does_not_have() {
+    let mut bench = Bench::new();
+    let loss = TermLoss::Collapse { token: 37, over: EntropyOver::Valid };
+    bench.outcome(|evaluator, pass, _| {
+        let error = loss.evaluate(evaluator, pass, &Prepared::default()).unwrap_err().to_string();
+        assert!(error.starts_with("collapse.token: 37 is no token of a vocabulary of 37"), "{error}");
+    });
+}
+
+/// A teacher of other weights diverges; the model itself does not, and teaches it nothing.
+#[test]
+fn a_model_learns_nothing_from_itself() {
+    let mut bench = Bench::new();
+    let loss = TermLoss::TeacherDivergence { over: EntropyOver::Valid };
+    let prepared = loss.prepare(&mut bench.evaluator, &bench.weights, &bench.batch).unwrap();
+    let (losses, gradient) = bench.outcome(|evaluator, pass, _| loss.evaluate(evaluator, pass, &prepared).unwrap());
+    assert_eq!(losses[0], 0.0);
+    assert!(gradient.iter().all(|bits| f32::from_bits(*bits) == 0.0));
 }

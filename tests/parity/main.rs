@@ -3,6 +3,8 @@
 
 /// Abliteration takes the direction that Transformers' hidden states give.
 mod abliteration;
+/// The losses of defences that need no attack are those of PyTorch.
+mod losses;
 /// Forward passes, losses, gradients and attacks are those of PyTorch, Transformers and PEFT.
 mod model;
 mod reference;
@@ -32,6 +34,7 @@ macro_rules! parity {
             crate::model::retain_and_random_mapping_have_the_losses_and_gradients_of_pytorch as retain_and_random_mapping,
             crate::representations::losses_on_chosen_states_have_the_losses_and_gradients_of_pytorch as chosen_states,
             crate::model::preference_loss_has_the_loss_and_gradients_of_pytorch as preference,
+            crate::losses::losses_of_defences_have_the_values_and_gradients_of_pytorch as losses_of_defences,
             crate::model::full_parameter_attacks_follow_every_optimizer_of_pytorch as full_parameter_attacks,
             crate::model::lora_attacks_follow_peft as lora_attacks,
             crate::model::the_gradient_of_full_weights_under_an_adapter_is_that_of_the_merged_weights as merged_gradient,

@@ -8,27 +8,55 @@ use super::vector::{dot, exp_in_place, maximum, sum_of, vectorised};
 use super::view::{floats, floats_mut, integers, rows_per_task};
 use crate::error::Result;
 use crate::ops::{
-    Checked, CosineMargin, DistanceKind, Execute, HeadGradients, HeadLoss, LossHead, Matrix, MatrixMut, RandomMapping,
-    RepresentationDistance,
+    Checked, CosineMargin, DistanceKind, Execute, HeadGradients, HeadLoss, HeadTeacher, LossHead, Matrix, MatrixMut,
+    RandomMapping, RepresentationDistance,
 };
 
 /// Tokens whose logits exist at one time.
 pub(crate) const CHUNK: usize = 256;
 
-/// Buffers of [`LossHead`] for one chunk of tokens.
-struct Scratch {
+/// A model's hidden states and its head, with buffers for one chunk of tokens.
+struct Logits<'a> {
+    /// [T, d].
+    states: &'a [f32],
+    /// [V, d].
+    head: &'a [f32],
+    d: usize,
+    /// The hidden states of the chunk's tokens, one after another.
     hidden: Vec<f32>,
+    /// [tokens of the chunk, V].
     logits: Vec<f32>,
-    d_hidden: Vec<f32>,
+}
+
+impl<'a> Logits<'a> {
+    fn new(hidden: Matrix<'a, Cpu>, head: Matrix<'a, Cpu>) -> Self {
+        let d = hidden.cols;
+        Self { states: floats(hidden), head: floats(head), d, hidden: Vec::new(), logits: Vec::new() }
+    }
+
+    /// Computes the logits of these tokens.
+    fn compute(&mut self, tokens: &[usize], vocab: usize) {
+        let Self { states, head, d, hidden, logits } = self;
+        hidden.clear();
+        tokens.iter().for_each(|&t| hidden.extend_from_slice(&states[t * *d..][..*d]));
+        logits.resize(tokens.len() * vocab, 0.0);
+        let x = Operand::rows(hidden, *d);
+        let w = Operand::rows(head, *d).transposed();
+        Product { m: tokens.len(), n: vocab, k: *d, a: x, b: w, alpha: 1.0, accumulate: false }.write(
+            logits,
+            vocab,
+            Threads::All,
+        );
+    }
 }
 
 impl Execute<LossHead<'_, Cpu>> for Cpu {
     fn execute(&self, checked: Checked<LossHead<Cpu>>) -> Result<()> {
-        let LossHead { loss, hidden, head, targets, weights, values, gradients } = checked.operands();
+        let LossHead { loss, hidden, head, targets, teacher, weights, values, gradients } = checked.operands();
         let d = hidden.cols;
         let vocab = head.rows;
-        let hidden = floats(hidden);
-        let head = floats(head);
+        let mut student = Logits::new(hidden, head);
+        let mut teacher = teacher.map(|HeadTeacher { hidden, head }| Logits::new(hidden, head));
         let targets = integers(targets);
         let weights = floats(weights);
         let values = floats_mut(values);
@@ -41,39 +69,40 @@ impl Execute<LossHead<'_, Cpu>> for Cpu {
             d_hidden.fill(0.0);
         }
         let live: Vec<usize> = (0..weights.len()).filter(|&t| weights[t] != 0.0).collect();
-        let mut scratch = Scratch { hidden: Vec::new(), logits: Vec::new(), d_hidden: Vec::new() };
+        let mut chunk_gradient = Vec::new();
         for tokens in live.chunks(CHUNK) {
             let n = tokens.len();
-            scratch.hidden.clear();
-            tokens.iter().for_each(|&t| scratch.hidden.extend_from_slice(&hidden[t * d..][..d]));
-            scratch.logits.resize(n * vocab, 0.0);
-            let x = Operand::rows(&scratch.hidden, d);
-            let w = Operand::rows(head, d);
-            Product { m: n, n: vocab, k: d, a: x, b: w.transposed(), alpha: 1.0, accumulate: false }.write(
-                &mut scratch.logits,
-                vocab,
-                Threads::All,
-            );
+            student.compute(tokens, vocab);
+            if let Some(teacher) = &mut teacher {
+                teacher.compute(tokens, vocab);
+            }
+            let taught = teacher.as_ref().map(|teacher| teacher.logits.as_slice());
             let rows = rows_per_task(vocab);
-            let results: Vec<f32> = scratch
+            let results: Vec<f32> = student
                 .logits
                 .par_chunks_mut(rows * vocab)
                 .zip(tokens.par_chunks(rows))
-                .flat_map_iter(|(logits, tokens)| {
-                    let row = |(z, &t): (&mut [f32], &usize)| token(loss, z, targets[t], weights[t]);
-                    logits.chunks_mut(vocab).zip(tokens).map(row).collect::<Vec<_>>()
+                .enumerate()
+                .flat_map_iter(|(task, (logits, tokens))| {
+                    let row = |(i, (z, &t)): (usize, (&mut [f32], &usize))| {
+                        let teacher = taught.map_or(&[][..], |all| &all[(task * rows + i) * vocab..][..vocab]);
+                        token(loss, z, Comparison { target: targets[t], teacher }, weights[t])
+                    };
+                    logits.chunks_mut(vocab).zip(tokens).enumerate().map(row).collect::<Vec<_>>()
                 })
                 .collect();
             tokens.iter().zip(results).for_each(|(&t, value)| values[t] = value);
-            let dz = Operand::rows(&scratch.logits, vocab);
+            let x = Operand::rows(&student.hidden, d);
+            let w = Operand::rows(student.head, d);
+            let dz = Operand::rows(&student.logits, vocab);
             if let Some(d_hidden) = &mut d_hidden {
-                scratch.d_hidden.resize(n * d, 0.0);
+                chunk_gradient.resize(n * d, 0.0);
                 Product { m: n, n: d, k: vocab, a: dz, b: w, alpha: 1.0, accumulate: false }.write(
-                    &mut scratch.d_hidden,
+                    &mut chunk_gradient,
                     d,
                     Threads::All,
                 );
-                let rows = tokens.iter().zip(scratch.d_hidden.chunks(d));
+                let rows = tokens.iter().zip(chunk_gradient.chunks(d));
                 rows.for_each(|(&t, row)| d_hidden[t * d..][..d].copy_from_slice(row));
             }
             if let Some(d_head) = &mut d_head {
@@ -88,8 +117,16 @@ impl Execute<LossHead<'_, Cpu>> for Cpu {
     }
 }
 
+/// What a token's logits are compared with.
+struct Comparison<'a> {
+    target: u32,
+    /// The teacher's logits; empty without one.
+    teacher: &'a [f32],
+}
+
 /// The loss of one token; its logits become weight · their gradient.
-fn token(loss: HeadLoss, z: &mut [f32], target: u32, weight: f32) -> f32 {
+fn token(loss: HeadLoss, z: &mut [f32], comparison: Comparison, weight: f32) -> f32 {
+    let Comparison { target, teacher } = comparison;
     let largest = maximum(z);
     if !largest.is_finite() || z.iter().any(|x| x.is_nan()) {
         z.fill(f32::NAN);
@@ -107,6 +144,7 @@ fn token(loss: HeadLoss, z: &mut [f32], target: u32, weight: f32) -> f32 {
             (sum.ln() + largest) - logit
         }
         HeadLoss::NegativeEntropy => negative_entropy(z, largest, weight),
+        HeadLoss::TeacherDivergence => teacher_divergence(z, largest, teacher, weight),
     }
 }
 
@@ -130,6 +168,33 @@ vectorised! {
     fn entropy_gradient(z: &mut [f32], p: &[f32], log_sum: f32, value: f32, factor: f32) {
         for (z, e) in z.iter_mut().zip(p) {
             *z = factor * e * ((*z - log_sum) - value);
+        }
+    }
+}
+
+/// Σ q (log q − log p), q of the teacher's logits y; z becomes weight · (p − q).
+///
+/// Logits are referred to their maxima before they meet, so that logits of 1e4 cost no digits of a small divergence.
+fn teacher_divergence(z: &mut [f32], largest: f32, y: &[f32], weight: f32) -> f32 {
+    let teacher_largest = maximum(y);
+    if !teacher_largest.is_finite() || y.iter().any(|y| y.is_nan()) {
+        z.fill(f32::NAN);
+        return f32::NAN;
+    }
+    let mut q = y.to_vec();
+    let teacher_sum = exp_in_place(&mut q, 1.0, teacher_largest);
+    let differences: Vec<f32> = y.iter().zip(&*z).map(|(y, z)| (y - teacher_largest) - (z - largest)).collect();
+    // A token that the teacher gives no probability adds nothing, even where the student gives it none either.
+    let product = sum_of(&q, &differences, |q, difference| if q == 0.0 { 0.0 } else { q * difference });
+    let sum = exp_in_place(z, 1.0, largest);
+    divergence_gradient(z, &q, weight / sum, weight / teacher_sum);
+    product / teacher_sum + (sum.ln() - teacher_sum.ln())
+}
+
+vectorised! {
+    fn divergence_gradient(z: &mut [f32], q: &[f32], factor: f32, teacher_factor: f32) {
+        for (z, q) in z.iter_mut().zip(q) {
+            *z = factor * *z - teacher_factor * q;
         }
     }
 }

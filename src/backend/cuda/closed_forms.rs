@@ -46,7 +46,9 @@ pub(super) fn of_launch(launch: &Launch, arguments: &[Argument], read: ReadWords
         "sign_mask" => bytes(20.0 * call.number(6)),
         "loss_head_compact" => bytes(8.0 * call.number(1) + 4.0),
         "loss_head_gather" | "loss_head_scatter" => bytes(move_rows(&call)),
-        "loss_head_cross_entropy" | "loss_head_negative_entropy" => bytes(losses(&call, stem)),
+        "loss_head_cross_entropy" | "loss_head_negative_entropy" | "loss_head_teacher_divergence" => {
+            bytes(losses(&call, stem))
+        }
         "lora_down" | "lora_down_dropout" => Some(lora_down(&call)),
         "lora_rank_gradients" => Some(lora_rank_gradients(&call)),
         "lora_factor_gradients" | "lora_factor_gradients_dropout" => Some(lora_factor_gradients(&call)),
@@ -159,11 +161,12 @@ fn move_rows(call: &Call) -> f64 {
     call.rows() * (2.0 * call.element * call.number(2) + 4.0) + 4.0
 }
 
-/// As if all rows were live; cross-entropy reads the target too.
+/// As if all rows were live; cross-entropy reads the target too, and a divergence the teacher's logits.
 fn losses(call: &Call, stem: &str) -> f64 {
     let gradient = if call.number(8) == 0.0 { 0.0 } else { call.element };
     let target = if stem.ends_with("cross_entropy") { 4.0 } else { 0.0 };
-    call.rows() * ((4.0 + gradient) * call.number(2) + target + 16.0) + 4.0
+    let teacher = if stem.ends_with("teacher_divergence") { 4.0 * up(call.number(2), 4.0) } else { 0.0 };
+    call.rows() * ((4.0 + gradient) * call.number(2) + teacher + target + 16.0) + 4.0
 }
 
 fn lora_down(call: &Call) -> ClosedForm {

@@ -4,7 +4,8 @@ use super::element::{ROW_THREADS, fits, flag, row_threads, row_width, size};
 use super::{Argument, Cuda, Place, optional, sizes};
 use crate::error::Result;
 use crate::ops::{
-    Checked, CosineMargin, DistanceKind, Execute, Matrix, Preference, RandomMapping, RepresentationDistance,
+    Checked, CosineMargin, DistanceKind, Execute, Matrix, NegativePreference, Preference, RandomMapping,
+    RepresentationDistance,
 };
 
 impl Execute<RepresentationDistance<'_, Cuda>> for Cuda {
@@ -118,5 +119,28 @@ impl Execute<Preference<'_, Cuda>> for Cuda {
             losses.pointer(),
         ];
         self.launch("preference_f32", [size(NAME, losses.len())?, 1, 1], ROW_THREADS, sizes::F64_SUM_BYTES, &arguments)
+    }
+}
+
+impl Execute<NegativePreference<'_, Cuda>> for Cuda {
+    fn execute(&self, checked: Checked<NegativePreference<Cuda>>) -> Result<()> {
+        const NAME: &str = "negative_preference";
+        let NegativePreference { values, segments, lengths, references, beta, scale, weights, losses } =
+            checked.operands();
+        if losses.is_empty() {
+            return Ok(());
+        }
+        let arguments = [
+            values.pointer(),
+            segments.device.view().pointer(),
+            lengths.pointer(),
+            references.pointer(),
+            beta.into(),
+            scale.into(),
+            weights.pointer(),
+            losses.pointer(),
+        ];
+        let blocks = [size(NAME, losses.len())?, 1, 1];
+        self.launch("negative_preference_f32", blocks, ROW_THREADS, sizes::F64_SUM_BYTES, &arguments)
     }
 }

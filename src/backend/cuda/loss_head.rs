@@ -3,7 +3,8 @@
 //! The live tokens (weight not 0) are listed on the device, and then taken in chunks: their hidden states are brought
 //! together, logits = hidden headᵀ, the loss overwrites the logits with their gradient, and two products take that to
 //! the hidden states and the head. The host never learns how many tokens are live. Our own products leave the others
-//! out; the library's cannot, and multiply rows of zeros for them at the end.
+//! out; the library's cannot, and multiply rows of zeros for them at the end. A teacher's logits of a chunk are computed
+//! beside the student's, in chunks of half as many tokens.
 
 use super::driver::{Argument, Gemm, Operand};
 use super::linear::{LiveRows, count, product_of_live_rows, rows, transposed};
@@ -41,6 +42,7 @@ struct Head<'a> {
     hidden: Matrix<'a, Cuda>,
     head: Matrix<'a, Cuda>,
     targets: Matrix<'a, Cuda>,
+    teacher: Option<HeadTeacher<'a, Cuda>>,
     weights: Matrix<'a, Cuda>,
     /// Address of how many tokens are live, then which: `uint32_t`.
     live: u64,
@@ -51,7 +53,7 @@ struct Head<'a> {
 
 impl Execute<LossHead<'_, Cuda>> for Cuda {
     fn execute(&self, checked: Checked<LossHead<Cuda>>) -> Result<()> {
-        let LossHead { loss, hidden, head, targets, weights, mut values, mut gradients } = checked.operands();
+        let LossHead { loss, hidden, head, targets, teacher, weights, mut values, mut gradients } = checked.operands();
         let tokens = hidden.rows;
         let d = hidden.cols;
         let leading = head.rows.next_multiple_of(8);
@@ -63,17 +65,18 @@ impl Execute<LossHead<'_, Cuda>> for Cuda {
         if tokens == 0 || head.rows == 0 {
             return Ok(());
         }
-        let chunk = chunk_rows(tokens, leading);
+        let heads = if teacher.is_some() { 2 } else { 1 };
+        let chunk = chunk_rows(tokens, heads * leading);
         self.with_scratch("live tokens of the loss head", tokens + 1, DType::U32, |live| {
             let live = live.address(0);
-            let call = Head { cuda: self, loss, hidden, head, targets, weights, live, leading, dtype };
+            let call = Head { cuda: self, loss, hidden, head, targets, teacher, weights, live, leading, dtype };
             let arguments = [weights.pointer(), Argument::U32(count(tokens)?), Argument::Pointer(live)];
             self.launch("loss_head_compact", [1, 1, 1], THREADS, sizes::LOSS_HEAD_BYTES, &arguments)?;
             self.with_scratch("logits of a chunk of tokens", chunk * leading, DType::F32, |logits| {
                 self.with_scratch("hidden states of a chunk of tokens", chunk * d, dtype, |gathered| {
                     for first in (0..tokens).step_by(chunk) {
                         let chunk = Chunk { call: &call, first, rows: chunk.min(tokens - first), logits, gathered };
-                        chunk.run(values.reborrow(), gradients.as_mut())?;
+                        chunk.taught(|teacher| chunk.run(teacher, values.reborrow(), gradients.as_mut()))?;
                     }
                     Ok(())
                 })
@@ -92,24 +95,39 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    fn run(&self, values: MatrixMut<Cuda>, gradients: Option<&mut HeadGradients<Cuda>>) -> Result<()> {
-        self.move_rows("loss_head_gather", self.call.hidden.address(), self.gathered.address(0))?;
-        self.multiply_logits()?;
-        self.losses(values, gradients.is_some())?;
+    /// Runs `work` with the teacher's logits of this chunk, if there is a teacher.
+    fn taught<R>(&self, work: impl FnOnce(Option<&CudaBuffer>) -> Result<R>) -> Result<R> {
+        let Some(HeadTeacher { hidden, head }) = self.call.teacher else { return work(None) };
+        let Head { cuda, dtype, leading, .. } = *self.call;
+        cuda.with_scratch("teacher's logits of a chunk of tokens", self.rows * leading, DType::F32, |logits| {
+            let len = self.rows * hidden.cols;
+            cuda.with_scratch("teacher's hidden states of a chunk of tokens", len, dtype, |gathered| {
+                self.move_rows("loss_head_gather", hidden.cols, [hidden.address(), gathered.address(0)])?;
+                self.multiply_logits(gathered, head, logits)
+            })?;
+            work(Some(logits))
+        })
+    }
+
+    fn run(
+        &self,
+        teacher: Option<&CudaBuffer>,
+        values: MatrixMut<Cuda>,
+        gradients: Option<&mut HeadGradients<Cuda>>,
+    ) -> Result<()> {
+        let Head { hidden, head, .. } = *self.call;
+        self.move_rows("loss_head_gather", hidden.cols, [hidden.address(), self.gathered.address(0)])?;
+        self.multiply_logits(self.gathered, head, self.logits)?;
+        self.losses(teacher, values, gradients.is_some())?;
         let Some(gradients) = gradients else { return Ok(()) };
         let d_hidden = gradients.d_hidden.address();
         let cuda = self.call.cuda;
         let len = self.rows * self.call.hidden.cols;
         cuda.with_scratch("hidden gradients of a chunk of tokens", len, self.call.dtype, |scratch| {
             self.multiply_d_hidden(scratch)?;
-            self.move_rows("loss_head_scatter", scratch.address(0), d_hidden)
+            self.move_rows("loss_head_scatter", hidden.cols, [scratch.address(0), d_hidden])
         })?;
         gradients.d_head.as_ref().map_or(Ok(()), |d_head| self.multiply_d_head(d_head))
-    }
-
-    /// The hidden states of this chunk's tokens, one after another.
-    fn hidden(&self) -> Operand {
-        Operand { pointer: self.gathered.address(0), leading: self.call.hidden.cols, transposed: false }
     }
 
     /// The logits' gradient: it begins where their row begins, in elements of its own size.
@@ -122,15 +140,15 @@ impl Chunk<'_> {
         product_of_live_rows(self.call.cuda, gemm, LiveRows { count: self.call.live, first: self.first })
     }
 
-    fn multiply_logits(&self) -> Result<()> {
-        let head = self.call.head;
+    /// logits = hidden headᵀ, with the hidden states of this chunk's tokens, one after another.
+    fn multiply_logits(&self, gathered: &CudaBuffer, head: Matrix<Cuda>, logits: &CudaBuffer) -> Result<()> {
         self.product(&Gemm {
             m: self.rows,
             n: head.rows,
             k: head.cols,
-            a: self.hidden(),
+            a: Operand { pointer: gathered.address(0), leading: head.cols, transposed: false },
             b: transposed(rows(&head, head.cols)),
-            c: self.logits.address(0),
+            c: logits.address(0),
             c_leading: self.call.leading,
             input: self.call.dtype,
             output: DType::F32,
@@ -163,7 +181,7 @@ impl Chunk<'_> {
             n: head.cols,
             k: self.rows,
             a: transposed(self.d_logits()),
-            b: self.hidden(),
+            b: Operand { pointer: self.gathered.address(0), leading: head.cols, transposed: false },
             c: d_head.address(),
             c_leading: head.cols,
             input: self.call.dtype,
@@ -173,11 +191,12 @@ impl Chunk<'_> {
         })
     }
 
-    fn losses(&self, values: MatrixMut<Cuda>, gradient: bool) -> Result<()> {
+    fn losses(&self, teacher: Option<&CudaBuffer>, values: MatrixMut<Cuda>, gradient: bool) -> Result<()> {
         let Head { cuda, live, targets, weights, leading, .. } = *self.call;
-        let kernel = match self.call.loss {
-            HeadLoss::CrossEntropy => "loss_head_cross_entropy",
-            HeadLoss::NegativeEntropy => "loss_head_negative_entropy",
+        let (kernel, shared_bytes) = match self.call.loss {
+            HeadLoss::CrossEntropy => ("loss_head_cross_entropy", sizes::LOSS_HEAD_BYTES),
+            HeadLoss::NegativeEntropy => ("loss_head_negative_entropy", sizes::LOSS_HEAD_BYTES),
+            HeadLoss::TeacherDivergence => ("loss_head_teacher_divergence", sizes::LOSS_HEAD_DIVERGENCE_BYTES),
         };
         let arguments = [
             Argument::Pointer(self.logits.address(0)),
@@ -185,7 +204,7 @@ impl Chunk<'_> {
             Argument::U32(count(self.call.head.rows)?),
             Argument::Pointer(live),
             Argument::U32(count(self.first)?),
-            targets.pointer(),
+            teacher.map_or(targets.pointer(), |logits| Argument::Pointer(logits.address(0))),
             weights.pointer(),
             values.pointer(),
             Argument::U32(u32::from(gradient)),
@@ -193,17 +212,10 @@ impl Chunk<'_> {
             Argument::U32(u32::from(cuda.library_products)),
         ];
         let threads = threads(self.call.head.rows, 4);
-        cuda.launch(
-            &kernel_name(kernel, self.call.dtype),
-            [count(self.rows)?, 1, 1],
-            threads,
-            sizes::LOSS_HEAD_BYTES,
-            &arguments,
-        )
+        cuda.launch(&kernel_name(kernel, self.call.dtype), [count(self.rows)?, 1, 1], threads, shared_bytes, &arguments)
     }
 
-    fn move_rows(&self, kernel: &str, from: u64, to: u64) -> Result<()> {
-        let d = self.call.hidden.cols;
+    fn move_rows(&self, kernel: &str, d: usize, [from, to]: [u64; 2]) -> Result<()> {
         let whole_vectors = [from, to, (d * self.call.dtype.bytes()) as u64].iter().all(|bytes| bytes % 16 == 0);
         let threads = threads(d, if whole_vectors { 16 / self.call.dtype.bytes() } else { 1 });
         let arguments = [

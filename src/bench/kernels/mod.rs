@@ -1,6 +1,6 @@
 //! The rows of `temper bench kernels`, one file a group of kernel families.
 //!
-//! Left out: `weighted_sum` and `preference`, which move a few kilobytes: a launch takes as long.
+//! Left out: `weighted_sum`, `preference` and `negative_preference`, which move a few kilobytes: a launch takes as long.
 
 mod attention;
 mod element;

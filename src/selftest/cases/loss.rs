@@ -2,9 +2,11 @@
 
 use super::{Case, shapes};
 use crate::error::Result;
-use crate::ops::{self, Backend, DType, DistanceKind, HeadGradients, HeadLoss, IGNORE_INDEX, Segment, Segments};
+use crate::ops::{
+    self, Backend, DType, DistanceKind, HeadGradients, HeadLoss, HeadTeacher, IGNORE_INDEX, Segment, Segments,
+};
 use crate::selftest::compare::{cancelling, rounded_twice, summed};
-use crate::selftest::reference::{self, Head, Numbers};
+use crate::selftest::reference::{self, Head, Numbers, Taught};
 use crate::selftest::trial::{Operand, Trial};
 
 /// A loss head: one token in `every` has a weight.
@@ -32,9 +34,11 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for shape in shapes(full, &SMALL, &REAL) {
         let text = format!("{} x {} x {}, 1/{} live", shape.tokens, shape.vocabulary, shape.cols, shape.every);
-        for (name, loss) in
-            [("cross-entropy head", HeadLoss::CrossEntropy), ("entropy head", HeadLoss::NegativeEntropy)]
-        {
+        for (name, loss) in [
+            ("cross-entropy head", HeadLoss::CrossEntropy),
+            ("entropy head", HeadLoss::NegativeEntropy),
+            ("teacher head", HeadLoss::TeacherDivergence),
+        ] {
             let case = Case::new(name, text.clone(), move |trial| head(trial, shape, loss));
             // Half a billion numbers are made anew for each product: once is enough, the other shapes have both ways.
             cases.push(if shape.cols < 1000 { case.of_products() } else { case });
@@ -54,7 +58,8 @@ pub(super) fn cases(full: bool) -> Vec<Case> {
     }
     for lengths in shapes::<&[usize]>(full, &[&[1, 1], &[7, 12, 40, 3]], &[&[700, 1100, 1000, 1296]]) {
         let text = lengths.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
-        cases.push(Case::new("preference", text, move |trial| preference(trial, lengths)));
+        cases.push(Case::new("preference", text.clone(), move |trial| preference(trial, lengths)));
+        cases.push(Case::new("negative preference", text, move |trial| negative_preference(trial, lengths)));
     }
     cases
 }
@@ -71,6 +76,13 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
     // Logits of standard deviation 2: neither uniform nor one-hot.
     let hidden = trial.normal(tokens, cols, 1.0)?;
     let head = trial.normal(vocabulary, cols, 2.0 / (cols as f64).sqrt())?;
+    let teacher = match loss {
+        HeadLoss::TeacherDivergence => {
+            let hidden = trial.normal(tokens, cols, 1.0)?;
+            Some([hidden, trial.normal(vocabulary, cols, 2.0 / (cols as f64).sqrt())?])
+        }
+        _ => None,
+    };
     let mut targets = trial.indices(tokens, vocabulary)?.values;
     if tokens > 4 {
         targets[every] = IGNORE_INDEX;
@@ -88,12 +100,22 @@ fn head(trial: &mut Trial, shape: Shape, loss: HeadLoss) -> Result<()> {
                 hidden: hidden.tensor.view(),
                 head: head.tensor.view(),
                 targets: targets.tensor.view(),
+                teacher: teacher
+                    .as_ref()
+                    .map(|[hidden, head]| HeadTeacher { hidden: hidden.tensor.view(), head: head.tensor.view() }),
                 weights: weights.tensor.view(),
                 values: values.view_mut(),
                 gradients: Some(gradients),
             })
         })?;
-    let call = Head { loss, hidden: &hidden, head: &head, targets: &targets.values, weights: &weights };
+    let call = Head {
+        loss,
+        hidden: &hidden,
+        head: &head,
+        targets: &targets.values,
+        teacher: teacher.as_ref().map(|[hidden, head]| Taught { hidden, head }),
+        weights: &weights,
+    };
     let expected = call.run(&found_hidden.rows, &found_head.rows);
     // Logits are f32 sums of exact products in both modes.
     trial.check("values", &found_values, summed(DType::F32, cols), |t, _| vec![expected.values[t]]);
@@ -233,6 +255,45 @@ fn preference(trial: &mut Trial, lengths: &[usize]) -> Result<()> {
     let factors = (f64::from(BETA), f64::from(SCALE));
     let (losses, after) = reference::preference(&values, &segments.host, &margins, factors, weights.start());
     trial.check("losses", &found_losses, summed(DType::F32, tokens), |pair, _| vec![losses[pair]]);
+    trial.check("weights", &found_weights, summed(DType::F32, tokens), |t, _| vec![after[t]]);
+    Ok(())
+}
+
+/// Log-probabilities near those of the reference, so that the sigmoid is neither 0 nor 1.
+fn negative_preference(trial: &mut Trial, lengths: &[usize]) -> Result<()> {
+    const BETA: f32 = 0.1;
+    const SCALE: f32 = 3.0;
+    let cuda = trial.cuda();
+    let mut start = 0;
+    let tokens = lengths.iter().sum();
+    let segment = |&length: &usize| {
+        start += length;
+        Segment { start: start - length, length, valid: length }
+    };
+    let segments = Segments::new(cuda, lengths.iter().map(segment).collect())?;
+    let scale = 5.0 / (tokens as f32).sqrt();
+    let values = trial.changed(DType::F32, (tokens, 1), move |_, x| scale * x.abs())?;
+    let references = trial.normal_f32(lengths.len(), 1, 3.0)?;
+    let divisors = trial.changed(DType::F32, (lengths.len(), 1), |_, x| 1.0 + x.abs())?;
+    let weights = trial.starting_with((tokens, 1), |t, _| if t % 4 == 0 { 0.0 } else { 1.0 });
+    let weights = trial.output(DType::F32, weights);
+    let losses = trial.poisoned(DType::F32, lengths.len(), 1);
+    let [found_weights, found_losses] = trial.launch([&weights, &losses], |[weights, losses]| {
+        cuda.run(ops::NegativePreference {
+            values: values.tensor.view(),
+            segments: &segments,
+            lengths: divisors.tensor.view(),
+            references: references.tensor.view(),
+            beta: BETA,
+            scale: SCALE,
+            weights: weights.view_mut(),
+            losses: losses.view_mut(),
+        })
+    })?;
+    let factors = (f64::from(BETA), f64::from(SCALE));
+    let compared = [&divisors as &dyn Numbers, &references];
+    let (expected, after) = reference::negative_preference(&values, &segments.host, compared, factors, weights.start());
+    trial.check("losses", &found_losses, summed(DType::F32, tokens), |sequence, _| vec![expected[sequence]]);
     trial.check("weights", &found_weights, summed(DType::F32, tokens), |t, _| vec![after[t]]);
     Ok(())
 }

@@ -16,7 +16,15 @@ pub struct Head<'a> {
     pub hidden: &'a dyn Numbers,
     pub head: &'a dyn Numbers,
     pub targets: &'a [u32],
+    /// For the divergence from a teacher.
+    pub teacher: Option<Taught<'a>>,
     pub weights: &'a dyn Numbers,
+}
+
+/// A teacher's hidden states and its head.
+pub struct Taught<'a> {
+    pub hidden: &'a dyn Numbers,
+    pub head: &'a dyn Numbers,
 }
 
 /// What the loss head gives.
@@ -41,12 +49,21 @@ impl Head<'_> {
         let live: Vec<usize> = (0..self.hidden.rows()).filter(|&t| self.weights.at(t, 0) != 0.0).collect();
         for tokens in live.chunks(TOKENS) {
             let hidden: Vec<Vec<f64>> = tokens.iter().map(|&t| self.hidden.row(t)).collect();
-            let mut logits = self.logits(&hidden);
-            let values: Vec<f64> = tokens.par_iter().zip(&mut logits).map(|(&token, z)| self.token(token, z)).collect();
+            // Logits at first.
+            let mut gradients = logits(self.head, &hidden);
+            let taught = match &self.teacher {
+                Some(teacher) => {
+                    let states: Vec<Vec<f64>> = tokens.iter().map(|&t| teacher.hidden.row(t)).collect();
+                    logits(teacher.head, &states)
+                }
+                None => vec![Vec::new(); tokens.len()],
+            };
+            let rows = tokens.par_iter().zip(&mut gradients).zip(&taught);
+            let values: Vec<f64> = rows.map(|((&token, z), teacher)| self.token(token, z, teacher)).collect();
             tokens.iter().zip(values).for_each(|(&token, value)| results.values[token] = value);
-            self.add_d_hidden(tokens, &logits, hidden_rows, &mut results.d_hidden);
+            self.add_d_hidden(tokens, &gradients, hidden_rows, &mut results.d_hidden);
             for (row, sum) in head_rows.iter().zip(&mut results.d_head) {
-                for (z, h) in logits.iter().zip(&hidden) {
+                for (z, h) in gradients.iter().zip(&hidden) {
                     sum.iter_mut().zip(h).for_each(|(sum, h)| *sum += z[*row] * h);
                 }
             }
@@ -54,24 +71,9 @@ impl Head<'_> {
         results
     }
 
-    /// Rows of logits, one a token.
-    fn logits(&self, hidden: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let rows = self.head.rows();
-        let parts: Vec<Vec<f64>> = (0..rows)
-            .into_par_iter()
-            .with_min_len(HEAD_ROWS)
-            .map(|v| {
-                let head = self.head.row(v);
-                hidden.iter().map(|h| dot(h, &head)).collect()
-            })
-            .collect();
-        (0..hidden.len()).map(|token| parts.iter().map(|part| part[token]).collect()).collect()
-    }
-
     /// The value of a token; its logits become weight · their gradient.
-    fn token(&self, token: usize, z: &mut [f64]) -> f64 {
-        let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let log_sum = largest + z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln();
+    fn token(&self, token: usize, z: &mut [f64], teacher: &[f64]) -> f64 {
+        let log_sum = log_of_exponentials(z);
         let weight = self.weights.at(token, 0);
         match self.loss {
             HeadLoss::CrossEntropy => {
@@ -88,6 +90,17 @@ impl Head<'_> {
             HeadLoss::NegativeEntropy => {
                 let value: f64 = z.iter().map(|z| (z - log_sum).exp() * (z - log_sum)).sum();
                 z.iter_mut().for_each(|z| *z = weight * (*z - log_sum).exp() * (*z - log_sum - value));
+                value
+            }
+            HeadLoss::TeacherDivergence => {
+                let teacher_log_sum = log_of_exponentials(teacher);
+                let mut value = 0.0;
+                for (z, y) in z.iter_mut().zip(teacher) {
+                    let log_q = y - teacher_log_sum;
+                    let log_p = *z - log_sum;
+                    value += log_q.exp() * (log_q - log_p);
+                    *z = weight * (log_p.exp() - log_q.exp());
+                }
                 value
             }
         }
@@ -117,6 +130,25 @@ impl Head<'_> {
             sums[*place] = total;
         }
     }
+}
+
+/// Rows of logits, one a token.
+fn logits(head: &dyn Numbers, hidden: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let parts: Vec<Vec<f64>> = (0..head.rows())
+        .into_par_iter()
+        .with_min_len(HEAD_ROWS)
+        .map(|v| {
+            let row = head.row(v);
+            hidden.iter().map(|h| dot(h, &row)).collect()
+        })
+        .collect();
+    (0..hidden.len()).map(|token| parts.iter().map(|part| part[token]).collect()).collect()
+}
+
+/// log Σ eᶻ.
+fn log_of_exponentials(z: &[f64]) -> f64 {
+    let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    largest + z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln()
 }
 
 /// The state that `row` is compared with: its own, or the one for all.
@@ -228,5 +260,26 @@ pub fn preference(
         (-delta).exp().ln_1p()
     };
     let losses = segments.chunks_exact(2).enumerate().map(loss).collect();
+    (losses, after)
+}
+
+/// NPO and SimNPO: the loss of each sequence, and what each token's weight becomes.
+pub fn negative_preference(
+    values: &dyn Numbers,
+    segments: &[Segment],
+    [lengths, references]: [&dyn Numbers; 2],
+    (beta, scale): (f64, f64),
+    weights: &dyn Numbers,
+) -> (Vec<f64>, Vec<f64>) {
+    let mut after: Vec<f64> = (0..weights.rows()).map(|t| weights.at(t, 0)).collect();
+    let loss = |(index, s): (usize, &Segment)| {
+        let log_probability = -(s.start..s.start + s.length).map(|t| values.at(t, 0)).sum::<f64>();
+        let length = lengths.at(index, 0);
+        let x = beta * (log_probability / length - references.at(index, 0));
+        let factor = -2.0 * scale * sigmoid(x) / (length * segments.len() as f64);
+        after[s.start..s.start + s.length].iter_mut().for_each(|w| *w *= factor);
+        2.0 / beta * x.exp().ln_1p()
+    };
+    let losses = segments.iter().enumerate().map(loss).collect();
     (losses, after)
 }
