@@ -31,6 +31,8 @@ pub enum Stream {
     Generation = 10,
     /// The direction that RMU steers hidden states to.
     ControlVector = 11,
+    /// The vectors that a search for singular vectors starts from.
+    LowRank = 12,
 }
 
 /// A Philox 4x32-10 sequence. Implements [`rand_core::Rng`] so that `rand_distr` can sample from it.

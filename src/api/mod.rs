@@ -29,6 +29,10 @@ pub use crate::tar::{
     Curriculum, Draw, LearningRates, OuterReport, PoolSettings, RateRange, ShareRange, TrajectoryReport,
 };
 
+// Low-rank extrapolation.
+pub use crate::run::LoxConfig;
+pub use crate::safeguard::Extrapolation;
+
 // One attack: settings and results.
 pub use crate::config::{
     AbliterationSearch, AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackForm, AttackModel,
@@ -92,6 +96,15 @@ fn following(device: &Device, pin: Option<&TuningPin>, out: &Path, resume: bool)
         Some(pin) => Ok(follow(device, Some(pin))?.0),
         None => Ok(device.clone()),
     }
+}
+
+/// Extrapolates an alignment from two model directories without training (LoX, arXiv 2506.15606), and writes the result to
+/// `out`. Returns what the defence has cost.
+///
+/// # Errors
+/// [`Error::Input`] for models of different shapes; [`Error::Config`] for settings without a meaning.
+pub fn lox(config: &LoxConfig, out: impl AsRef<Path>) -> Result<DefenderCost> {
+    run::lox(config, out.as_ref())
 }
 
 /// Attacks a model by fine-tuning it, and writes the attacked model or adapter to `out`.

@@ -12,6 +12,7 @@ mod doctor;
 mod eval;
 mod flags;
 mod harden;
+mod lox;
 mod merge;
 mod parse;
 mod plan;
@@ -83,6 +84,8 @@ pub enum Command {
     Data(data::Command),
     /// Merge a LoRA adapter into its model
     Merge(merge::Arguments),
+    /// Strengthen an alignment without training: go further in the few directions that it moved each matrix in (LoX)
+    Lox(lox::Arguments),
     /// Look at checkpoints
     #[command(subcommand, visible_alias = "ckpt")]
     Checkpoint(checkpoint::Command),
@@ -117,6 +120,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Selftest(arguments) => selftest::run(&arguments),
         Command::Data(command) => data::run(&command),
         Command::Merge(arguments) => merge::run(&arguments),
+        Command::Lox(arguments) => lox::run(&arguments),
         Command::Checkpoint(command) => checkpoint::run(&command),
     }
 }

@@ -1,7 +1,12 @@
 //! The plain safeguards: the first step of hardening, which removes a capability or teaches refusal. Fine-tuning brings
-//! it back within a few steps; making that hard is TAR's part.
+//! it back within a few steps; making that hard is TAR's part. `lox` strengthens what a safeguard changed, without training.
+
+mod low_rank;
+mod lox;
 
 use std::sync::Arc;
+
+pub use lox::{Extrapolation, extrapolate};
 
 use crate::error::Result;
 use crate::model::{Model, Parameters};

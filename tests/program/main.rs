@@ -19,6 +19,8 @@ mod examples;
 /// Judges: what goes in, what comes back, and every way in which one goes wrong.
 #[cfg(unix)]
 mod judge;
+/// `temper lox`.
+mod lox;
 /// `temper merge` and `temper checkpoint`.
 mod merge_and_checkpoint;
 /// Files that others publish are read as they are.
