@@ -1,5 +1,6 @@
 //! What a run tells whoever started it, while it runs.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde_json::Value;
@@ -143,25 +144,32 @@ pub enum Measured<'a> {
 }
 
 impl Measured<'_> {
-    /// The numbers by the names that the metrics stream of the run gives them.
-    pub fn numbers(&self) -> Vec<(&'static str, f64)> {
-        match *self {
+    /// The numbers by the names that the metrics stream of the run gives them; a term's are `NAME_loss` and, where it compares
+    /// hidden states with the reference model's, `NAME_distance`.
+    pub fn numbers(&self) -> Vec<(Cow<'static, str>, f64)> {
+        let named = |numbers: Vec<(&'static str, f64)>| numbers.into_iter().map(|(name, value)| (name.into(), value));
+        let numbers = match *self {
             Self::Pretrain { loss } => vec![("loss", loss)],
             Self::Safeguard(losses) => vec![("removal_loss", losses.removal), ("retain_loss", losses.retain)],
-            Self::Outer(report) => vec![
-                ("attack_loss", report.last_attack_loss()),
-                ("tr_loss", report.last_tr_loss()),
-                ("retain_loss", report.retain_loss),
-                ("retain_distance", report.retain_distance),
-                ("gradient_norm", report.gradient_norm),
-                ("lr", report.lr),
-            ],
+            Self::Outer(report) => {
+                let mut all = Vec::new();
+                if !report.trajectories.is_empty() {
+                    all.extend(named(vec![("attack_loss", report.last_attack_loss())]));
+                }
+                for term in &report.terms {
+                    all.push((format!("{}_loss", term.name).into(), term.loss));
+                    all.extend(term.distance.map(|distance| (format!("{}_distance", term.name).into(), distance)));
+                }
+                all.extend(named(vec![("gradient_norm", report.gradient_norm), ("lr", report.lr)]));
+                return all;
+            }
             Self::Attack(report) => {
                 vec![("loss", report.loss), ("gradient_norm", report.gradient_norm), ("lr", report.lr)]
             }
             Self::DemoAttack { loss, restricted } => vec![("loss", loss), ("restricted", restricted)],
             Self::Suite { finished, loss } => vec![("finished", finished as f64), ("loss", loss)],
-        }
+        };
+        named(numbers).collect()
     }
 
     /// The simulated attacks of an outer step as the metrics stream keeps them: the name of the adversary, what was drawn,
@@ -172,14 +180,14 @@ impl Measured<'_> {
     }
 
     /// The record of the metrics stream: the numbers, and what holds or not as 1 or 0.
-    pub(crate) fn record(&self) -> Vec<(&'static str, f64)> {
+    pub(crate) fn record(&self) -> Vec<(Cow<'static, str>, f64)> {
         let number = |flag: bool| f64::from(u8::from(flag));
         let mut record = self.numbers();
         match self {
             Self::Outer(report) => {
-                record.extend([("skipped", number(report.skipped)), ("bounded", number(report.bounded))]);
+                record.extend([("skipped".into(), number(report.skipped)), ("bounded".into(), number(report.bounded))]);
             }
-            Self::Attack(report) => record.push(("skipped", number(report.skipped))),
+            Self::Attack(report) => record.push(("skipped".into(), number(report.skipped))),
             _ => {}
         }
         record

@@ -65,6 +65,7 @@
 //! config                                         run files and attack files
 //! tar, safeguard                                 the nested loop; the plain safeguard before it
 //! training, eval                                 fine-tuning steps; measurements
+//! edits                                          directions removed from weights, weights rounded
 //! objective, optimizer, data, huggingface        losses; updates; rows to batches; model directories
 //! tuning                                         which of several measured ways a device computes by
 //! model, backend                                 the transformer; what implements its operations (CPU, CUDA)
@@ -88,6 +89,8 @@ pub mod config;
 pub mod data;
 #[doc(hidden)]
 pub mod demo;
+#[doc(hidden)]
+pub mod edits;
 #[doc(hidden)]
 pub mod error;
 #[doc(hidden)]

@@ -33,6 +33,8 @@ pub enum Stream {
     ControlVector = 11,
     /// The vectors that a search for singular vectors starts from.
     LowRank = 12,
+    /// Noise on the weights at a point of a defence.
+    Displacement = 13,
 }
 
 /// A Philox 4x32-10 sequence. Implements [`rand_core::Rng`] so that `rand_distr` can sample from it.

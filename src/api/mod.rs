@@ -19,14 +19,20 @@ pub use crate::tuning::{Followed, TuningPin, follow};
 
 // Hardening: settings and results.
 pub use crate::config::{
+    AblationPoint, AttackPoint, CombineChoice, DefenceConfig, FrozenAttackPoint, NoisePoint, PointConfig, RoundConfig,
+    RoundingPoint, StepPoint, TermConfig, TrainedConfig,
+};
+pub use crate::config::{
     AdversaryConfig, CheckpointConfig, Choices, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection,
     OuterConfig, ParameterChoice, RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint,
     ScriptEntry, StatesChoice, SwitchDraw, TarConfig, TrLoss,
 };
+pub use crate::objective::{EntropyOver, TermLoss};
 pub use crate::run::HardenSummary;
 pub use crate::safeguard::Losses as SafeguardLosses;
 pub use crate::tar::{
-    Curriculum, Draw, LearningRates, OuterReport, PoolSettings, RateRange, ShareRange, TrajectoryReport,
+    Curriculum, Direction, Draw, LearningRates, OuterReport, PoolSettings, RateRange, ShareRange, TermReport,
+    TrajectoryReport,
 };
 
 // Low-rank extrapolation.

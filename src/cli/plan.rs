@@ -43,7 +43,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.json {
         print::json(&plan)?;
     } else {
-        print::text(&describe(&plan, config.tar.outer_steps)?)?;
+        print::text(&describe(&plan, config.outer_steps())?)?;
     }
     Ok(plan.ensure_fits()?)
 }

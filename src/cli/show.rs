@@ -1,5 +1,6 @@
 //! Long runs show their progress on stderr: a progress bar on a terminal, a plain line now and then elsewhere.
 
+use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -72,7 +73,7 @@ impl Progress {
         }
     }
 
-    fn step(&mut self, step: u64, numbers: &[(&str, f64)]) {
+    fn step(&mut self, step: u64, numbers: &[(Cow<str>, f64)]) {
         let shown: Vec<String> = numbers.iter().map(|(name, value)| format!("{name} {}", short(*value))).collect();
         self.numbers = shown.join(" ");
         match &self.bar {

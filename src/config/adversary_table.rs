@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::attack_table::check_targets;
-use super::{Choices, CompatConfig, DataNames, ParameterChoice, TarConfig};
+use super::{Choices, CompatConfig, DataNames, ParameterChoice};
 use crate::error::Result;
 use crate::model::{AdapterConfig, Projection};
 use crate::optimizer::{Decay, OptimizerConfig, OptimizerKind, Schedule};
@@ -152,25 +152,20 @@ impl AdversaryConfig {
         }
     }
 
-    /// The whole length of its attacks.
-    pub fn whole_length(&self, tar: &TarConfig) -> AttackLength {
+    /// The whole length of its attacks, where those of others are as long as `length` says.
+    pub fn whole_length(&self, length: AttackLength) -> AttackLength {
         AttackLength {
-            inner_steps: self.inner_steps.unwrap_or(tar.inner_steps),
-            tr_every: self.tr_every.unwrap_or(tar.tr_every),
+            inner_steps: self.inner_steps.unwrap_or(length.inner_steps),
+            tr_every: self.tr_every.unwrap_or(length.tr_every),
         }
     }
 
-    /// The stream of its tamper-resistance loss.
-    pub fn tr_stream<'a>(&'a self, tar: &'a TarConfig) -> &'a str {
-        self.tr_data.as_deref().unwrap_or(&tar.tr_data)
-    }
-
     /// The optimizer of an attack that has drawn `lr`, with the first of its schedules.
-    pub fn optimizer_config(&self, lr: f64, tar: &TarConfig, compat: &CompatConfig) -> OptimizerConfig {
+    pub fn optimizer_config(&self, lr: f64, length: AttackLength, compat: &CompatConfig) -> OptimizerConfig {
         let schedule = Schedule {
             warmup: self.warmup,
             decay: self.schedule.0.first().copied().unwrap_or(Decay::Constant),
-            total: self.whole_length(tar).inner_steps,
+            total: self.whole_length(length).inner_steps,
             official_warmup: compat.official_warmup,
         };
         let plain = OptimizerConfig::new(self.optimizer, lr);
@@ -205,7 +200,7 @@ impl AdversaryConfig {
     }
 
     /// Fails where one of its attacks is out of range; `key` is the place of its table.
-    pub(super) fn check_attacks(&self, key: &str, tar: &TarConfig, compat: &CompatConfig) -> Result<()> {
+    pub(super) fn check_attacks(&self, key: &str, length: AttackLength, compat: &CompatConfig) -> Result<()> {
         check_targets(&format!("{key}.targets"), &self.targets)?;
         self.lr.check(&format!("{key}.lr"))?;
         has_entries(&format!("{key}.schedule"), &self.schedule)?;
@@ -213,8 +208,8 @@ impl AdversaryConfig {
         // A switch, where it has one, is at step 0.
         let source = self.data.try_map(|name| Ok(name.clone()), |()| Ok(0))?;
         let lr = self.lr.ends().first().copied().unwrap_or_default();
-        let steps = self.whole_length(tar).inner_steps;
-        let plain = FineTune::new(source, self.optimizer_config(lr, tar, compat), steps);
+        let steps = self.whole_length(length).inner_steps;
+        let plain = FineTune::new(source, self.optimizer_config(lr, length, compat), steps);
         let attack = FineTune { adapter: self.adapter_config(), batch: self.batch, ..plain };
         attack.check(key)?;
         // What is drawn of one list does not decide what may be drawn of another.

@@ -196,6 +196,46 @@ pub(super) mod number_or_equal {
     }
 }
 
+/// A table of layers and modules, or the text `"all"` for `None`.
+pub(super) mod part_or_all {
+    use std::fmt;
+
+    use serde::de::value::MapAccessDeserializer;
+    use serde::de::{Error, MapAccess, Unexpected, Visitor};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::config::TrainedConfig;
+
+    pub fn serialize<S: Serializer>(value: &Option<TrainedConfig>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(part) => part.serialize(serializer),
+            None => serializer.serialize_str("all"),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TrainedConfig>, D::Error> {
+        struct PartOrAll;
+
+        impl<'de> Visitor<'de> for PartOrAll {
+            type Value = Option<TrainedConfig>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("\"all\" or a table of layers and modules")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Option<TrainedConfig>, E> {
+                if text == "all" { Ok(None) } else { Err(E::invalid_value(Unexpected::Str(text), &self)) }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Option<TrainedConfig>, A::Error> {
+                TrainedConfig::deserialize(MapAccessDeserializer::new(table)).map(Some)
+            }
+        }
+
+        deserializer.deserialize_any(PartOrAll)
+    }
+}
+
 /// A boolean, or the text `"auto"` for `None`.
 pub(super) mod boolean_or_auto {
     use std::fmt;

@@ -8,12 +8,16 @@ use crate::fingerprint::Fingerprint;
 use crate::settings::{Node, Origin, Value, add_place, located, parse, read_text, suggestion, to_toml, typed};
 use crate::tuning::TuningPin;
 
-/// The presets: published hyperparameters of TAR, without the paths of data and models.
-const PRESETS: [(&str, &str); 4] = [
+/// The presets: published hyperparameters, without the paths of data and models.
+const PRESETS: [(&str, &str); 8] = [
     ("bio", include_str!("presets/bio.toml")),
     ("cyber", include_str!("presets/cyber.toml")),
     ("chem", include_str!("presets/chem.toml")),
     ("refusal", include_str!("presets/refusal.toml")),
+    ("tar", include_str!("presets/tar.toml")),
+    ("patcher", include_str!("presets/patcher.toml")),
+    ("booster", include_str!("presets/booster.toml")),
+    ("ablation-resistant", include_str!("presets/ablation-resistant.toml")),
 ];
 
 impl RunConfig {
@@ -73,11 +77,10 @@ impl RunConfig {
 
     /// Tells runs whose steps differ apart. All settings count but those that only say how long to run, what to write and
     /// what to keep (`model.dtype`, `compat.schedulefree_point`, `[checkpoint]`, `memory.recompute`,
-    /// `memory.step_in_backward`, and `tar.outer_steps` unless the outer learning rate decays until the last of them), and
+    /// `memory.step_in_backward`, and `outer_steps` unless the outer learning rate decays until the last of them), and
     /// `tuning`, of which checkpoints keep what matters. A path counts by its last part, so that a run can be moved to
     /// another folder and resumed there.
     pub fn config_hash(&self) -> Result<Fingerprint> {
-        let outer_steps = if self.tar.outer.schedule.depends_on_length() { self.tar.outer_steps } else { 0 };
         let mut steps = Self {
             preset: None,
             // Checkpoints know the choices themselves.
@@ -86,9 +89,11 @@ impl RunConfig {
             memory: super::MemoryConfig { states: self.memory.states, ..Default::default() },
             model: super::ModelSection { dtype: None, ..self.model.clone() },
             compat: super::CompatConfig { schedulefree_point: Default::default(), ..self.compat.clone() },
-            tar: super::TarConfig { outer_steps, ..self.tar.clone() },
             ..self.clone()
         };
+        if !self.composition().outer.schedule.depends_on_length() {
+            steps.set_outer_steps(0);
+        }
         for path in steps.paths_mut() {
             *path = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default().into();
         }

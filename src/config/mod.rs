@@ -6,6 +6,9 @@ mod attack_file;
 mod attack_table;
 #[cfg(test)]
 mod attack_tests;
+mod defence;
+#[cfg(test)]
+mod defence_tests;
 mod forms;
 mod load;
 mod method;
@@ -14,12 +17,18 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod validate_defence;
 
 pub use abliteration_table::AbliterationSearch;
 pub use adversary_table::{AdversaryConfig, ScriptEntry, SwitchDraw};
 pub use attack_file::{AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackModel};
 pub use attack_table::{AttackForm, AttackTable};
+pub use defence::{
+    AblationPoint, AttackPoint, CombineChoice, DefenceConfig, FrozenAttackPoint, NoisePoint, PointConfig, RoundConfig,
+    RoundingPoint, StepPoint, TermConfig, TrainedConfig,
+};
 pub use forms::{Choices, Texts};
+pub use method::{SimulatedAttacks, TakenGradient};
 pub use schema::{
     CheckpointConfig, CompatConfig, DataConfig, DataNames, MemoryConfig, ModelSection, OuterConfig, ParameterChoice,
     RecomputeChoice, RunConfig, SafeguardConfig, SafeguardMethod, SchedulefreePoint, StatesChoice, TarConfig, TrLoss,

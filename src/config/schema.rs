@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdversaryConfig, ScriptEntry, forms};
+use super::{AdversaryConfig, DefenceConfig, ScriptEntry, forms};
 use crate::data::{Columns, DataFile};
 use crate::huggingface::ExportDType;
 use crate::model::Recompute;
@@ -19,7 +19,7 @@ use crate::tuning::TuningPin;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// The preset that the file starts from (`bio`, `cyber`, `chem`, `refusal`); its own keys win. A resolved file holds
+    /// The preset that the file starts from (`bio`, `booster`, …: docs/defences.md); its own keys win. A resolved file holds
     /// the values instead of the name.
     #[serde(default, skip_serializing)]
     pub preset: Option<String>,
@@ -37,8 +37,12 @@ pub struct RunConfig {
     /// A plain safeguard to train first; absent where the model has had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safeguard: Option<SafeguardConfig>,
-    /// The method.
+    /// TAR.
+    #[serde(default, skip_serializing_if = "TarConfig::is_default")]
     pub tar: TarConfig,
+    /// Another defence in the place of `[tar]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defence: Option<DefenceConfig>,
     /// When to write checkpoints.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
@@ -116,6 +120,9 @@ pub struct SafeguardConfig {
     pub method: SafeguardMethod,
     /// Stream of restricted data (for refusal: of preference pairs).
     pub data: String,
+    /// Stream of its retain loss; that of `[tar]` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_data: Option<String>,
     /// Steps. The published random mapping takes 600.
     #[serde(default = "safeguard_steps")]
     pub steps: u64,

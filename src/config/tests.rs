@@ -41,12 +41,12 @@ switch = { beta = [6, 3] }
 lr = [2e-5, 4e-5]
 "#;
 
-fn load(text: &str, overrides: &[&str]) -> Result<RunConfig, Error> {
+pub(super) fn load(text: &str, overrides: &[&str]) -> Result<RunConfig, Error> {
     let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
     RunConfig::from_text(text, Path::new("/runs/run.toml"), &overrides)
 }
 
-fn message(text: &str, overrides: &[&str]) -> String {
+pub(super) fn message(text: &str, overrides: &[&str]) -> String {
     let error = load(text, overrides).unwrap_err();
     assert_eq!(error.exit_code(), 2, "{error}");
     let line = error.to_string();
@@ -262,7 +262,7 @@ fn adversaries_may_draw_from_ranges() {
     let adversary = &config.tar.adversary[0];
     assert_eq!(adversary.lr, LearningRates::Range(RateRange { from: 1e-5, to: 1e-3 }));
     assert!(adversary.adapter_configs().iter().map(|a| (a.rank, a.scale())).eq([(8, 2.0), (2, 2.0)]));
-    assert_eq!(adversary.whole_length(&config.tar), AttackLength { inner_steps: 40, tr_every: 10 });
+    assert_eq!(adversary.whole_length(config.tar.length()), AttackLength { inner_steps: 40, tr_every: 10 });
     assert!(config.used_streams().contains("retain"));
     for (change, expected) in [
         ("tar.adversary.0.share.of=meta", "tar.adversary.0.share.of: `meta` is no stream of the mixture"),
@@ -402,7 +402,7 @@ fn the_example_is_complete() {
 }
 
 /// The dotted paths of all keys; entries of lists of tables, and streams, count as one.
-fn keys(path: &str, value: &toml::Value, all: &mut Vec<String>) {
+pub(super) fn keys(path: &str, value: &toml::Value, all: &mut Vec<String>) {
     match value {
         toml::Value::Table(table) => {
             for (key, value) in table {

@@ -1,10 +1,12 @@
 //! What must hold between the settings of a run file. Each finding names the key and the remedy.
 
+use super::validate_defence;
 use super::{AdversaryConfig, DataConfig, ParameterChoice, RunConfig, SchedulefreePoint, ScriptEntry};
 use crate::data::check_batch;
 use crate::error::Result;
-use crate::optimizer::OptimizerKind;
+use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::settings::{at_least, betas, fault, finite, not_negative, positive, suggestion};
+use crate::tar::AttackLength;
 use crate::training::{Source, check_optimizer};
 
 /// Checks `config`. `written` tells whether a dotted key stands in the run file, its preset or an override.
@@ -14,19 +16,38 @@ pub(super) fn check(config: &RunConfig, written: impl Fn(&str) -> bool) -> Resul
     }
     if let Some(safeguard) = &config.safeguard {
         stream_exists(config, "safeguard.data", &safeguard.data)?;
+        if safeguard.retain_data.is_some() || config.defence.is_some() {
+            stream_exists(config, "safeguard.retain_data", config.safeguard_retain(safeguard))?;
+        }
         at_least("safeguard.steps", safeguard.steps, 1)?;
         check_optimizer("safeguard", &safeguard.optimizer_config())?;
     }
-    check_method(config)?;
-    check_outer(config)?;
-    check_adversaries(config, &written)?;
-    for (index, entry) in config.tar.script.iter().enumerate() {
-        check_script(config, &format!("tar.script.{index}"), entry)?;
+    match &config.defence {
+        Some(defence) => validate_defence::check(config, defence, &written)?,
+        None => check_tar(config, &written)?,
     }
     if config.checkpoint.keep == 0 {
         return Err(fault("checkpoint.keep", "is 0", "keep at least 1, or write none with checkpoint.every = 0"));
     }
     Ok(())
+}
+
+/// Checks `[tar]`.
+fn check_tar(config: &RunConfig, written: &impl Fn(&str) -> bool) -> Result<()> {
+    let tar = &config.tar;
+    if !written("tar") {
+        return Err(fault("tar", "missing", "add a table [tar] or [defence], or a preset"));
+    }
+    check_method(config)?;
+    check_outer(config, "tar.outer", &tar.outer.optimizer_config(tar.outer_steps))?;
+    let simulated = Simulated {
+        key: "tar",
+        adversaries: &tar.adversary,
+        script: &tar.script,
+        length: tar.length(),
+        trajectories: tar.outer_steps.saturating_mul(tar.tasks_per_step),
+    };
+    simulated.check(config, written)
 }
 
 fn check_stream(key: &str, stream: &DataConfig) -> Result<()> {
@@ -69,45 +90,140 @@ fn check_method(config: &RunConfig) -> Result<()> {
     stream_exists(config, "tar.retain_data", &tar.retain_data)
 }
 
-fn check_outer(config: &RunConfig) -> Result<()> {
-    let outer = &config.tar.outer;
-    betas("tar.outer.betas", outer.betas)?;
-    check_optimizer("tar.outer", &outer.optimizer_config(config.tar.outer_steps))?;
-    let schedule_free = outer.optimizer == OptimizerKind::ScheduleFreeAdamW;
+/// Checks the outer optimizer; `key` is the place of its table.
+pub(super) fn check_outer(config: &RunConfig, key: &str, outer: &OptimizerConfig) -> Result<()> {
+    betas(&format!("{key}.betas"), outer.betas)?;
+    check_optimizer(key, outer)?;
+    let schedule_free = outer.kind == OptimizerKind::ScheduleFreeAdamW;
     if config.compat.schedulefree_point == SchedulefreePoint::Train && !schedule_free {
         let problem = "has no effect: the outer optimizer is not schedule-free";
-        return Err(fault(
-            "compat.schedulefree_point",
-            problem,
-            "remove it, or set tar.outer.optimizer = \"schedulefree_adamw\"",
-        ));
+        let remedy = format!("remove it, or set {key}.optimizer = \"schedulefree_adamw\"");
+        return Err(fault("compat.schedulefree_point", problem, remedy));
     }
     Ok(())
 }
 
-fn check_adversaries(config: &RunConfig, written: &impl Fn(&str) -> bool) -> Result<()> {
-    let adversaries = &config.tar.adversary;
-    if adversaries.is_empty() {
-        return Err(fault("tar.adversary", "there is none", "add a table [[tar.adversary]] with name, data and lr"));
-    }
-    for (index, adversary) in adversaries.iter().enumerate() {
-        let key = format!("tar.adversary.{index}");
-        if adversaries[..index].iter().any(|other| other.name == adversary.name) {
-            let problem = format!("`{}` is the name of two adversaries", adversary.name);
-            return Err(fault(format!("{key}.name"), problem, "give each its own"));
+/// The simulated attacks of a run, and the place of their tables.
+pub(super) struct Simulated<'a> {
+    /// `tar` or `defence`.
+    pub key: &'static str,
+    pub adversaries: &'a [AdversaryConfig],
+    pub script: &'a [ScriptEntry],
+    /// The length of attacks whose adversary has none of its own.
+    pub length: AttackLength,
+    /// Attacks of the whole run.
+    pub trajectories: u64,
+}
+
+impl Simulated<'_> {
+    pub(super) fn check(&self, config: &RunConfig, written: &impl Fn(&str) -> bool) -> Result<()> {
+        let Self { key: place, adversaries, .. } = self;
+        let list = format!("{place}.adversary");
+        if adversaries.is_empty() {
+            return Err(fault(&list, "there is none", format!("add a table [[{list}]] with name, data and lr")));
         }
-        check_adversary(config, &key, adversary)?;
-        refuse_idle_adapter(&key, adversary, &written)?;
+        for (index, adversary) in adversaries.iter().enumerate() {
+            let key = format!("{list}.{index}");
+            if adversaries[..index].iter().any(|other| other.name == adversary.name) {
+                let problem = format!("`{}` is the name of two adversaries", adversary.name);
+                return Err(fault(format!("{key}.name"), problem, "give each its own"));
+            }
+            self.check_adversary(config, &key, adversary)?;
+            refuse_idle_adapter(&key, adversary, written)?;
+        }
+        let total: f64 = adversaries.iter().map(|adversary| adversary.weight).sum();
+        if !(total > 0.0 && total.is_finite()) {
+            return Err(fault(list, "the weights add up to 0 or to no finite number", "give one a weight above 0"));
+        }
+        for (index, entry) in self.script.iter().enumerate() {
+            self.check_script(&format!("{place}.script.{index}"), entry)?;
+        }
+        Ok(())
     }
-    let total: f64 = adversaries.iter().map(|adversary| adversary.weight).sum();
-    if !(total > 0.0 && total.is_finite()) {
-        return Err(fault(
-            "tar.adversary",
-            "the weights add up to 0 or to no finite number",
-            "give one a weight above 0",
-        ));
+
+    fn check_adversary(&self, config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
+        if adversary.name.is_empty() {
+            return Err(fault(format!("{key}.name"), "is empty", "give it a name for logs and scripts"));
+        }
+        not_negative(&format!("{key}.weight"), adversary.weight)?;
+        self.check_adversary_data(config, key, adversary)?;
+        self.check_length(config, key, adversary)?;
+        adversary.check_attacks(key, self.length, &config.compat)
     }
-    Ok(())
+
+    /// What an adversary has of its own in the place of the method's: K, the steps between gradients, the size of batches.
+    fn check_length(&self, config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
+        let length = adversary.whole_length(self.length);
+        at_least(&format!("{key}.inner_steps"), length.inner_steps, 1)?;
+        at_least(&format!("{key}.tr_every"), length.tr_every, 1)?;
+        if length.tr_every > length.inner_steps {
+            let own = if adversary.tr_every.is_some() { "tr_every" } else { "inner_steps" };
+            let problem = format!(
+                "a gradient after every {} of {} inner steps: no TR gradient is ever taken",
+                length.tr_every, length.inner_steps
+            );
+            return Err(fault(format!("{key}.{own}"), problem, "give it a tr_every of at most its inner_steps"));
+        }
+        let Some(batch) = adversary.batch else { return Ok(()) };
+        let of_batch = format!("{key}.batch");
+        at_least(&of_batch, batch as u64, 1)?;
+        let streams = adversary.data.streams().into_iter().filter_map(|name| config.data.get(name));
+        streams.into_iter().try_for_each(|stream| check_batch(&of_batch, batch, stream.max_length))
+    }
+
+    fn check_adversary_data(&self, config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
+        let data = format!("{key}.data");
+        for name in adversary.data.streams() {
+            stream_exists(config, &data, name)?;
+        }
+        if let Some(name) = &adversary.tr_data {
+            stream_exists(config, &format!("{key}.tr_data"), name)?;
+        }
+        if let Some(share) = &adversary.share {
+            share.check(&format!("{key}.share"), &adversary.data)?;
+        }
+        let switch = format!("{key}.switch");
+        match (&adversary.data, adversary.switch) {
+            (Source::Switch { .. }, None) if self.draws_are_left() => {
+                Err(fault(switch, "missing for an adversary of two streams", "add switch = { beta = [6, 3] }"))
+            }
+            (Source::Switch { .. }, Some(draw)) => {
+                positive(&format!("{switch}.beta"), draw.beta[0])?;
+                positive(&format!("{switch}.beta"), draw.beta[1])
+            }
+            (Source::Switch { .. }, None) | (_, None) => Ok(()),
+            (_, Some(_)) => {
+                Err(fault(switch, "needs two streams to switch between", "write data = [\"first\", \"second\"]"))
+            }
+        }
+    }
+
+    /// Whether a trajectory is left to chance after the script.
+    fn draws_are_left(&self) -> bool {
+        (self.script.len() as u64) < self.trajectories
+    }
+
+    fn check_script(&self, key: &str, entry: &ScriptEntry) -> Result<()> {
+        let adversaries = self.adversaries;
+        let Some(adversary) = adversaries.iter().find(|adversary| adversary.name == entry.adversary) else {
+            let names = adversaries.iter().map(|adversary| adversary.name.as_str());
+            let problem = format!("there is no adversary `{}`", entry.adversary);
+            return Err(fault(format!("{key}.adversary"), problem, suggestion(&entry.adversary, names)));
+        };
+        positive(&format!("{key}.lr"), entry.lr)?;
+        let switch = format!("{key}.switch_at");
+        let inner_steps = adversary.whole_length(self.length).inner_steps;
+        match (&adversary.data, entry.switch_at) {
+            (Source::Switch { .. }, None) => {
+                Err(fault(switch, "missing for an adversary of two streams", "add the inner step at which it switches"))
+            }
+            (Source::Switch { .. }, Some(step)) if step > inner_steps => {
+                Err(fault(switch, format!("is {step}"), format!("use at most inner_steps = {inner_steps}")))
+            }
+            (Source::Switch { .. }, Some(_)) | (_, None) => Ok(()),
+            (_, Some(_)) => Err(fault(switch, format!("`{}` has one stage", adversary.name), "remove it")),
+        }
+    }
 }
 
 /// Fails where a full-parameter adversary says something of an adapter.
@@ -133,91 +249,7 @@ fn refuse_idle_adapter(key: &str, adversary: &AdversaryConfig, written: &impl Fn
     }
 }
 
-fn check_adversary(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
-    if adversary.name.is_empty() {
-        return Err(fault(format!("{key}.name"), "is empty", "give it a name for logs and scripts"));
-    }
-    not_negative(&format!("{key}.weight"), adversary.weight)?;
-    check_adversary_data(config, key, adversary)?;
-    check_length(config, key, adversary)?;
-    adversary.check_attacks(key, &config.tar, &config.compat)
-}
-
-/// What an adversary has of its own in the place of the method's: K, the steps between gradients, the size of batches.
-fn check_length(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
-    let length = adversary.whole_length(&config.tar);
-    at_least(&format!("{key}.inner_steps"), length.inner_steps, 1)?;
-    at_least(&format!("{key}.tr_every"), length.tr_every, 1)?;
-    if length.tr_every > length.inner_steps {
-        let own = if adversary.tr_every.is_some() { "tr_every" } else { "inner_steps" };
-        let problem = format!(
-            "a gradient after every {} of {} inner steps: no TR gradient is ever taken",
-            length.tr_every, length.inner_steps
-        );
-        return Err(fault(format!("{key}.{own}"), problem, "give it a tr_every of at most its inner_steps"));
-    }
-    let Some(batch) = adversary.batch else { return Ok(()) };
-    let key = format!("{key}.batch");
-    at_least(&key, batch as u64, 1)?;
-    let streams = adversary.data.streams().into_iter().filter_map(|name| config.data.get(name));
-    streams.into_iter().try_for_each(|stream| check_batch(&key, batch, stream.max_length))
-}
-
-fn check_adversary_data(config: &RunConfig, key: &str, adversary: &AdversaryConfig) -> Result<()> {
-    let data = format!("{key}.data");
-    for name in adversary.data.streams() {
-        stream_exists(config, &data, name)?;
-    }
-    if let Some(name) = &adversary.tr_data {
-        stream_exists(config, &format!("{key}.tr_data"), name)?;
-    }
-    if let Some(share) = &adversary.share {
-        share.check(&format!("{key}.share"), &adversary.data)?;
-    }
-    let switch = format!("{key}.switch");
-    match (&adversary.data, adversary.switch) {
-        (Source::Switch { .. }, None) if draws_are_left(config) => {
-            Err(fault(switch, "missing for an adversary of two streams", "add switch = { beta = [6, 3] }"))
-        }
-        (Source::Switch { .. }, Some(draw)) => {
-            positive(&format!("{switch}.beta"), draw.beta[0])?;
-            positive(&format!("{switch}.beta"), draw.beta[1])
-        }
-        (Source::Switch { .. }, None) | (_, None) => Ok(()),
-        (_, Some(_)) => {
-            Err(fault(switch, "needs two streams to switch between", "write data = [\"first\", \"second\"]"))
-        }
-    }
-}
-
-/// Whether a trajectory is left to chance after the script.
-fn draws_are_left(config: &RunConfig) -> bool {
-    (config.tar.script.len() as u64) < config.tar.outer_steps.saturating_mul(config.tar.tasks_per_step)
-}
-
-fn check_script(config: &RunConfig, key: &str, entry: &ScriptEntry) -> Result<()> {
-    let adversaries = &config.tar.adversary;
-    let Some(adversary) = adversaries.iter().find(|adversary| adversary.name == entry.adversary) else {
-        let names = adversaries.iter().map(|adversary| adversary.name.as_str());
-        let problem = format!("there is no adversary `{}`", entry.adversary);
-        return Err(fault(format!("{key}.adversary"), problem, suggestion(&entry.adversary, names)));
-    };
-    positive(&format!("{key}.lr"), entry.lr)?;
-    let switch = format!("{key}.switch_at");
-    let inner_steps = adversary.whole_length(&config.tar).inner_steps;
-    match (&adversary.data, entry.switch_at) {
-        (Source::Switch { .. }, None) => {
-            Err(fault(switch, "missing for an adversary of two streams", "add the inner step at which it switches"))
-        }
-        (Source::Switch { .. }, Some(step)) if step > inner_steps => {
-            Err(fault(switch, format!("is {step}"), format!("use at most inner_steps = {inner_steps}")))
-        }
-        (Source::Switch { .. }, Some(_)) | (_, None) => Ok(()),
-        (_, Some(_)) => Err(fault(switch, format!("`{}` has one stage", adversary.name), "remove it")),
-    }
-}
-
-fn stream_exists(config: &RunConfig, key: &str, name: &str) -> Result<()> {
+pub(super) fn stream_exists(config: &RunConfig, key: &str, name: &str) -> Result<()> {
     if config.data.contains_key(name) {
         return Ok(());
     }

@@ -270,13 +270,13 @@ impl<B: Backend> Experiment<B> {
 
     fn harden(&mut self, weights: Parameters<B>, base: Parameters<B>, observe: &mut Observer) -> Result<Vec<f32>> {
         let steps = self.course.outer_steps;
-        let inner_steps = self.course.inner_steps;
         observe(Event::Begin { phase: Phase::Harden, from: 0, steps })?;
         let (settings, streams) = hardening::method(&self.course, &self.facts)?;
         let model = Arc::clone(&self.model);
         let mut hardener = Hardener::new(model, weights, base, streams, settings)?;
         for step in 0..steps {
-            let report = hardener.outer_step(&mut |_, k| observe(Event::InnerStep { step: k, of: inner_steps }))?;
+            let report =
+                hardener.outer_step(&mut |inner| observe(Event::InnerStep { step: inner.step, of: inner.of }))?;
             observe(Event::Step { step: step + 1, measured: Measured::Outer(&report) })?;
         }
         observe(Event::End)?;

@@ -36,6 +36,16 @@ impl<B: Backend> Gradients<B> {
         GradientView { range: 0..self.layout.len(), values: self.flat() }
     }
 
+    /// The values at `range` of the layout.
+    ///
+    /// # Panics
+    /// When the layout ends before the range does.
+    pub fn part(&self, range: Range<usize>) -> GradientView<'_, B> {
+        assert!(range.end <= self.layout.len(), "gradients {range:?} of {}", self.layout.len());
+        let values = Matrix { buffer: self.values.buffer(), offset: range.start, rows: 1, cols: range.len() };
+        GradientView { range, values }
+    }
+
     /// As [`Gradients::view`], to write.
     pub fn view_mut(&mut self) -> GradientViewMut<'_, B> {
         GradientViewMut { range: 0..self.layout.len(), values: self.values.view_mut() }
@@ -54,6 +64,12 @@ impl<B: Backend> Gradients<B> {
     /// Σ g², in f64. Waits for the device.
     pub fn squared_norm(&self, backend: &B) -> Result<f64> {
         backend.run(ops::SquaredNorm { x: self.flat() })
+    }
+
+    /// The L2 norm over `places` of the layout. Waits for the device.
+    pub fn norm_of(&self, backend: &B, places: &[Range<usize>]) -> Result<f64> {
+        let square = |place: &Range<usize>| backend.run(ops::SquaredNorm { x: self.part(place.clone()).values });
+        Ok(places.iter().map(square).sum::<Result<f64>>()?.sqrt())
     }
 
     /// All values on the host. Waits for the device.

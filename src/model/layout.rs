@@ -196,6 +196,11 @@ impl ModelLayout {
         &self.layers[layer]
     }
 
+    /// The number of layers.
+    pub fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
     /// The final norm, [1, d].
     pub fn final_norm(&self) -> Block {
         self.final_norm

@@ -1,5 +1,7 @@
 //! [`TermLoss`]: the losses that a defence is composed of, each a method of the [`Evaluator`], under one interface.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     EntropyOver, Evaluator, HiddenTerm, LossBatch, LossPass, Margin, NegativePreferences, PreferencePairs,
     Representations, Teacher, Teaching,
@@ -7,18 +9,24 @@ use super::{
 use crate::error::{Error, Result};
 use crate::model::{HiddenStates, Parameters, Subject};
 use crate::ops::Backend;
+use crate::settings::{not_negative, positive};
 
-/// A loss that a term of a defence minimises. Its weight and sign are the scale of the [`LossPass`].
-#[derive(Clone, Debug, PartialEq)]
+/// A loss that a term of a defence minimises. Its weight and sign are the scale of the [`LossPass`]. Run files write it by its
+/// name, or as a table of its name and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TermLoss {
     /// [`Evaluator::cross_entropy`].
     CrossEntropy,
     /// [`Evaluator::negative_entropy`].
+    #[serde(rename = "max_entropy")]
     NegativeEntropy {
         /// Positions that the mean is taken over.
+        #[serde(default)]
         over: EntropyOver,
     },
     /// [`Evaluator::preference`] against the reference model.
+    #[serde(rename = "dpo")]
     Preference {
         /// β.
         beta: f32,
@@ -26,18 +34,22 @@ pub enum TermLoss {
     /// [`Evaluator::retain`]: cross-entropy, and the distance to the reference model's hidden states in a slot of its own.
     Retain {
         /// Positions that the distance averages over.
+        #[serde(default)]
         over: EntropyOver,
     },
     /// [`Evaluator::chosen_states`].
     HiddenStates(HiddenTerm),
     /// [`Evaluator::negative_preference`] against the reference model (NPO).
+    #[serde(rename = "npo")]
     NegativePreference {
         /// β.
         beta: f32,
         /// Whether log-probabilities are divided by the number of learned tokens of their sequence.
+        #[serde(default)]
         length_normalised: bool,
     },
     /// [`Evaluator::simple_negative_preference`] (SimNPO).
+    #[serde(rename = "simnpo")]
     SimpleNegativePreference {
         /// β.
         beta: f32,
@@ -49,11 +61,13 @@ pub enum TermLoss {
         /// The token that is to follow every other.
         token: u32,
         /// Positions that the mean is taken over.
+        #[serde(default)]
         over: EntropyOver,
     },
     /// [`Evaluator::teacher_divergence`], with the reference model as the teacher.
     TeacherDivergence {
         /// Positions that the mean is taken over.
+        #[serde(default)]
         over: EntropyOver,
     },
 }
@@ -117,6 +131,39 @@ impl TermLoss {
             | Self::SimpleNegativePreference { .. }
             | Self::Collapse { .. }
             | Self::TeacherDivergence { .. } => 1,
+        }
+    }
+
+    /// The number of sequences that each sample of its data is: pairs are two.
+    pub fn sequences_of_sample(&self) -> usize {
+        if matches!(self, Self::Preference { .. }) { 2 } else { 1 }
+    }
+
+    /// Whether it keeps the reference model's hidden states between [`TermLoss::prepare`] and its last pass.
+    pub fn keeps_hidden_states(&self) -> bool {
+        match self {
+            Self::Retain { .. } => true,
+            Self::HiddenStates(term) => term.needs_reference(),
+            _ => false,
+        }
+    }
+
+    /// Fails where a setting is out of its range. `key` is the place of the loss.
+    pub(crate) fn check(&self, key: &str) -> Result<()> {
+        match self {
+            Self::Preference { beta } => positive(&format!("{key}.dpo.beta"), f64::from(*beta)),
+            Self::NegativePreference { beta, .. } => positive(&format!("{key}.npo.beta"), f64::from(*beta)),
+            Self::SimpleNegativePreference { beta, gamma } => {
+                positive(&format!("{key}.simnpo.beta"), f64::from(*beta))?;
+                not_negative(&format!("{key}.simnpo.gamma"), f64::from(*gamma))
+            }
+            Self::HiddenStates(term) => term.check(&format!("{key}.hidden_states")),
+            // Whether the vocabulary has the token of a collapse is seen when the model is.
+            Self::CrossEntropy
+            | Self::NegativeEntropy { .. }
+            | Self::Retain { .. }
+            | Self::Collapse { .. }
+            | Self::TeacherDivergence { .. } => Ok(()),
         }
     }
 

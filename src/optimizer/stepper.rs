@@ -1,5 +1,7 @@
 //! An optimizer's states, in device memory or parked in main memory, and its step.
 
+use std::ops::Range;
+
 use super::OptimizerConfig;
 use super::coefficients::{Coefficients, coefficients};
 use crate::error::{Error, Result};
@@ -138,8 +140,20 @@ impl<B: Backend> Optimizer<B> {
 
     /// One step on the parameters that `gradients` holds: all of them. An error leaves the optimizer's progress as it was.
     pub fn step(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
+        let all = 0..gradients.layout().len();
+        self.step_parts(backend, parameters, gradients, std::slice::from_ref(&all))
+    }
+
+    /// As [`Optimizer::step`], on the parameters at `places` alone: the others stay as they are, and so do their states.
+    pub fn step_parts(
+        &mut self,
+        backend: &B,
+        parameters: &mut Parameters<B>,
+        gradients: &Gradients<B>,
+        places: &[Range<usize>],
+    ) -> Result<()> {
         let step = self.begin(backend)?;
-        self.step_part(backend, parameters, gradients.view())?;
+        places.iter().try_for_each(|place| self.step_part(backend, parameters, gradients.part(place.clone())))?;
         self.finish(step);
         Ok(())
     }
@@ -328,16 +342,16 @@ fn device_states<B: Backend>(
 }
 
 /// 0..len in parts of at most `most`: where each starts, and its length.
-fn parts(len: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn parts(len: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..len).step_by(most.max(1)).map(move |start| (start, most.min(len - start)))
 }
 
 /// `len` elements of a flat matrix from `start` on.
-fn part_of<B: Backend>(flat: Matrix<'_, B>, start: usize, len: usize) -> Matrix<'_, B> {
+pub(super) fn part_of<B: Backend>(flat: Matrix<'_, B>, start: usize, len: usize) -> Matrix<'_, B> {
     Matrix { buffer: flat.buffer, offset: flat.offset + start, rows: 1, cols: len }
 }
 
 /// As [`part_of`], to write.
-fn part_mut<'a, B: Backend>(flat: &'a mut MatrixMut<'_, B>, start: usize, len: usize) -> MatrixMut<'a, B> {
+pub(super) fn part_mut<'a, B: Backend>(flat: &'a mut MatrixMut<'_, B>, start: usize, len: usize) -> MatrixMut<'a, B> {
     MatrixMut { buffer: flat.buffer, offset: flat.offset + start, rows: 1, cols: len }
 }

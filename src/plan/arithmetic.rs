@@ -7,9 +7,8 @@
 
 use serde::Serialize;
 
-use crate::config::{AdversaryConfig, ParameterChoice, RunConfig, SafeguardMethod, TarConfig, TrLoss};
+use crate::config::{AdversaryConfig, DefenceConfig, ParameterChoice, RunConfig, SafeguardMethod, TakenGradient};
 use crate::model::{LayerMemory, ModelConfig, Recompute};
-use crate::tar::AttackLength;
 use crate::training::Source;
 
 /// One kind of work in an outer step.
@@ -29,77 +28,41 @@ pub struct Work {
 /// they are on the average of all outer steps. An attack that is met again counts as a new one.
 /// Layers that run forward again to save memory are a row of their own.
 pub(super) fn outer_step(run: &RunConfig, model: &ModelConfig, recompute: Recompute, largest_batch: u64) -> Vec<Work> {
-    let tar = &run.tar;
+    let defence = run.composition();
     let costs = Costs::new(model);
     let mut work = Vec::new();
-    for (adversary, trajectories) in trajectories(tar) {
-        let attack = attack(run, &costs, model, adversary);
-        work.push(attack.times(trajectories));
+    for (adversary, trajectories) in defence.trajectories() {
+        let steps = mean_steps(adversary, &defence);
+        work.push(attack(run, &costs, model, adversary, steps).times(trajectories));
     }
-    work.push(resistance(run, &costs));
-    if tar.retain_scale > 0.0 {
-        work.push(costs.pass("retain gradient", run, &tar.retain_data, Backward::Weights));
+    let gradients = defence.gradients();
+    let batches = |taken: &TakenGradient, name: &str, backward, count: f64| {
+        let pass = costs.pass(name, run, taken.data, backward).times(taken.loss.sequences_of_sample() as f64 * count);
+        Work { passes: count, ..pass }
+    };
+    for taken in &gradients {
+        add_row(&mut work, batches(taken, &taken.name, Backward::Weights, taken.takes));
     }
     if let Recompute::Layers { .. } = recompute {
-        work.push(again(run, &costs, recompute, largest_batch));
+        work.push(again(run, &costs, &defence, recompute, largest_batch));
     }
-    if tar.tr_loss == TrLoss::Dpo {
-        work.push(margins(run, &costs));
-    }
-    if tar.retain_scale > 0.0 && tar.retain_representations {
-        work.push(costs.pass("reference hidden states", run, &tar.retain_data, Backward::None));
+    for taken in gradients.iter().filter(|taken| taken.loss.needs_reference()) {
+        add_row(&mut work, batches(taken, "reference model", Backward::None, taken.visits));
     }
     work
 }
 
-/// The expected share of each adversary in the attacks of an outer step, times their number.
-fn trajectories(tar: &TarConfig) -> impl Iterator<Item = (&AdversaryConfig, f64)> {
-    let total_weight: f64 = tar.adversary.iter().map(|a| a.weight).sum();
-    let tasks = tar.tasks_per_step as f64;
-    tar.adversary.iter().map(move |adversary| (adversary, tasks * adversary.weight / total_weight))
-}
-
-/// Sequences of a row of the tamper-resistance loss.
-fn pairs(tar: &TarConfig) -> f64 {
-    if tar.tr_loss == TrLoss::Dpo { 2.0 } else { 1.0 }
-}
-
-/// The tamper-resistance gradients of an outer step.
-fn resistance(run: &RunConfig, costs: &Costs) -> Work {
-    let tar = &run.tar;
-    let mut sum = Work::none("tamper-resistance gradients");
-    for (adversary, trajectories) in trajectories(tar) {
-        let points = trajectories * mean_points(adversary, tar);
-        let part = costs.pass("", run, adversary.tr_stream(tar), Backward::Weights).times(pairs(tar) * points);
-        sum.add(&Work { passes: points, ..part });
+/// Adds work to the row of its name.
+fn add_row(rows: &mut Vec<Work>, work: Work) {
+    match rows.iter_mut().find(|row| row.name == work.name) {
+        Some(row) => row.add(&work),
+        None => rows.push(work),
     }
-    sum
-}
-
-/// The reference model's log-probabilities of the held-out batches of an outer step.
-fn margins(run: &RunConfig, costs: &Costs) -> Work {
-    let tar = &run.tar;
-    let mut sum = Work::none("reference log-probabilities");
-    for (adversary, trajectories) in trajectories(tar) {
-        let part = costs.pass("", run, adversary.tr_stream(tar), Backward::None).times(pairs(tar) * trajectories);
-        sum.add(&Work { passes: trajectories, ..part });
-    }
-    sum
 }
 
 /// Inner steps of an attack of `adversary`, expected over the outer steps.
-fn mean_steps(adversary: &AdversaryConfig, tar: &TarConfig) -> f64 {
-    mean_of(adversary, tar, |length| length.inner_steps as f64)
-}
-
-/// Tamper-resistance gradients of an attack of `adversary`, expected over the outer steps.
-fn mean_points(adversary: &AdversaryConfig, tar: &TarConfig) -> f64 {
-    mean_of(adversary, tar, |length| length.points() as f64)
-}
-
-fn mean_of(adversary: &AdversaryConfig, tar: &TarConfig, of: impl Fn(AttackLength) -> f64) -> f64 {
-    let whole = adversary.whole_length(tar);
-    tar.curriculum.map_or_else(|| of(whole), |curriculum| curriculum.mean(whole, tar.outer_steps, &of))
+fn mean_steps(adversary: &AdversaryConfig, defence: &DefenceConfig) -> f64 {
+    defence.mean_of(adversary, |length| length.inner_steps as f64)
 }
 
 /// Operations of the plain safeguard of `run`, where it has one: in each step the removal gradient and the retain gradient,
@@ -108,7 +71,7 @@ pub(super) fn safeguard(run: &RunConfig, model: &ModelConfig) -> f64 {
     let Some(table) = &run.safeguard else { return 0.0 };
     let costs = Costs::new(model);
     let flop = |stream: &str, backward| costs.pass("safeguard", run, stream, backward).flop;
-    let retain = &run.tar.retain_data;
+    let retain = run.safeguard_retain(table);
     let gradients = |pairs: f64| pairs * flop(&table.data, Backward::Weights) + flop(retain, Backward::Weights);
     let step = match table.method {
         SafeguardMethod::RandomMapping => gradients(1.0),
@@ -121,8 +84,7 @@ pub(super) fn safeguard(run: &RunConfig, model: &ModelConfig) -> f64 {
 }
 
 /// One trajectory's attack.
-fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &AdversaryConfig) -> Work {
-    let steps = mean_steps(adversary, &run.tar);
+fn attack(run: &RunConfig, costs: &Costs, model: &ModelConfig, adversary: &AdversaryConfig, steps: f64) -> Work {
     let backward = match adversary.params {
         ParameterChoice::Full => Backward::Weights,
         ParameterChoice::Lora => Backward::Inputs,
@@ -161,21 +123,19 @@ fn shares(adversary: &AdversaryConfig, steps: f64) -> Vec<(&str, f64)> {
 }
 
 /// The layers that run forward a second time, without their last product, in passes that have a backward one.
-fn again(run: &RunConfig, costs: &Costs, recompute: Recompute, largest_batch: u64) -> Work {
-    let tar = &run.tar;
+fn again(run: &RunConfig, costs: &Costs, defence: &DefenceConfig, recompute: Recompute, largest_batch: u64) -> Work {
     // Sequences and their length of a batch, and the passes over such batches.
     let mut passes: Vec<((usize, usize), f64)> = Vec::new();
     let size = |stream: &str| run.data.get(stream).map_or((0, 0), |data| (data.batch, data.max_length));
-    for (adversary, trajectories) in trajectories(tar) {
-        for (stream, steps) in shares(adversary, mean_steps(adversary, tar)) {
+    for (adversary, trajectories) in defence.trajectories() {
+        for (stream, steps) in shares(adversary, mean_steps(adversary, defence)) {
             let (batch, length) = size(stream);
             passes.push(((adversary.batch.unwrap_or(batch), length), steps * trajectories));
         }
-        let (rows, length) = size(adversary.tr_stream(tar));
-        passes.push(((rows * pairs(tar) as usize, length), trajectories * mean_points(adversary, tar)));
     }
-    if tar.retain_scale > 0.0 {
-        passes.push((size(&tar.retain_data), 1.0));
+    for taken in defence.gradients() {
+        let (rows, length) = size(taken.data);
+        passes.push(((rows * taken.loss.sequences_of_sample(), length), taken.takes));
     }
     let layers = costs.model.num_hidden_layers;
     let memory = LayerMemory { layers, slots: recompute.slots(layers).rest, capacity: largest_batch as usize };

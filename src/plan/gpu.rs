@@ -5,13 +5,14 @@
 //! step alone touches (unattacked weights, outer optimizer, reference model) and is streamed once an outer step. A batch
 //! goes through the model as a whole.
 
-use super::memory::Needs;
+use super::memory::{Needs, Ways};
 use super::{Buffer, Layout, Place, bytes_in};
 use crate::backend::cuda::loss_head_bytes;
 use crate::config::MemoryConfig;
 use crate::error::{Error, Result};
 use crate::model::Recompute;
 use crate::ops::DType;
+use crate::optimizer::SHIFT_WINDOW;
 use crate::settings::suggestion;
 use crate::tar::OUTER_WINDOW;
 use crate::training::{MemorySettings, Moments};
@@ -156,10 +157,12 @@ fn lay_out(needs: &Needs, choice: MemorySettings, compute: DType) -> Layout {
     };
     let activations = needs.activation_bytes(compute, choice.recompute);
     add(Place::Device, "activations", activations, &format!("{stored}, {how}, {tokens} tokens"));
-    if needs.representations {
-        let states = needs.hidden_states_bytes(compute);
-        add(Place::Device, "reference hidden states", states, &format!("{stored}, for the retain loss"));
-    }
+    let states = needs.hidden_states * needs.hidden_states_bytes(compute);
+    add(Place::Device, "reference hidden states", states, &format!("{stored}, for losses that compare with them"));
+    let Ways { gradients, windows, .. } = needs.ways;
+    let moved = 4 * windows * parameters.min(SHIFT_WINDOW as u64);
+    add(Place::Device, "gradients of steps", 4 * gradients * parameters, "f32, to points at one step along them");
+    add(Place::Device, "windows of points", moved, "f32, through which weights move");
     let vocabulary = needs.model.vocab_size;
     let d = needs.model.hidden_size;
     let logits = loss_head_bytes(tokens as usize, vocabulary, d, compute);
@@ -190,13 +193,16 @@ pub(super) fn safeguard_bytes(needs: &Needs, choice: MemorySettings, compute: DT
 fn add_host(needs: &Needs, element: u64, add: &mut impl FnMut(Place, &str, u64, &str)) {
     let parameters = needs.parameters;
     let states = needs.outer_states;
+    let Ways { vectors, edits, .. } = needs.ways;
+    add(Place::Host, "frozen attack", 4 * vectors * parameters, "f32, what the last attack changed");
+    add(Place::Host, "weights at points", 4 * edits * parameters, "f32, a copy that is edited");
     add(Place::Host, "unattacked weights", 4 * parameters, "f32, pinned");
     add(Place::Host, "outer optimizer", 4 * states * parameters, "f32 states, pinned, touched once an outer step");
     add(Place::Host, "reference weights", element * parameters, "as the device reads them, pinned");
     add(
         Place::Host,
         "checkpoint",
-        4 * (1 + states) * parameters,
+        4 * (1 + states + vectors) * parameters,
         "copy of weights and outer states while it is written",
     );
 }

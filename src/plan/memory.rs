@@ -2,14 +2,16 @@
 
 use super::{Buffer, Layout, Place};
 use crate::backend::cpu::LOSS_HEAD_CHUNK;
-use crate::config::{AdversaryConfig, DataConfig, MemoryConfig, ParameterChoice, RunConfig, TrLoss};
+use crate::config::{
+    AdversaryConfig, DataConfig, DefenceConfig, MemoryConfig, ParameterChoice, PointConfig, RunConfig, TermConfig,
+};
 use crate::error::{Error, Result};
 use crate::model::{
     AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Recompute, WorkspaceShapes, hidden_states_bytes,
 };
 use crate::objective::token_loss_bytes;
 use crate::ops::DType;
-use crate::optimizer::OptimizerKind;
+use crate::optimizer::{OptimizerKind, SHIFT_WINDOW};
 use crate::training::{MemorySettings, Moments};
 
 /// Bytes of an f32.
@@ -34,31 +36,34 @@ pub(super) struct Needs<'a> {
     pub(super) outer_states: u64,
     /// States of the optimizer of a safeguard that is trained first.
     pub(super) safeguard_states: Option<u64>,
-    /// Whether the retain loss needs the reference model's hidden states.
-    pub(super) representations: bool,
+    /// How many times the reference model's hidden states are kept at once.
+    pub(super) hidden_states: u64,
+    /// What the ways to points keep.
+    pub(super) ways: Ways,
 }
 
 impl<'a> Needs<'a> {
     pub(super) fn new(run: &RunConfig, model: &'a ModelConfig) -> Result<Self> {
         let layout = ModelLayout::new(model)?;
-        let tar = &run.tar;
-        let lora: Vec<AdapterConfig> = tar.adversary.iter().flat_map(AdversaryConfig::adapter_configs).collect();
+        let defence = run.composition();
+        let gradients = defence.gradients();
+        let lora: Vec<AdapterConfig> = defence.adversary.iter().flat_map(AdversaryConfig::adapter_configs).collect();
         let used = run.used_streams();
         let streams: Vec<(&str, &DataConfig)> =
             run.data.iter().map(|(name, data)| (name.as_str(), data)).filter(|(name, _)| used.contains(name)).collect();
         let batch = |(name, data): &(&str, &DataConfig)| {
-            let is_held_out = tar.adversary.iter().any(|adversary| adversary.tr_stream(tar) == *name);
-            let pairs = if tar.tr_loss == TrLoss::Dpo && is_held_out { 2 } else { 1 };
-            (data.batch as u64).saturating_mul(data.max_length as u64).saturating_mul(pairs)
+            let on_stream = gradients.iter().filter(|taken| taken.data == *name);
+            let sequences = on_stream.map(|taken| taken.loss.sequences_of_sample() as u64).max().unwrap_or(1);
+            (data.batch as u64).saturating_mul(data.max_length as u64).saturating_mul(sequences)
         };
         // Batches of adversaries that have a size of their own.
-        let own = tar.adversary.iter().filter_map(|adversary| Some((adversary.batch? as u64, &adversary.data)));
+        let own = defence.adversary.iter().filter_map(|adversary| Some((adversary.batch? as u64, &adversary.data)));
         let own = own.flat_map(|(size, source)| {
             let tables = source.streams().into_iter().filter_map(|name| run.data.get(name));
             tables.map(move |data| size.saturating_mul(data.max_length as u64))
         });
         let mut full_optimizers: Vec<OptimizerKind> = Vec::new();
-        for adversary in tar.adversary.iter().filter(|a| a.params == ParameterChoice::Full) {
+        for adversary in defence.adversary.iter().filter(|a| a.params == ParameterChoice::Full) {
             if !full_optimizers.contains(&adversary.optimizer) {
                 full_optimizers.push(adversary.optimizer);
             }
@@ -67,7 +72,7 @@ impl<'a> Needs<'a> {
             let states = adversary.optimizer.rule().states() as u64;
             std::iter::repeat_n(states, adversary.adapter_configs().len())
         };
-        let lora_states = tar.adversary.iter().flat_map(states_of);
+        let lora_states = defence.adversary.iter().flat_map(states_of);
         let factors = |adapter| Ok(AdapterLayout::new(model, adapter)?.len() as u64);
         let factors: Vec<u64> = lora.iter().map(factors).collect::<Result<_>>()?;
         // An embedding that is also the head has a gradient of its own.
@@ -84,9 +89,10 @@ impl<'a> Needs<'a> {
             full_optimizers,
             adapters: factors.into_iter().zip(lora_states).collect(),
             lora,
-            outer_states: tar.outer.optimizer.rule().states() as u64,
+            outer_states: defence.outer.optimizer.rule().states() as u64,
             safeguard_states: run.safeguard.as_ref().map(|table| table.optimizer.rule().states() as u64),
-            representations: tar.retain_representations && tar.retain_scale > 0.0,
+            hidden_states: hidden_states(&defence),
+            ways: Ways::of(&defence),
         })
     }
 
@@ -115,6 +121,48 @@ impl<'a> Needs<'a> {
     pub(super) fn hidden_states_bytes(&self, compute: DType) -> u64 {
         hidden_states_bytes(self.model, self.largest_batch, compute)
     }
+}
+
+/// What the ways to points keep, in numbers of buffers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ways {
+    /// Whole gradients of steps.
+    pub(super) gradients: u64,
+    /// Windows through which weights are moved.
+    pub(super) windows: u64,
+    /// Attack vectors in main memory.
+    pub(super) vectors: u64,
+    /// Copies of the weights that are edited in main memory, one at a time.
+    pub(super) edits: u64,
+}
+
+impl Ways {
+    fn of(defence: &DefenceConfig) -> Self {
+        let mut ways = Self::default();
+        for point in defence.point.values() {
+            match point {
+                PointConfig::Attack(_) => {}
+                PointConfig::Step(_) => {
+                    ways.gradients += 1;
+                    ways.windows += 1;
+                }
+                PointConfig::FrozenAttack(_) => {
+                    ways.windows += 2;
+                    ways.vectors += 1;
+                    ways.edits = 1;
+                }
+                PointConfig::Noise(_) | PointConfig::Ablation(_) | PointConfig::Rounding(_) => ways.edits = 1,
+            }
+        }
+        ways
+    }
+}
+
+/// How many terms of one place compare with hidden states of the reference model, at the place where most do.
+fn hidden_states(defence: &DefenceConfig) -> u64 {
+    let compares = |term: &&TermConfig| term.weight != 0.0 && term.loss.keeps_hidden_states();
+    let at = |place: &str| defence.term.iter().filter(compares).filter(|term| term.at == place).count() as u64;
+    defence.term.iter().map(|term| at(&term.at)).max().unwrap_or(0)
 }
 
 /// Bytes of an evaluator for batches of `tokens`: its workspace and its per-token losses.
@@ -190,16 +238,20 @@ fn cpu_buffers(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     for (factors, states) in &needs.adapters {
         add("attack LoRA", factors * (2 + states), "f32 factors, gradient and states");
     }
-    add("checkpoint", parameters * (1 + needs.outer_states), "copy of weights and outer states while it is written");
+    let checkpoint = parameters * (1 + needs.outer_states + needs.ways.vectors);
+    add("checkpoint", checkpoint, "copy of weights and outer states while it is written");
     let logits = LOSS_HEAD_CHUNK as u64 * (needs.model.vocab_size + 2 * needs.model.hidden_size) as u64;
     add("logits of the loss head", logits, &format!("f32, {LOSS_HEAD_CHUNK} tokens at once"));
     let tokens = needs.largest_batch;
     let activations = needs.activation_bytes(DType::F32, choice.recompute);
     let how = if choice.recompute == Recompute::Nothing { "every one kept" } else { "some computed again" };
     add("activations", activations / F32, &format!("f32, {how}, {tokens} tokens"));
-    if needs.representations {
-        let states = needs.hidden_states_bytes(DType::F32);
-        add("reference hidden states", states / F32, "f32, for the retain loss");
-    }
+    let states = needs.hidden_states * needs.hidden_states_bytes(DType::F32);
+    add("reference hidden states", states / F32, "f32, for losses that compare with them");
+    let Ways { gradients, windows, vectors, edits } = needs.ways;
+    add("gradients of steps", gradients * parameters, "f32, to points at one step along them");
+    add("windows of points", windows * parameters.min(SHIFT_WINDOW as u64), "f32, through which weights move");
+    add("frozen attack", vectors * parameters, "f32, what the last attack changed");
+    add("weights at points", edits * parameters, "f32, a copy that is edited");
     buffers
 }

@@ -164,7 +164,7 @@ pub struct Plan {
 pub fn run_flop(run: &RunConfig, model: &ModelConfig) -> f64 {
     let work = arithmetic::outer_step(run, model, Recompute::Nothing, u64::MAX);
     let outer_step: f64 = work.iter().map(|work| work.flop).sum();
-    run.tar.outer_steps as f64 * outer_step + arithmetic::safeguard(run, model)
+    run.outer_steps() as f64 * outer_step + arithmetic::safeguard(run, model)
 }
 
 impl Plan {
@@ -206,7 +206,7 @@ impl Plan {
             buffers,
             flop_per_outer_step,
             safeguard_flop: arithmetic::safeguard(run, model),
-            flop: flop_per_outer_step * run.tar.outer_steps as f64,
+            flop: flop_per_outer_step * run.outer_steps() as f64,
             work,
             published_peak_flops: facts.peak_flops,
             remedy: None,

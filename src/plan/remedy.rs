@@ -17,13 +17,11 @@ pub(super) fn find(run: &RunConfig, model: &ModelConfig, device: PlannedDevice) 
     if run.safeguard.is_some() && fits(&safe) {
         return "leave the table [safeguard] out, and start from a model that has had its plain safeguard".into();
     }
-    for (start, words) in [
-        (run.clone(), ""),
-        (lora, "set params = \"lora\" for every [[tar.adversary]]"),
-        (plain, "set params = \"lora\" for every [[tar.adversary]] and tar.retain_representations = false"),
-    ] {
+    let by_lora = format!("set params = \"lora\" for every [[{}.adversary]]", table(run));
+    let by_both = format!("{by_lora} and tar.retain_representations = false");
+    for (start, words) in [(run.clone(), String::new()), (lora, by_lora), (plain, by_both)] {
         if fits(&start) {
-            return words.to_string();
+            return words;
         }
         if let Some(smaller) = with_smaller_batches(&start, &fits) {
             return if words.is_empty() { smaller } else { format!("{words}, and {smaller}") };
@@ -46,11 +44,21 @@ fn larger_gpu(run: &RunConfig, model: &ModelConfig, memory: u64) -> String {
     }
 }
 
+/// The table of the run's defence.
+fn table(run: &RunConfig) -> &'static str {
+    if run.defence.is_some() { "defence" } else { "tar" }
+}
+
+fn adversaries_mut(run: &mut RunConfig) -> &mut [AdversaryConfig] {
+    match &mut run.defence {
+        Some(defence) => &mut defence.adversary,
+        None => &mut run.tar.adversary,
+    }
+}
+
 fn with_lora(run: &RunConfig) -> RunConfig {
     let mut changed = run.clone();
-    for adversary in &mut changed.tar.adversary {
-        adversary.params = ParameterChoice::Lora;
-    }
+    adversaries_mut(&mut changed).iter_mut().for_each(|adversary| adversary.params = ParameterChoice::Lora);
     changed
 }
 
@@ -72,15 +80,15 @@ fn with_smaller_batches(run: &RunConfig, fits: &impl Fn(&RunConfig) -> bool) -> 
                 words.push(format!("data.{name}.batch = {}", data.batch));
             }
         }
-        for (index, adversary) in changed.tar.adversary.iter_mut().enumerate() {
+        for (index, adversary) in adversaries_mut(&mut changed).iter_mut().enumerate() {
             let length = longest(run, adversary);
             if let Some(batch) = adversary.batch.as_mut().filter(|batch| **batch * length > limit) {
                 *batch = limit / length;
-                words.push(format!("tar.adversary.{index}.batch = {batch}"));
+                words.push(format!("{}.adversary.{index}.batch = {batch}", table(run)));
             }
         }
         let mut batches = changed.data.values().map(|data| data.batch);
-        if batches.any(|batch| batch == 0) || changed.tar.adversary.iter().any(|a| a.batch == Some(0)) {
+        if batches.any(|batch| batch == 0) || adversaries_mut(&mut changed).iter().any(|a| a.batch == Some(0)) {
             return None;
         }
         if fits(&changed) {
@@ -93,7 +101,8 @@ fn with_smaller_batches(run: &RunConfig, fits: &impl Fn(&RunConfig) -> bool) -> 
 
 /// Tokens of the largest batch.
 fn largest_batch(run: &RunConfig) -> Option<usize> {
-    let own = run.tar.adversary.iter().map(|adversary| adversary.batch.unwrap_or(0) * longest(run, adversary));
+    let defence = run.composition();
+    let own = defence.adversary.iter().map(|adversary| adversary.batch.unwrap_or(0) * longest(run, adversary));
     run.data.values().map(|data| data.batch * data.max_length).chain(own).max()
 }
 

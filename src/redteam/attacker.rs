@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use super::scorer::{Measures, Prefix, Scorer, joined};
 use super::suite::{Attack, AttackMethod, Prefill, Role};
-use super::{AttackerData, Cost, Point, Quantization, Scores, SearchedAbliteration, merged};
+use super::{AttackerData, Cost, Point, Scores, SearchedAbliteration, merged};
+use crate::edits::Quantization;
 use crate::error::Result;
 use crate::model::{Batch, Model, Parameters};
 use crate::objective::{Evaluator, LossBatch, Subject};

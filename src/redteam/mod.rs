@@ -7,22 +7,18 @@ mod choice;
 mod compliance;
 mod data;
 mod merge;
-mod quantization;
 mod results;
 mod scorer;
 mod search;
 pub mod suite;
 mod summary;
 
-pub use abliteration::{
-    Abliteration, AbliterationData, AbliterationEdit, AnswerReader, Removal, WeightCurve, abliterate, project_out,
-};
+pub use abliteration::{Abliteration, AbliterationData, AbliterationEdit, AnswerReader, WeightCurve, abliterate};
 pub use attacker::{Attacked, Attacker, Target, Tick};
 pub use choice::Choice;
 pub use compliance::{Compliance, Judge, KEYWORDS};
 pub use data::AttackerData;
 pub use merge::merged;
-pub use quantization::Quantization;
 pub use results::{
     AbliterationTrial, AttackKind, AttackResult, BestSoFar, Cost, CostToBreach, Goal, Least, Metric, Outcome, Point,
     READABLE, Results, SCHEMA, Scores, SearchCost, SearchedAbliteration, Spread, Succeeded, Summary,

@@ -37,7 +37,7 @@ impl MetricsWriter {
     }
 
     /// Writes one record; a number that is not finite becomes null.
-    pub fn record(&mut self, phase: &str, step: u64, values: &[(&str, f64)]) -> Result<()> {
+    pub fn record(&mut self, phase: &str, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         self.record_with_attacks(phase, step, values, Vec::new())
     }
 
@@ -47,14 +47,14 @@ impl MetricsWriter {
         &mut self,
         phase: &str,
         step: u64,
-        values: &[(&str, f64)],
+        values: &[(impl AsRef<str>, f64)],
         attacks: Vec<Value>,
     ) -> Result<()> {
         let mut record = Map::new();
         record.insert("step".into(), step.into());
         record.insert("phase".into(), phase.into());
         for (name, value) in values {
-            record.insert((*name).into(), Value::from(*value));
+            record.insert(name.as_ref().into(), Value::from(*value));
         }
         if !attacks.is_empty() {
             record.insert("attacks".into(), attacks.into());

@@ -31,11 +31,11 @@ impl Events {
     }
 
     /// Writes the scalars of a step under `phase/name`.
-    pub(super) fn record(&mut self, phase: &str, step: u64, values: &[(&str, f64)]) -> Result<()> {
+    pub(super) fn record(&mut self, phase: &str, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         let mut summary = Vec::new();
         for (name, value) in values {
             let mut scalar = Vec::new();
-            field_bytes(&mut scalar, 1, format!("{phase}/{name}").as_bytes());
+            field_bytes(&mut scalar, 1, format!("{phase}/{}", name.as_ref()).as_bytes());
             scalar.push((2 << 3) | 5);
             scalar.extend((*value as f32).to_le_bytes());
             field_bytes(&mut summary, 1, &scalar);

@@ -1,6 +1,7 @@
 //! `temper demo`: the demonstration's course, with what it leaves: models, metrics, a summary and a page for people, and
 //! suites that go on from there.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -137,13 +138,13 @@ fn name(phase: Phase) -> &'static str {
 }
 
 /// A step's numbers by the names of the demonstration's metrics stream, which are shorter than other runs' names.
-fn numbers(measured: &Measured) -> Vec<(&'static str, f64)> {
+fn numbers(measured: &Measured) -> Vec<(Cow<'static, str>, f64)> {
     match measured {
-        Measured::Safeguard(losses) => vec![("removal", losses.removal), ("retain", losses.retain)],
+        Measured::Safeguard(losses) => vec![("removal".into(), losses.removal), ("retain".into(), losses.retain)],
         Measured::Outer(report) => vec![
-            ("attack", report.last_attack_loss()),
-            ("resistance", report.last_tr_loss()),
-            ("retain", report.retain_loss + report.retain_distance),
+            ("attack".into(), report.last_attack_loss()),
+            ("resistance".into(), report.last_tr_loss()),
+            ("retain".into(), report.retain_loss + report.retain_distance),
         ],
         other => other.numbers(),
     }

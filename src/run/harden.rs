@@ -16,7 +16,7 @@ use crate::ops::Backend;
 use crate::plan::DefenderCost;
 use crate::plan::{Plan, PlannedDevice, run_flop};
 use crate::report::MetricsWriter;
-use crate::tar::{Hardener, HardenerState, OuterReport, Streams};
+use crate::tar::{Hardener, HardenerState, HardenerTensors, InnerStep, OuterReport, Streams};
 use crate::training::MemorySettings;
 
 /// The report of a finished run.
@@ -69,7 +69,7 @@ pub fn harden<B: Backend>(backend: B, config: &RunConfig, out: &Path, control: C
     let every = config.checkpoint.every;
     while let Some(report) = run.step()? {
         let done = report.step + 1;
-        if every > 0 && done.is_multiple_of(every) && done < config.tar.outer_steps {
+        if every > 0 && done.is_multiple_of(every) && done < config.outer_steps() {
             run.checkpoint()?;
         }
     }
@@ -103,11 +103,18 @@ fn restore<B: Backend>(hardener: &mut Hardener<B>, path: &Path, mut snapshot: Sn
     expect_tuning(&hardener.model().backend, path, state.tuning)?;
     let len = hardener.weights().layout().len();
     let weights = snapshot.take(path, "weights", len)?;
-    let states = (0..hardener.outer_optimizer().state_count())
+    let optimizer = (0..hardener.outer_optimizer().state_count())
         .map(|i| snapshot.take(path, &format!("outer optimizer state {i}"), len))
         .collect::<Result<Vec<_>>>()?;
-    hardener.restore(&state.hardener, &weights, &states)?;
+    let mut point = |(name, len): (&String, &usize)| Ok((name.clone(), snapshot.take(path, &of_point(name), *len)?));
+    let points = state.hardener.points.iter().map(&mut point).collect::<Result<_>>()?;
+    hardener.restore(&state.hardener, &HardenerTensors { weights, optimizer, points })?;
     Ok(state)
+}
+
+/// The name in a checkpoint of what a point keeps.
+fn of_point(name: &str) -> String {
+    format!("point {name}")
 }
 
 impl<'a, B: Backend> Hardening<'a, B> {
@@ -166,7 +173,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
             // A run that is stopped later then resumes after the safeguard instead of training it again.
             run.checkpoint()?;
         }
-        run.control.tell(Event::Begin { phase: Phase::Harden, from: steps, steps: run.config.tar.outer_steps });
+        run.control.tell(Event::Begin { phase: Phase::Harden, from: steps, steps: run.config.outer_steps() });
         Ok(run)
     }
 
@@ -176,22 +183,25 @@ impl<'a, B: Backend> Hardening<'a, B> {
     /// [`Error::Interrupted`] after a request to stop: the step is discarded and a checkpoint saved.
     /// [`Error::NonFinite`] at the third step in a row that had to be skipped.
     pub fn step(&mut self) -> Result<Option<OuterReport>> {
-        if self.hardener.steps_done() >= self.config.tar.outer_steps {
+        if self.hardener.steps_done() >= self.config.outer_steps() {
             return Ok(None);
         }
         let before = self.hardener.state();
         let start = Instant::now();
-        let tar = &self.config.tar;
-        let most = tar.adversary.iter().map(|adversary| adversary.whole_length(tar).inner_steps).max();
-        let of = most.unwrap_or(tar.inner_steps);
         let control = &mut self.control;
-        let outcome = self.hardener.outer_step(&mut |_, step| {
-            if control.stop_requested() {
+        let go_on = |control: &Control| match control.stop_requested() {
+            false => Ok(()),
+            true => {
                 let at = format!("in outer step {}", before.step);
-                return Err(Error::Interrupted { at, remedy: "run it again with `resume` to go on".into() });
+                Err(Error::Interrupted { at, remedy: "run it again with `resume` to go on".into() })
             }
-            control.tell(Event::InnerStep { step, of });
-            Ok(())
+        };
+        let outcome = go_on(control).and_then(|()| {
+            self.hardener.outer_step(&mut |inner: InnerStep| {
+                go_on(control)?;
+                control.tell(Event::InnerStep { step: inner.step, of: inner.of });
+                Ok(())
+            })
         });
         let report = match outcome {
             Err(error @ Error::Interrupted { .. }) => {
@@ -229,12 +239,13 @@ impl<'a, B: Backend> Hardening<'a, B> {
 
     fn save(&self, state: &HardenerState) -> Result<()> {
         let backend = &self.hardener.model().backend;
-        let mut tensors = vec![Tensor::new("weights", self.hardener.weights().download(backend)?)];
-        let outer = self.hardener.outer_optimizer();
-        for i in 0..outer.state_count() {
-            tensors.push(Tensor::new(format!("outer optimizer state {i}"), outer.read_state(backend, i)?));
-        }
-        let kept = State { hardener: state.clone(), seconds: self.seconds, tuning: backend.tuning() };
+        let HardenerTensors { weights, optimizer, points } = self.hardener.tensors()?;
+        let lengths = points.iter().map(|(name, kept)| (name.clone(), kept.len())).collect();
+        let states = (0..).zip(optimizer).map(|(i, state)| Tensor::new(format!("outer optimizer state {i}"), state));
+        let of_points = points.into_iter().map(|(name, kept)| Tensor::new(of_point(&name), kept));
+        let tensors = std::iter::once(Tensor::new("weights", weights)).chain(states).chain(of_points).collect();
+        let hardener = HardenerState { points: lengths, ..state.clone() };
+        let kept = State { hardener, seconds: self.seconds, tuning: backend.tuning() };
         let json = serde_json::to_value(kept).map_err(Error::encode(self.directory.checkpoints()))?;
         self.directory.save(state.step, json, tensors, self.config.checkpoint.keep)
     }
@@ -253,7 +264,7 @@ impl<'a, B: Backend> Hardening<'a, B> {
     /// whose cost is kept beside the model that the run started from.
     fn cost(&self) -> DefenderCost {
         let mut taken = streams::as_read(&self.config, self.hardener.streams());
-        taken.tar.outer_steps = self.hardener.steps_done();
+        taken.set_outer_steps(self.hardener.steps_done());
         let flop = run_flop(&taken, &self.source.config);
         let own = DefenderCost { seconds: self.seconds, flop, device: self.hardener.model().backend.description() };
         match &self.earlier {

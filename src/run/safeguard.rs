@@ -36,7 +36,7 @@ pub(super) fn apply<B: Backend>(
             return Err(Error::Interrupted { at: format!("in step {step} of the safeguard"), remedy });
         }
         let restricted = streams.next_batch(&model, &table.data)?;
-        let retain = streams.next_batch(&model, &config.tar.retain_data)?;
+        let retain = streams.next_batch(&model, config.safeguard_retain(table))?;
         let losses = safeguard.step(&mut evaluator, &mut loaded.weights, reference, &restricted, &retain)?;
         let measured = Measured::Safeguard(losses);
         metrics.record("safeguard", step, &measured.record())?;

@@ -14,11 +14,14 @@ use crate::backend::cuda::Cuda;
 use crate::data::{DataStream, StreamOptions};
 use crate::error::Result;
 use crate::model::{AdapterConfig, Model, ModelConfig, ModelFamily, Parameters, Recompute, RopeScaling};
-use crate::objective::EntropyOver;
+use crate::objective::{EntropyOver, TermLoss};
 use crate::ops::{Backend, DType};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::random::{Random, Stream};
-use crate::tar::{Adversary, Draw, Hardener, ResistanceLoss, Settings, Streams};
+use crate::tar::{
+    Adversary, Attack, AttackLength, BASE, Combine, Displacement, Draw, Hardener, Point, RESISTANCE, RETAIN, Settings,
+    Simulation, Streams, Term, Trained,
+};
 use crate::training::{MemorySettings, Source};
 
 /// The name of its rows.
@@ -80,7 +83,7 @@ fn outer_step<B: Backend>(backend: B, seed: u64) -> Result<Outcome> {
     let weights = Parameters::from_host(&backend, "self-test weights", model.layout(), &start)?;
     let reference = Parameters::from_host(&backend, "self-test reference", model.layout(), &start)?;
     let mut hardener = Hardener::new(model, weights, reference, streams(seed)?, settings(seed))?;
-    let report = hardener.outer_step(&mut |_, _| Ok(()))?;
+    let report = hardener.outer_step(&mut |_| Ok(()))?;
     let mut losses = vec![report.retain_loss];
     for trajectory in &report.trajectories {
         losses.extend(trajectory.attack_losses.iter().chain(&trajectory.tr_losses));
@@ -155,26 +158,35 @@ fn settings(seed: u64) -> Settings {
         let optimizer = OptimizerConfig::new(OptimizerKind::AdamW, 1e-3);
         Adversary { adapter, ..Adversary::new(name, Source::One("attack".into()), vec![1e-3], optimizer) }
     };
-    Settings {
-        seed,
-        inner_steps: INNER_STEPS,
-        tr_every: 2,
-        tr_scale: 4.0,
-        schedule_lambda: Some(0.0625),
-        tasks_per_step: 2,
-        tr_loss: ResistanceLoss::MaxEntropy(EntropyOver::All),
-        tr_data: "held-out".into(),
-        retain_data: "retain".into(),
-        retain_scale: 1.0,
-        retain_representations: true,
-        representations_over: EntropyOver::All,
-        lower_bound: None,
-        // Not an Adam, whose first step is the signs of the gradient, in which any rounding of a small one shows.
-        outer: OptimizerConfig::new(OptimizerKind::SgdMomentum, 1e-2),
+    let simulation = Simulation {
+        length: AttackLength { inner_steps: INNER_STEPS, tr_every: 2 },
         adversaries: vec![adversary("all weights", None), adversary("LoRA", Some(adapter))],
         script: vec![Draw::new(0, 1e-3), Draw::new(1, 1e-3)],
         pool: None,
         curriculum: None,
+    };
+    let attack = Attack { simulation, schedule_lambda: Some(0.0625), tasks: 2 };
+    let over = EntropyOver::All;
+    let term = |name: &str, loss, weight, (data, at): (&str, &str)| Term {
+        name: name.into(),
+        loss,
+        data: data.into(),
+        weight,
+        at: at.into(),
+    };
+    Settings {
+        seed,
+        points: vec![Point { name: "attacked".into(), displacement: Displacement::Attack(attack) }],
+        terms: vec![
+            term(RESISTANCE, TermLoss::NegativeEntropy { over }, 4.0, ("held-out", "attacked")),
+            term(RETAIN, TermLoss::Retain { over }, 1.0, ("retain", BASE)),
+        ],
+        combine: Combine::Sum,
+        trained: Trained::All,
+        rounds: vec![],
+        lower_bound: None,
+        // Not an Adam, whose first step is the signs of the gradient, in which any rounding of a small one shows.
+        outer: OptimizerConfig::new(OptimizerKind::SgdMomentum, 1e-2),
         // No bit of the results shows it, so that the CPU and the device may as well both do it.
         memory: MemorySettings {
             step_in_backward: true,

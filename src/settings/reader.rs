@@ -1,10 +1,12 @@
 //! A serde deserializer over [`Node`] whose errors say which key, where it was written, what was expected and which
 //! known name is nearest.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+    DeserializeSeed, Deserializer, EnumAccess, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess,
+    Unexpected, VariantAccess, Visitor,
 };
 
 use super::tree::{Node, Origin, Value};
@@ -180,9 +182,20 @@ impl<'de> Deserializer<'de> for &'de Node {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ReadError> {
+        let expected = format!("one of {}", variants.join(", "));
         match &self.value {
-            Value::Text(text) => visitor.visit_enum(text.as_str().into_deserializer()),
-            _ => Err(ReadError::invalid_type(self.unexpected(), &format!("one of {}", variants.join(", ")).as_str())),
+            Value::Text(name) => visitor.visit_enum(Choice { name, origin: self.origin, settings: None }),
+            // A choice with settings of its own: `{ name = { key = value } }`.
+            Value::Table(table) => match table.iter().next() {
+                Some((name, node)) if table.len() == 1 => {
+                    visitor.visit_enum(Choice { name, origin: node.origin, settings: Some(node) })
+                }
+                _ => {
+                    let problem = format!("expected {expected}, found a table of {} keys", table.len());
+                    Err(ReadError::new(problem, "keep one key, the choice".into()))
+                }
+            },
+            _ => Err(ReadError::invalid_type(self.unexpected(), &expected.as_str())),
         }
     }
 
@@ -191,6 +204,62 @@ impl<'de> Deserializer<'de> for &'de Node {
         tuple_struct map identifier ignored_any
     }
 }
+
+/// One of several choices, with its settings where it was written with a table of them.
+struct Choice<'de> {
+    name: &'de str,
+    origin: Origin,
+    settings: Option<&'de Node>,
+}
+
+impl Choice<'_> {
+    fn within(&self, error: ReadError) -> ReadError {
+        if self.settings.is_some() { error.within(self.name, self.origin) } else { error }
+    }
+}
+
+impl<'de> EnumAccess<'de> for Choice<'de> {
+    type Error = ReadError;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), ReadError> {
+        let name: serde::de::value::StrDeserializer<ReadError> = self.name.into_deserializer();
+        Ok((seed.deserialize(name)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Choice<'de> {
+    type Error = ReadError;
+
+    fn unit_variant(self) -> Result<(), ReadError> {
+        match self.settings {
+            Some(Node { value: Value::Table(table), .. }) if table.is_empty() => Ok(()),
+            Some(_) => Err(self.within(ReadError::new("has no settings".into(), format!("write \"{}\"", self.name)))),
+            None => Ok(()),
+        }
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, ReadError> {
+        match self.settings {
+            Some(node) => seed.deserialize(node).map_err(|error| self.within(error)),
+            None => seed.deserialize(&NO_SETTINGS),
+        }
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, ReadError> {
+        Err(self.within(ReadError::invalid_type(Unexpected::TupleVariant, &visitor)))
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], visitor: V) -> Result<V::Value, ReadError> {
+        match self.settings {
+            Some(node) => node.deserialize_struct("", &[], visitor).map_err(|error| self.within(error)),
+            None => (&NO_SETTINGS).deserialize_any(visitor),
+        }
+    }
+}
+
+/// The settings of a choice that is written as its name alone: each has its default.
+static NO_SETTINGS: Node = Node { value: Value::Table(BTreeMap::new()), origin: Origin::Preset };
 
 struct Entries<'de> {
     all: std::iter::Enumerate<std::slice::Iter<'de, Node>>,

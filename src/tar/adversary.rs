@@ -3,7 +3,7 @@
 use rand_distr::Distribution;
 use serde::{Deserialize, Serialize};
 
-use super::{AttackLength, LearningRates, Settings, ShareRange};
+use super::{AttackLength, LearningRates, ShareRange, Simulation};
 use crate::error::{Error, Result};
 use crate::model::AdapterConfig;
 use crate::optimizer::{Decay, OptimizerConfig};
@@ -92,11 +92,12 @@ impl Adversary {
         }
     }
 
-    /// The whole length of its attacks under the method's `settings`.
-    pub fn whole_length(&self, settings: &Settings) -> AttackLength {
+    /// The whole length of its attacks in `simulation`.
+    pub fn whole_length(&self, simulation: &Simulation) -> AttackLength {
+        let AttackLength { inner_steps, tr_every } = simulation.length;
         AttackLength {
-            inner_steps: self.inner_steps.unwrap_or(settings.inner_steps),
-            tr_every: self.tr_every.unwrap_or(settings.tr_every),
+            inner_steps: self.inner_steps.unwrap_or(inner_steps),
+            tr_every: self.tr_every.unwrap_or(tr_every),
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::adversary::draw_attack;
-use super::{Adversary, Draw, Settings, TrajectoryReport};
+use super::{Adversary, Draw, Simulation, TrajectoryReport};
 use crate::error::Result;
 use crate::random::{Random, Stream};
 use crate::settings::{at_least, at_most, fault, fraction};
@@ -49,9 +49,9 @@ impl Pool {
     /// Goes on with the attacks of a checkpoint.
     ///
     /// # Errors
-    /// When one of them is of an adversary that `settings` lacks.
-    pub fn new(settings: &Settings, attacks: Vec<HardAttack>) -> Result<Self> {
-        let count = settings.adversaries.len();
+    /// When one of them is of an adversary that `simulation` lacks.
+    pub fn new(simulation: &Simulation, attacks: Vec<HardAttack>) -> Result<Self> {
+        let count = simulation.adversaries.len();
         match attacks.iter().find(|attack| attack.draw.adversary >= count) {
             None => Ok(Self { attacks }),
             Some(attack) => {
@@ -67,17 +67,17 @@ impl Pool {
     }
 
     /// The attack of trajectory `task` of outer step `outer`: a new one, or one that is met again.
-    pub fn draw(&self, settings: &Settings, outer: u64, task: u64) -> Result<Draw> {
-        let mut random = Random::new(settings.seed, Stream::Adversary, outer, task);
-        let inner_steps = |adversary: &Adversary| settings.length(adversary, outer).inner_steps;
-        let new = draw_attack(&settings.adversaries, &mut random, inner_steps)?;
-        let again = settings.pool.and_then(|pool| self.meet(&pool, &mut random));
+    pub fn draw(&self, simulation: &Simulation, seed: u64, outer: u64, task: u64) -> Result<Draw> {
+        let mut random = Random::new(seed, Stream::Adversary, outer, task);
+        let inner_steps = |adversary: &Adversary| simulation.length(adversary, outer).inner_steps;
+        let new = draw_attack(&simulation.adversaries, &mut random, inner_steps)?;
+        let again = simulation.pool.and_then(|pool| self.meet(&pool, &mut random));
         Ok(again.unwrap_or(new))
     }
 
     /// Keeps those of an outer step's attacks that brought most back.
-    pub fn learn(&mut self, settings: &Settings, trajectories: &[TrajectoryReport]) {
-        let Some(settings) = &settings.pool else { return };
+    pub fn learn(&mut self, simulation: &Simulation, trajectories: &[TrajectoryReport]) {
+        let Some(settings) = &simulation.pool else { return };
         for trajectory in trajectories {
             if let Some(score) = trajectory.tr_losses.last() {
                 self.keep(settings, &trajectory.draw, *score);

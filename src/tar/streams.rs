@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Adversary;
 use crate::data::DataStream;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Batch, Model};
 use crate::objective::LossBatch;
 use crate::ops::Backend;
 
@@ -38,6 +38,11 @@ impl Streams {
             None => stream.next_batch()?,
         };
         batch.refill(model, next)
+    }
+
+    /// The next batch of a stream, on the host.
+    pub fn next_on_host(&mut self, name: &str) -> Result<Batch> {
+        self.named(name)?.next_batch()
     }
 
     /// Passes over one batch of a stream.

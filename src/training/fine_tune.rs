@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Selection, Source, Trainer, add_noise};
+use super::{Selection, Source, Trainer, add_attack_noise};
 use crate::error::{Error, Result};
 use crate::model::{AdapterConfig, Model, Parameters};
 use crate::ops::Backend;
@@ -97,7 +97,7 @@ impl<S> FineTune<S> {
 
     /// Adds the run's noise to the weights that it starts from; the noise is a function of `seed`.
     pub fn disturb<B: Backend>(&self, model: &Model<B>, weights: &mut Parameters<B>, seed: u64) -> Result<()> {
-        if self.noise > 0.0 { add_noise(model, weights, self.noise, seed) } else { Ok(()) }
+        if self.noise > 0.0 { add_attack_noise(model, weights, self.noise, seed) } else { Ok(()) }
     }
 }
 

@@ -20,7 +20,7 @@ pub use fine_tune::{FineTune, Kick, MAX_STEPS, check_optimizer, switch_step};
 pub use guard::StepGuard;
 pub use learner::{GuardedTrainer, Learner, StepReport, UnwatchedTrainer};
 pub use memory::{MemorySettings, Moments};
-pub use noise::add_noise;
+pub use noise::{NoiseDraw, add_attack_noise, add_noise};
 pub use run::{FineTuneRun, Step, Work};
 pub use selection::{Selection, Split};
 pub use source::{Source, StreamDraws};

@@ -1,20 +1,51 @@
 //! Noise on weights: an attack's other starting point, away from where a defender looked (an attack of the reviewers of
 //! TAR, answered in their rebuttal).
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::model::{Model, Parameters};
 use crate::ops::Backend;
 use crate::random::{Random, Stream};
 
-/// Adds to every tensor Gaussian noise whose standard deviation is `relative` times the root mean square of that tensor.
-/// The noise is a function of `seed`.
-pub fn add_noise<B: Backend>(model: &Model<B>, weights: &mut Parameters<B>, relative: f64, seed: u64) -> Result<()> {
+/// What noise is added.
+#[derive(Clone, Copy)]
+pub struct NoiseDraw<'a> {
+    /// The standard deviation in a tensor, relative to the tensor's root mean square.
+    pub relative: f64,
+    /// The places in the weights whose tensors get it; the others stay.
+    pub places: &'a [Range<usize>],
+    /// The random numbers of a tensor, by its number in the layout.
+    pub of_tensor: &'a dyn Fn(usize) -> Random,
+}
+
+impl NoiseDraw<'_> {
+    fn has(&self, tensor: &Range<usize>) -> bool {
+        self.places.iter().any(|place| place.start <= tensor.start && tensor.end <= place.end)
+    }
+}
+
+/// Adds Gaussian noise to every tensor, as an attack of `seed` does it.
+pub fn add_attack_noise<B: Backend>(
+    model: &Model<B>,
+    weights: &mut Parameters<B>,
+    relative: f64,
+    seed: u64,
+) -> Result<()> {
+    let of_tensor = |index: usize| Random::new(seed, Stream::RedTeam, index as u64, 1);
+    let all = 0..model.layout().len();
+    add_noise(model, weights, NoiseDraw { relative, places: std::slice::from_ref(&all), of_tensor: &of_tensor })
+}
+
+/// Adds Gaussian noise to tensors. The numbers are drawn and added on the host.
+pub fn add_noise<B: Backend>(model: &Model<B>, weights: &mut Parameters<B>, draw: NoiseDraw) -> Result<()> {
     let mut values = weights.download(&model.backend)?;
-    for (index, entry) in model.layout().entries().iter().enumerate() {
+    let entries = model.layout().entries().iter().enumerate();
+    for (index, entry) in entries.filter(|(_, entry)| draw.has(&entry.block.range())) {
         let tensor = &mut values[entry.block.range()];
         let square: f64 = tensor.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
-        let deviation = relative * (square / tensor.len().max(1) as f64).sqrt();
-        let mut random = Random::new(seed, Stream::RedTeam, index as u64, 1);
+        let deviation = draw.relative * (square / tensor.len().max(1) as f64).sqrt();
+        let mut random = (draw.of_tensor)(index);
         tensor.iter_mut().for_each(|w| *w = (f64::from(*w) + deviation * random.normal()) as f32);
     }
     weights.upload(&model.backend, &values)
@@ -37,7 +68,7 @@ mod tests {
         }
         let noisy = |seed| {
             let mut weights = Parameters::from_host(&Cpu, "weights", model.layout(), &start).unwrap();
-            add_noise(&model, &mut weights, 0.05, seed).unwrap();
+            add_attack_noise(&model, &mut weights, 0.05, seed).unwrap();
             weights.download(&Cpu).unwrap()
         };
         let first = noisy(1);

@@ -3,11 +3,12 @@
 use crate::reference::{Bounds, Reference, load, padded_batch, within};
 use crate::support::models::FOLDERS;
 use crate::support::numbers::relative;
+use temper::edits::Removal;
 use temper::model::Batch;
 use temper::objective::{LossBatch, Subject};
 use temper::ops::Backend;
-use temper::redteam::{Abliteration, AbliterationData, Removal, abliterate};
-use temper::training::add_noise;
+use temper::redteam::{Abliteration, AbliterationData, abliterate};
+use temper::training::add_attack_noise;
 
 /// Rows of the reference's padded batch, without their padding, each in a batch of its own and to be learned whole.
 fn rows<B: Backend>(reference: &Reference<B>) -> Vec<Batch> {
@@ -133,7 +134,7 @@ pub fn noise_has_the_asked_size_in_every_tensor_and_follows_its_seed<B: Backend>
     let before = reference.weights.download(backend).unwrap();
     let noisy = |reference: &mut Reference<B>, seed| {
         reference.weights.upload(backend, &before).unwrap();
-        add_noise(&reference.model, &mut reference.weights, 0.03, seed).unwrap();
+        add_attack_noise(&reference.model, &mut reference.weights, 0.03, seed).unwrap();
         reference.weights.download(backend).unwrap()
     };
     let first = noisy(&mut reference, 5);

@@ -5,10 +5,13 @@ use crate::support::models::fixture;
 use crate::support::numbers::relative_to_update;
 use temper::data::{DataStream, StreamOptions};
 use temper::huggingface::TensorFile;
-use temper::objective::EntropyOver;
+use temper::objective::{EntropyOver, TermLoss};
 use temper::ops::Backend;
 use temper::optimizer::{OptimizerConfig, OptimizerKind, Schedule};
-use temper::tar::{Adversary, AdversarySource, Draw, Hardener, ResistanceLoss, Settings, Streams};
+use temper::tar::{
+    Adversary, AdversarySource, Attack, AttackLength, BASE, Combine, Displacement, Draw, Hardener, Point, RESISTANCE,
+    RETAIN, Settings, Simulation, Streams, Term, Trained,
+};
 use temper::training::MemorySettings;
 
 /// The batches of a stream, from number `first` on, in file order. Their rows all have one length.
@@ -44,24 +47,8 @@ fn adversary(name: &str, source: AdversarySource) -> Adversary {
 fn settings() -> Settings {
     let switch = AdversarySource::Switch { streams: ["adv_retain".into(), "forget_train".into()], at: [6.0, 3.0] };
     let draw = |adversary, lr, switch_at| Draw { switch_at, ..Draw::new(adversary, lr) };
-    Settings {
-        seed: 1,
-        inner_steps: 8,
-        tr_every: 4,
-        tr_scale: 4.0,
-        schedule_lambda: Some(0.0625),
-        tasks_per_step: 1,
-        tr_loss: ResistanceLoss::MaxEntropy(EntropyOver::All),
-        tr_data: "meta".into(),
-        retain_data: "retain".into(),
-        retain_scale: 1.0,
-        retain_representations: true,
-        representations_over: EntropyOver::All,
-        lower_bound: None,
-        outer: OptimizerConfig {
-            schedule: Schedule { warmup: 2, ..Schedule::constant() },
-            ..OptimizerConfig::new(OptimizerKind::ScheduleFreeAdamW, 2e-3)
-        },
+    let simulation = Simulation {
+        length: AttackLength { inner_steps: 8, tr_every: 4 },
         adversaries: vec![
             adversary("pile", AdversarySource::One("pile".into())),
             adversary("camel", AdversarySource::One("camel".into())),
@@ -70,6 +57,31 @@ fn settings() -> Settings {
         script: vec![draw(0, 1e-3, None), draw(2, 3e-4, Some(5)), draw(1, 1e-3, None)],
         pool: None,
         curriculum: None,
+    };
+    let attack = Attack { simulation, schedule_lambda: Some(0.0625), tasks: 1 };
+    let over = EntropyOver::All;
+    let term = |name: &str, loss, weight, (data, at): (&str, &str)| Term {
+        name: name.into(),
+        loss,
+        data: data.into(),
+        weight,
+        at: at.into(),
+    };
+    Settings {
+        seed: 1,
+        points: vec![Point { name: "attacked".into(), displacement: Displacement::Attack(attack) }],
+        terms: vec![
+            term(RESISTANCE, TermLoss::NegativeEntropy { over }, 4.0, ("meta", "attacked")),
+            term(RETAIN, TermLoss::Retain { over }, 1.0, ("retain", BASE)),
+        ],
+        combine: Combine::Sum,
+        trained: Trained::All,
+        rounds: vec![],
+        lower_bound: None,
+        outer: OptimizerConfig {
+            schedule: Schedule { warmup: 2, ..Schedule::constant() },
+            ..OptimizerConfig::new(OptimizerKind::ScheduleFreeAdamW, 2e-3)
+        },
         memory: MemorySettings::default(),
     }
 }
@@ -92,7 +104,7 @@ pub fn three_outer_steps_end_where_the_authors_loop_ends<B: Backend>(backend: &B
     let weights = load(&model, &reference.path);
     let mut hardener = Hardener::new(model, weights, base, streams, settings()).unwrap();
     for step in 0..3 {
-        hardener.outer_step(&mut |_, _| Ok(())).unwrap();
+        hardener.outer_step(&mut |_| Ok(())).unwrap();
         let gradient = hardener.outer_gradient().download(backend).unwrap();
         for entry in hardener.outer_gradient().layout().entries() {
             let place = entry.block.range();
@@ -126,13 +138,13 @@ pub fn attacks_are_undone_bit_for_bit<B: Backend>(backend: &B, _: &Bounds) {
     );
     let start = reference.weights.download(backend).unwrap();
     let mut settings = settings();
-    (settings.tr_scale, settings.retain_scale) = (0.0, 0.0);
+    settings.terms.iter_mut().for_each(|term| term.weight = 0.0);
     // AdamW's decay would move the weights even without a gradient; schedule-free AdamW decays nothing by default.
     let model = reference.model.clone();
     let base = reference.base();
     let weights = load(&model, &reference.path);
     let mut hardener = Hardener::new(model, weights, base, streams, settings).unwrap();
-    let report = hardener.outer_step(&mut |_, _| Ok(())).unwrap();
+    let report = hardener.outer_step(&mut |_| Ok(())).unwrap();
     let losses = &report.trajectories[0].attack_losses;
     assert!(losses.last().unwrap() != losses.first().unwrap(), "the attack moved the weights meanwhile");
     let after = hardener.weights().download(backend).unwrap();

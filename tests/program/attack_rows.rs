@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use temper::backend::cpu::Cpu;
 use temper::data::DataFile;
+use temper::edits::Quantization;
 use temper::huggingface::{ExportDType, ModelDirectory, write_model};
 use temper::redteam::suite::{Attack, Role, Suite};
-use temper::redteam::{Attacker, AttackerData, Measures, Quantization, Scorer, Target, merged};
+use temper::redteam::{Attacker, AttackerData, Measures, Scorer, Target, merged};
 use temper::run::StreamFile;
 use temper::training::Selection;
 

@@ -10,6 +10,8 @@ mod attack_rows;
 mod cli;
 /// Comparisons are made of runs of `harden` and `redteam`.
 mod compare;
+/// Defences composed in run files: TAR's bytes, resuming, what is trained, and what presets do.
+mod defences;
 /// The demonstration runs its whole course and leaves the files that others read.
 mod demo;
 /// `temper eval` in the forms that generate.

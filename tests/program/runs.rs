@@ -16,7 +16,7 @@ use crate::support::numbers::{integers, relative_to_update};
 use crate::support::program::{run, stderr, succeed, temper, text};
 
 /// Rows of token tensors as JSONL, in order.
-fn write_rows(tensors: &TensorFile, names: &[String], path: &Path) {
+pub fn write_rows(tensors: &TensorFile, names: &[String], path: &Path) {
     let mut text = String::new();
     for name in names {
         let length = tensors.info(name).unwrap().shape[1];
@@ -132,7 +132,7 @@ skip_first_retain_batch = true
 "#;
 
 /// The reference trajectory of the TAR authors' loop as a run file, with its data in file order.
-fn tar_run(directory: &Path) -> PathBuf {
+pub fn tar_run(directory: &Path) -> PathBuf {
     let tensors = TensorFile::open(&fixture("llama3/tar.safetensors")).unwrap();
     let model = text(&fixture("llama3"));
     let base = text(&fixture("llama3/base"));
@@ -224,7 +224,7 @@ fn a_run_that_does_not_fit_its_gpu_is_refused_before_it_starts() {
 }
 
 /// All files of a finished run that must not depend on how often it was stopped.
-fn result(out: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn result(out: &Path) -> Vec<(String, Vec<u8>)> {
     let names = ["config.json", "model.safetensors", "adapter_model.safetensors", "temper/metrics.jsonl"];
     let read = |name: &&str| std::fs::read(out.join(name)).ok().map(|bytes| (name.to_string(), bytes));
     let files: Vec<_> = names.iter().filter_map(read).collect();
@@ -235,7 +235,7 @@ fn result(out: &Path) -> Vec<(String, Vec<u8>)> {
 /// Starts a run again and again and ends it by `signal` until it finishes: as soon as it has its directory, and then
 /// whenever it has saved another checkpoint, a little later each time. What it waits for is progress, so that neither a
 /// fast machine nor a slow one decides how often that is; a run of several checkpoints is ended at least twice.
-fn interrupt(arguments: &[&str], out: &Path, signal: &str) {
+pub fn interrupt(arguments: &[&str], out: &Path, signal: &str) {
     for attempt in 0..200 {
         let before = newest_checkpoint(out);
         let mut command = temper(arguments);

@@ -62,22 +62,22 @@ impl Workload {
             let shape = |table: &DataConfig| (own.unwrap_or(table.batch), table.max_length);
             run.data.get(name).map(shape).map(|(sequences, length)| BatchShape { sequences, length })
         };
+        let defence = run.composition();
         let mut steps = Vec::new();
-        for adversary in &run.tar.adversary {
+        for adversary in &defence.adversary {
             let trains = if adversary.params == ParameterChoice::Lora { Trains::Adapter } else { Trains::Weights };
             let streams = adversary.data.streams().into_iter();
             steps.extend(streams.filter_map(|name| Some((trains, batch(name, adversary.batch)?))));
         }
-        let held_out = run.tar.adversary.iter().map(|adversary| adversary.tr_stream(&run.tar));
-        let outer = held_out.chain([run.tar.retain_data.as_str()]);
-        steps.extend(outer.filter_map(|name| Some((Trains::MetaGradient, batch(name, None)?))));
+        let outer = defence.gradients();
+        steps.extend(outer.iter().filter_map(|taken| Some((Trains::MetaGradient, batch(taken.data, None)?))));
         let mut different: Vec<(Trains, BatchShape)> = Vec::new();
         for step in steps {
             if !different.contains(&step) {
                 different.push(step);
             }
         }
-        let rank = run.tar.adversary.iter().flat_map(|adversary| &adversary.rank.0).copied().max().unwrap_or(1);
+        let rank = defence.adversary.iter().flat_map(|adversary| &adversary.rank.0).copied().max().unwrap_or(1);
         Self { model, steps: different, rank }
     }
 }

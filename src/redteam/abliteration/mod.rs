@@ -8,25 +8,26 @@
 //! `search` looks for a better edit: which layers, how much in each, and along what.
 
 mod attack;
-mod directions;
-mod edit;
+mod curve;
 mod probe;
 mod search;
-mod states;
 
 use std::sync::Arc;
 
+use crate::edits::{DirectionOptions, Directions, Side, States, project_out};
 use crate::error::{Error, Result};
 use crate::eval::perplexity;
-use crate::model::{Batch, Model, Parameters};
+use crate::model::{Batch, Parameters};
 use crate::objective::{Evaluator, Subject};
 use crate::ops::Backend;
 
-use directions::{DirectionOptions, Directions};
-pub use edit::{Removal, WeightCurve};
+pub use curve::WeightCurve;
 pub use probe::AnswerReader;
 pub use search::AbliterationEdit;
-use states::States;
+
+/// The two sides of an attack's prompts, for messages.
+const RESTRICTED: Side = Side { key: "attack.data", name: "restricted" };
+const HARMLESS: Side = Side { key: "attack.data", name: "harmless" };
 
 /// What the attacker has.
 #[derive(Clone, Debug, Default)]
@@ -98,8 +99,8 @@ fn one_direction<B: Backend>(
     judge: &mut Judging<B>,
 ) -> Result<Found> {
     let model = Arc::clone(evaluator.model());
-    let restricted = States::read(evaluator, weights, &data.restricted, "restricted", false)?;
-    let harmless = States::read(evaluator, weights, &data.harmless, "harmless", false)?;
+    let restricted = States::read(evaluator, weights, &data.restricted, RESTRICTED, false)?;
+    let harmless = States::read(evaluator, weights, &data.harmless, HARMLESS, false)?;
     let original = weights.download(&model.backend)?;
     let layers = model.config.num_hidden_layers;
     let levels = match depth {
@@ -137,23 +138,4 @@ fn one_direction<B: Backend>(
 fn no_difference() -> Error {
     let problem = "the hidden states of restricted and harmless prompts have the same mean";
     Error::config("attack.data", problem, "give it prompts that differ")
-}
-
-/// Takes the component along `direction` (of length 1) out of everything that a model writes to its residual stream: the
-/// rows of the embedding, and the outputs of o_proj and down_proj. `weights` are all of the model's, in its layout. A
-/// head that is tied to the embedding changes with it.
-pub fn project_out<B: Backend>(model: &Model<B>, weights: &mut [f32], direction: &[f32]) {
-    let layout = model.layout();
-    for row in weights[layout.embed_tokens().range()].chunks_exact_mut(direction.len()) {
-        let along: f64 = row.iter().zip(direction).map(|(w, r)| f64::from(*w) * f64::from(*r)).sum();
-        row.iter_mut().zip(direction).for_each(|(w, r)| *w = (f64::from(*w) - along * f64::from(*r)) as f32);
-    }
-    let directions = [direction.to_vec()];
-    let removal = Removal { directions: &directions, weight: 1.0, preserve_norms: false };
-    for layer in 0..model.config.num_hidden_layers {
-        let blocks = layout.layer(layer);
-        for block in [blocks.o_proj, blocks.down_proj] {
-            removal.apply(&mut weights[block.range()], block.cols);
-        }
-    }
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::states::{last_tokens, prompts};
 use crate::data::PromptEncoder;
+use crate::edits::{last_tokens, prompts};
 use crate::error::{Error, Result};
 use crate::eval::{GenerateOptions, exact_match, generate, is_gibberish, perplexity, refuses};
 use crate::model::{Batch, Parameters};

@@ -4,12 +4,11 @@
 
 use std::time::Instant;
 
-use super::directions::{DirectionOptions, Directions};
-use super::edit::{Removal, WeightCurve};
+use super::curve::WeightCurve;
 use super::probe::{Probe, Reading, Spent};
-use super::states::{States, prompts};
-use super::{AbliterationData, no_difference};
+use super::{AbliterationData, HARMLESS, RESTRICTED, no_difference};
 use crate::config::AbliterationSearch;
+use crate::edits::{DirectionOptions, Directions, Removal, States, prompts};
 use crate::error::{Error, Result};
 use crate::model::{Block, Model, Parameters};
 use crate::objective::Evaluator;
@@ -104,8 +103,8 @@ impl<'a> AbliterationRun<'a> {
     ) -> Result<Self> {
         let start = Instant::now();
         let several = table.directions > 1;
-        let restricted = States::read(evaluator, weights, &rows.restricted, "restricted", several)?;
-        let harmless = States::read(evaluator, weights, &rows.harmless, "harmless", false)?;
+        let restricted = States::read(evaluator, weights, &rows.restricted, RESTRICTED, several)?;
+        let harmless = States::read(evaluator, weights, &rows.harmless, HARMLESS, false)?;
         let mut spent = Spent::default();
         let all = rows.restricted.iter().chain(&rows.harmless);
         all.for_each(|batch| spent.forward(evaluator, &prompts(batch)));

@@ -8,8 +8,9 @@ use serde_json::Value;
 use super::schema::{DataTable, MetricKind, Suite};
 use crate::config::{AbliterationSearch, AttackForm, AttackTable, Texts};
 use crate::data::DataFile;
+use crate::edits::Quantization;
 use crate::error::{Error, Result};
-use crate::redteam::{AttackKind, Quantization};
+use crate::redteam::AttackKind;
 use crate::settings::suggestion;
 use crate::training::{FineTune, Source};
 

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use super::*;
 use crate::data::DataFile;
+use crate::edits::Quantization;
 use crate::model::Projection;
 use crate::optimizer::{Decay, OptimizerKind};
-use crate::redteam::{AttackKind, Quantization};
+use crate::redteam::AttackKind;
 use crate::training::{FineTune, Kick, Selection, Source};
 
 /// A file with every role, so that every attack can be run.

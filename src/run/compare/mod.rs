@@ -127,7 +127,7 @@ impl<B: Backend> Comparing<'_, B> {
             return harden(self.backend.clone(), run, top, control.for_part()).map(|_| ());
         }
         let before = RunConfig::load(&top.join("temper").join("run.toml"), &[])?;
-        if before.config_hash()? == run.config_hash()? && before.tar.outer_steps == run.tar.outer_steps {
+        if before.config_hash()? == run.config_hash()? && before.outer_steps() == run.outer_steps() {
             return Ok(());
         }
         let problem = format!("{} was hardened with other settings", top.display());

@@ -1,6 +1,9 @@
-//! The edit of a matrix that writes to the residual stream: what of its outputs is taken away along directions.
+//! Directions taken out of the weights that write to the residual stream (Arditi et al. 2024, arXiv 2406.11717, section 4.1).
 
 use rayon::prelude::*;
+
+use crate::model::Model;
+use crate::ops::Backend;
 
 /// Columns that one task goes over.
 const COLUMNS: usize = 512;
@@ -59,28 +62,22 @@ fn components(matrix: &[f32], columns: usize, direction: &[f32]) -> Vec<f64> {
     starts.into_par_iter().map(part).collect::<Vec<_>>().concat()
 }
 
-/// How the weight of a removal falls off over the layers.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct WeightCurve {
-    /// The highest weight.
-    pub most: f64,
-    /// Where it is, as an index of a layer, between two where it has a fraction.
-    pub position: f64,
-    /// The weight at `distance` layers from there.
-    pub least: f64,
-    /// Layers that are farther away stay as they are.
-    pub distance: f64,
-}
-
-impl WeightCurve {
-    /// The weight in layer `layer`, from 0: straight from `most` to `least`, and then nothing.
-    pub fn at(&self, layer: usize) -> f64 {
-        let away = (layer as f64 - self.position).abs();
-        if away > self.distance {
-            return 0.0;
+/// Takes the component along `direction` (of length 1) out of everything that a model writes to its residual stream: the
+/// rows of the embedding, and the outputs of o_proj and down_proj. `weights` are all of the model's, in its layout. A
+/// head that is tied to the embedding changes with it.
+pub fn project_out<B: Backend>(model: &Model<B>, weights: &mut [f32], direction: &[f32]) {
+    let layout = model.layout();
+    for row in weights[layout.embed_tokens().range()].chunks_exact_mut(direction.len()) {
+        let along: f64 = row.iter().zip(direction).map(|(w, r)| f64::from(*w) * f64::from(*r)).sum();
+        row.iter_mut().zip(direction).for_each(|(w, r)| *w = (f64::from(*w) - along * f64::from(*r)) as f32);
+    }
+    let directions = [direction.to_vec()];
+    let removal = Removal { directions: &directions, weight: 1.0, preserve_norms: false };
+    for layer in 0..model.config.num_hidden_layers {
+        let blocks = layout.layer(layer);
+        for block in [blocks.o_proj, blocks.down_proj] {
+            removal.apply(&mut weights[block.range()], block.cols);
         }
-        let fallen = if self.distance > 0.0 { away / self.distance } else { 0.0 };
-        self.most + (self.least - self.most) * fallen
     }
 }
 
@@ -156,19 +153,5 @@ mod tests {
         };
         assert!(worst(true) < 1e-6, "{}", worst(true));
         assert!(worst(false) > 0.01, "{}", worst(false));
-    }
-
-    #[test]
-    fn a_curve_is_highest_at_its_position_falls_straight_and_ends() {
-        let curve = WeightCurve { most: 1.2, position: 5.5, least: 0.3, distance: 3.0 };
-        let expected = [0.0, 0.0, 0.0, 0.45, 0.75, 1.05, 1.05, 0.75, 0.45, 0.0];
-        for (layer, expected) in expected.into_iter().enumerate() {
-            assert!((curve.at(layer) - expected).abs() < 1e-12, "layer {layer}: {}", curve.at(layer));
-        }
-        let whole = WeightCurve { position: 4.0, ..curve };
-        assert_eq!((whole.at(4), whole.at(8)), (1.2, 0.0));
-        assert!((whole.at(7) - 0.3).abs() < 1e-12);
-        let point = WeightCurve { distance: 0.0, ..whole };
-        assert_eq!((point.at(4), point.at(5)), (1.2, 0.0));
     }
 }

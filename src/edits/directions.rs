@@ -11,7 +11,7 @@ const NEGLIGIBLE: f64 = 1e-9;
 
 /// How directions are found.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct DirectionOptions {
+pub(crate) struct DirectionOptions {
     /// How many at most.
     pub count: usize,
     /// Whether they are orthogonal to the mean state of harmless prompts.
@@ -19,7 +19,7 @@ pub(super) struct DirectionOptions {
 }
 
 /// For each level from 1 to L the directions, orthonormal and most important first; none where the means are the same.
-pub(super) struct Directions(Vec<Vec<Vec<f32>>>);
+pub(crate) struct Directions(Vec<Vec<Vec<f32>>>);
 
 impl Directions {
     /// The first direction of a level is the difference of the means (Arditi et al. 2024, section 2.3). The others are the
@@ -27,7 +27,7 @@ impl Directions {
     /// the mean of the harmless ones.
     ///
     /// `restricted` has each prompt's states where more than one direction is asked for.
-    pub(super) fn find(restricted: &States, harmless: &States, options: DirectionOptions) -> Self {
+    pub(crate) fn find(restricted: &States, harmless: &States, options: DirectionOptions) -> Self {
         let level = |index: usize| {
             let side = Level {
                 restricted: &restricted.means[index],
@@ -40,18 +40,18 @@ impl Directions {
     }
 
     /// Whether no level has any.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(Vec::is_empty)
     }
 
     /// Those of a level, from 1.
-    pub(super) fn at(&self, level: usize) -> &[Vec<f32>] {
+    pub(crate) fn at(&self, level: usize) -> &[Vec<f32>] {
         level.checked_sub(1).and_then(|index| self.0.get(index)).map_or(&[], Vec::as_slice)
     }
 
     /// Those at `level`, which may lie between two levels: each is interpolated between its neighbours, and all are made
     /// orthonormal again.
-    pub(super) fn between(&self, level: f64) -> Vec<Vec<f32>> {
+    pub(crate) fn between(&self, level: f64) -> Vec<Vec<f32>> {
         let below = level.floor();
         let share = level - below;
         let lower = self.at(below as usize);

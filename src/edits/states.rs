@@ -1,4 +1,4 @@
-//! The hidden states that abliteration compares: those at the last token of each prompt, where a chat model is about to answer.
+//! The hidden states that two kinds of prompts are told apart by: those at the last token of each prompt, where a chat model is about to answer.
 
 use std::sync::Arc;
 
@@ -7,8 +7,17 @@ use crate::model::{Batch, Parameters};
 use crate::objective::{Evaluator, LossBatch, Subject};
 use crate::ops::{self, Backend, Tensor};
 
+/// One of the two kinds of prompts, for messages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Side {
+    /// The setting that names its data.
+    pub key: &'static str,
+    /// What it is called.
+    pub name: &'static str,
+}
+
 /// The hidden states at the last tokens of prompts, of the levels 1 (the output of the first layer) to L.
-pub(super) struct States {
+pub(crate) struct States {
     /// Their means.
     pub means: Vec<Vec<f64>>,
     /// Row by row, those of each prompt; empty unless they were asked for.
@@ -18,13 +27,13 @@ pub(super) struct States {
 }
 
 impl States {
-    /// Reads the states at the prompts of `rows`. `side` is what errors call them; `keep` keeps each prompt's states
+    /// Reads the states at the prompts of `rows`. Errors name the `side`; `keep` keeps each prompt's states
     /// beside the means.
-    pub(super) fn read<B: Backend>(
+    pub(crate) fn read<B: Backend>(
         evaluator: &mut Evaluator<B>,
         weights: &Parameters<B>,
         rows: &[Batch],
-        side: &str,
+        side: Side,
         keep: bool,
     ) -> Result<Self> {
         let model = Arc::clone(evaluator.model());
@@ -55,7 +64,8 @@ impl States {
             tokens += batch.host().len() as u64;
         }
         if count == 0 {
-            return Err(Error::config("attack.data", format!("there are no {side} rows"), "give it both sides"));
+            let Side { key, name } = side;
+            return Err(Error::config(key, format!("there are no {name} rows"), "give it both sides"));
         }
         means.iter_mut().flatten().for_each(|sum| *sum /= count as f64);
         Ok(Self { means, rows: kept, tokens })
@@ -63,12 +73,12 @@ impl States {
 }
 
 /// The rows of a batch at which its sequences end.
-pub(super) fn last_tokens(batch: &Batch) -> Vec<u32> {
+pub(crate) fn last_tokens(batch: &Batch) -> Vec<u32> {
     batch.segments.iter().map(|s| (s.start + s.length - 1) as u32).collect()
 }
 
 /// The prompts of a batch's rows: all before the first learned token, or the whole row where it learns from the start.
-pub(super) fn prompts(batch: &Batch) -> Batch {
+pub(crate) fn prompts(batch: &Batch) -> Batch {
     let mut prompts = Batch::default();
     for s in &batch.segments {
         let row = s.start..s.start + s.valid;
