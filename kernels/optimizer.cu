@@ -17,9 +17,9 @@
 // not a moment and stays f32. A NaN stays one; what is within 2^-8 of the largest f32 may become infinite.
 //
 // Bytes per element: 12 (gradient read; weight, or weight and remainder, read and written) and 8 for each f32 state: 28
-// with two, 20 with one, in both storage forms; and 4 for each bf16 moment: 20 with two, 16 with one. At most 50
+// with two, 20 with one, in both storage forms; and 4 for each bf16 moment: 20 with two, 16 with one. At most 60
 // instructions an element (two square roots and a division, without their slow ways), where 28 bytes at 4.3 TB/s leave
-// 180; with bf16 moments at most 80 (a block of Philox for four elements), where 20 bytes leave 128.
+// 180; with bf16 moments at most 90 (a block of Philox for four elements), where 20 bytes leave 128.
 //
 // Launch: blocks of 256 threads, 4 on each multiprocessor, all of them resident, grid-stride over vectors of 4 elements:
 // 16 bytes of each f32 array and 8 of each 16-bit one, so that every access of a warp is one contiguous piece in both. 4

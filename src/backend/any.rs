@@ -17,20 +17,38 @@ pub enum DeviceName {
     Cpu,
     /// `cuda:N`, counted from 0; `cuda` is the first.
     Cuda(usize),
-    /// `sim`: the simulator of a GPU, for developers of kernels.
-    Simulator,
+    /// `sim`: the simulator of a GPU, for developers of kernels. `sim:sm_80` is the same, and `sim:sm_90` is Hopper.
+    Simulator(SimulatedGpu),
+}
+
+/// Which GPU the simulator plays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SimulatedGpu {
+    /// Compute capability 8.0.
+    #[default]
+    Sm80,
+    /// Compute capability 9.0, with the kernels for Hopper.
+    Sm90,
 }
 
 impl FromStr for DeviceName {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let unknown = || Error::config("device", format!("`{name}` is no device"), "use auto, cpu, cuda or cuda:N");
+        let unknown = || {
+            Error::config(
+                "device",
+                format!("`{name}` is no device"),
+                "use auto, cpu, cuda or cuda:N; developers, sim or sim:sm_90",
+            )
+        };
         match name {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
-            "sim" => Ok(Self::Simulator),
+            "sim" | "sim:sm_80" => Ok(Self::Simulator(SimulatedGpu::Sm80)),
+            "sim:sm_90" => Ok(Self::Simulator(SimulatedGpu::Sm90)),
             _ => {
                 let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
                 ordinal.parse().map(Self::Cuda).map_err(|_| unknown())
@@ -83,7 +101,7 @@ pub(crate) use on_device;
 
 impl Device {
     /// Opens the device called `name`: `auto` (the first GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, or
-    /// `sim`, a GPU simulated on the CPU, for developers of kernels.
+    /// `sim` (`sim:sm_90`), a GPU (of the generation Hopper) simulated on the CPU, for developers of kernels.
     ///
     /// # Errors
     /// [`Error::Config`] where there is no such name, or this build lacks the feature that it needs (`cuda`, `simulator`);
@@ -125,7 +143,7 @@ pub fn open_cuda(name: DeviceName, precision: Precision) -> Result<Cuda> {
     match name {
         DeviceName::Auto => open_gpu(0, dtype),
         DeviceName::Cuda(ordinal) => open_gpu(ordinal, dtype),
-        DeviceName::Simulator => open_simulator(dtype),
+        DeviceName::Simulator(gpu) => open_simulator(gpu, dtype),
         DeviceName::Cpu => Err(Error::config("device", "this is about GPUs", "name cuda or cuda:N")),
     }
 }
@@ -160,12 +178,16 @@ fn open_gpu(_: usize, _: DType) -> Result<Cuda> {
 }
 
 #[cfg(feature = "simulator")]
-fn open_simulator(dtype: DType) -> Result<Cuda> {
-    Cuda::simulated(dtype)
+fn open_simulator(gpu: SimulatedGpu, dtype: DType) -> Result<Cuda> {
+    let capability = match gpu {
+        SimulatedGpu::Sm80 => (8, 0),
+        SimulatedGpu::Sm90 => (9, 0),
+    };
+    Cuda::simulated_as(dtype, capability, 0)
 }
 
 #[cfg(not(feature = "simulator"))]
-fn open_simulator(_: DType) -> Result<Cuda> {
+fn open_simulator(_: SimulatedGpu, _: DType) -> Result<Cuda> {
     Err(Error::config("device", "this temper was built without the feature `simulator`", "build it with that feature"))
 }
 
@@ -180,8 +202,10 @@ mod tests {
         assert_eq!(named("cpu").unwrap(), DeviceName::Cpu);
         assert_eq!(named("cuda").unwrap(), DeviceName::Cuda(0));
         assert_eq!(named("cuda:3").unwrap(), DeviceName::Cuda(3));
-        assert_eq!(named("sim").unwrap(), DeviceName::Simulator);
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+        assert_eq!(named("sim").unwrap(), DeviceName::Simulator(SimulatedGpu::Sm80));
+        assert_eq!(named("sim:sm_80").unwrap(), named("sim").unwrap());
+        assert_eq!(named("sim:sm_90").unwrap(), DeviceName::Simulator(SimulatedGpu::Sm90));
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU", "sim:", "sim:90"] {
             assert!(matches!(named(wrong), Err(Error::Config { key, .. }) if key == "device"), "{wrong}");
         }
     }

@@ -40,7 +40,8 @@ pub struct CountRow {
 /// Runs every kernel family that the filter lets through and counts what it does.
 ///
 /// # Errors
-/// When the device counts nothing: a GPU, or a simulator whose kernels were compiled for speed.
+/// When the device counts nothing: a GPU, or a simulator whose kernels were compiled for speed. [`Error::Config`] where the
+/// filter lets nothing through.
 pub fn counts(cuda: &Cuda, options: &Options) -> Result<CountReport> {
     let ((), counted) = cuda.counted(|| Ok(()))?;
     if counted.is_none() {
@@ -51,6 +52,7 @@ pub fn counts(cuda: &Cuda, options: &Options) -> Result<CountReport> {
     let mut bench = Bench::without_rates(cuda, options, &mut unobserved)?;
     bench.counts = Some(Vec::new());
     kernels::run(&mut bench)?;
+    bench.expect_any()?;
     Ok(CountReport {
         device: cuda.driver().device().name.clone(),
         shapes: options.shapes.name,

@@ -50,7 +50,8 @@ pub struct StepLedger {
 /// Counts the steps that the filter lets through, in bf16 on an H200 of which only the sizes matter.
 ///
 /// # Errors
-/// When the memory settings of a run cannot be planned.
+/// When the memory settings of a run cannot be planned. [`Error::Config`](crate::Error::Config) where the filter lets nothing
+/// through.
 pub fn ledgers(options: &Options) -> Result<LedgerReport> {
     let cuda = Cuda::dry(DType::Bf16)?;
     let mut dry = options.clone();
@@ -58,6 +59,7 @@ pub fn ledgers(options: &Options) -> Result<LedgerReport> {
     let mut unobserved = |_: &Report| {};
     let mut bench = Bench::without_rates(&cuda, &dry, &mut unobserved)?;
     let steps = steps::ledgers(&mut bench)?;
+    bench.expect_any()?;
     let device = cuda.driver().device().name.clone();
     Ok(LedgerReport { device, shapes: options.shapes.name, steps, not_run: bench.report.not_run })
 }

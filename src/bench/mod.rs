@@ -26,6 +26,9 @@ pub use steps::Trains;
 pub use timer::Effort;
 pub use tune::{Tuned, Tuner, Workload};
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use data::Data;
 use rates::RateMeter;
 
@@ -55,10 +58,12 @@ impl Options {
 /// Measures every kernel family. `observe` sees the report whenever it has another row, its last one.
 ///
 /// # Errors
-/// When the device's own rates cannot be measured. A row that fails is reported in [`Report::not_run`].
+/// When the device's own rates cannot be measured; [`Error::Config`] where the filter lets nothing through. A row that fails is
+/// reported in [`Report::not_run`].
 pub fn kernels(cuda: &Cuda, options: &Options, observe: &mut dyn FnMut(&Report)) -> Result<Report> {
     let mut bench = Bench::new(cuda, options, observe)?;
     kernels::run(&mut bench)?;
+    bench.expect_any()?;
     bench.finish()
 }
 
@@ -69,6 +74,7 @@ pub fn kernels(cuda: &Cuda, options: &Options, observe: &mut dyn FnMut(&Report))
 pub fn steps(cuda: &Cuda, options: &Options, observe: &mut dyn FnMut(&Report)) -> Result<Report> {
     let mut bench = Bench::new(cuda, options, observe)?;
     steps::run(&mut bench)?;
+    bench.expect_any()?;
     bench.finish()
 }
 
@@ -119,6 +125,8 @@ struct Bench<'a> {
     observe: &'a mut dyn FnMut(&Report),
     /// Rows that are counted instead of timed.
     counts: Option<Vec<CountRow>>,
+    /// The names that the filter was asked about.
+    offered: RefCell<Vec<String>>,
 }
 
 impl<'a> Bench<'a> {
@@ -135,12 +143,38 @@ impl<'a> Bench<'a> {
         let meter = RateMeter::new(cuda, &data, &options.shapes)?;
         let rates = Rates::default();
         let report = Report::new(cuda, options, rates);
-        Ok(Self { cuda: cuda.clone(), options, data, meter, rates, report, observe, counts: None })
+        Ok(Self {
+            cuda: cuda.clone(),
+            options,
+            data,
+            meter,
+            rates,
+            report,
+            observe,
+            counts: None,
+            offered: RefCell::default(),
+        })
     }
 
     /// Whether the filter lets a row of this name through.
     fn wants(&self, name: &str) -> bool {
+        self.offered.borrow_mut().push(name.into());
+        self.lets_through(name)
+    }
+
+    fn lets_through(&self, name: &str) -> bool {
         self.options.filter.as_ref().is_none_or(|part| name.contains(part.as_str()))
+    }
+
+    /// Fails where the filter let nothing through.
+    fn expect_any(&self) -> Result<()> {
+        let offered = self.offered.borrow();
+        if offered.iter().any(|name| self.lets_through(name)) {
+            return Ok(());
+        }
+        let families: BTreeSet<&str> = offered.iter().map(|name| name.split('/').next().unwrap_or(name)).collect();
+        let problem = format!("no row has `{}` in its name", self.options.filter.as_deref().unwrap_or_default());
+        Err(Error::config("filter", problem, format!("there are {}", Vec::from_iter(families).join(", "))))
     }
 
     /// Measures one row; its median in milliseconds. `setup` makes the operands, and what it returns runs the operation:
@@ -189,8 +223,7 @@ impl<'a> Bench<'a> {
     /// Sets of operands of `bytes` bytes each that a row rotates through, so that no cache holds a set when its turn
     /// comes again.
     fn sets(&self, bytes: f64) -> usize {
-        let wanted = (self.options.shapes.cold_bytes as f64 / bytes.max(1.0)).ceil() as usize;
-        wanted.clamp(1, self.options.shapes.most_sets)
+        self.options.shapes.sets(bytes)
     }
 
     /// Bytes of a weight or an activation.

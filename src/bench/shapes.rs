@@ -70,6 +70,12 @@ pub struct Shapes {
 }
 
 impl Shapes {
+    /// Sets of operands of `bytes` bytes each that work rotates through, so that no cache holds a set when its turn comes again.
+    pub(super) fn sets(&self, bytes: f64) -> usize {
+        let wanted = (self.cold_bytes as f64 / bytes.max(1.0)).ceil() as usize;
+        wanted.clamp(1, self.most_sets)
+    }
+
     /// The sizes called `name`.
     pub fn named(name: ShapesName) -> Self {
         match name {

@@ -66,7 +66,7 @@ pub struct Flags {
     /// Projections that LoRA adapts, separated by commas; all seven where not given
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub targets: Vec<Projection>,
-    /// adamw, adam, sgd_momentum, sgd_nesterov, adagrad, adadelta, nadam, radam or schedulefree_adamw
+    /// adamw, adam, sgd, sgd_momentum, sgd_nesterov, adagrad, adadelta, nadam, radam or schedulefree_adamw
     #[arg(long, value_name = "NAME", default_value = "adamw")]
     pub optimizer: OptimizerKind,
     /// Peak learning rate

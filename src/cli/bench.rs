@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use temper::bench::{self, Options, Report, Row, ShapesName, StepRow};
+use temper::Error;
+use temper::bench::{self, Options, Report, Row, Shapes, ShapesName, StepRow};
 use temper::files::write_json;
 use temper::report::units;
 
@@ -41,7 +42,8 @@ pub struct Arguments {
 pub struct KernelsArguments {
     #[command(flatten)]
     pub common: Arguments,
-    /// Count sectors, bytes, bank conflicts and products instead of time, on a simulator, beside the floor
+    /// Count sectors, bytes, bank conflicts and products instead of time, on the simulator (sim, or sim:sm_90 for Hopper), beside
+    /// the floor
     #[arg(long, conflicts_with = "out")]
     pub counters: bool,
 }
@@ -84,10 +86,11 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
     if let Command::Step(step @ StepArguments { ledger: true, .. }) = command {
         return bench_counts::ledgers(arguments, step.layers);
     }
-    let cuda = arguments.device.open_cuda()?;
+    let counters = matches!(command, Command::Kernels(KernelsArguments { counters: true, .. }));
+    let cuda = if counters { bench_counts::simulator(&arguments.device)? } else { arguments.device.open_cuda()? };
     let mut options = Options::new(&cuda, arguments.shapes.into());
     options.filter.clone_from(&arguments.filter);
-    if let Command::Kernels(KernelsArguments { counters: true, .. }) = command {
+    if counters {
         return bench_counts::counters(&cuda, arguments, &options);
     }
     let mut kept = Ok(());
@@ -103,9 +106,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
     let report = match command {
         Command::Kernels(_) => bench::kernels(&cuda, &options, &mut observe)?,
         Command::Step(step) => {
-            if let Some(layers) = step.layers {
-                options.shapes.model.num_hidden_layers = layers.into();
-            }
+            limit_layers(&mut options.shapes, step.layers)?;
             bench::steps(&cuda, &options, &mut observe)?
         }
     };
@@ -120,6 +121,21 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
     }
     let failed: Vec<&str> = report.not_run.iter().filter(|n| !n.out_of_memory).map(|n| n.name.as_str()).collect();
     anyhow::ensure!(failed.is_empty(), "{} failed; the reasons are above", failed.join(", "));
+    Ok(())
+}
+
+/// Makes the model shallower.
+pub(super) fn limit_layers(shapes: &mut Shapes, layers: Option<u16>) -> temper::Result<()> {
+    let all = shapes.model.num_hidden_layers;
+    let wanted = layers.map_or(all, usize::from);
+    if wanted > all {
+        return Err(Error::config(
+            "layers",
+            format!("{wanted} are more than there are"),
+            format!("the model has {all}"),
+        ));
+    }
+    shapes.model.num_hidden_layers = wanted;
     Ok(())
 }
 

@@ -1,10 +1,25 @@
 //! `temper bench` without a clock: the counters of kernels, and the ledgers of steps.
 
+use temper::Error;
+use temper::backend::any::{DeviceName, SimulatedGpu};
 use temper::backend::cuda::{Counters, Cuda, Ledger};
 use temper::bench::{self, CountReport, CountRow, LedgerReport, NotRun, Options, Shapes, StepLedger};
 
-use super::bench::Arguments;
+use super::bench::{Arguments, limit_layers};
+use super::device::DeviceArguments;
 use super::print;
+
+/// The simulator, which alone counts: the one that is named, or that of compute capability 8.0.
+pub fn simulator(device: &DeviceArguments) -> temper::Result<Cuda> {
+    let name = match device.device {
+        DeviceName::Auto => DeviceName::Simulator(SimulatedGpu::default()),
+        named @ DeviceName::Simulator(_) => named,
+        _ => {
+            return Err(Error::config("device", "only the simulator counts", "name sim or sim:sm_90, or leave it out"));
+        }
+    };
+    DeviceArguments { device: name, ..device.clone() }.open_cuda()
+}
 
 /// Counts what every kernel does, and prints it.
 pub fn counters(cuda: &Cuda, arguments: &Arguments, options: &Options) -> anyhow::Result<()> {
@@ -20,9 +35,7 @@ pub fn counters(cuda: &Cuda, arguments: &Arguments, options: &Options) -> anyhow
 /// Adds up what the steps tell a device, and prints it.
 pub fn ledgers(arguments: &Arguments, layers: Option<u16>) -> anyhow::Result<()> {
     let mut shapes = Shapes::named(arguments.shapes.into());
-    if let Some(layers) = layers {
-        shapes.model.num_hidden_layers = layers.into();
-    }
+    limit_layers(&mut shapes, layers)?;
     let options = Options { shapes, effort: bench::Effort::simulated(), filter: arguments.filter.clone() };
     let report = bench::ledgers(&options)?;
     if arguments.json {
@@ -100,31 +113,31 @@ fn describe_ledgers(report: &LedgerReport) -> String {
     text
 }
 
-const LEDGER_HEADER: [&str; 6] = ["what", "calls", "GB", "not hidden", "TFLOP", "to useful"];
+const LEDGER_HEADER: [&str; 6] = ["what", "calls", "bytes", "not hidden", "arithmetic", "to useful"];
 
 fn heading(step: &StepLedger) -> String {
     let clears = &step.ledger.clears;
     format!(
-        "{}: {} layers, {} sequences, {} tokens; {} launches, {:.1} TFLOP executed, {:.3} of the useful; {:.1} GB, {:.1} not \
-         hidden behind arithmetic; cleared and overwritten {:.2} GB, cleared and added to {:.2} GB",
+        "{}: {} layers, {} sequences, {} tokens; {} launches, {} executed, {:.3} of the useful; {}, {} not hidden \
+         behind arithmetic; cleared and overwritten {}, cleared and added to {}",
         step.name,
         step.layers,
         step.sequences,
         step.tokens,
         step.ledger.launches(),
-        step.executed_flop / 1e12,
+        print::flop(step.executed_flop),
         step.executed_flop / step.useful_flop,
-        step.bytes / 1e9,
-        (step.bytes - step.hidden_bytes) / 1e9,
-        clears.overwritten_bytes as f64 / 1e9,
-        clears.added_to_bytes as f64 / 1e9,
+        print::bytes(step.bytes as u64),
+        print::bytes((step.bytes - step.hidden_bytes) as u64),
+        print::bytes(clears.overwritten_bytes),
+        print::bytes(clears.added_to_bytes),
     )
 }
 
 fn ledger_cells(ledger: &Ledger) -> Vec<[String; 6]> {
     let mut kernels: Vec<_> = ledger.kernels.values().collect();
     kernels.sort_by(|a, b| b.floor_bytes.total_cmp(&a.floor_bytes));
-    let gigabytes = |bytes: f64| format!("{:.3}", bytes / 1e9);
+    let amount = |bytes: f64| print::bytes(bytes as u64);
     let mut rows: Vec<[String; 6]> = kernels
         .iter()
         .map(|kernel| {
@@ -132,9 +145,9 @@ fn ledger_cells(ledger: &Ledger) -> Vec<[String; 6]> {
             [
                 format!("{}{missing}", kernel.kernel),
                 kernel.counters.launches.to_string(),
-                gigabytes(kernel.floor_bytes),
-                gigabytes(kernel.floor_bytes - kernel.hidden_bytes),
-                if kernel.executed_flop > 0.0 { format!("{:.3}", kernel.executed_flop / 1e12) } else { "-".into() },
+                amount(kernel.floor_bytes),
+                amount(kernel.floor_bytes - kernel.hidden_bytes),
+                if kernel.executed_flop > 0.0 { print::flop(kernel.executed_flop) } else { "-".into() },
                 ratio(kernel.executed_flop, kernel.useful_flop),
             ]
         })
@@ -145,22 +158,22 @@ fn ledger_cells(ledger: &Ledger) -> Vec<[String; 6]> {
         [
             "products".into(),
             products.count.to_string(),
-            gigabytes(products.bytes as f64),
-            gigabytes(products.bytes as f64 - products.hidden_bytes),
-            format!("{:.3}", products.flop / 1e12),
+            amount(products.bytes as f64),
+            amount(products.bytes as f64 - products.hidden_bytes),
+            print::flop(products.flop),
             "-".into(),
         ],
     );
     let moves = [("clears", &ledger.clears.all, 1.0), ("copies", &ledger.copies, 2.0)];
     for (name, moves, passes) in moves {
-        let moved = gigabytes(passes * moves.bytes as f64);
+        let moved = amount(passes * moves.bytes as f64);
         rows.push([name.into(), moves.count.to_string(), moved.clone(), moved, "-".into(), "-".into()]);
     }
     for (name, moves) in [("from main memory", &ledger.to_device), ("to main memory", &ledger.to_host)] {
         rows.push([
             name.into(),
             moves.count.to_string(),
-            gigabytes(moves.bytes as f64),
+            amount(moves.bytes as f64),
             "-".into(),
             "-".into(),
             "-".into(),

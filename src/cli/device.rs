@@ -11,20 +11,28 @@ use temper::tuning::{self, Followed, TuningPin};
 
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArguments {
-    /// Where it runs: auto (a GPU if there is one, else the CPU), cpu, cuda, or cuda:N for GPU number N
+    /// Where it runs: auto (a GPU if there is one, else the CPU), cpu, cuda, or cuda:N for GPU number N; for developers, a
+    /// simulated GPU: sim, sim:sm_90
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse)]
     pub device: DeviceName,
     /// How a GPU keeps weights and activations; the CPU always computes in f32
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t = Precision::Bf16)]
     pub precision: Precision,
-    /// Measured choices for a GPU to follow: a file of `temper tune`, or off [default: the run file's, else the user's own]
+    /// Measured choices for a GPU to follow: a file of `temper tune`, or off [default: the run file's where it names one, else the user's own]
     #[arg(long, value_name = "FILE", value_parser = pin)]
     pub tuning: Option<TuningPin>,
 }
 
 /// What a command follows.
-pub(super) fn pin(text: &str) -> Result<TuningPin, std::convert::Infallible> {
-    Ok(text.to_string().into())
+pub(super) fn pin(text: &str) -> Result<TuningPin, String> {
+    match text {
+        "" => Err("expected a file, or off".into()),
+        "off" => Ok(TuningPin::Off),
+        other if ["off", "none", "no"].contains(&other.to_lowercase().as_str()) => {
+            Err(format!("did you mean off? A file of this name is ./{other}"))
+        }
+        file => Ok(TuningPin::File(file.into())),
+    }
 }
 
 /// How a GPU keeps weights and activations.
@@ -47,7 +55,7 @@ impl From<Precision> for any::Precision {
 
 /// A device's name; clap says which option was wrong.
 pub(super) fn parse(name: &str) -> Result<DeviceName, &'static str> {
-    name.parse().map_err(|_| "expected auto, cpu, cuda or cuda:N")
+    name.parse().map_err(|_| "expected auto, cpu, cuda, cuda:N, sim or sim:sm_90")
 }
 
 /// The device, after saying on stderr which one it is, and what it follows.
@@ -69,6 +77,9 @@ impl DeviceArguments {
     pub fn open_pinned(&self, pinned: Option<&TuningPin>) -> Result<Device> {
         let plain = Device::open_named(self.device, self.precision.into())?;
         let (device, followed) = tuning::follow(&plain, self.tuning.as_ref().or(pinned))?;
+        if let (true, Some(TuningPin::File(path))) = (device.is_cpu(), &self.tuning) {
+            eprintln!("temper: tuning: a CPU has one way to compute: {} is not read", path.display());
+        }
         Ok(said(device, followed))
     }
 

@@ -16,7 +16,7 @@ use super::print;
 
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Which GPU: auto or cuda for the first one, cuda:N for number N
+    /// Which GPU: auto or cuda for the first one, cuda:N for number N; for developers, a simulator: sim, sim:sm_90
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse)]
     device: DeviceName,
     /// Measured choices to follow: a file of `temper tune`, or off [default: the user's own]
@@ -72,25 +72,20 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cuda = device.open_cuda().map_err(|error| explained(error, arguments.device))?;
     let options = Options {
         seed: arguments.seed.unwrap_or_else(fresh_seed),
-        full: arguments.full || (!arguments.small && arguments.device != DeviceName::Simulator),
+        full: arguments.full || (!arguments.small && !matches!(arguments.device, DeviceName::Simulator(_))),
         only: arguments.only.clone(),
     };
     let start = Instant::now();
     eprintln!("temper: self-test of {}, seed {}", cuda.description(), options.seed);
-    if !arguments.json {
-        print::text(&line(["operation", "dtype", "shape", "rel. error", "bound", ""]))?;
-    }
     let mut broken = None;
+    let mut header = line(["operation", "dtype", "shape", "rel. error", "bound", ""]);
     let rows = selftest::run(&cuda, &options, &mut |row| {
         if !arguments.json && broken.is_none() {
-            broken = print::text(&describe(row)).err();
+            broken = print::text(&(std::mem::take(&mut header) + &describe(row))).err();
         }
     })?;
     if let Some(error) = broken {
         return Err(error);
-    }
-    if rows.len() == 1 {
-        return Err(Error::config("--only", "no operation has such a name", "leave it out to see all names").into());
     }
     let failed = rows.iter().filter(|row| !row.ok).count();
     let seconds = start.elapsed().as_secs_f64();

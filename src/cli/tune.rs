@@ -28,7 +28,7 @@ pub struct Arguments {
     /// The file of the choices [default: the one that the run file pins, else the device's in the user's cache, which every command follows]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Which GPU: auto or cuda for the first one, cuda:N for number N
+    /// Which GPU: auto or cuda for the first one, cuda:N for number N; for developers, a simulator: sim, sim:sm_90
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse)]
     pub device: DeviceName,
     /// How weights and activations are kept

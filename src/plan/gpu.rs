@@ -159,10 +159,11 @@ fn lay_out(needs: &Needs, choice: MemorySettings, compute: DType) -> Layout {
     add(Place::Device, "activations", activations, &format!("{stored}, {how}, {tokens} tokens"));
     let states = needs.hidden_states * needs.hidden_states_bytes(compute);
     add(Place::Device, "reference hidden states", states, &format!("{stored}, for losses that compare with them"));
-    let Ways { gradients, windows, .. } = needs.ways;
+    let Ways { gradients, windows, masks, .. } = needs.ways;
     let moved = 4 * windows * parameters.min(SHIFT_WINDOW as u64);
     add(Place::Device, "gradients of steps", 4 * gradients * parameters, "f32, to points at one step along them");
     add(Place::Device, "windows of points", moved, "f32, through which weights move");
+    add(Place::Device, "masked and accumulated gradient", 8 * masks * parameters, "f32, of a mask of signs");
     let vocabulary = needs.model.vocab_size;
     let d = needs.model.hidden_size;
     let logits = loss_head_bytes(tokens as usize, vocabulary, d, compute);
@@ -197,6 +198,7 @@ fn add_host(needs: &Needs, element: u64, add: &mut impl FnMut(Place, &str, u64, 
     add(Place::Host, "frozen attack", 4 * vectors * parameters, "f32, what the last attack changed");
     add(Place::Host, "weights at points", 4 * edits * parameters, "f32, a copy that is edited");
     add(Place::Host, "unattacked weights", 4 * parameters, "f32, pinned");
+    add(Place::Host, "persistent adversaries", 4 * needs.ways.adversaries * parameters, "f32, pinned");
     add(Place::Host, "outer optimizer", 4 * states * parameters, "f32 states, pinned, touched once an outer step");
     add(Place::Host, "reference weights", element * parameters, "as the device reads them, pinned");
     add(

@@ -17,7 +17,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::backend::cuda::Cuda;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{Backend, DType};
 use cases::Case;
 use trial::Trial;
@@ -62,8 +62,9 @@ pub struct Row {
 /// that says so; the others run nevertheless.
 ///
 /// # Errors
-/// When the device cannot be put into one of the modes.
+/// [`Error::Config`] where no operation has such a name; else when the device cannot be put into one of the modes.
 pub fn run(cuda: &Cuda, options: &Options, show: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+    expect_any(options)?;
     let mut rows = Vec::new();
     let mut twice = Twice::default();
     for dtype in [DType::Bf16, DType::F32] {
@@ -92,6 +93,19 @@ pub fn run(cuda: &Cuda, options: &Options, show: &mut dyn FnMut(&Row)) -> Result
     show(&row);
     rows.push(row);
     Ok(rows)
+}
+
+/// Fails where no operation is asked for: nothing would be proven.
+fn expect_any(options: &Options) -> Result<()> {
+    let cases = cases::all(options.full);
+    let mut operations: Vec<&str> = cases.iter().map(|case| case.operation).chain([nested::OPERATION]).collect();
+    if operations.iter().any(|operation| operation.contains(&options.only)) {
+        return Ok(());
+    }
+    operations.sort_unstable();
+    operations.dedup();
+    let problem = format!("no operation has `{}` in its name", options.only);
+    Err(Error::config("only", problem, format!("there are {}", operations.join(", "))))
 }
 
 /// The device in every way that a case runs on it, each with the shape's description.

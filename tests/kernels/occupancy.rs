@@ -107,6 +107,18 @@ fn registers_and_blocks_are_what_the_head_comments_say() {
         return;
     }
     let mut problems = Vec::new();
+    let holds = |claim: &Claim, architecture| {
+        let built = EMBEDDED.modules.iter().flat_map(|module| module.kernels);
+        built
+            .filter(|kernel| kernel.architecture == architecture)
+            .any(|kernel| kernel.kernel.starts_with(claim.kernels))
+    };
+    for claim in CLAIMS {
+        let hopper_alone = claim.kernels.starts_with("sm90_");
+        if !holds(claim, "90a") || !(hopper_alone || holds(claim, "80")) {
+            problems.push(format!("a claim about {}, which is the beginning of no kernel's name", claim.kernels));
+        }
+    }
     let kernels = EMBEDDED.modules.iter().flat_map(|module| module.kernels);
     for kernel in kernels.filter(|kernel| kernel.architecture == "80" || kernel.architecture == "90a") {
         let said = CLAIMS.iter().filter(|claim| kernel.kernel.starts_with(claim.kernels));

@@ -239,6 +239,9 @@ pub struct LaunchCounters {
     pub hidden_bytes: f64,
     /// Launches that have no closed form and are missing in the four figures above.
     pub without_closed_form: u64,
+    /// Launches whose counted different bytes, or FLOP of tensor cores, are not those of the closed form. None in a dry run,
+    /// which counts neither.
+    pub beside_closed_form: u64,
 }
 
 /// Everything that a driver was told between two calls.

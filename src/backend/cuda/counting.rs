@@ -128,7 +128,14 @@ impl Count {
         form: Option<ClosedForm>,
         touches: impl Fn(Range<u64>) -> Vec<u8>,
     ) {
+        let differs = |form: &ClosedForm| {
+            counters.unique_bytes() as f64 != form.bytes || counters.tensor_flop as f64 != form.executed_flop
+        };
+        let beside_its_form = form.as_ref().is_some_and(differs);
         self.add_launch(kernel, counters, form);
+        if let Some(entry) = self.ledger.kernels.get_mut(kernel) {
+            entry.beside_closed_form += u64::from(beside_its_form);
+        }
         let ranges: Vec<(u64, u64)> = self.zeros.0.iter().map(|(start, end)| (*start, *end)).collect();
         for (start, end) in ranges {
             let touched = touches(start..end);

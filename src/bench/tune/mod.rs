@@ -4,8 +4,9 @@
 //! the same; so none is forgotten, and none is listed here a second time. Work that costs most comes first, and the file
 //! is written after each shape: a tuner that is killed has kept what it knew, and another goes on from there.
 //!
-//! On a GPU the cost is the device time. The simulator has no clock: there the cost is what the counters say a device needs
-//! at least, which is the same on every run.
+//! On a GPU the cost is the device time, with operands that no cache holds, as the bench measures it. The ways take turns for
+//! several rounds, so that a clock that slows down meanwhile favours none of them. The simulator has no clock: there the cost
+//! is what the counters say a device needs at least, which is the same on every run.
 
 mod products;
 mod rows;
@@ -23,7 +24,7 @@ use crate::model::ModelConfig;
 use crate::ops::Backend;
 use crate::tuning::{Key, Tuning};
 
-/// A way that is not the device's own first choice must be cheaper by this share of the cost: less is noise.
+/// A way that is not the device's own first choice must be cheaper by this share of the cost in every round: less is noise.
 const LEAST_GAIN: f64 = 0.01;
 
 /// A model, and the steps that it takes.
@@ -107,12 +108,24 @@ pub struct Tuner<'a> {
     path: &'a Path,
     tuning: Tuning,
     begins_anew: Option<String>,
+    /// The sizes whose number of sets of operands is large enough for a GPU's caches.
+    cold: Shapes,
 }
 
 /// How ways are compared.
 enum Ranking {
     Time(Effort),
     Cycles(PeakRates),
+}
+
+impl Ranking {
+    /// How often each way has its turn.
+    fn rounds(&self) -> usize {
+        match self {
+            Self::Time(_) => 3,
+            Self::Cycles(_) => 1,
+        }
+    }
 }
 
 impl<'a> Tuner<'a> {
@@ -123,7 +136,7 @@ impl<'a> Tuner<'a> {
     /// Where there is a file that can neither be gone on with nor be renamed.
     pub fn new(cuda: &Cuda, path: &'a Path) -> Result<Self> {
         let simulated = cuda.driver().is_simulated();
-        let effort = Effort { warm_up_milliseconds: 5.0, minimum_milliseconds: 30.0, samples: (3, 30) };
+        let effort = Effort { warm_up_milliseconds: 3.0, minimum_milliseconds: 15.0, samples: (5, 50) };
         let ranking = if simulated { Ranking::Cycles(PeakRates::h200()) } else { Ranking::Time(effort) };
         let key = Key::of(cuda);
         let kept = path.exists().then(|| Tuning::read_for(path, &key));
@@ -143,7 +156,8 @@ impl<'a> Tuner<'a> {
         let tuning = known.unwrap_or_else(|| Tuning::new(key));
         // As many random numbers as the bench's own operands are filled from.
         let elements = if simulated { 4093 } else { (1 << 24) - 3 };
-        Ok(Self { cuda: cuda.clone(), data: Data::new(cuda, elements), ranking, path, tuning, begins_anew })
+        let cold = Shapes::named(if simulated { ShapesName::Tiny } else { ShapesName::Llama3_8b });
+        Ok(Self { cuda: cuda.clone(), data: Data::new(cuda, elements), ranking, path, tuning, begins_anew, cold })
     }
 
     /// Why a file that was there is of no use here, and where it is kept, in words.
@@ -213,12 +227,12 @@ impl<'a> Tuner<'a> {
         Ok(all)
     }
 
-    /// What one way costs; `run` queues it once.
-    fn cost(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    /// What the way that was taken costs in one round.
+    fn cost(&self, ways: &mut dyn Ways) -> Result<f64> {
         match &self.ranking {
-            Ranking::Time(effort) => Ok(time(&self.cuda, *effort, &mut |_| run())?.median),
+            Ranking::Time(effort) => Ok(time(&self.cuda, *effort, &mut |repetition| ways.run(repetition))?.median),
             Ranking::Cycles(rates) => {
-                let ((), ledger) = self.cuda.counted(run)?;
+                let ((), ledger) = self.cuda.counted(|| ways.run(0))?;
                 Ok(ledger.map_or(0.0, |ledger| ledger.floor_cycles(rates)))
             }
         }
@@ -231,16 +245,16 @@ trait Ways {
     fn names(&self) -> Vec<String>;
     /// From now on the work goes this way.
     fn take(&mut self, way: usize) -> Result<()>;
-    /// Queues the work once.
-    fn run(&mut self) -> Result<()>;
-    /// Some of the results, from outputs that are the same every time.
+    /// Queues the work once, on the set of operands of a repetition.
+    fn run(&mut self, repetition: usize) -> Result<()>;
+    /// Some of the results on the first set, from outputs that are the same every time.
     fn results(&mut self) -> Result<Vec<f32>>;
 }
 
 /// What was found out about ways to compute the same.
 struct Comparison {
-    /// What each costs; none for one that was refused.
-    costs: Vec<Option<f64>>,
+    /// What each costs in each round; none for one that was refused.
+    rounds: Vec<Option<Vec<f64>>>,
     /// Why ways were refused.
     refused: Vec<String>,
 }
@@ -248,24 +262,30 @@ struct Comparison {
 impl Comparison {
     /// The way to take, and what it is in the observer's words; none where all were refused.
     fn best(&self, shape: &dyn std::fmt::Display) -> Option<(usize, Tuned)> {
-        let chosen = best(&self.costs)?;
+        let chosen = best(&self.rounds)?;
+        let costs = self.costs();
         let tuned = Tuned {
             shape: shape.to_string(),
-            candidates: self.costs.len(),
+            candidates: costs.len(),
             chosen,
-            first: self.costs[0],
-            best: self.costs[chosen]?,
+            first: costs[0],
+            best: costs[chosen]?,
             refused: self.refused.clone(),
         };
         Some((chosen, tuned))
     }
+
+    /// What each costs: the median of its rounds.
+    fn costs(&self) -> Vec<Option<f64>> {
+        self.rounds.iter().map(|rounds| rounds.as_deref().map(median)).collect()
+    }
 }
 
 impl Tuner<'_> {
-    /// What each way costs. One that gives other bits in a second run, or lies further than `bound` from the first, is refused.
+    /// What each way costs, the ways taking turns. One that gives other bits in a second run, or lies further than `bound` from the first, is refused.
     fn compare(&self, ways: &mut dyn Ways, bound: f64) -> Result<Comparison> {
         let mut expected: Option<Vec<f32>> = None;
-        let mut comparison = Comparison { costs: Vec::new(), refused: Vec::new() };
+        let mut comparison = Comparison { rounds: Vec::new(), refused: Vec::new() };
         for (way, name) in ways.names().into_iter().enumerate() {
             ways.take(way)?;
             let found = ways.results()?;
@@ -278,26 +298,37 @@ impl Tuner<'_> {
             } else {
                 None
             };
-            comparison.costs.push(match problem {
-                None => Some(self.cost(&mut || ways.run())?),
-                Some(problem) => {
-                    comparison.refused.push(format!("{name}: {problem}"));
-                    None
-                }
-            });
+            comparison.rounds.push(problem.is_none().then(Vec::new));
+            comparison.refused.extend(problem.map(|problem| format!("{name}: {problem}")));
+        }
+        for _ in 0..self.ranking.rounds() {
+            for (way, rounds) in comparison.rounds.iter_mut().enumerate() {
+                let Some(rounds) = rounds else { continue };
+                ways.take(way)?;
+                rounds.push(self.cost(ways)?);
+            }
         }
         Ok(comparison)
     }
 }
 
-/// The place of the way to take: the first, unless another is cheaper by more than noise. None where all were refused.
-fn best(costs: &[Option<f64>]) -> Option<usize> {
-    let known = || costs.iter().enumerate().filter_map(|(place, cost)| Some((place, (*cost)?)));
-    let (cheapest, least) = known().min_by(|a, b| a.1.total_cmp(&b.1))?;
-    match costs.first() {
-        Some(Some(first)) if least > first * (1.0 - LEAST_GAIN) => Some(0),
+/// The place of the way to take: the first, unless the cheapest of the others is cheaper by more than noise in every round.
+/// None where all were refused.
+fn best(rounds: &[Option<Vec<f64>>]) -> Option<usize> {
+    let known = || rounds.iter().enumerate().filter_map(|(place, rounds)| Some((place, rounds.as_ref()?)));
+    let (cheapest, least) = known().min_by(|a, b| median(a.1).total_cmp(&median(b.1)))?;
+    let gains = |first: &[f64]| first.iter().zip(least).all(|(first, least)| *least < first * (1.0 - LEAST_GAIN));
+    match rounds.first() {
+        Some(Some(first)) if !gains(first) => Some(0),
         _ => Some(cheapest),
     }
+}
+
+/// The middle of some costs; of an even number, the upper one.
+fn median(costs: &[f64]) -> f64 {
+    let mut sorted = costs.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
 }
 
 /// ‖found − expected‖ / ‖expected‖; infinite where a number is not finite.
@@ -317,12 +348,23 @@ mod tests {
 
     #[test]
     fn the_first_way_stays_unless_another_is_clearly_cheaper() {
-        assert_eq!(best(&[Some(100.0), Some(99.5), Some(101.0)]), Some(0));
-        assert_eq!(best(&[Some(100.0), Some(98.0), Some(97.0)]), Some(2));
-        assert_eq!(best(&[None, Some(300.0), Some(200.0)]), Some(2));
-        assert_eq!(best(&[Some(1.0), None]), Some(0));
-        assert_eq!(best(&[None, None]), None);
-        assert_eq!(best(&[]), None);
+        let once =
+            |costs: &[Option<f64>]| best(&costs.iter().map(|cost| cost.map(|cost| vec![cost])).collect::<Vec<_>>());
+        assert_eq!(once(&[Some(100.0), Some(99.5), Some(101.0)]), Some(0));
+        assert_eq!(once(&[Some(100.0), Some(98.0), Some(97.0)]), Some(2));
+        assert_eq!(once(&[None, Some(300.0), Some(200.0)]), Some(2));
+        assert_eq!(once(&[Some(1.0), None]), Some(0));
+        assert_eq!(once(&[None, None]), None);
+        assert_eq!(once(&[]), None);
+    }
+
+    /// A way that wins on the whole and loses a round has won by noise.
+    #[test]
+    fn a_gain_is_one_in_every_round() {
+        let first = Some(vec![100.0, 100.0, 90.0]);
+        assert_eq!(best(&[first.clone(), Some(vec![95.0, 95.0, 95.0])]), Some(0));
+        assert_eq!(best(&[first, Some(vec![95.0, 95.0, 85.0])]), Some(1));
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
     }
 
     #[test]

@@ -24,23 +24,21 @@ struct ProductWays {
     cuda: Cuda,
     shape: ProductShape,
     candidates: Vec<Algorithm>,
-    a: Tensor<Cuda>,
-    b: Tensor<Cuda>,
-    c: Tensor<Cuda>,
+    /// A, B and C, as many times as no cache holds.
+    sets: Vec<[Tensor<Cuda>; 3]>,
 }
 
 impl ProductWays {
     fn new(tuner: &Tuner, shape: ProductShape, candidates: Vec<Algorithm>) -> Result<Self> {
         let [a, b, c] = shape.extents();
         let normal = |name, elements| tuner.data.normal(name, 1, elements, shape.input, 1.0);
-        Ok(Self {
-            cuda: tuner.cuda.clone(),
-            shape,
-            candidates,
-            a: normal("tuned product: A", a)?,
-            b: normal("tuned product: B", b)?,
-            c: Tensor::zeros(&tuner.cuda, "tuned product: C", 1, c, shape.output)?,
-        })
+        let set = |_| {
+            let product = Tensor::zeros(&tuner.cuda, "tuned product: C", 1, c, shape.output)?;
+            Ok([normal("tuned product: A", a)?, normal("tuned product: B", b)?, product])
+        };
+        let bytes = shape.input.bytes() * (a + b) + shape.output.bytes() * c;
+        let sets = (0..tuner.cold.sets(bytes as f64)).map(set).collect::<Result<_>>()?;
+        Ok(Self { cuda: tuner.cuda.clone(), shape, candidates, sets })
     }
 }
 
@@ -54,20 +52,22 @@ impl Ways for ProductWays {
         self.cuda.driver().choose_product(&self.shape, Some(self.candidates[way]))
     }
 
-    fn run(&mut self) -> Result<()> {
-        self.cuda.product(&self.shape, self.a.view(), self.b.view(), self.c.view_mut())
+    fn run(&mut self, repetition: usize) -> Result<()> {
+        let count = self.sets.len();
+        let [a, b, c] = &mut self.sets[repetition % count];
+        self.cuda.product(&self.shape, a.view(), b.view(), c.view_mut())
     }
 
     /// Some rows of C after one product onto zeros.
     fn results(&mut self) -> Result<Vec<f32>> {
-        self.cuda.run(ops::Clear { to: self.c.view_mut() })?;
-        self.run()?;
+        self.cuda.run(ops::Clear { to: self.sets[0][2].view_mut() })?;
+        self.run(0)?;
         let ProductShape { m, n, leading, .. } = self.shape;
         let compared = COMPARED_ROWS.min(m);
         let mut values = Vec::with_capacity(compared * n);
         for index in 0..compared {
             let row = index * (m - 1) / (compared - 1).max(1);
-            values.extend(self.cuda.download_f32(self.c.buffer(), row * leading[2], n)?);
+            values.extend(self.cuda.download_f32(self.sets[0][2].buffer(), row * leading[2], n)?);
         }
         Ok(values)
     }
@@ -85,7 +85,8 @@ impl Tuner<'_> {
         self.cuda.driver().choose_product(shape, None)?;
         let Some((candidate, tuned)) = compared.best(shape) else { return Ok(None) };
         let algorithm = ways.candidates[candidate].to_text();
-        let Comparison { costs, refused } = compared;
+        let costs = compared.costs();
+        let Comparison { refused, .. } = compared;
         Ok(Some((ProductEntry { algorithm, candidate, costs, refused }, tuned)))
     }
 }

@@ -16,8 +16,9 @@ struct RowWays {
     /// A device that follows the way that was taken.
     cuda: Cuda,
     shape: RowShape,
-    /// Residual and delta, sum and normed; or gradient of normed, x, and gradient of the residual.
-    matrices: Vec<Tensor<Cuda>>,
+    /// Residual and delta, sum and normed; or gradient of normed, x, and gradient of the residual; as many times as no cache
+    /// holds.
+    sets: Vec<[Tensor<Cuda>; 4]>,
     weight: Tensor<Cuda>,
     inverse_rms: Tensor<Cuda>,
     d_weight: Tensor<Cuda>,
@@ -27,12 +28,14 @@ impl RowWays {
     fn new(tuner: &Tuner, shape: RowShape, rows: usize) -> Result<Self> {
         let RowShape { columns, dtype, .. } = shape;
         let data = &tuner.data;
-        let matrix = |_| data.normal("tuned rows", rows, columns, dtype, 1.0);
+        let matrix = || data.normal("tuned rows", rows, columns, dtype, 1.0);
+        let set = |_| Ok([matrix()?, matrix()?, matrix()?, matrix()?]);
+        let bytes = 4 * rows * columns * dtype.bytes();
         let inverse_rms = Tensor::from_f32(&tuner.cuda, "inverse rms", rows, 1, &vec![1.0; rows])?;
         Ok(Self {
             cuda: tuner.cuda.clone(),
             shape,
-            matrices: (0..4).map(matrix).collect::<Result<_>>()?,
+            sets: (0..tuner.cold.sets(bytes as f64)).map(set).collect::<Result<_>>()?,
             weight: data.normal("norm weight", 1, columns, dtype, 1.0)?,
             inverse_rms,
             d_weight: Tensor::zeros(&tuner.cuda, "gradient of norm weight", 1, columns, DType::F32)?,
@@ -52,11 +55,10 @@ impl Ways for RowWays {
     }
 
     /// Backward with the gradient of the weight, as an attack on all weights runs it.
-    fn run(&mut self) -> Result<()> {
-        let Self { cuda, shape, matrices, weight, inverse_rms, d_weight } = self;
-        let [first, second, third, fourth] = &mut matrices[..] else {
-            return Err(Error::Defect("an RMS norm of other than four matrices".into()));
-        };
+    fn run(&mut self, repetition: usize) -> Result<()> {
+        let Self { cuda, shape, sets, weight, inverse_rms, d_weight } = self;
+        let count = sets.len();
+        let [first, second, third, fourth] = &mut sets[repetition % count];
         match shape.kernel {
             RowKernel::RmsNormForward => cuda.run(ops::RmsNormForward {
                 residual: first.view(),
@@ -80,15 +82,15 @@ impl Ways for RowWays {
 
     /// Some rows of the results, from outputs that are zero before.
     fn results(&mut self) -> Result<Vec<f32>> {
-        self.cuda.run(ops::Clear { to: self.matrices[2].view_mut() })?;
-        self.cuda.run(ops::Clear { to: self.matrices[3].view_mut() })?;
+        self.cuda.run(ops::Clear { to: self.sets[0][2].view_mut() })?;
+        self.cuda.run(ops::Clear { to: self.sets[0][3].view_mut() })?;
         self.cuda.run(ops::Clear { to: self.d_weight.view_mut() })?;
-        self.run()?;
+        self.run(0)?;
         let compared = |tensor: &Tensor<Cuda>| {
             let view = tensor.view();
             self.cuda.download_f32(tensor.buffer(), 0, view.rows.min(COMPARED_ROWS) * view.cols)
         };
-        let parts = [compared(&self.matrices[2])?, compared(&self.matrices[3])?, compared(&self.d_weight)?];
+        let parts = [compared(&self.sets[0][2])?, compared(&self.sets[0][3])?, compared(&self.d_weight)?];
         Ok(parts.concat())
     }
 }
@@ -101,7 +103,7 @@ impl Tuner<'_> {
         let refused = || Error::Device(format!("{shape}: {}", compared.refused.join("; ")));
         let (place, tuned) = compared.best(&shape).ok_or_else(refused)?;
         let candidates = shape.kernel.candidates();
-        let measured = candidates.iter().zip(&compared.costs).filter_map(|(threads, cost)| Some((*threads, (*cost)?)));
+        let measured = candidates.iter().zip(compared.costs()).filter_map(|(threads, cost)| Some((*threads, cost?)));
         Ok((ThreadsEntry { threads: candidates[place], costs: measured.collect() }, tuned))
     }
 }

@@ -12,7 +12,8 @@ fn count(kernel: &Kernel, inner: &Loop, name: &str) -> usize {
 #[test]
 fn a_step_of_gemm_is_32_products_of_fragments_that_12_loads_brought() {
     if can_look() {
-        for kernel in built("gemm").values().filter(|kernel| kernel.name.contains("_bf16")) {
+        for name in ["gemm_nn_bf16", "gemm_nt_bf16", "gemm_tn_bf16"] {
+            let kernel = &built("gemm")[name];
             let loops: Vec<&Loop> = kernel.loops_with("HMMA").collect();
             assert_eq!(loops.len(), 1, "{}: loops with products", kernel.name);
             let found = ["HMMA", "LDSM"].map(|name| count(kernel, loops[0], name));
@@ -26,6 +27,7 @@ fn a_step_of_gemm_is_32_products_of_fragments_that_12_loads_brought() {
 #[test]
 fn forward_without_wgmma_uses_each_fragment_of_keys_and_values_twice() {
     if can_look() {
+        assert_eq!(built("attention_forward").len(), 2);
         for kernel in built("attention_forward").values() {
             let inner = kernel.loops_with("HMMA").next().expect("a loop with products");
             let [products, loads, barriers] = ["HMMA", "LDSM", "BAR"].map(|name| count(kernel, inner, name));
@@ -38,17 +40,27 @@ fn forward_without_wgmma_uses_each_fragment_of_keys_and_values_twice() {
     }
 }
 
-/// optimizer.cu; the slow ways of square roots and divisions are not counted.
+/// optimizer.cu: everything that a pass may execute, but for the slow ways of square roots and divisions, which are calls.
 #[test]
-fn an_element_of_an_optimizer_takes_at_most_50_instructions_and_80_with_bf16_moments() {
+fn an_element_of_an_optimizer_takes_at_most_60_instructions_and_90_with_bf16_moments() {
     if can_look() {
-        for kernel in built("optimizer").values().filter(|kernel| kernel.name.starts_with("optimizer_")) {
-            let most = if kernel.name.ends_with("_moments") { 80 } else { 50 };
+        let optimizers = || built("optimizer").values().filter(|kernel| kernel.name.starts_with("optimizer_"));
+        assert_eq!(optimizers().count(), 7 * 3, "seven rules in three forms of storage");
+        for kernel in optimizers() {
+            let most = if kernel.name.ends_with("_moments") { 90 } else { 60 };
             let vectors = kernel.loops.iter().filter(|inner| reads_vectors(kernel, inner));
-            let longest = vectors.map(|inner| inner.spine.len()).max().expect("a loop over vectors of four elements");
-            assert!(longest <= 4 * most, "{}: {longest} instructions for four elements", kernel.name);
+            let longest = vectors.map(|inner| without_calls(kernel, inner)).max();
+            let found = longest.expect("a loop over vectors of four elements");
+            assert!(found <= 4 * most, "{}: {found} instructions for four elements", kernel.name);
         }
     }
+}
+
+/// Instructions of a loop, those behind branches with them, without the blocks that call what lies outside.
+fn without_calls(kernel: &Kernel, inner: &Loop) -> usize {
+    let instructions = |block: &usize| kernel.blocks[*block].instructions.clone();
+    let calls = |block: &&usize| instructions(block).any(|index| kernel.instructions[index].is("CALL"));
+    inner.blocks.iter().filter(|block| !calls(block)).map(|block| instructions(block).len()).sum()
 }
 
 /// Whether a pass reads 16 bytes of gradients at once.

@@ -22,7 +22,8 @@ pub struct Group {
     pub within: Vec<usize>,
     /// Address of the wait that covers it.
     pub wait: u32,
-    /// Indices of the instructions between its last product and the wait, those behind branches left out.
+    /// Indices of the instructions that every pass executes between its last product and the wait: none behind a branch, and none
+    /// with a predicate in front of it.
     pub meanwhile: Vec<usize>,
 }
 
@@ -52,12 +53,20 @@ pub fn groups(kernel: &Kernel, inner: &Loop) -> Vec<Group> {
         if product || !open.is_empty() {
             open.push(index);
         }
-        flying.iter_mut().for_each(|group| group.meanwhile.push(index));
+        if instruction.guard.is_none() {
+            flying.iter_mut().for_each(|group| group.meanwhile.push(index));
+        }
         if product && instruction.operands.contains("gsb0") {
             flying.push_back(group(kernel, std::mem::take(&mut open)));
         }
     }
     found.into_values().collect()
+}
+
+/// Waits for products behind a branch of a loop, of which [`groups`] knows nothing: a pass that takes the branch waits earlier.
+pub fn waits_behind_branches(kernel: &Kernel, inner: &Loop) -> Vec<u32> {
+    let waits = kernel.inside(inner).filter(|&index| kernel.instructions[index].is("WARPGROUP.DEPBAR"));
+    waits.filter(|index| !inner.spine.contains(index)).map(|index| kernel.instructions[index].address).collect()
 }
 
 /// A group that was just committed, from the instructions of its first to its last product.

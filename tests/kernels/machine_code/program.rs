@@ -78,6 +78,23 @@ impl Instruction {
         found.map_or("other", |(class, _)| class)
     }
 
+    /// Whether it reads, writes or changes global or local memory, by itself or by the copy engine.
+    pub fn reaches_memory(&self) -> bool {
+        const NAMES: [&str; 19] = [
+            "LD", "LDG", "LDL", "LDGSTS", "ST", "STG", "STL", "ATOM", "ATOMG", "RED", "REDG", "CCTL", "UBLKCP",
+            "UBLKRED", "UBLKPF", "UTMALDG", "UTMASTG", "UTMAREDG", "UTMAPF",
+        ];
+        NAMES.iter().any(|name| self.is(name))
+    }
+
+    /// Whether it chooses between numbers: a selection, a comparison of numbers, or arithmetic or a move that a predicate may leave
+    /// out. What uniform registers hold is the same for all threads, and no such number.
+    fn selects(&self) -> bool {
+        let written = ["FADD", "FMUL", "FFMA", "MUFU", "MOV", "IMAD.MOV", "CS2R", "F2FP", "FMNMX"];
+        let guarded = self.guard.is_some() && written.iter().any(|name| self.is(name));
+        guarded || ["SEL", "FSEL", "FSETP", "FSET", "HSETP2"].iter().any(|name| self.is(name))
+    }
+
     /// Part of an address of 64 bits: a wide product, or the half of a sum that takes the carry.
     pub fn is_wide_arithmetic(&self) -> bool {
         let names = self.opcode.split('.').collect::<Vec<_>>();
@@ -140,6 +157,12 @@ impl Kernel {
     /// Every instruction of a loop, on its spine or behind a branch.
     pub fn inside<'a>(&'a self, inner: &'a Loop) -> impl Iterator<Item = usize> + 'a {
         inner.blocks.iter().flat_map(|&block| self.blocks[block].instructions.clone())
+    }
+
+    /// What a pass over a loop selects between numbers by.
+    pub fn selections<'a>(&'a self, inner: &'a Loop) -> Vec<&'a Instruction> {
+        let pass = inner.spine.iter().map(|&index| &self.instructions[index]);
+        pass.filter(|instruction| instruction.selects()).collect()
     }
 
     /// Loops on whose spine an instruction of this name stands: those that work with it in every pass.
