@@ -8,7 +8,7 @@ use super::{AdversaryConfig, CompatConfig, OuterConfig, RunConfig, ScriptEntry, 
 use crate::edits::Quantization;
 use crate::model::Projection;
 use crate::objective::TermLoss;
-use crate::tar::{AttackLength, BASE, Curriculum, Direction, PoolSettings, RESISTANCE, RETAIN};
+use crate::tar::{AttackLength, BASE, Curriculum, Direction, PoolSettings, RESISTANCE, RETAIN, SignMask};
 
 /// `[defence]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -77,12 +77,14 @@ fn once() -> u64 {
 }
 
 /// `defence.combine`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CombineChoice {
     /// Their sum.
     #[default]
     Sum,
+    /// The accumulated gradient at the base, and of the gradient at points what has its signs.
+    SignMask(SignMask),
 }
 
 /// `defence.trained`, where it is not `"all"`.
@@ -113,6 +115,8 @@ pub enum PointConfig {
     Ablation(AblationPoint),
     /// Rounding of the projections to a few bits.
     Rounding(RoundingPoint),
+    /// An adversary that goes on learning from one outer step to the next.
+    Persistent(PersistentPoint),
 }
 
 /// `frozen_attack` of a point.
@@ -219,6 +223,18 @@ pub struct StepPoint {
     /// `down` the loss, or `up`.
     #[serde(default)]
     pub direction: Direction,
+}
+
+/// `persistent` of a point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PersistentPoint {
+    /// The stream that it learns.
+    pub data: String,
+    /// The learning rate of its plain SGD.
+    pub lr: f64,
+    /// It starts from the weights again at every n-th outer step.
+    pub fork_every: u64,
 }
 
 /// `[[defence.term]]`.

@@ -30,8 +30,8 @@ fn contradictions_in_a_defence_are_answered_with_key_and_remedy() {
     let frozen = "defence.point.after-step={frozen_attack={steps=3, refresh=2}}";
     for (overrides, expected) in [
         (
-            &["defence.term.0.at=after"][..],
-            "defence.term.0.at: there is no [defence.point.after] (from an override); did",
+            &["defence.term.0.at=after-stp"][..],
+            "defence.term.0.at: there is no [defence.point.after-stp] (from an override); did",
         ),
         (&["defence.term.0.data=algned"], "defence.term.0.data: there is no [data.algned]"),
         (&["defence.term.0.name=harmful"], "defence.term.1.name: `harmful` is the name of two terms"),

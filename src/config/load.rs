@@ -9,7 +9,7 @@ use crate::settings::{Node, Origin, Value, add_place, located, parse, read_text,
 use crate::tuning::TuningPin;
 
 /// The presets: published hyperparameters, without the paths of data and models.
-const PRESETS: [(&str, &str); 8] = [
+const PRESETS: [(&str, &str); 10] = [
     ("bio", include_str!("presets/bio.toml")),
     ("cyber", include_str!("presets/cyber.toml")),
     ("chem", include_str!("presets/chem.toml")),
@@ -18,6 +18,8 @@ const PRESETS: [(&str, &str); 8] = [
     ("patcher", include_str!("presets/patcher.toml")),
     ("booster", include_str!("presets/booster.toml")),
     ("ablation-resistant", include_str!("presets/ablation-resistant.toml")),
+    ("rmu", include_str!("presets/rmu.toml")),
+    ("mudman", include_str!("presets/mudman.toml")),
 ];
 
 impl RunConfig {

@@ -41,6 +41,7 @@ impl DefenceConfig {
         let points = self.point.values().flat_map(|point| match point {
             PointConfig::Step(step) => vec![step.data.as_str()],
             PointConfig::Ablation(ablation) => vec![ablation.restricted.as_str(), ablation.harmless.as_str()],
+            PointConfig::Persistent(adversary) => vec![adversary.data.as_str()],
             _ => Vec::new(),
         });
         let held_out = self.adversary.iter().filter_map(|adversary| adversary.tr_data.as_deref());
@@ -119,6 +120,10 @@ impl DefenceConfig {
             PointConfig::Step(StepPoint { data, loss, .. }) => {
                 let name = format!("step to `{name}`");
                 Some(TakenGradient { name, data, loss: loss.clone(), visits: 1.0, takes: 1.0 })
+            }
+            PointConfig::Persistent(adversary) => {
+                let (name, data) = (format!("step of `{name}`"), adversary.data.as_str());
+                Some(TakenGradient { name, data, loss: TermLoss::CrossEntropy, visits: 1.0, takes: 1.0 })
             }
             _ => None,
         });

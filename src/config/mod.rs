@@ -24,8 +24,8 @@ pub use adversary_table::{AdversaryConfig, ScriptEntry, SwitchDraw};
 pub use attack_file::{AttackCheckpoints, AttackCompat, AttackConfig, AttackData, AttackModel};
 pub use attack_table::{AttackForm, AttackTable};
 pub use defence::{
-    AblationPoint, AttackPoint, CombineChoice, DefenceConfig, FrozenAttackPoint, NoisePoint, PointConfig, RoundConfig,
-    RoundingPoint, StepPoint, TermConfig, TrainedConfig,
+    AblationPoint, AttackPoint, CombineChoice, DefenceConfig, FrozenAttackPoint, NoisePoint, PersistentPoint,
+    PointConfig, RoundConfig, RoundingPoint, StepPoint, TermConfig, TrainedConfig,
 };
 pub use forms::{Choices, Texts};
 pub use method::{SimulatedAttacks, TakenGradient};

@@ -1,13 +1,13 @@
 //! From the tables of a run file to the settings of the nested loop.
 
 use super::{
-    AblationPoint, AdversaryConfig, AttackPoint, CombineChoice, DefenceConfig, FrozenAttackPoint, PointConfig,
-    RoundConfig, RunConfig, ScriptEntry, StepPoint, TermConfig, TrainedConfig,
+    AblationPoint, AdversaryConfig, AttackPoint, CombineChoice, DefenceConfig, FrozenAttackPoint, PersistentPoint,
+    PointConfig, RoundConfig, RunConfig, ScriptEntry, StepPoint, TermConfig, TrainedConfig,
 };
 use crate::error::{Error, Result};
 use crate::tar::{
-    Ablation, Adversary, Attack, AttackLength, Combine, Displacement, Draw, FrozenAttack, Noise, Point, Round,
-    Settings, Simulation, Step, Term, Trained,
+    Ablation, Adversary, Attack, AttackLength, Combine, Displacement, Draw, FrozenAttack, Noise, Persistent, Point,
+    Round, Settings, Simulation, Step, Term, Trained,
 };
 use crate::training::MemorySettings;
 
@@ -32,6 +32,9 @@ pub(crate) fn settings(config: &RunConfig, memory: MemorySettings) -> Result<Set
                 Displacement::Ablation(Ablation { restricted, harmless, depth, batches, refresh })
             }
             PointConfig::Rounding(rounding) => Displacement::Rounding(rounding.quantization()),
+            PointConfig::Persistent(PersistentPoint { data, lr, fork_every }) => {
+                Displacement::Persistent(Persistent { data: data.clone(), lr: *lr, fork_every: *fork_every })
+            }
             PointConfig::Step(StepPoint { data, loss, size, direction }) => {
                 let (data, loss) = (data.clone(), loss.clone());
                 Displacement::Step(Step { data, loss, size: *size, direction: *direction })
@@ -45,6 +48,7 @@ pub(crate) fn settings(config: &RunConfig, memory: MemorySettings) -> Result<Set
         terms: defence.term.iter().map(term).collect(),
         combine: match defence.combine {
             CombineChoice::Sum => Combine::Sum,
+            CombineChoice::SignMask(mask) => Combine::SignMask(mask),
         },
         trained: trained(defence.trained.as_ref()),
         rounds: rounds(&defence),

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::Error;
-use crate::model::Recompute;
-use crate::objective::EntropyOver;
+use crate::model::{Projection, Recompute};
+use crate::objective::{EntropyOver, HiddenKind, HiddenTerm, TermLoss};
 use crate::optimizer::OptimizerKind;
-use crate::tar::{AttackLength, LearningRates, RateRange};
+use crate::tar::{AttackLength, LearningRates, RateRange, SignMask};
 use crate::training::{MemorySettings, Moments};
 
 const MINIMAL: &str = r#"
@@ -474,4 +474,31 @@ proptest! {
             prop_assert_eq!(load(&config.resolved().unwrap(), &[]).unwrap(), config);
         }
     }
+}
+
+/// The published numbers of RMU and MUDMAN; see docs/defences.md.
+#[test]
+fn the_presets_of_unlearning_hold_the_published_hyperparameters() {
+    let settings = |name: &str| {
+        let paths = "data.forget.path = \"f\"\ndata.retain.path = \"r\"";
+        let config = load(&format!("preset = \"{name}\"\nmodel.path = \"m\"\n{paths}"), &[]).unwrap();
+        assert_eq!(load(&config.resolved().unwrap(), &[]).unwrap(), RunConfig { preset: None, ..config.clone() });
+        config.composition()
+    };
+    let rmu = settings("rmu");
+    let at = |kind| TermLoss::HiddenStates(HiddenTerm { kind, depths: vec![8], over: EntropyOver::Valid });
+    let steered = HiddenKind::ControlVector { coefficient: 6.5, seed: 42 };
+    assert_eq!((&rmu.term[0].loss, rmu.term[0].weight), (&at(steered), 1.0));
+    assert_eq!((&rmu.term[1].loss, rmu.term[1].weight), (&at(HiddenKind::SquaredDistance), 1200.0));
+    let trained = rmu.trained.unwrap();
+    assert_eq!(trained.layers.unwrap(), [5, 6, 7]);
+    assert_eq!(trained.modules.unwrap(), [Projection::DownProj]);
+    assert_eq!((rmu.outer_steps, rmu.outer.optimizer, rmu.outer.lr), (Some(150), OptimizerKind::AdamW, 5e-5));
+    let mudman = settings("mudman");
+    assert_eq!(mudman.combine, CombineChoice::SignMask(SignMask { decay: 0.95, norm: 0.1 }));
+    let adversary = PersistentPoint { data: "forget".into(), lr: 1e-3, fork_every: 48 };
+    assert_eq!(mudman.point["adversary"], PointConfig::Persistent(adversary));
+    assert_eq!(mudman.trained.unwrap().modules.unwrap(), [Projection::GateProj]);
+    assert_eq!((mudman.outer_steps, mudman.outer.optimizer, mudman.outer.lr), (Some(480), OptimizerKind::Sgd, 1.0));
+    assert_eq!((mudman.term[0].at.as_str(), mudman.term[1].weight), ("adversary", 1e-3));
 }

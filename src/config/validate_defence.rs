@@ -2,12 +2,12 @@
 
 use super::validate::{Simulated, check_outer, stream_exists};
 use super::{
-    AblationPoint, AttackPoint, CompatConfig, DefenceConfig, FrozenAttackPoint, NoisePoint, ParameterChoice,
-    PointConfig, RoundingPoint, RunConfig, SimulatedAttacks, StepPoint, TermConfig,
+    AblationPoint, AttackPoint, CombineChoice, CompatConfig, DefenceConfig, FrozenAttackPoint, NoisePoint,
+    ParameterChoice, PersistentPoint, PointConfig, RoundingPoint, RunConfig, SimulatedAttacks, StepPoint, TermConfig,
 };
 use crate::error::Result;
 use crate::settings::{at_least, at_most, fault, finite, fraction, positive, repeated, suggestion};
-use crate::tar::BASE;
+use crate::tar::{BASE, SignMask};
 use crate::training::check_optimizer;
 
 pub(super) fn check(config: &RunConfig, defence: &DefenceConfig, written: &impl Fn(&str) -> bool) -> Result<()> {
@@ -32,6 +32,7 @@ pub(super) fn check(config: &RunConfig, defence: &DefenceConfig, written: &impl 
         check_point(config, &format!("defence.point.{name}"), name, point)?;
     }
     check_terms(config, defence)?;
+    check_combine(defence)?;
     check_attacks(config, defence, written)
 }
 
@@ -93,6 +94,12 @@ fn check_point(config: &RunConfig, key: &str, name: &str, point: &PointConfig) -
             stream_exists(config, &format!("{key}.data"), data)?;
             loss.check(&format!("{key}.loss"))?;
             positive(&format!("{key}.size"), *size)
+        }
+        PointConfig::Persistent(PersistentPoint { data, lr, fork_every }) => {
+            let key = format!("{key}.persistent");
+            stream_exists(config, &format!("{key}.data"), data)?;
+            positive(&format!("{key}.lr"), *lr)?;
+            at_least(&format!("{key}.fork_every"), *fork_every, 1)
         }
     }
 }
@@ -170,6 +177,22 @@ fn check_terms(config: &RunConfig, defence: &DefenceConfig) -> Result<()> {
             Err(fault(format!("defence.point.{name}"), "has no effect: no term is at it", "add a term, or remove it"))
         }
     }
+}
+
+/// A mask of signs needs gradients on both sides, and numbers that mean something.
+fn check_combine(defence: &DefenceConfig) -> Result<()> {
+    let CombineChoice::SignMask(SignMask { decay, norm }) = defence.combine else { return Ok(()) };
+    let key = "defence.combine.sign_mask";
+    if !(0.0..1.0).contains(&decay) {
+        return Err(fault(format!("{key}.decay"), format!("is {decay}"), "use a number from 0 to below 1"));
+    }
+    positive(&format!("{key}.norm"), norm)?;
+    let at_base = defence.term.iter().filter(|term| term.at == BASE).count();
+    if at_base == 0 || at_base == defence.term.len() {
+        let problem = "masks the gradients at points by the signs of those at the base, and one of them is missing";
+        return Err(fault(key, problem, "have a term at a point and one at `base`, or use \"sum\""));
+    }
+    Ok(())
 }
 
 /// Checks the adversaries, which are there if and only if a point is reached by attacks.

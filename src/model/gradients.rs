@@ -46,6 +46,15 @@ impl<B: Backend> Gradients<B> {
         GradientView { range, values }
     }
 
+    /// As [`Gradients::part`], to write: [1, parameters].
+    ///
+    /// # Panics
+    /// When the layout ends before the range does.
+    pub fn part_mut(&mut self, range: Range<usize>) -> MatrixMut<'_, B> {
+        assert!(range.end <= self.layout.len(), "gradients {range:?} of {}", self.layout.len());
+        MatrixMut { buffer: self.values.buffer_mut(), offset: range.start, rows: 1, cols: range.len() }
+    }
+
     /// As [`Gradients::view`], to write.
     pub fn view_mut(&mut self) -> GradientViewMut<'_, B> {
         GradientViewMut { range: 0..self.layout.len(), values: self.values.view_mut() }

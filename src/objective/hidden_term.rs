@@ -11,7 +11,7 @@ use crate::settings::fault;
 
 /// What is asked of a hidden state h. r is the reference model's state of the same token at the same depth.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum HiddenKind {
     /// ‖h − r‖₂: the representation part of TAR's retain loss.
     Distance,
@@ -23,6 +23,7 @@ pub enum HiddenKind {
         /// c, the length that states are steered to.
         coefficient: f32,
         /// Seed of u.
+        #[serde(default)]
         seed: u64,
     },
     /// max(0, cos(h, r)): the rerouting loss of circuit breakers (arXiv 2406.04313, section 3.2).

@@ -9,7 +9,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::model::{HiddenStates, Parameters, Subject};
 use crate::ops::Backend;
-use crate::settings::{not_negative, positive};
+use crate::settings::{finite, positive};
 
 /// A loss that a term of a defence minimises. Its weight and sign are the scale of the [`LossPass`]. Run files write it by its
 /// name, or as a table of its name and its settings.
@@ -144,7 +144,13 @@ impl TermLoss {
         match self {
             Self::Retain { .. } => true,
             Self::HiddenStates(term) => term.needs_reference(),
-            _ => false,
+            Self::CrossEntropy
+            | Self::NegativeEntropy { .. }
+            | Self::Preference { .. }
+            | Self::NegativePreference { .. }
+            | Self::SimpleNegativePreference { .. }
+            | Self::Collapse { .. }
+            | Self::TeacherDivergence { .. } => false,
         }
     }
 
@@ -152,13 +158,12 @@ impl TermLoss {
     pub(crate) fn check(&self, key: &str) -> Result<()> {
         match self {
             Self::Preference { beta } => positive(&format!("{key}.dpo.beta"), f64::from(*beta)),
+            Self::HiddenStates(term) => term.check(&format!("{key}.hidden_states")),
             Self::NegativePreference { beta, .. } => positive(&format!("{key}.npo.beta"), f64::from(*beta)),
             Self::SimpleNegativePreference { beta, gamma } => {
                 positive(&format!("{key}.simnpo.beta"), f64::from(*beta))?;
-                not_negative(&format!("{key}.simnpo.gamma"), f64::from(*gamma))
+                finite(&format!("{key}.simnpo.gamma"), f64::from(*gamma))
             }
-            Self::HiddenStates(term) => term.check(&format!("{key}.hidden_states")),
-            // Whether the vocabulary has the token of a collapse is seen when the model is.
             Self::CrossEntropy
             | Self::NegativeEntropy { .. }
             | Self::Retain { .. }

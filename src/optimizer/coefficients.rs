@@ -22,8 +22,9 @@ pub(super) fn coefficients(config: &OptimizerConfig, before: OptimizerProgress) 
     let mut progress = OptimizerProgress { step: before.step.saturating_add(1), ..before };
     let values = match config.kind {
         OptimizerKind::AdamW | OptimizerKind::Adam => adam(config, progress.step),
-        OptimizerKind::SgdMomentum => sgd(config, progress.step, false),
-        OptimizerKind::SgdNesterov => sgd(config, progress.step, true),
+        OptimizerKind::Sgd => sgd(config, progress.step, 0.0, false),
+        OptimizerKind::SgdMomentum => sgd(config, progress.step, MOMENTUM, false),
+        OptimizerKind::SgdNesterov => sgd(config, progress.step, MOMENTUM, true),
         OptimizerKind::Adagrad => {
             [config.lr_at(before.step), config.epsilon(), config.weight_decay(), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
         }
@@ -64,10 +65,10 @@ fn adam(config: &OptimizerConfig, t: u64) -> [f64; COEFFICIENTS] {
     [1.0 - beta1, beta2, 1.0 - beta2, config.epsilon(), decoupled, coupled, step_size, correction, 0.0]
 }
 
-/// SGD with momentum, without dampening: `torch/optim/sgd.py`.
-fn sgd(config: &OptimizerConfig, t: u64, nesterov: bool) -> [f64; COEFFICIENTS] {
+/// SGD with momentum or without, and without dampening: `torch/optim/sgd.py`.
+fn sgd(config: &OptimizerConfig, t: u64, momentum: f64, nesterov: bool) -> [f64; COEFFICIENTS] {
     let flag = |condition| if condition { 1.0 } else { 0.0 };
-    [config.lr_at(t - 1), MOMENTUM, config.weight_decay(), flag(nesterov), flag(t == 1), 0.0, 0.0, 0.0, 0.0]
+    [config.lr_at(t - 1), momentum, config.weight_decay(), flag(nesterov), flag(t == 1), 0.0, 0.0, 0.0, 0.0]
 }
 
 /// NAdam (Dozat 2016): `torch/optim/nadam.py`.

@@ -16,6 +16,8 @@ pub enum OptimizerKind {
     AdamW,
     /// Adam.
     Adam,
+    /// SGD without momentum.
+    Sgd,
     /// SGD with momentum 0.9.
     SgdMomentum,
     /// SGD with Nesterov momentum 0.9.
@@ -37,9 +39,10 @@ pub enum OptimizerKind {
 
 impl OptimizerKind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::AdamW,
         Self::Adam,
+        Self::Sgd,
         Self::SgdMomentum,
         Self::SgdNesterov,
         Self::Adagrad,
@@ -54,6 +57,7 @@ impl OptimizerKind {
         match self {
             Self::AdamW => "adamw",
             Self::Adam => "adam",
+            Self::Sgd => "sgd",
             Self::SgdMomentum => "sgd_momentum",
             Self::SgdNesterov => "sgd_nesterov",
             Self::Adagrad => "adagrad",
@@ -68,7 +72,7 @@ impl OptimizerKind {
     pub const fn rule(self) -> UpdateRule {
         match self {
             Self::AdamW | Self::Adam => UpdateRule::Adam,
-            Self::SgdMomentum | Self::SgdNesterov => UpdateRule::Sgd,
+            Self::Sgd | Self::SgdMomentum | Self::SgdNesterov => UpdateRule::Sgd,
             Self::Adagrad => UpdateRule::Adagrad,
             Self::Adadelta => UpdateRule::Adadelta,
             Self::NAdam => UpdateRule::NAdam,

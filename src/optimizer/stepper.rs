@@ -140,8 +140,8 @@ impl<B: Backend> Optimizer<B> {
 
     /// One step on the parameters that `gradients` holds: all of them. An error leaves the optimizer's progress as it was.
     pub fn step(&mut self, backend: &B, parameters: &mut Parameters<B>, gradients: &Gradients<B>) -> Result<()> {
-        let all = 0..gradients.layout().len();
-        self.step_parts(backend, parameters, gradients, std::slice::from_ref(&all))
+        let all = std::iter::once(0..gradients.layout().len());
+        self.step_parts(backend, parameters, gradients, all)
     }
 
     /// As [`Optimizer::step`], on the parameters at `places` alone: the others stay as they are, and so do their states.
@@ -150,10 +150,10 @@ impl<B: Backend> Optimizer<B> {
         backend: &B,
         parameters: &mut Parameters<B>,
         gradients: &Gradients<B>,
-        places: &[Range<usize>],
+        mut places: impl Iterator<Item = Range<usize>>,
     ) -> Result<()> {
         let step = self.begin(backend)?;
-        places.iter().try_for_each(|place| self.step_part(backend, parameters, gradients.part(place.clone())))?;
+        places.try_for_each(|place| self.step_part(backend, parameters, gradients.part(place)))?;
         self.finish(step);
         Ok(())
     }

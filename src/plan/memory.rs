@@ -3,7 +3,8 @@
 use super::{Buffer, Layout, Place};
 use crate::backend::cpu::LOSS_HEAD_CHUNK;
 use crate::config::{
-    AdversaryConfig, DataConfig, DefenceConfig, MemoryConfig, ParameterChoice, PointConfig, RunConfig, TermConfig,
+    AdversaryConfig, CombineChoice, DataConfig, DefenceConfig, MemoryConfig, ParameterChoice, PointConfig, RunConfig,
+    TermConfig,
 };
 use crate::error::{Error, Result};
 use crate::model::{
@@ -134,17 +135,27 @@ pub(super) struct Ways {
     pub(super) vectors: u64,
     /// Copies of the weights that are edited in main memory, one at a time.
     pub(super) edits: u64,
+    /// Weights of adversaries that go on learning, in main memory.
+    pub(super) adversaries: u64,
+    /// Masks of signs, with two gradients each.
+    pub(super) masks: u64,
 }
 
 impl Ways {
     fn of(defence: &DefenceConfig) -> Self {
-        let mut ways = Self::default();
+        let masks = u64::from(matches!(defence.combine, CombineChoice::SignMask(_)));
+        let mut ways = Self { masks, ..Self::default() };
         for point in defence.point.values() {
             match point {
                 PointConfig::Attack(_) => {}
                 PointConfig::Step(_) => {
                     ways.gradients += 1;
                     ways.windows += 1;
+                }
+                PointConfig::Persistent(_) => {
+                    ways.gradients += 1;
+                    ways.windows += 1;
+                    ways.adversaries += 1;
                 }
                 PointConfig::FrozenAttack(_) => {
                     ways.windows += 2;
@@ -248,10 +259,12 @@ fn cpu_buffers(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     add("activations", activations / F32, &format!("f32, {how}, {tokens} tokens"));
     let states = needs.hidden_states * needs.hidden_states_bytes(DType::F32);
     add("reference hidden states", states / F32, "f32, for losses that compare with them");
-    let Ways { gradients, windows, vectors, edits } = needs.ways;
+    let Ways { gradients, windows, vectors, edits, adversaries, masks } = needs.ways;
     add("gradients of steps", gradients * parameters, "f32, to points at one step along them");
     add("windows of points", windows * parameters.min(SHIFT_WINDOW as u64), "f32, through which weights move");
     add("frozen attack", vectors * parameters, "f32, what the last attack changed");
     add("weights at points", edits * parameters, "f32, a copy that is edited");
+    add("persistent adversaries", adversaries * parameters, "f32 weights");
+    add("masked and accumulated gradient", 2 * masks * parameters, "f32, of a mask of signs");
     buffers
 }

@@ -77,6 +77,8 @@ pub enum Displacement {
     Ablation(Ablation),
     /// Rounding of the projections to a few bits.
     Rounding(Quantization),
+    /// An adversary that goes on learning from one outer step to the next (MUDMAN).
+    Persistent(Persistent),
 }
 
 /// Simulated attacks from the same start, in each outer step anew.
@@ -153,6 +155,17 @@ pub struct Step {
     pub direction: Direction,
 }
 
+/// An adversary beside θ: in each outer step one step of plain SGD down the cross-entropy of its data, over the trained weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Persistent {
+    /// The stream that it learns.
+    pub data: String,
+    /// Its learning rate.
+    pub lr: f64,
+    /// It starts from θ again at every n-th outer step, counted from 0.
+    pub fork_every: u64,
+}
+
 /// The direction of a step along a gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -180,11 +193,23 @@ pub struct Term {
 }
 
 /// How the gradients of the terms become the gradient of the step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Combine {
     /// Their sum.
     #[default]
     Sum,
+    /// The accumulated gradient of the terms at the base, and of those at points what has its signs (MUDMAN).
+    SignMask(SignMask),
+}
+
+/// A mask of signs; see `combine.rs` for the formula.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignMask {
+    /// The share of the accumulated gradient that stays in each outer step.
+    pub decay: f64,
+    /// The L2 norm over the trained weights that the gradient at points gets before it is masked.
+    pub norm: f64,
 }
 
 /// The weights that an outer step changes. Nothing else moves, by weight decay neither.
@@ -221,6 +246,9 @@ impl Settings {
                 }
                 Displacement::Ablation(ablation) => {
                     at_least(&format!("defence.point.{}.ablation.refresh", point.name), ablation.refresh, 1)?;
+                }
+                Displacement::Persistent(adversary) => {
+                    at_least(&format!("defence.point.{}.persistent.fork_every", point.name), adversary.fork_every, 1)?;
                 }
             }
         }
@@ -477,8 +505,8 @@ mod tests {
         }
         assert_eq!(ranges.iter().map(Range::len).sum::<usize>(), count);
         assert_eq!(part(Some(vec![1]), None).ranges(&layout).unwrap(), [layout.layer(1).range()]);
-        let all = 0..layout.len();
-        assert_eq!(Trained::All.ranges(&layout).unwrap(), [all]);
+        let all = Trained::All.ranges(&layout).unwrap();
+        assert!(all.len() == 1 && all[0] == (0..layout.len()));
         assert!(part(Some(vec![32]), None).ranges(&layout).is_err());
         assert!(part(Some(vec![]), None).ranges(&layout).is_err());
     }

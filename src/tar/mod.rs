@@ -5,6 +5,7 @@
 //! what from; `curriculum`: how long they are; `pool`: which are met again), and `trajectory` runs one. Files, checkpoints and progress are `crate::run`'s.
 
 mod adversary;
+mod combine;
 mod composition;
 mod curriculum;
 mod outer;
@@ -19,8 +20,8 @@ mod trajectory;
 
 pub use adversary::{Adversary, AdversarySource, Draw};
 pub use composition::{
-    Ablation, Attack, BASE, Combine, Direction, Displacement, FrozenAttack, Noise, Point, Round, Settings, Simulation,
-    Step, Term, Trained,
+    Ablation, Attack, BASE, Combine, Direction, Displacement, FrozenAttack, Noise, Persistent, Point, Round, Settings,
+    SignMask, Simulation, Step, Term, Trained,
 };
 pub use curriculum::{AttackLength, Curriculum};
 pub(crate) use outer::OUTER_WINDOW;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::combine::Combiner;
 use super::composition::{BASE, Share};
 use super::points::{Displace, Visit, Visited, ways};
 use super::pool::Pool;
@@ -45,7 +46,7 @@ pub struct HardenerTensors {
     pub weights: Vec<f32>,
     /// The states of the outer optimizer.
     pub optimizer: Vec<Vec<f32>>,
-    /// What the points keep, by their names.
+    /// What the points keep, by their names, and under the base's the accumulated gradient of a mask of signs.
     pub points: BTreeMap<String, Vec<f32>>,
 }
 
@@ -66,6 +67,7 @@ pub struct Hardener<B: Backend> {
     unattacked: ParkedParameters<B>,
     reference: ParkedParameters<B>,
     gradient: Gradients<B>,
+    combiner: Combiner<B>,
     outer: Optimizer<B>,
     /// The places in the weights that are trained.
     trained: Vec<Range<usize>>,
@@ -121,6 +123,7 @@ impl<B: Backend> Hardener<B> {
             unattacked: ParkedParameters::of(&backend, "unattacked weights", &weights)?,
             reference: parked,
             gradient: Gradients::zeros(&backend, "meta-gradient", model.layout())?,
+            combiner: Combiner::new(&model, &settings.combine)?,
             outer: Optimizer::parked(&backend, "outer optimizer", outer, len, OUTER_WINDOW)?,
             weights,
             trained: Vec::new(),
@@ -206,8 +209,10 @@ impl<B: Backend> Hardener<B> {
             at_points.push(visits);
         }
         let bounded = self.drop_below_bound(&backend, &at_points)?;
+        self.combiner.between(&backend, &mut self.gradient)?;
         let at_base = self.visit_base()?;
-        self.finish(&backend, at_points, at_base, bounded)
+        let finite = self.combiner.combine(&backend, &mut self.gradient, &self.trained)?;
+        self.finish(&backend, at_points, at_base, [bounded, finite])
     }
 
     /// Adds the gradients of the terms at a point, and leaves the weights there.
@@ -262,17 +267,17 @@ impl<B: Backend> Hardener<B> {
         backend: &B,
         at_points: Vec<Vec<Visited>>,
         at_base: Vec<TermLosses>,
-        bounded: bool,
+        [bounded, finite]: [bool; 2],
     ) -> Result<OuterReport> {
         let at_base = reports_of(&[at_base]);
         let gradient_norm = self.gradient.norm_of(backend, &self.trained)?;
         let is_finite = |term: &TermReport| term.loss.is_finite() && term.distance.is_none_or(f64::is_finite);
-        let finite = gradient_norm.is_finite() && at_base.iter().all(is_finite);
+        let all_finite = finite && gradient_norm.is_finite() && at_base.iter().all(is_finite);
         let step = self.step;
         let lr = self.outer.next_lr();
-        let skipped = self.guard.skips(finite, step)?;
+        let skipped = self.guard.skips(all_finite, step)?;
         if !skipped {
-            self.outer.step_parts(backend, &mut self.weights, &self.gradient, &self.trained)?;
+            self.outer.step_parts(backend, &mut self.weights, &self.gradient, self.trained.iter().cloned())?;
         }
         self.step += 1;
         self.begin_round(backend)?;
@@ -327,8 +332,9 @@ impl<B: Backend> Hardener<B> {
         let states = (0..self.outer.state_count()).map(|index| self.outer.read_state(backend, index));
         let mut points = BTreeMap::new();
         for (PlacedPoint { way, .. }, point) in self.points.iter().zip(&self.settings.points) {
-            points.extend(way.kept(backend)?.map(|kept| (point.name.clone(), kept)));
+            points.extend(way.kept(backend, self.model())?.map(|kept| (point.name.clone(), kept)));
         }
+        points.extend(self.combiner.kept(backend)?.map(|kept| (BASE.to_string(), kept)));
         Ok(HardenerTensors {
             weights: self.weights.download(backend)?,
             optimizer: states.collect::<Result<_>>()?,
@@ -361,11 +367,14 @@ impl<B: Backend> Hardener<B> {
         self.outer.restore(&backend, state.optimizer, &tensors.optimizer)?;
         for (PlacedPoint { way, .. }, point) in self.points.iter_mut().zip(&self.settings.points) {
             if let Some(kept) = tensors.points.get(&point.name) {
-                way.restore(&backend, kept)?;
+                way.restore(&backend, self.evaluator.model(), kept)?;
             }
         }
         if let Some(simulation) = self.settings.simulation() {
             self.pool = Pool::new(simulation, state.pool.clone())?;
+        }
+        if let Some(kept) = tensors.points.get(BASE) {
+            self.combiner.restore(&backend, kept)?;
         }
         self.step = state.step;
         self.guard.restore(state.skipped_in_a_row);

@@ -83,7 +83,9 @@ fn configs() -> Vec<OptimizerConfig> {
     let mut configs = Vec::new();
     for kind in OptimizerKind::ALL {
         let lr = match kind {
-            OptimizerKind::SgdMomentum | OptimizerKind::SgdNesterov | OptimizerKind::Adagrad => 1e-2,
+            OptimizerKind::Sgd | OptimizerKind::SgdMomentum | OptimizerKind::SgdNesterov | OptimizerKind::Adagrad => {
+                1e-2
+            }
             OptimizerKind::Adadelta => 1.0,
             _ => 1e-3,
         };
@@ -143,6 +145,10 @@ fn reference(config: &OptimizerConfig, start: f64, gradients: impl Iterator<Item
             g += decay * theta;
         }
         match config.kind {
+            Sgd => {
+                theta -= lr * g;
+                continue;
+            }
             SgdMomentum | SgdNesterov => {
                 m = if t == 1 { g } else { 0.9 * m + g };
                 theta -= lr * if config.kind == SgdNesterov { g + 0.9 * m } else { m };

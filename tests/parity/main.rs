@@ -14,6 +14,8 @@ mod representations;
 mod support;
 /// Three outer steps end where the authors' loop ends.
 mod tar;
+/// RMU and MUDMAN end where PyTorch ends.
+mod unlearning;
 
 /// All checks on one backend.
 macro_rules! parity {
@@ -45,6 +47,8 @@ macro_rules! parity {
             crate::abliteration::an_edited_matrix_replaces_its_own_and_no_other_weight as edited_matrix,
             crate::abliteration::noise_has_the_asked_size_in_every_tensor_and_follows_its_seed as noise,
             crate::tar::attacks_are_undone_bit_for_bit as restored,
+            crate::unlearning::rmu_ends_where_pytorch_ends as rmu,
+            crate::unlearning::mudman_ends_where_pytorch_ends as mudman,
         ]);
     };
 }

@@ -4,7 +4,7 @@
 use super::{Displace, Visit, Visited};
 use crate::edits::{DirectionOptions, Directions, Side, States, project_out};
 use crate::error::{Error, Result};
-use crate::model::Batch;
+use crate::model::{Batch, Model};
 use crate::ops::Backend;
 use crate::tar::Streams;
 use crate::tar::composition::{Ablation, Share};
@@ -64,11 +64,11 @@ impl<B: Backend> Displace<B> for AblationWay {
         Ok(Visited { trajectory: None, terms: terms.end(ground.models.evaluator)? })
     }
 
-    fn kept(&self, _backend: &B) -> Result<Option<Vec<f32>>> {
+    fn kept(&self, _backend: &B, _model: &Model<B>) -> Result<Option<Vec<f32>>> {
         Ok(self.direction.clone())
     }
 
-    fn restore(&mut self, _backend: &B, kept: &[f32]) -> Result<()> {
+    fn restore(&mut self, _backend: &B, _model: &Model<B>, kept: &[f32]) -> Result<()> {
         self.direction = Some(kept.to_vec());
         Ok(())
     }

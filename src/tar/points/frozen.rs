@@ -92,11 +92,11 @@ impl<B: Backend> Displace<B> for FrozenWay<B> {
         Ok(Visited { trajectory, terms: terms.end(ground.models.evaluator)? })
     }
 
-    fn kept(&self, _backend: &B) -> Result<Option<Vec<f32>>> {
+    fn kept(&self, _backend: &B, _model: &Model<B>) -> Result<Option<Vec<f32>>> {
         Ok(self.vector.clone())
     }
 
-    fn restore(&mut self, _backend: &B, kept: &[f32]) -> Result<()> {
+    fn restore(&mut self, _backend: &B, _model: &Model<B>, kept: &[f32]) -> Result<()> {
         self.vector = Some(kept.to_vec());
         Ok(())
     }

@@ -4,6 +4,7 @@ mod ablation;
 mod attack;
 mod frozen;
 mod noise;
+mod persistent;
 mod rounding;
 mod step;
 
@@ -73,12 +74,12 @@ pub(super) trait Displace<B: Backend>: Send {
     }
 
     /// What it keeps between outer steps beside its settings, for a checkpoint. Waits for the device.
-    fn kept(&self, _backend: &B) -> Result<Option<Vec<f32>>> {
+    fn kept(&self, _backend: &B, _model: &Model<B>) -> Result<Option<Vec<f32>>> {
         Ok(None)
     }
 
     /// Puts back what a checkpoint has kept.
-    fn restore(&mut self, _backend: &B, _kept: &[f32]) -> Result<()> {
+    fn restore(&mut self, _backend: &B, _model: &Model<B>, _kept: &[f32]) -> Result<()> {
         Ok(())
     }
 
@@ -97,6 +98,7 @@ pub(super) fn ways<B: Backend>(model: &Model<B>, settings: &Settings) -> Result<
             Displacement::Noise(noise) => Box::new(noise::NoiseWay::new(noise.clone())),
             Displacement::Ablation(ablation) => Box::new(ablation::AblationWay::new(ablation.clone())),
             Displacement::Rounding(rounding) => Box::new(rounding::RoundingWay::new(*rounding)),
+            Displacement::Persistent(adversary) => Box::new(persistent::PersistentWay::new(model, adversary.clone())?),
         })
     };
     settings.points.iter().map(|point| way(&point.displacement)).collect()
