@@ -9,7 +9,7 @@ use crate::settings::{Node, Origin, Value, add_place, located, parse, read_text,
 use crate::tuning::TuningPin;
 
 /// The presets: published hyperparameters, without the paths of data and models.
-const PRESETS: [(&str, &str); 10] = [
+const PRESETS: [(&str, &str); 11] = [
     ("bio", include_str!("presets/bio.toml")),
     ("cyber", include_str!("presets/cyber.toml")),
     ("chem", include_str!("presets/chem.toml")),
@@ -17,6 +17,7 @@ const PRESETS: [(&str, &str); 10] = [
     ("tar", include_str!("presets/tar.toml")),
     ("patcher", include_str!("presets/patcher.toml")),
     ("booster", include_str!("presets/booster.toml")),
+    ("ctrap", include_str!("presets/ctrap.toml")),
     ("ablation-resistant", include_str!("presets/ablation-resistant.toml")),
     ("rmu", include_str!("presets/rmu.toml")),
     ("mudman", include_str!("presets/mudman.toml")),

@@ -284,6 +284,7 @@ fn presets_take_the_steps_of_their_papers() {
     let of_patcher = [frozen, rounds, "defence.adversary.0.lr=1e-3"];
     for (preset, streams, overrides) in [
         ("booster", &["aligned", "harmful"][..], &["defence.outer_steps=2"][..]),
+        ("ctrap", &["aligned", "harmful", "general"], &["defence.outer_steps=2"]),
         ("patcher", &["refusals", "harmful"], &of_patcher),
         ("ablation-resistant", &["refusals", "harmless", "retain"], &["defence.outer_steps=3", &ablation]),
     ] {
