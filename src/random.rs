@@ -35,6 +35,8 @@ pub enum Stream {
     LowRank = 12,
     /// Noise on the weights at a point of a defence.
     Displacement = 13,
+    /// The noise on a model that is to be taught again.
+    Disturbance = 14,
 }
 
 /// A Philox 4x32-10 sequence. Implements [`rand_core::Rng`] so that `rand_distr` can sample from it.

@@ -8,6 +8,7 @@ use super::{AdversaryConfig, CompatConfig, OuterConfig, RunConfig, ScriptEntry, 
 use crate::edits::Quantization;
 use crate::model::Projection;
 use crate::objective::TermLoss;
+use crate::safeguard::Disturbance;
 use crate::tar::{AttackLength, BASE, Curriculum, Direction, PoolSettings, RESISTANCE, RETAIN, SignMask};
 
 /// `[defence]`.
@@ -23,6 +24,9 @@ pub struct DefenceConfig {
     /// How the gradients of the terms become the gradient of a step.
     #[serde(default)]
     pub combine: CombineChoice,
+    /// What happens to the weights before the first step; nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Disturbance>,
     /// The weights that change.
     #[serde(default, with = "forms::part_or_all")]
     pub trained: Option<TrainedConfig>,
@@ -336,6 +340,7 @@ impl TarConfig {
             outer_steps: Some(self.outer_steps),
             lower_bound: self.lower_bound,
             combine: CombineChoice::Sum,
+            start: None,
             trained: None,
             outer: self.outer.clone(),
             point: [(ATTACKED.to_string(), PointConfig::Attack(attack))].into(),

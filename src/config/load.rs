@@ -9,7 +9,7 @@ use crate::settings::{Node, Origin, Value, add_place, located, parse, read_text,
 use crate::tuning::TuningPin;
 
 /// The presets: published hyperparameters, without the paths of data and models.
-const PRESETS: [(&str, &str); 11] = [
+const PRESETS: [(&str, &str); 13] = [
     ("bio", include_str!("presets/bio.toml")),
     ("cyber", include_str!("presets/cyber.toml")),
     ("chem", include_str!("presets/chem.toml")),
@@ -21,6 +21,8 @@ const PRESETS: [(&str, &str); 11] = [
     ("ablation-resistant", include_str!("presets/ablation-resistant.toml")),
     ("rmu", include_str!("presets/rmu.toml")),
     ("mudman", include_str!("presets/mudman.toml")),
+    ("npo-sam", include_str!("presets/npo-sam.toml")),
+    ("undo", include_str!("presets/undo.toml")),
 ];
 
 impl RunConfig {

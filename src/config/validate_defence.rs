@@ -24,6 +24,18 @@ pub(super) fn check(config: &RunConfig, defence: &DefenceConfig, written: &impl 
             return Err(fault("defence.lower_bound", "has no effect: there is no point", "remove it"));
         }
     }
+    if let Some(start) = &defence.start {
+        start.check("defence.start")?;
+        if config.safeguard.is_some() {
+            let problem =
+                "disturbs what the safeguard of the same run has made, and the reference model is the one before it";
+            return Err(fault(
+                "defence.start",
+                problem,
+                "make the safeguarded model first, and name it as `model.path`",
+            ));
+        }
+    }
     if let Some(part) = &defence.trained {
         check_list("defence.trained.layers", part.layers.as_deref())?;
         check_list("defence.trained.modules", part.modules.as_deref())?;

@@ -2,8 +2,8 @@
 
 use super::tokens::FixedTargets;
 use crate::error::Result;
-use crate::model::{Model, Parameters, Workspace};
-use crate::ops::{Backend, CopyValues, HeadLoss, HeadTeacher, RecordingKey, Tensor};
+use crate::model::{Model, ModelConfig, Parameters, Workspace};
+use crate::ops::{Backend, CopyValues, DType, HeadLoss, HeadTeacher, RecordingKey, Tensor};
 
 /// A loss at the head, with what it compares with.
 pub(super) struct HeadCall<'a, B: Backend> {
@@ -73,5 +73,28 @@ impl<B: Backend> Teacher<B> {
 
     pub(super) fn operands(&self) -> HeadTeacher<'_, B> {
         HeadTeacher { hidden: self.hidden.top(self.tokens), head: self.head.view() }
+    }
+}
+
+/// Bytes of a [`Teacher`] for batches of up to `capacity` tokens.
+pub fn teacher_bytes(config: &ModelConfig, capacity: u64, compute: DType) -> u64 {
+    let rows = capacity.saturating_add(config.vocab_size as u64);
+    rows.saturating_mul((config.hidden_size * compute.bytes()) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::demo::Experiment;
+    use crate::ops::Buffer;
+
+    #[test]
+    fn planned_bytes_are_the_allocated_ones() {
+        let model = Model::new(Cpu, Experiment::<Cpu>::model_config(), 8).unwrap();
+        let teacher = Teacher::with_room(&model, 21).unwrap();
+        let buffers = [teacher.hidden.buffer(), teacher.head.buffer()];
+        let allocated: usize = buffers.map(|buffer| buffer.len() * buffer.dtype().bytes()).iter().sum();
+        assert_eq!(teacher_bytes(&model.config, 21, DType::F32), allocated as u64);
     }
 }

@@ -20,7 +20,7 @@ mod tokens;
 pub use crate::model::Subject;
 pub use batch::LossBatch;
 pub use evaluator::Evaluator;
-pub use head::Teacher;
+pub use head::{Teacher, teacher_bytes};
 pub use hidden_term::{HiddenKind, HiddenTerm};
 pub use pass::{
     Directions, LossPass, Margin, NegativePreferences, PreferencePairs, Representations, SteppingPass, Teaching,

@@ -61,15 +61,20 @@ pub enum TermLoss {
         /// The token that is to follow every other.
         token: u32,
         /// Positions that the mean is taken over.
-        #[serde(default)]
+        #[serde(default = "learned")]
         over: EntropyOver,
     },
     /// [`Evaluator::teacher_divergence`], with the reference model as the teacher.
     TeacherDivergence {
         /// Positions that the mean is taken over.
-        #[serde(default)]
+        #[serde(default = "learned")]
         over: EntropyOver,
     },
+}
+
+/// What the papers of these losses average over.
+fn learned() -> EntropyOver {
+    EntropyOver::Learned
 }
 
 /// What the reference model contributes to a loss on one batch, computed while the reference's weights are at hand. The
@@ -152,6 +157,11 @@ impl TermLoss {
             | Self::Collapse { .. }
             | Self::TeacherDivergence { .. } => false,
         }
+    }
+
+    /// Whether it keeps a teacher between [`TermLoss::prepare`] and its last pass: [`teacher_bytes`](super::teacher_bytes).
+    pub fn keeps_teacher(&self) -> bool {
+        matches!(self, Self::TeacherDivergence { .. })
     }
 
     /// Fails where a setting is out of its range. `key` is the place of the loss.

@@ -159,6 +159,8 @@ fn lay_out(needs: &Needs, choice: MemorySettings, compute: DType) -> Layout {
     add(Place::Device, "activations", activations, &format!("{stored}, {how}, {tokens} tokens"));
     let states = needs.hidden_states * needs.hidden_states_bytes(compute);
     add(Place::Device, "reference hidden states", states, &format!("{stored}, for losses that compare with them"));
+    let teachers = needs.teachers * needs.teacher_bytes(compute);
+    add(Place::Device, "teacher", teachers, &format!("{stored}, its last hidden states and its head"));
     let Ways { gradients, windows, masks, .. } = needs.ways;
     let moved = 4 * windows * parameters.min(SHIFT_WINDOW as u64);
     add(Place::Device, "gradients of steps", 4 * gradients * parameters, "f32, to points at one step along them");
@@ -166,7 +168,8 @@ fn lay_out(needs: &Needs, choice: MemorySettings, compute: DType) -> Layout {
     add(Place::Device, "masked and accumulated gradient", 8 * masks * parameters, "f32, of a mask of signs");
     let vocabulary = needs.model.vocab_size;
     let d = needs.model.hidden_size;
-    let logits = loss_head_bytes(tokens as usize, vocabulary, d, compute);
+    let heads = if needs.teachers > 0 { 2 } else { 1 };
+    let logits = loss_head_bytes(tokens as usize, vocabulary, d, compute, heads);
     add(Place::Device, "logits of the loss head", logits as u64, "f32, of a chunk of tokens");
     let window = 4 * needs.outer_states * parameters.min(OUTER_WINDOW as u64);
     add(Place::Device, "window of the outer optimizer", window, "f32 states pass through it once an outer step");
@@ -187,7 +190,7 @@ pub(super) fn safeguard_bytes(needs: &Needs, choice: MemorySettings, compute: DT
     4 * needs.parameters * (3 + states)
         + needs.plain_activation_bytes(compute, choice.recompute)
         + needs.hidden_states_bytes(compute).max(directions)
-        + loss_head_bytes(tokens as usize, vocabulary, d, compute) as u64
+        + loss_head_bytes(tokens as usize, vocabulary, d, compute, 1) as u64
         + ALLOWANCE
 }
 

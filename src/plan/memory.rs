@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::{
     AdapterConfig, AdapterLayout, ModelConfig, ModelLayout, Recompute, WorkspaceShapes, hidden_states_bytes,
 };
-use crate::objective::token_loss_bytes;
+use crate::objective::{TermLoss, teacher_bytes, token_loss_bytes};
 use crate::ops::DType;
 use crate::optimizer::{OptimizerKind, SHIFT_WINDOW};
 use crate::training::{MemorySettings, Moments};
@@ -39,6 +39,8 @@ pub(super) struct Needs<'a> {
     pub(super) safeguard_states: Option<u64>,
     /// How many times the reference model's hidden states are kept at once.
     pub(super) hidden_states: u64,
+    /// How many teachers are kept at once.
+    pub(super) teachers: u64,
     /// What the ways to points keep.
     pub(super) ways: Ways,
 }
@@ -92,7 +94,8 @@ impl<'a> Needs<'a> {
             lora,
             outer_states: defence.outer.optimizer.rule().states() as u64,
             safeguard_states: run.safeguard.as_ref().map(|table| table.optimizer.rule().states() as u64),
-            hidden_states: hidden_states(&defence),
+            hidden_states: kept_at_once(&defence, TermLoss::keeps_hidden_states),
+            teachers: kept_at_once(&defence, TermLoss::keeps_teacher),
             ways: Ways::of(&defence),
         })
     }
@@ -121,6 +124,11 @@ impl<'a> Needs<'a> {
     /// Bytes of the reference model's hidden states.
     pub(super) fn hidden_states_bytes(&self, compute: DType) -> u64 {
         hidden_states_bytes(self.model, self.largest_batch, compute)
+    }
+
+    /// The last hidden states of a teacher on the largest batch, and its head.
+    pub(super) fn teacher_bytes(&self, compute: DType) -> u64 {
+        teacher_bytes(self.model, self.largest_batch, compute)
     }
 }
 
@@ -169,9 +177,9 @@ impl Ways {
     }
 }
 
-/// How many terms of one place compare with hidden states of the reference model, at the place where most do.
-fn hidden_states(defence: &DefenceConfig) -> u64 {
-    let compares = |term: &&TermConfig| term.weight != 0.0 && term.loss.keeps_hidden_states();
+/// How many terms of one place keep something of the reference model, at the place where most do.
+fn kept_at_once(defence: &DefenceConfig, keeps: impl Fn(&TermLoss) -> bool) -> u64 {
+    let compares = |term: &&TermConfig| term.weight != 0.0 && keeps(&term.loss);
     let at = |place: &str| defence.term.iter().filter(compares).filter(|term| term.at == place).count() as u64;
     defence.term.iter().map(|term| at(&term.at)).max().unwrap_or(0)
 }
@@ -251,7 +259,8 @@ fn cpu_buffers(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     }
     let checkpoint = parameters * (1 + needs.outer_states + needs.ways.vectors);
     add("checkpoint", checkpoint, "copy of weights and outer states while it is written");
-    let logits = LOSS_HEAD_CHUNK as u64 * (needs.model.vocab_size + 2 * needs.model.hidden_size) as u64;
+    let heads = if needs.teachers > 0 { 2 } else { 1 };
+    let logits = (LOSS_HEAD_CHUNK * (heads * needs.model.vocab_size + (1 + heads) * needs.model.hidden_size)) as u64;
     add("logits of the loss head", logits, &format!("f32, {LOSS_HEAD_CHUNK} tokens at once"));
     let tokens = needs.largest_batch;
     let activations = needs.activation_bytes(DType::F32, choice.recompute);
@@ -259,6 +268,8 @@ fn cpu_buffers(needs: &Needs, choice: MemorySettings) -> Vec<Buffer> {
     add("activations", activations / F32, &format!("f32, {how}, {tokens} tokens"));
     let states = needs.hidden_states * needs.hidden_states_bytes(DType::F32);
     add("reference hidden states", states / F32, "f32, for losses that compare with them");
+    let teachers = needs.teachers * needs.teacher_bytes(DType::F32);
+    add("teacher", teachers / F32, "f32, its last hidden states and its head");
     let Ways { gradients, windows, vectors, edits, adversaries, masks } = needs.ways;
     add("gradients of steps", gradients * parameters, "f32, to points at one step along them");
     add("windows of points", windows * parameters.min(SHIFT_WINDOW as u64), "f32, through which weights move");

@@ -16,6 +16,7 @@ use crate::ops::Backend;
 use crate::plan::DefenderCost;
 use crate::plan::{Plan, PlannedDevice, run_flop};
 use crate::report::MetricsWriter;
+use crate::safeguard::disturb;
 use crate::tar::{Hardener, HardenerState, HardenerTensors, InnerStep, OuterReport, Streams};
 use crate::training::MemorySettings;
 
@@ -147,6 +148,12 @@ impl<'a, B: Backend> Hardening<'a, B> {
                 let tables = (config, table);
                 let recompute = memory.recompute;
                 safeguard::apply(&mut loaded, &reference, &mut streams, tables, recompute, &mut begun, &mut control)?;
+            }
+            if let Some(disturbance) = config.composition().start {
+                let backend = &loaded.model.backend;
+                let mut values = loaded.weights.download(backend)?;
+                disturb(loaded.model.layout(), &mut values, disturbance, config.seed);
+                loaded.weights.upload(backend, &values)?;
             }
             seconds = start.elapsed().as_secs_f64();
             if config.compat.skip_first_retain_batch {

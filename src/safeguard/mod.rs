@@ -1,11 +1,13 @@
 //! The plain safeguards: the first step of hardening, which removes a capability or teaches refusal. Fine-tuning brings
 //! it back within a few steps; making that hard is TAR's part. `lox` strengthens what a safeguard changed, without training.
 
+mod disturbance;
 mod low_rank;
 mod lox;
 
 use std::sync::Arc;
 
+pub use disturbance::{Disturbance, disturb};
 pub use lox::{Extrapolation, extrapolate};
 
 use crate::error::Result;

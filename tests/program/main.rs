@@ -14,6 +14,8 @@ mod compare;
 mod defences;
 /// The demonstration runs its whole course and leaves the files that others read.
 mod demo;
+/// The presets without attacks take the steps that PyTorch takes.
+mod distilled;
 /// `temper eval` in the forms that generate.
 mod eval;
 /// The examples for other programs run, and what they may rely on holds.

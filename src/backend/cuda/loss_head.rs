@@ -24,10 +24,14 @@ fn chunk_rows(tokens: usize, leading: usize) -> usize {
 }
 
 /// Bytes of scratch for a head of `vocabulary` rows of `d` elements on up to `tokens` tokens: logits in f32, and for each
-/// token of a chunk its hidden state and that one's gradient.
-pub(crate) fn scratch_bytes(tokens: usize, vocabulary: usize, d: usize, dtype: DType) -> usize {
+/// token of a chunk its hidden state and that one's gradient. A run with a teacher has `heads` of 2: it may keep the scratch
+/// of passes without one and of passes with one, whose chunks are shorter.
+pub(crate) fn scratch_bytes(tokens: usize, vocabulary: usize, d: usize, dtype: DType, heads: usize) -> usize {
     let leading = vocabulary.next_multiple_of(8);
-    chunk_rows(tokens, leading) * (DType::F32.bytes() * leading + 2 * dtype.bytes() * d)
+    let state = dtype.bytes() * d;
+    let logits = DType::F32.bytes() * leading;
+    let own = chunk_rows(tokens, leading) * (logits + 2 * state);
+    own + (heads - 1) * chunk_rows(tokens, heads * leading) * (logits + state)
 }
 
 /// Threads for a row of so many elements, `width` at a time.
